@@ -1,0 +1,84 @@
+"""shortstack: make the stack of Transformer blocks of a language model shorter.
+
+The stages are functions: `score`, `plan`, `prune`, `evaluate`, `samples`, `info`. Names are imported when first used,
+so that `import shortstack` takes no time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+    from shortstack.errors import ShortstackError, UsageError
+    from shortstack.evaluation.perplexity import evaluate_ppl as evaluate
+    from shortstack.evaluation.results import Figure, Result, Results
+    from shortstack.evaluation.samples import evaluate_samples as samples
+    from shortstack.information import Info, info
+    from shortstack.planning import PrunePlan, load_plan, plan
+    from shortstack.pruning import PruneResult, prune
+    from shortstack.scores import CriterionScores, Scores, load_scores
+    from shortstack.scoring import score
+
+_WHERE = {
+    "Checkpoint": "checkpoint.reader:Checkpoint",
+    "CriterionScores": "scores:CriterionScores",
+    "Figure": "evaluation.results:Figure",
+    "Info": "information:Info",
+    "PrunePlan": "planning:PrunePlan",
+    "PruneResult": "pruning:PruneResult",
+    "Result": "evaluation.results:Result",
+    "Results": "evaluation.results:Results",
+    "Scores": "scores:Scores",
+    "ShortstackError": "errors:ShortstackError",
+    "UsageError": "errors:UsageError",
+    "evaluate": "evaluation.perplexity:evaluate_ppl",
+    "info": "information:info",
+    "load_plan": "planning:load_plan",
+    "load_scores": "scores:load_scores",
+    "open_checkpoint": "checkpoint.reader:open_checkpoint",
+    "plan": "planning:plan",
+    "prune": "pruning:prune",
+    "samples": "evaluation.samples:evaluate_samples",
+    "score": "scoring:score",
+}
+
+__all__ = [
+    "Checkpoint",
+    "CriterionScores",
+    "Figure",
+    "Info",
+    "PrunePlan",
+    "PruneResult",
+    "Result",
+    "Results",
+    "Scores",
+    "ShortstackError",
+    "UsageError",
+    "evaluate",
+    "info",
+    "load_plan",
+    "load_scores",
+    "open_checkpoint",
+    "plan",
+    "prune",
+    "samples",
+    "score",
+]
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name == "__version__":
+        import importlib.metadata
+
+        return importlib.metadata.version("shortstack")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'shortstack' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    return getattr(importlib.import_module(f"shortstack.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

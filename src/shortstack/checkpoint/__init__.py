@@ -1,0 +1,1 @@
+"""What lies on disk: families, headers, bytes, provenance. Nothing here imports torch."""

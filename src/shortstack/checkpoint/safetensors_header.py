@@ -1,0 +1,157 @@
+"""Read and check the header of one safetensors file, without reading a tensor.
+
+The format: 8 bytes little-endian header length, that many bytes of JSON (name -> dtype, shape, data_offsets), then the
+data. transformers checks little of it, so everything that a download or a disk can break is checked here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from shortstack.errors import ShortstackError
+
+# Bits per element, by the names of the format.
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64,
+    "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+FLOAT_DTYPES = frozenset({"F16", "BF16", "F32", "F64"})
+_HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `nbytes` bytes from `start` (an absolute offset) in `file`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
+    """Return the tensors of a file in the order of their bytes, and the file's metadata.
+
+    Raises:
+        ShortstackError: the file is truncated, is not safetensors, or its header contradicts itself or the file's size.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(64)
+        _check_start(path, size, start)
+        length = int.from_bytes(start[:8], "little")
+        if length > _HEADER_LIMIT:
+            shown = start[:8].decode("latin-1").encode("unicode_escape").decode()
+            raise ShortstackError(f"{path}: not a safetensors file (starts with {shown!r})", hint="download it again")
+        if 8 + length > size:
+            raise _truncated(path, size, f"at least {8 + length}")
+        stream.seek(8)
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+    except (ValueError, RecursionError) as error:
+        raise ShortstackError(f"{path}: the safetensors header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise ShortstackError(f"{path}: the safetensors header is not a JSON object")
+    metadata = header.pop("__metadata__", {}) or {}
+    tensors = [_tensor(path, name, entry, 8 + length) for name, entry in header.items()]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.nbytes))
+    position = 8 + length
+    for tensor in tensors:
+        if tensor.start != position:
+            problem = "overlaps the tensor before it" if tensor.start < position else "leaves a hole before it"
+            raise ShortstackError(f"{path}: tensor {tensor.name!r} {problem} (offset {tensor.start}, not {position})")
+        position += tensor.nbytes
+    if position > size:
+        raise _truncated(path, size, str(position))
+    if position < size:
+        raise ShortstackError(f"{path}: {size - position} bytes after the last tensor (has {size}, expected {position})")
+    return tensors, {str(key): str(value) for key, value in metadata.items()}
+
+
+def write_header(tensors: list[TensorInfo], metadata: dict[str, str]) -> bytes:
+    """The header bytes of a file that holds `tensors`, in this order, back to back."""
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    position = 0
+    for tensor in tensors:
+        end = position + tensor.nbytes
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)  # data starts at a multiple of 8, as the reference implementation writes it
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def raw_header(path: Path) -> bytes:
+    """Everything before the tensors of a file that `read_header` has accepted."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        stream.seek(0)
+        return stream.read(8 + length)
+
+
+def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -> None:
+    """Fill `buffer` from `offset` by positioned reads: no mmap, so a shrinking file is an error and not a crash."""
+    done = 0
+    while done < len(buffer):
+        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        if count == 0:
+            raise ShortstackError(f"{path}: ended at byte {offset + done} while it was read; it was changed meanwhile")
+        done += count
+
+
+def _check_start(path: Path, size: int, start: bytes) -> None:
+    if size == 0:
+        raise ShortstackError(f"{path}: is empty (0 bytes); download incomplete?", hint="download the file again")
+    if start.startswith(b"version https://git-lfs"):
+        raise ShortstackError(f"{path}: is a Git-LFS pointer, not the weights", hint="run: git lfs pull")
+    if start.lstrip()[:1] == b"<":
+        shown = start[:12].decode("latin-1")
+        raise ShortstackError(f"{path}: not safetensors (starts {shown!r}: a web page?)", hint="download it again")
+    if size < 10:
+        raise ShortstackError(f"{path}: {size} bytes is too short for a safetensors file", hint="download it again")
+
+
+def _truncated(path: Path, size: int, expected: str) -> ShortstackError:
+    return ShortstackError(f"{path}: truncated: has {size} bytes, expected {expected}", hint="download the file again")
+
+
+def _unique(path: Path, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ShortstackError(f"{path}: the header names {twice!r} twice")
+    return result
+
+
+def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
+    place = f"{path}: tensor {name!r}"
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ShortstackError(f"{place}: the header entry lacks dtype, shape or data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPE_BITS:
+        raise ShortstackError(f"{place}: unknown dtype {dtype!r}", hint="a newer shortstack or safetensors may know it")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise ShortstackError(f"{place}: shape and data_offsets must be lists of whole numbers >= 0")
+    nbytes = offsets[1] - offsets[0]
+    if math.prod(shape) * DTYPE_BITS[dtype] != nbytes * 8:
+        expected = math.prod(shape) * DTYPE_BITS[dtype] // 8
+        raise ShortstackError(f"{place}: {dtype} {shape} takes {expected} bytes, the header gives it {nbytes}")
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + offsets[0], nbytes)
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

@@ -1,0 +1,138 @@
+"""The command line: stage functions as commands, with the options that their signatures and docstrings define.
+
+Commands are imported when they are run. A stage returns a result that knows its text and its JSON; this module prints
+it, and turns errors into one or two lines and an exit code: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+
+from shortstack.errors import ShortstackError, UsageError
+
+_EVERYWHERE = Group("Options of every command", sort_key=10)
+
+# Command -> (function, one line for the overview: the first sentence of its docstring, which a test compares).
+COMMANDS = {
+    "quickstart": (
+        "shortstack.quickstart:quickstart",
+        "Take the small model in the package through info, score, plan, prune and evaluate.",
+    ),
+    "info": (
+        "shortstack.information:info",
+        "Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.",
+    ),
+    "score": ("shortstack.scoring:score", "Measure how much each block matters."),
+    "plan": ("shortstack.planning:plan", "Choose the blocks to remove, and show what that saves."),
+    "prune": (
+        "shortstack.pruning:prune",
+        "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
+    ),
+    "eval ppl": (
+        "shortstack.evaluation.perplexity:evaluate_ppl",
+        "Perplexity of checkpoints on texts, with standard errors.",
+    ),
+    "eval samples": (
+        "shortstack.evaluation.samples:evaluate_samples",
+        "Continuations of one prompt by each checkpoint, with the same seed.",
+    ),
+}
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
+    wants_json, debug = False, False
+    app = _app()
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        json: Annotated[bool, Parameter(negative="", group=_EVERYWHERE, help="print the result as JSON.")] = False,
+        debug_: Annotated[bool, Parameter(name="--debug", negative="", group=_EVERYWHERE, help="show the traceback of an error.")] = False,
+    ) -> Any:
+        nonlocal wants_json, debug
+        wants_json, debug = json, debug_
+        return app(tokens, result_action="return_value", exit_on_error=False)
+
+    from cyclopts import CycloptsError
+
+    _quiet_libraries()
+    try:
+        result = app.meta(argv, result_action="return_value", exit_on_error=False)
+        if result is not None:
+            _print_result(result, wants_json)
+        return 0
+    except CycloptsError:  # cyclopts has said what is wrong
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except ShortstackError as error:
+        if debug:
+            raise
+        print(_shown("error: " + error.message), file=sys.stderr)
+        if error.hint:
+            print(_shown("hint: " + error.hint), file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:  # the reader of our output has gone, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        if debug:
+            raise
+        print("error: out of memory\nhint: --memory streamed, fewer --samples, or a smaller --seq-len", file=sys.stderr)
+        return 1
+
+
+def _app() -> App:
+    app = App(
+        name="shortstack",
+        help="Make the stack of Transformer blocks of a language model shorter: measure, remove, and show what it cost.",
+        version=_version,
+        help_format="plaintext",
+        default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+    )
+    evaluate = App(name="eval", help="Evaluate checkpoints: perplexity, sample continuations.")
+    app.command(evaluate)
+    for name, (function, line) in COMMANDS.items():
+        parent, _, last = name.rpartition(" ")
+        (evaluate if parent else app).command(function, name=last, help=line)
+    return app
+
+
+def _shown_default(value: Any) -> Any:
+    """Defaults are shown where they say something: not for switches that are off."""
+    return None if value is False else value
+
+
+def _version() -> str:
+    import shortstack
+
+    return str(shortstack.__version__)
+
+
+def _print_result(result: Any, wants_json: bool) -> None:
+    if wants_json:
+        import json
+
+        print(json.dumps(result.to_json(), indent=1))
+    else:
+        print(result.to_text())
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say (progress, advice) off the terminal, unless the user asked for it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _shown(text: str) -> str:
+    """A message without control characters (a tensor's name may hold terminal escapes) and without secrets."""
+    text = re.sub(r"\b(hf_)[A-Za-z0-9]{8,}", r"\1***", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)

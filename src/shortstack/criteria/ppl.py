@@ -1,0 +1,24 @@
+"""ppl: the perplexity of the calibration set without a block (Shortened LLaMA, Kim et al. 2024). Needs branches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def perplexities(nll_NW: torch.Tensor) -> list[float]:
+    """exp of the mean NLL over all predicted tokens, per block; windows are equally long, so means of means are means.
+
+    Args:
+        nll_NW: mean NLL per predicted token, without block n, on window w.
+    """
+    return [math.exp(value) if value < 709 else math.inf for value in nll_NW.mean(dim=1).tolist()]
+
+
+def paired_stderr(nll_NW: torch.Tensor, base_nll_W: torch.Tensor) -> list[float] | None:
+    """Standard error, over windows, of the difference to the dense model in mean NLL; None for a single window."""
+    windows = base_nll_W.numel()
+    if windows < 2:
+        return None
+    return [float(value) for value in (nll_NW - base_nll_W).std(dim=1, correction=1) / math.sqrt(windows)]

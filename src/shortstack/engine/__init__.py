@@ -1,0 +1,1 @@
+"""Run a model one block at a time."""

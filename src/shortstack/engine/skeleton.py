@@ -1,0 +1,251 @@
+"""The model without its blocks: what each block is called with, and from the last hidden state to losses.
+
+Every block is replaced. To learn the arguments, by a recorder that returns its hidden states unchanged and keeps what
+else it was called with; to finish, the first one by an injector that returns a given hidden state. The model's own
+forward does the rest, so no family needs code of its own.
+
+Legend: B windows in a batch, T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.errors import ShortstackError
+
+_BUILDING = threading.Lock()
+_LOGITS_BYTES = 40 << 20  # logits held at once, float32; log-softmax needs as much again
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What one block is called with beside its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Recorded(Exception):
+    """Raised after the last block: final norm and head are not needed to learn arguments."""
+
+
+class _StandIn(nn.Module):
+    """Takes a block's place; what the model reads from the block (its attention type, say) is passed on."""
+
+    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_block", block)  # not a submodule: its weights stay out of the skeleton
+        self.returns_tuple = returns_tuple
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block, name)
+
+    def _result(self, hidden_BTD: torch.Tensor) -> Any:
+        return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
+
+
+class _Recorder(_StandIn):
+    def __init__(self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool) -> None:
+        super().__init__(block, returns_tuple)
+        self._log = log
+        self._last = last
+
+    def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._log.append((hidden_BTD, BlockCall(args, {key: _without_cache(value) for key, value in kwargs.items()})))
+        if self._last:
+            raise _Recorded
+        return self._result(hidden_BTD)
+
+
+class _Injector(_StandIn):
+    """The first block's place-holder: whatever comes in, `hidden_BTD` goes on."""
+
+    hidden_BTD: torch.Tensor | None = None
+
+    def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._result(hidden_BTD if self.hidden_BTD is None else self.hidden_BTD)
+
+
+class Skeleton:
+    """Embeddings, final norm and head of a checkpoint, with its blocks as empty modules.
+
+    Attributes:
+        blocks: the block modules, their parameters on the meta device, in order.
+        dtype, device: what everything is computed in and on.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False):
+        from shortstack.engine.weights import load_outside_blocks
+
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.device = device
+        self._model = _empty_model(checkpoint, dtype, trust_remote_code)
+        self._model.eval()
+        self._list_name, self._layers = _find_layers(self._model, checkpoint)
+        self.blocks: list[nn.Module] = list(self._layers)
+        for block in self.blocks:
+            if any(buffer.is_meta for buffer in block.buffers()):
+                raise ShortstackError(f"{checkpoint.source}: its blocks hold tables that cannot be built without the model")
+        load_outside_blocks(self._model, checkpoint, dtype=dtype, device=device, block_prefix=self._list_name)
+        self._returns_tuple = False
+        self._calls: dict[tuple[int, int], list[BlockCall]] = {}
+
+    def first_hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """The hidden states that go into the first block, [B, T, D]."""
+        return self._record(ids_BT)[0][0]
+
+    def calls(self, ids_BT: torch.Tensor) -> list[BlockCall]:
+        """What each block is called with for windows of this shape.
+
+        Windows are never padded, so the arguments depend on the shape alone; that they do is checked once per shape.
+        """
+        key = (ids_BT.shape[0], ids_BT.shape[1])
+        if key not in self._calls:
+            calls = [call for _, call in self._record(ids_BT)]
+            other = [call for _, call in self._record(ids_BT.roll(1, dims=1))]
+            if not all(_equal(first, second) for first, second in zip(calls, other, strict=True)):
+                raise ShortstackError(
+                    f"{self.checkpoint.source}: blocks of {self.checkpoint.anatomy.family.model_type} are called with "
+                    "what depends on the text, so they cannot be run one at a time"
+                )
+            self._calls[key] = calls
+        return self._calls[key]
+
+    def run_block(self, block: nn.Module, hidden_BTD: torch.Tensor, call: BlockCall) -> torch.Tensor:
+        """One block on one batch."""
+        result = block(hidden_BTD, *call.args, **call.kwargs)
+        return result[0] if isinstance(result, (tuple, list)) else result
+
+    def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+        """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32.
+
+        Logits are made for as many windows at a time as 40 MB hold.
+        """
+        rows = self.logit_rows(ids_BT.shape[1])
+        parts = [
+            _token_nll(self.logits(hidden_BTD[start : start + rows], ids_BT[start : start + rows]), ids_BT[start : start + rows])
+            for start in range(0, ids_BT.shape[0], rows)
+        ]
+        return torch.cat(parts)
+
+    def logit_rows(self, seq_len: int) -> int:
+        """How many windows' logits are held at once."""
+        vocabulary = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].shape[0]
+        return max(1, _LOGITS_BYTES // (seq_len * vocabulary * 4))
+
+    def logits(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Final norm and head on last hidden states, [B, T, V], as the model itself computes them."""
+        stand_ins = [_Injector(block, self._returns_tuple) for block in self.blocks]
+        stand_ins[0].hidden_BTD = hidden_BTD
+        with self._replaced(stand_ins):
+            return self._model(input_ids=ids_BT, use_cache=False).logits
+
+    def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
+        log = self._recorded(ids_BT)
+        if not self._returns_tuple and any(hidden.shape != log[0][0].shape for hidden, _ in log):
+            self._returns_tuple = True  # the model took element 0 of what a block gave: its blocks return tuples
+            log = self._recorded(ids_BT)
+        if len(log) != len(self.blocks):
+            raise ShortstackError(f"{self.checkpoint.source}: {len(log)} of {len(self.blocks)} blocks were called")
+        return log
+
+    @torch.no_grad()
+    def _recorded(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
+        log: list[tuple[torch.Tensor, BlockCall]] = []
+        last = len(self.blocks) - 1
+        recorders = [_Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)]
+        with self._replaced(recorders), contextlib.suppress(_Recorded, IndexError):
+            self._model(input_ids=ids_BT, use_cache=False)
+        return log
+
+    @contextlib.contextmanager
+    def _replaced(self, stand_ins: list[Any]) -> Iterator[None]:
+        for index, stand_in in enumerate(stand_ins):
+            self._layers[index] = stand_in
+        try:
+            yield
+        finally:
+            for index, block in enumerate(self.blocks):
+                self._layers[index] = block
+
+
+def _token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    predicted = logits_BTV[:, :-1].flatten(0, 1).float()
+    losses = nn.functional.cross_entropy(predicted, ids_BT[:, 1:].flatten(), reduction="none")
+    return losses.view(ids_BT.shape[0], -1)
+
+
+def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
+        # The same attention for skeleton and blocks: a block at eager attention, called with the mask of sdpa (none),
+        # would not be causal and would say nothing.
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+            )
+    except (ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ShortstackError(f"{checkpoint.source}: transformers cannot build this model: {reason}") from None
+    return model
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters take no memory while their tables (rotary frequencies) are real.
+
+    Building on the meta device would lose the tables, which no checkpoint holds.
+    """
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        original(module, name, parameter)
+
+    with _BUILDING:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _find_layers(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, nn.ModuleList]:
+    """The list of blocks: the longest-prefix match of the family's place in the model."""
+    wanted = checkpoint.anatomy.family.prefix.rstrip(".")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and name == wanted and len(module) == checkpoint.depth:
+            return name + ".", module
+    raise ShortstackError(f"{checkpoint.source}: transformers built no list of {checkpoint.depth} blocks at {wanted!r}")
+
+
+def _without_cache(value: Any) -> Any:
+    """Some families pass a live cache although it is switched off; a replayed call would append to it."""
+    return None if type(value).__name__.endswith("Cache") else value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, BlockCall):
+        return _equal(first.args, second.args) and _equal(first.kwargs, second.kwargs)
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.shape == second.shape and bool(torch.equal(first, second))
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    return bool(first == second)

@@ -1,0 +1,228 @@
+"""The two sweeps: forward with branches, and backward.
+
+Forward, for ppl: beside the base stream b runs one candidate stream c_j per block j, which skips that block. At block
+i, with its weights in memory, b and all c_j with j < i go through it together; c_i begins as what b was before. So all
+candidates cost N(N+1)/2 block evaluations instead of N(N-1), every weight is read once, and each weight meets one
+large matrix product instead of many small ones.
+
+Backward, for gradients: the forward sweep keeps what the base stream brings to each block; from the last block to the
+first, the block's forward is computed again with gradients, so that one block and N activations are held, never the
+model.
+
+Legend: W windows, T tokens, D hidden size, S streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.weights import BlockWeights
+
+TOKENS_AT_A_TIME = 1280  # activations stay in cache, matrix products are large enough: 87 % of peak in a trial
+
+# Called with (block index, its weights by name) in a forward sweep.
+OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
+# Called with (block index, its weights, their gradients) in a backward sweep.
+OnGradients = Callable[[int, dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """What a forward sweep found.
+
+    Attributes:
+        base_nll_W: mean NLL per predicted token of each window, dense model, float64.
+        candidate_nll_NW: the same without each block; None without branches.
+        inputs: what the base stream brought to each block, [N][W, T, D]; None where it was not kept.
+        last_WTD: the base stream after the last block; None where inputs were not kept.
+    """
+
+    base_nll_W: torch.Tensor | None
+    candidate_nll_NW: torch.Tensor | None
+    inputs: list[torch.Tensor] | None
+    last_WTD: torch.Tensor | None
+
+
+@torch.no_grad()
+def forward_sweep(
+    skeleton: Skeleton,
+    weights: BlockWeights,
+    ids_WT: torch.Tensor,
+    *,
+    branches: bool,
+    keep_inputs: bool = False,
+    stream_bytes: int | None = None,
+    on_weights: OnWeights | None = None,
+    on_progress: Callable[[int], object] = lambda _: None,
+) -> ForwardResult:
+    """Run the base stream, and with `branches` one stream per skipped block, through all blocks.
+
+    Args:
+        ids_WT: the windows.
+        branches: run the candidate streams too.
+        keep_inputs: keep what the base stream brings to each block, for a backward sweep.
+        stream_bytes: streams held at once take at most this; candidates are swept in groups beyond it.
+        on_weights: called once per block.
+        on_progress: called with the number of block evaluations (one stream through one block) just done.
+    """
+    depth = len(skeleton.blocks)
+    base_WTD = _embedded(skeleton, ids_WT)
+    group = _group_size(depth, base_WTD, stream_bytes) if branches else 1
+    starts = list(range(0, depth, group)) if branches else [0]
+    inputs: list[torch.Tensor] | None = [] if keep_inputs else None
+    candidates = []
+    base_nll = last = None
+    for first in starts:
+        is_first = first == 0
+        stop = min(first + group, depth) if branches else 0
+        # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
+        # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
+        streams_SWTD = torch.empty((max(stop - first, 0) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
+        streams_SWTD[0] = base_WTD
+        active = 0  # candidates so far; the base stream is at this place
+        for index, block in weights.each(range(first, depth)):
+            if is_first and inputs is not None:
+                inputs.append(streams_SWTD[active].clone())
+            if index == stop and stop < depth and branches:
+                base_WTD = streams_SWTD[active].clone()  # where the next group begins
+            if is_first and on_weights is not None:
+                on_weights(index, dict(block.named_parameters()))
+            branching = first <= index < stop
+            _through_block(skeleton, block, index, streams_SWTD, active, ids_WT, branching)
+            on_progress(active + 1)
+            active += branching
+        if is_first:
+            base_nll = _window_nll(skeleton, streams_SWTD[active], ids_WT)
+            last = streams_SWTD[active].clone() if keep_inputs else None
+        candidates += [_window_nll(skeleton, streams_SWTD[place], ids_WT) for place in range(active)]
+    stacked = torch.stack(candidates) if branches else None
+    return ForwardResult(base_nll, stacked, inputs, last)
+
+
+def backward_sweep(
+    skeleton: Skeleton,
+    weights: BlockWeights,
+    ids_WT: torch.Tensor,
+    forward: ForwardResult,
+    *,
+    loss_scale_W: torch.Tensor,
+    on_gradients: OnGradients,
+    release_inputs: bool = True,
+    on_progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Gradients of every block's weights, block by block from the last to the first.
+
+    Args:
+        forward: a forward sweep of the same windows with `keep_inputs`.
+        loss_scale_W: the loss is the sum over windows of this times the window's summed NLL; gradients are complete
+            sums over all windows before `on_gradients` sees them.
+        on_gradients: called once per block.
+        release_inputs: let the forward sweep's inputs go as they are used.
+    """
+    inputs, last_WTD = forward.inputs, forward.last_WTD
+    if inputs is None or last_WTD is None:
+        raise ValueError("the forward sweep must keep its inputs")
+    gradient_WTD = _loss_gradient(skeleton, last_WTD, ids_WT, loss_scale_W)
+    rows = _rows_at_a_time(ids_WT)
+    for index, block in weights.each(range(len(skeleton.blocks) - 1, -1, -1), gradients=True):
+        given_WTD = inputs[index]
+        for start in range(0, len(ids_WT), rows):
+            part = slice(start, start + rows)
+            hidden = given_WTD[part].detach().requires_grad_(True)
+            call = skeleton.calls(ids_WT[part])[index]
+            skeleton.run_block(block, hidden, call).backward(gradient_WTD[part])
+            gradient_WTD[part] = hidden.grad
+        named = {name: parameter for name, parameter in block.named_parameters() if parameter.grad is not None}
+        gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+        on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
+        if release_inputs:
+            inputs[index] = torch.empty(0)
+        on_progress(3)
+
+
+def _loss_gradient(
+    skeleton: Skeleton, last_WTD: torch.Tensor, ids_WT: torch.Tensor, loss_scale_W: torch.Tensor
+) -> torch.Tensor:
+    """d loss / d last hidden states, [W, T, D], a few windows' logits at a time."""
+    gradient_WTD = torch.empty_like(last_WTD)
+    rows = skeleton.logit_rows(ids_WT.shape[1])
+    for start in range(0, len(ids_WT), rows):
+        part = slice(start, start + rows)
+        hidden = last_WTD[part].detach().requires_grad_(True)
+        nll = skeleton.nll(hidden, ids_WT[part])
+        (nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum().backward()
+        gradient_WTD[part] = hidden.grad
+    return gradient_WTD
+
+
+def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
+    rows = _rows_at_a_time(ids_WT)
+    return torch.cat([skeleton.first_hidden(ids_WT[start : start + rows]) for start in range(0, len(ids_WT), rows)])
+
+
+def _through_block(
+    skeleton: Skeleton,
+    block: nn.Module,
+    index: int,
+    streams_SWTD: torch.Tensor,
+    active: int,
+    ids_WT: torch.Tensor,
+    branching: bool,
+) -> None:
+    """Candidates 0 to active-1 in place; the base stream from place `active` to the next one up when it branches."""
+    windows = len(ids_WT)
+    rows_RTD = streams_SWTD.flatten(0, 1)
+    rows = _rows_at_a_time(ids_WT)
+    # Parts never straddle windows of different streams unevenly: whole streams together, or one stream in parts.
+    per_part = (rows // windows) * windows if rows >= windows else rows
+    base_start, total = active * windows, (active + 1) * windows
+    shift = windows if branching else 0
+    start = 0
+    while start < total:
+        limit = min(start + per_part, (start // windows + 1) * windows if rows < windows else total)
+        repeats = -(-(limit - start) // windows)
+        first = start % windows
+        ids = ids_WT.repeat(repeats, 1) if repeats > 1 else ids_WT[first : first + limit - start]
+        given = rows_RTD[start:limit]
+        result = skeleton.run_block(block, given, skeleton.calls(ids)[index])
+        split = min(max(base_start - start, 0), limit - start)
+        if split:
+            rows_RTD[start : start + split] = result[:split]
+        if split < limit - start:
+            rows_RTD[start + split + shift : limit + shift] = result[split:]
+        start = limit
+
+
+def _window_nll(skeleton: Skeleton, hidden_WTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:
+    return skeleton.nll(hidden_WTD, ids_WT).double().mean(dim=1).cpu()
+
+
+def _rows_at_a_time(ids_WT: torch.Tensor) -> int:
+    return max(1, TOKENS_AT_A_TIME // ids_WT.shape[1])
+
+
+def _group_size(depth: int, base_WTD: torch.Tensor, stream_bytes: int | None) -> int:
+    """How many candidates are swept together."""
+    one = base_WTD.numel() * base_WTD.element_size()
+    fitting = depth if stream_bytes is None else stream_bytes // one - 1
+    return max(1, min(depth, fitting))
+
+
+def block_evaluations(depth: int, group: int | None = None) -> int:
+    """Streams through blocks of a forward sweep with branches: N(N+1)/2 + N for all candidates together."""
+    size = group or depth
+    total = 0
+    for first in range(0, depth, size):
+        stop = min(first + size, depth)
+        total += sum(min(index, stop) - first + 1 for index in range(first, depth))
+    return total
+
+
+def windows_tensor(windows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
+    """Windows of token ids as a tensor, [W, T]."""
+    return torch.tensor([list(window) for window in windows], dtype=torch.long, device=device)

@@ -1,0 +1,240 @@
+"""Bring one block's weights in, the next one in the background, let the last one go.
+
+Weights come by positioned reads into two reusable buffers, never by mmap: memory is bounded and no compute waits for
+page faults. Resident means that blocks, once read, are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
+from shortstack.errors import ShortstackError
+
+TORCH_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_ALIGNMENT = 64  # bytes; tensors begin at cache lines
+
+
+class _Files:
+    """Open shards, read by position."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[Path, int] = {}
+
+    def read(self, tensor: TensorInfo, into: torch.Tensor) -> None:
+        """Fill a uint8 tensor with a tensor's bytes."""
+        if tensor.file not in self._descriptors:
+            self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
+        view = memoryview(into.numpy())
+        read_exactly(self._descriptors[tensor.file], view, tensor.start, tensor.file)
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+class _Buffer:
+    """Memory for the raw bytes of one block, used again for the next; its pages are only taken when first written."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._bytes = torch.empty(nbytes, dtype=torch.uint8)
+
+    def fill(self, tensors: Sequence[TensorInfo], files: _Files) -> dict[str, torch.Tensor]:
+        """Read tensors one after another; return views of them by name."""
+        views = {}
+        position = 0
+        for tensor in tensors:
+            raw = self._bytes[position : position + tensor.nbytes]
+            files.read(tensor, raw)
+            views[tensor.name] = raw.view(_torch_dtype(tensor)).view(tensor.shape)
+            position += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return views
+
+
+def buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
+    """Bytes of a buffer that holds these tensors at once."""
+    return sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)
+
+
+class BlockWeights:
+    """Gives blocks with their weights in, in any order that is announced; reads one block ahead.
+
+    Args:
+        checkpoint: where the weights lie.
+        blocks: the block modules, parameters on the meta device.
+        dtype, device: what weights are turned into.
+        resident: keep every block once it was read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        blocks: Sequence[nn.Module],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        resident: bool,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._blocks = blocks
+        self._dtype = dtype
+        self._device = device
+        self._resident = resident
+        self._files = _Files()
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
+        self._buffers: list[_Buffer] = []
+        self._kept: dict[int, dict[str, torch.Tensor]] = {}
+        self._targets: dict[str, torch.Tensor] = {}
+        self._names = [_module_names(checkpoint, index, block) for index, block in enumerate(blocks)]
+
+    def __enter__(self) -> BlockWeights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._files.close()
+
+    def each(self, order: Sequence[int], *, gradients: bool = False) -> Iterator[tuple[int, nn.Module]]:
+        """Yield (index, block with its weights in) in this order; a block is let go when the next one is asked for.
+
+        Args:
+            order: block indices.
+            gradients: make the weights ask for gradients, where they are floating point.
+        """
+        if not self._buffers:
+            largest = max(buffer_bytes(block) for block in self._checkpoint.blocks)
+            self._buffers = [] if self._resident else [_Buffer(largest), _Buffer(largest)]
+        pending: Future[dict[str, torch.Tensor]] | None = None
+        try:
+            for step, index in enumerate(order):
+                raw = (pending or self._reader.submit(self._read, index, step % 2)).result()
+                pending = None
+                following = order[step + 1] if step + 1 < len(order) else None
+                if following is not None:
+                    pending = self._reader.submit(self._read, following, (step + 1) % 2)
+                block = self._blocks[index]
+                _assign(block, {self._names[index][name]: self._converted(name, raw[name]) for name in raw}, gradients)
+                try:
+                    yield index, block
+                finally:
+                    _release(block)
+        finally:
+            if pending is not None:
+                with contextlib.suppress(ShortstackError):
+                    pending.result()
+
+    def _read(self, index: int, slot: int) -> dict[str, torch.Tensor]:
+        if index in self._kept:
+            return self._kept[index]
+        tensors = [tensor for tensor in self._checkpoint.blocks[index] if tensor.name in self._names[index]]
+        if not self._resident:
+            return self._buffers[slot].fill(tensors, self._files)
+        self._kept[index] = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
+        return self._kept[index]
+
+    def _converted(self, name: str, raw: torch.Tensor) -> torch.Tensor:
+        dtype = self._dtype if raw.is_floating_point() else raw.dtype
+        if raw.dtype == dtype and self._device.type == "cpu":
+            return raw
+        # One more reusable set of tensors: all blocks have the same shapes, by their names within the block.
+        key = f"{self._checkpoint.anatomy.within_block(name)}{tuple(raw.shape)}"
+        if key not in self._targets:
+            self._targets[key] = torch.empty(raw.shape, dtype=dtype, device=self._device)
+        return self._targets[key].copy_(raw)
+
+
+def load_outside_blocks(
+    model: nn.Module, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, block_prefix: str
+) -> None:
+    """Load embeddings, final norm and head into a model whose parameters are on the meta device."""
+    files = _Files()
+    base = getattr(model, "base_model_prefix", "") + "."
+    wanted = {n for n, _ in [*model.named_parameters(), *model.named_buffers()] if not n.startswith(block_prefix)}
+    loaded: dict[str, torch.Tensor] = {}
+    try:
+        for tensor in checkpoint.outside_blocks:
+            name = tensor.name if tensor.name in wanted else base + tensor.name
+            if name not in wanted:
+                if checkpoint.tied and tensor.name == checkpoint.anatomy.head:
+                    continue
+                raise ShortstackError(f"{checkpoint.source}: the model has no place for tensor {tensor.name!r}")
+            raw = torch.empty(tensor.nbytes, dtype=torch.uint8)
+            files.read(tensor, raw)
+            value = raw.view(_torch_dtype(tensor)).view(tensor.shape)
+            loaded[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+    finally:
+        files.close()
+    for name, value in loaded.items():
+        _set(model, name, value)
+    if checkpoint.tied:
+        model.tie_weights()  # type: ignore[operator]
+    left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(block_prefix)]
+    if left:
+        raise ShortstackError(f"{checkpoint.source}: the weights lack {left[0]!r} ({len(left)} tensors outside the blocks)")
+    for name, buffer in list(model.named_buffers()):
+        if buffer.device != device:
+            _set(model, name, buffer.to(device))
+
+
+def _module_names(checkpoint: Checkpoint, index: int, block: nn.Module) -> dict[str, str]:
+    """Name on disk -> name in the block. Refuses weights that have no place, and places that have no weight."""
+    parameters = dict(block.named_parameters())
+    buffers = dict(block.named_buffers())
+    names = {}
+    for tensor in checkpoint.blocks[index]:
+        inner = checkpoint.anatomy.within_block(tensor.name)
+        expected = parameters.get(inner, buffers.get(inner))
+        if expected is None:
+            if checkpoint.anatomy.is_buffer(tensor.name):
+                continue  # a constant table that the model makes itself
+            raise ShortstackError(
+                f"{checkpoint.source}: block {index} of {checkpoint.anatomy.family.model_type} has no place for "
+                f"{inner!r}: it is stored in another form than it is computed in"
+            )
+        if tuple(expected.shape) != tensor.shape:
+            raise ShortstackError(
+                f"{checkpoint.source}: {tensor.name} is {list(tensor.shape)}, config.json implies {list(expected.shape)}",
+                hint="config.json and the weights do not belong together",
+            )
+        names[tensor.name] = inner
+    lacking = sorted(set(parameters) - set(names.values()))
+    if lacking:
+        raise ShortstackError(f"{checkpoint.source}: block {index} lacks {lacking[0]!r}", hint="download it again")
+    return names
+
+
+def _assign(block: nn.Module, tensors: dict[str, torch.Tensor], gradients: bool) -> None:
+    for name, value in tensors.items():
+        _set(block, name, value, gradients and value.is_floating_point())
+
+
+def _release(block: nn.Module) -> None:
+    for name, parameter in list(block.named_parameters()):
+        _set(block, name, torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
+
+
+def _set(module: nn.Module, name: str, value: torch.Tensor, gradients: bool = False) -> None:
+    owner, _, last = name.rpartition(".")
+    holder = module.get_submodule(owner)
+    if last in holder._parameters:
+        holder._parameters[last] = nn.Parameter(value, requires_grad=gradients)
+    else:
+        holder._buffers[last] = value
+
+
+def _torch_dtype(tensor: TensorInfo) -> torch.dtype:
+    if tensor.dtype not in TORCH_DTYPES:
+        raise ShortstackError(f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which cannot be computed with")
+    return TORCH_DTYPES[tensor.dtype]

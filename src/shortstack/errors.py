@@ -1,0 +1,23 @@
+"""The one error that shortstack raises for anything a user can cause."""
+
+from __future__ import annotations
+
+
+class ShortstackError(Exception):
+    """What is wrong, where, and what to do next.
+
+    The command line prints it on one or two lines (`error: ...`, `hint: ...`) and exits 1. `message` names the place,
+    what was found and what was expected; `hint` is the next step.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class UsageError(ShortstackError):
+    """Wrong usage: options that contradict one another, a missing extra. The command line exits 2."""

@@ -1,0 +1,1 @@
+"""What was lost: perplexity and sample continuations."""

@@ -1,0 +1,361 @@
+"""Scores -> PrunePlan: which blocks go, and what that saves."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shortstack.checkpoint import anatomy
+from shortstack.checkpoint.anatomy import ranges
+from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.writer import check_writable_file, write_file
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.scores import Scores, load_scores
+from shortstack.tables import count, size, table
+
+SCHEMA = 1
+PROTECTED_FIRST = 4
+PROTECTED_LAST = 2
+PLUS_FROM_DEPTH = 10  # below this depth the published rule would protect most of the model
+
+Strategy = Literal["one-shot", "contiguous"]
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """The blocks to remove from one checkpoint, and why. Indices are those of the original model.
+
+    Checks itself: duplicate, unknown or protected blocks, and plans that leave nothing, are refused by name.
+
+    Attributes:
+        source, fingerprint: the checkpoint that the plan is for.
+        blocks: the original indices of all blocks that it has, in order.
+        removed: those to remove, rising.
+        protected: those that may not go (the published "+" rule), rising.
+        criterion: what chose them, or "given".
+        before, after: parameters, bytes and key-value cache bytes per token (float16) of the checkpoint.
+        why: everything else that made the choice: strategy, calibration, scores.
+    """
+
+    source: str
+    fingerprint: str
+    blocks: tuple[int, ...]
+    removed: tuple[int, ...]
+    protected: tuple[int, ...] = ()
+    criterion: str = "given"
+    before: dict[str, int | None] = field(default_factory=dict)
+    after: dict[str, int | None] = field(default_factory=dict)
+    why: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.removed)) != len(self.removed):
+            twice = sorted({index for index in self.removed if self.removed.count(index) > 1})
+            raise ShortstackError(f"{self.source}: block {ranges(twice)} is listed twice", hint="list each block once")
+        unknown = sorted(set(self.removed) - set(self.blocks))
+        if unknown:
+            raise ShortstackError(
+                f"{self.source}: no block {ranges(unknown)}; it has blocks {ranges(self.blocks)}",
+                hint="blocks are numbered from 0, as in the original model",
+            )
+        guarded = sorted(set(self.removed) & set(self.protected))
+        if guarded:
+            raise ShortstackError(f"{self.source}: block {ranges(guarded)} is protected", hint="--no-plus lifts that")
+        if self.removed and len(self.removed) >= len(self.blocks):
+            raise ShortstackError(
+                f"{self.source}: removing {len(self.removed)} of {len(self.blocks)} blocks leaves none",
+                hint="keep at least one block",
+            )
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Original indices of the blocks that stay, rising."""
+        return tuple(index for index in self.blocks if index not in self.removed)
+
+    @property
+    def removal_ratio(self) -> float:
+        """Share of the parameters that goes."""
+        before, after = self.before.get("parameters"), self.after.get("parameters")
+        return 1 - after / before if before and after else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form (schema 1)."""
+        return {
+            "schema": SCHEMA,
+            "model": {"source": self.source, "fingerprint": self.fingerprint, "blocks": list(self.blocks)},
+            "removed": list(self.removed),
+            "kept": list(self.kept),
+            "protected": list(self.protected),
+            "criterion": self.criterion,
+            "removal_ratio": self.removal_ratio,
+            "before": self.before,
+            "after": self.after,
+            "why": self.why,
+        }
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        ratio = f"{self.removal_ratio:.1%} of parameters"
+        lines = [
+            f"{self.source}: {len(self.removed)} of {len(self.blocks)} blocks go ({ratio}), chosen by {self.criterion}",
+            f"  removed  {ranges(self.removed) or 'none'}",
+            f"  kept     {ranges(self.kept)}",
+        ]
+        if self.protected:
+            lines.append(f"  protected (+)  {ranges(self.protected)}")
+        rows = [("blocks", str(len(self.blocks)), str(len(self.kept)))]
+        for key, name, show in (
+            ("parameters", "parameters", count),
+            ("bytes", "bytes", size),
+            ("kv_bytes_per_token", "KV cache per token", size),
+        ):
+            before, after = self.before.get(key), self.after.get(key)
+            if before is not None and after is not None:
+                rows.append((name, show(before), show(after)))
+        lines += ["", table(["", "before", "after"], rows)]
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+
+# What the stages take, in Python: a file or the object itself. The command line, which reads these annotations when it
+# runs, knows files alone.
+if TYPE_CHECKING:
+    PlanSource = Path | PrunePlan
+    ScoresSource = Path | Scores
+else:
+    PlanSource = ScoresSource = Path
+
+
+def load_plan(path: str | Path) -> PrunePlan:
+    """Read a plan that `plan` wrote.
+
+    Raises:
+        ShortstackError: no such file, not a plan, or a plan that contradicts itself.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_bytes())
+        if record["schema"] != SCHEMA:
+            raise ShortstackError(f"{path}: plan schema {record['schema']}, this shortstack reads {SCHEMA}")
+        model = record["model"]
+        return PrunePlan(
+            source=model["source"],
+            fingerprint=model["fingerprint"],
+            blocks=tuple(model["blocks"]),
+            removed=tuple(record["removed"]),
+            protected=tuple(record["protected"]),
+            criterion=record["criterion"],
+            before=record["before"],
+            after=record["after"],
+            why=record["why"],
+        )
+    except FileNotFoundError:
+        raise ShortstackError(f"{path}: no such file", hint="shortstack plan MODEL --out plan.json writes one") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ShortstackError(f"{path}: not a plan of shortstack ({type(error).__name__}: {error})") from None
+
+
+def plan(
+    model: str,
+    *,
+    out: Path | None = None,
+    blocks: str | None = None,
+    scores: ScoresSource | None = None,
+    criterion: str | None = None,
+    remove: int | None = None,
+    ratio: float | None = None,
+    params: str | None = None,
+    plus: bool | None = None,
+    strategy: Strategy = "one-shot",
+) -> PrunePlan:
+    """Choose the blocks to remove, and show what that saves.
+
+    Give either the blocks, or scores and how much to remove. Nothing is written but the plan itself.
+
+    Args:
+        model: a checkpoint directory, a hub id, or `embedded`.
+        out: write the plan here, as JSON.
+        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
+        scores: a scores.json of `shortstack score`, or a block_order.csv (block numbers, first removed first).
+        criterion: which of the scores to use; may be left out when the file holds one.
+        remove: how many blocks to remove.
+        ratio: remove the most blocks whose share of the parameters is at most this.
+        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ShortstackError: the blocks do not exist or may not go, or the scores are another model's.
+    """
+    if out is not None:
+        check_writable_file(Path(out))
+    made = plan_for(
+        open_checkpoint(model),
+        blocks=blocks,
+        scores=scores,
+        criterion=criterion,
+        remove=remove,
+        ratio=ratio,
+        params=params,
+        plus=plus,
+        strategy=strategy,
+    )
+    if out is not None:
+        write_file(Path(out), (json.dumps(made.to_json(), indent=1) + "\n").encode())
+    return made
+
+
+def plan_for(
+    checkpoint: Checkpoint,
+    *,
+    blocks: str | None = None,
+    scores: ScoresSource | None = None,
+    criterion: str | None = None,
+    remove: int | None = None,
+    ratio: float | None = None,
+    params: str | None = None,
+    plus: bool | None = None,
+    strategy: Strategy = "one-shot",
+) -> PrunePlan:
+    """`plan` for a checkpoint that is open already; `scores` may be a `Scores` too."""
+    amounts = [name for name, value in (("--remove", remove), ("--ratio", ratio), ("--params", params)) if value is not None]
+    if blocks is not None:
+        if scores is not None or amounts:
+            extra = "--scores" if scores is not None else amounts[0]
+            raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
+        return _made(checkpoint, tuple(sorted(parse_blocks(blocks))), protected=(), criterion="given", why={})
+    if scores is None:
+        raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
+    if len(amounts) != 1:
+        found = "none" if not amounts else " and ".join(amounts)
+        raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
+    ranking = scores if isinstance(scores, Scores) else load_scores(scores)
+    ranking.check_belongs_to(checkpoint)
+    chosen = ranking.criterion(criterion)
+    protected, note = protected_blocks(checkpoint.original_blocks, plus)
+    order = [index for index in chosen.order if index not in protected]
+    sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
+    wanted = _amount([sizes[index] for index in order], checkpoint.parameters(), remove, ratio, params)
+    limit = min(len(order), checkpoint.depth - 1)
+    if wanted > limit:
+        kept = f"kept: {ranges(protected)}" if protected else "one must stay"
+        raise ShortstackError(
+            f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} may go ({kept})",
+            hint="--no-plus, or remove fewer" if protected else "remove fewer",
+        )
+    if strategy == "contiguous":
+        removed = _cheapest_run(checkpoint.original_blocks, protected, chosen.by_block(), wanted)
+    else:
+        removed = tuple(order[:wanted])
+    why = {"strategy": strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
+    return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
+
+
+def protected_blocks(blocks: Sequence[int], plus: bool | None) -> tuple[tuple[int, ...], str]:
+    """The blocks that the published "+" rule keeps, and a line that says so where the user did not decide."""
+    if plus is None:
+        plus = len(blocks) >= PLUS_FROM_DEPTH
+        note = "" if plus else f"no block is protected below {PLUS_FROM_DEPTH} blocks; --plus keeps the first 4 and last 2"
+    else:
+        note = ""
+    if not plus:
+        return (), note
+    return tuple(sorted({*blocks[:PROTECTED_FIRST], *blocks[-PROTECTED_LAST:]})), note
+
+
+def parse_blocks(text: str) -> list[int]:
+    """`3,7-9` -> [3, 7, 8, 9]. Duplicates are kept, for the plan to refuse."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if not match:
+            raise UsageError(f"--blocks {text!r}: {part.strip()!r} is not a block number", hint="such as --blocks 3,7-9")
+        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+        if last < first:
+            raise UsageError(f"--blocks {text!r}: the range {part.strip()!r} runs backwards", hint=f"{last}-{first}?")
+        found.extend(range(first, last + 1))
+    return found
+
+
+def parse_amount(text: str) -> int:
+    """`5.5B` -> 5500000000 (K, M, B and T are powers of a thousand)."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kKmMbBtT]?)\s*", text)
+    if not match:
+        raise UsageError(f"--params {text!r} is not a number of parameters", hint="such as 5.5B, 700M or 5524115456")
+    power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}[match.group(2).lower()]
+    return round(float(match.group(1)) * 10**power)
+
+
+def _amount(sizes: Sequence[int], total: int, remove: int | None, ratio: float | None, params: str | None) -> int:
+    """How many of the blocks of these sizes (in the order of removal) go."""
+    if remove is not None:
+        if remove < 0:
+            raise UsageError(f"--remove {remove}: expected 0 or more blocks")
+        return remove
+    left = [total]
+    for size in sizes:
+        left.append(left[-1] - size)
+    if ratio is not None:
+        if not 0 <= ratio < 1:
+            raise UsageError(f"--ratio {ratio}: expected a share of the parameters, 0 <= ratio < 1")
+        return max(k for k in range(len(left)) if total - left[k] <= ratio * total + 1e-9)
+    target = parse_amount(params or "")
+    return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
+
+
+def _cheapest_run(
+    blocks: Sequence[int], protected: Sequence[int], scores: dict[int, float] | None, wanted: int
+) -> tuple[int, ...]:
+    if scores is None:
+        raise ShortstackError("--strategy contiguous adds up scores, but a block order has none", hint="give scores.json")
+    runs = [tuple(blocks[start : start + wanted]) for start in range(len(blocks) - wanted + 1)]
+    free = [run for run in runs if not set(run) & set(protected)]
+    if not free:
+        raise ShortstackError(f"no run of {wanted} adjacent blocks avoids the protected ones ({ranges(protected)})")
+    return min(free, key=lambda run: (sum(scores[index] for index in run), run))
+
+
+def _made(
+    checkpoint: Checkpoint,
+    removed: tuple[int, ...],
+    *,
+    protected: tuple[int, ...],
+    criterion: str,
+    why: dict[str, Any],
+    note: str = "",
+) -> PrunePlan:
+    gone = [block for index, block in zip(checkpoint.original_blocks, checkpoint.blocks, strict=True) if index in removed]
+    tensors = [tensor for block in gone for tensor in block]
+    element = 2
+    before = {
+        "parameters": checkpoint.parameters(),
+        "bytes": checkpoint.nbytes,
+        "kv_bytes_per_token": anatomy.kv_bytes_per_token(checkpoint.config, checkpoint.depth, element),
+    }
+    after = {
+        "parameters": checkpoint.parameters() - checkpoint.parameters(tensors),
+        "bytes": checkpoint.nbytes - sum(tensor.nbytes for tensor in tensors),
+        "kv_bytes_per_token": anatomy.kv_bytes_per_token(checkpoint.config, checkpoint.depth - len(gone), element),
+    }
+    made = PrunePlan(
+        source=checkpoint.source,
+        fingerprint=checkpoint.fingerprint,
+        blocks=checkpoint.original_blocks,
+        removed=removed,
+        protected=protected,
+        criterion=criterion,
+        before=before,
+        after=after,
+        why=why,
+        note=note,
+    )
+    # Whether this set can go exactly is part of the plan, not a surprise at pruning time.
+    kept = [checkpoint.position_of(index) for index in made.kept]
+    anatomy.shortened_config(checkpoint.config, checkpoint.anatomy, kept, checkpoint.source)
+    return made

@@ -1,0 +1,265 @@
+"""PrunePlan -> new checkpoint, by byte copy. Neither torch nor transformers is imported, except to verify."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint import provenance
+from shortstack.checkpoint.anatomy import ranges, shortened_config
+from shortstack.checkpoint.card import model_card
+from shortstack.checkpoint.reader import INDEX, SINGLE, Checkpoint, open_checkpoint
+from shortstack.checkpoint.safetensors_header import raw_header
+from shortstack.checkpoint.writer import TensorCopy, copy_file, copy_tensors, new_header, published
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.planning import PlanSource, PrunePlan, ScoresSource, Strategy, load_plan, plan_for
+from shortstack.progress import Progress
+from shortstack.tables import count, seconds, size, table
+
+# Never copied: other forms of the weights, code, and what shortstack writes itself.
+_NOT_COPIED_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".py", ".lock",
+)  # fmt: skip
+_NOT_COPIED_NAMES = ("config.json", INDEX, "README.md", provenance.FILE_NAME)
+_COPIED_FOLDERS = ("additional_chat_templates",)
+_LARGEST_COPIED_FILE = 500_000_000  # bytes; tokenizers are far smaller
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What was written where.
+
+    Attributes:
+        out: the new checkpoint.
+        plan: what was removed and why.
+        files: sha256 of every file written, by name.
+        seconds: wall-clock time.
+        verified: what the check found, or None where none was asked for.
+    """
+
+    out: Path
+    plan: PrunePlan
+    files: dict[str, str]
+    seconds: float
+    verified: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "out": str(self.out),
+            "removed": list(self.plan.removed),
+            "kept": list(self.plan.kept),
+            "before": self.plan.before,
+            "after": self.plan.after,
+            "files": self.files,
+            "seconds": self.seconds,
+            "verified": self.verified,
+        }
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        before, after = self.plan.before, self.plan.after
+        rows = [("blocks", str(len(self.plan.blocks)), str(len(self.plan.kept)))]
+        for key, show in (("parameters", count), ("bytes", size)):
+            rows.append((key, show(before[key] or 0), show(after[key] or 0)))
+        lines = [
+            f"{self.out}: block {ranges(self.plan.removed) or 'none'} of {self.plan.source} removed "
+            f"({self.plan.removal_ratio:.1%} of parameters) in {seconds(self.seconds)}",
+            table(["", "before", "after"], rows),
+        ]
+        if self.verified:
+            lines.append(f"verified: {self.verified}")
+        return "\n".join([*lines, *([self.plan.note] if self.plan.note else [])])
+
+
+def prune(
+    model: str,
+    *,
+    out: Path,
+    plan: PlanSource | None = None,
+    blocks: str | None = None,
+    scores: ScoresSource | None = None,
+    criterion: str | None = None,
+    remove: int | None = None,
+    ratio: float | None = None,
+    params: str | None = None,
+    plus: bool | None = None,
+    strategy: Strategy = "one-shot",
+    verify: bool = False,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+    quiet: bool = False,
+) -> PruneResult:
+    """Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.
+
+    Tokenizer, chat template, generation config and the other files are copied; shards stay as the input has them. The
+    output appears whole or not at all.
+
+    Args:
+        model: a checkpoint directory, a hub id, or `embedded`.
+        out: the directory to make.
+        plan: a plan.json of `shortstack plan`; or give the options of plan:
+        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
+        scores: a scores.json of `shortstack score`, or a block_order.csv.
+        criterion: which of the scores to use; may be left out when the file holds one.
+        remove: how many blocks to remove.
+        ratio: remove the most blocks whose share of the parameters is at most this.
+        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits.
+        force: replace an output that shortstack made before.
+        allow_nonfinite: copy tensors that hold NaN or infinity.
+        quiet: no progress on stderr.
+
+    Returns:
+        What was written where.
+
+    Raises:
+        ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
+    """
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(model)
+    if plan is not None:
+        if any(value is not None for value in (blocks, scores, remove, ratio, params)):
+            raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
+        made = plan if isinstance(plan, PrunePlan) else load_plan(plan)
+        if made.fingerprint != checkpoint.fingerprint:
+            raise ShortstackError(
+                f"{checkpoint.source}: the plan was made for another checkpoint ({made.source}; the fingerprints differ)",
+                hint="make a plan for this one",
+            )
+    else:
+        made = plan_for(
+            checkpoint,
+            blocks=blocks,
+            scores=scores,
+            criterion=criterion,
+            remove=remove,
+            ratio=ratio,
+            params=params,
+            plus=plus,
+            strategy=strategy,
+        )
+    progress = Progress(quiet=quiet)
+    nbytes = made.after["bytes"] or 0
+    verified = None
+    with published(out, inputs=[checkpoint.directory], nbytes=nbytes, force=force) as stage:
+        files = write_pruned(checkpoint, made, stage, allow_nonfinite=allow_nonfinite, progress=progress)
+        if verify:
+            from shortstack.verifying import verify_pruned
+
+            verified = verify_pruned(checkpoint, made, stage)
+    return PruneResult(Path(out), made, files, time.perf_counter() - started, verified)
+
+
+def write_pruned(
+    checkpoint: Checkpoint,
+    plan: PrunePlan,
+    directory: Path,
+    *,
+    allow_nonfinite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
+    kept = [checkpoint.position_of(index) for index in plan.kept]
+    config = shortened_config(checkpoint.config, checkpoint.anatomy, kept, checkpoint.source)
+    files = _copy_weights(checkpoint, kept, directory, allow_nonfinite, progress or Progress(quiet=True))
+    if len(kept) == checkpoint.depth:
+        (directory / "config.json").write_bytes(checkpoint.config_bytes)
+    else:
+        (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in _other_files(checkpoint.directory):
+        name = str(path.relative_to(checkpoint.directory))
+        files[name] = copy_file(path, directory / name)
+    record = _record(checkpoint, plan, files)
+    (directory / "README.md").write_text(model_card(record), encoding="utf-8")
+    (directory / provenance.FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return files
+
+
+def _copy_weights(
+    checkpoint: Checkpoint, kept: list[int], directory: Path, allow_nonfinite: bool, progress: Progress
+) -> dict[str, str]:
+    """The weight files, as many as the input has (fewer where a shard has nothing left), and their index."""
+    new_index = {old: new for new, old in enumerate(kept)}
+    shards = []
+    for path, metadata in checkpoint.shards.items():
+        copies = list(_renumbered(checkpoint, path, new_index))
+        if copies:
+            shards.append((copies, metadata))
+    single = len(checkpoint.shards) == 1 and next(iter(checkpoint.shards)).name == SINGLE
+    files: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    total = sum(copy.source.nbytes for copies, _ in shards for copy in copies)
+    with progress.bar("copy", total, "B") as advance:
+        for number, (copies, metadata) in enumerate(shards, start=1):
+            name = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            header = new_header(copies, metadata)
+            if len(kept) == checkpoint.depth:
+                header = raw_header(copies[0].source.file)  # nothing removed: the file is copied to the byte
+            files[name] = copy_tensors(
+                copies, directory / name, header=header, allow_nonfinite=allow_nonfinite, progress=advance
+            )
+            weight_map |= {copy.name: name for copy in copies}
+    if not single:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _renumbered(checkpoint: Checkpoint, path: Path, new_index: dict[int, int]) -> Iterable[TensorCopy]:
+    anatomy = checkpoint.anatomy
+    for tensor in checkpoint.tensors.values():
+        if tensor.file != path:
+            continue
+        block = anatomy.block_of(tensor.name)
+        if block is None:
+            yield TensorCopy(tensor, tensor.name)
+        elif block in new_index:
+            yield TensorCopy(tensor, anatomy.block_name(new_index[block], anatomy.within_block(tensor.name)))
+
+
+def _other_files(directory: Path) -> list[Path]:
+    """Tokenizer, chat templates, generation config, licence: everything that is neither weights nor code."""
+    found = []
+    for folder in (directory, *(directory / name for name in _COPIED_FOLDERS)):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if not path.is_file() or path.name.startswith(".") or path.stat().st_size > _LARGEST_COPIED_FILE:
+                continue
+            if path.name not in _NOT_COPIED_NAMES and not path.name.endswith((*_NOT_COPIED_SUFFIXES, ".index.json")):
+                found.append(path)
+    return found
+
+
+def _record(checkpoint: Checkpoint, plan: PrunePlan, files: dict[str, str]) -> dict[str, Any]:
+    before = checkpoint.provenance or {}
+    return {
+        "schema": provenance.SCHEMA,
+        "source": before.get("source", checkpoint.source),
+        "source_fingerprint": before.get("source_fingerprint", checkpoint.fingerprint),
+        "original_depth": before.get("original_depth", checkpoint.depth),
+        "kept_blocks": list(plan.kept),
+        "steps": [
+            *before.get("steps", []),
+            {
+                "stage": "prune",
+                "source": checkpoint.source,
+                "fingerprint": checkpoint.fingerprint,
+                "removed_blocks": list(plan.removed),
+                "protected_blocks": list(plan.protected),
+                "criterion": plan.criterion,
+                "removal_ratio": plan.removal_ratio,
+                "why": plan.why,
+                "before": plan.before,
+                "after": plan.after,
+                "versions": provenance.versions(),
+            },
+        ],
+        "files": dict(sorted(files.items())),
+    }

@@ -1,0 +1,48 @@
+"""Plain-text tables, bars and units for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under their headings; the first is left-aligned, figures are right-aligned."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in rows)])
+
+
+def bar(share: float, width: int = 28) -> str:
+    """A bar of `share` (0 to 1) of `width` characters, in eighths of a character."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + ("▏▎▍▌▋▊▉"[rest - 1] if rest else "")
+
+
+def count(number: int) -> str:
+    """A number of parameters, short and exact to three digits: 6.74B, 2.62M, 260k."""
+    for size, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}" if number < 1000 * size else f"{number / size:.0f}{unit}"
+    return str(number)
+
+
+def size(number: int) -> str:
+    """A number of bytes in decimal units: 13.5 GB, 5.25 MB, 512 kB."""
+    for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"
+    return f"{number} B"
+
+
+def seconds(duration: float) -> str:
+    """A duration: 0.42 s, 37 s, 2 min 5 s."""
+    if duration < 10:
+        return f"{duration:.2f} s"
+    if duration < 120:
+        return f"{duration:.0f} s"
+    return f"{int(duration // 60)} min {int(duration % 60)} s"
