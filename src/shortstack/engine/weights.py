@@ -162,13 +162,15 @@ def load_outside_blocks(
     files = _Files()
     base = getattr(model, "base_model_prefix", "") + "."
     wanted = {n for n, _ in [*model.named_parameters(), *model.named_buffers()] if not n.startswith(block_prefix)}
+    head = _head_name(model)
     loaded: dict[str, torch.Tensor] = {}
     try:
         for tensor in checkpoint.outside_blocks:
-            name = tensor.name if tensor.name in wanted else base + tensor.name
+            is_head = tensor.name == checkpoint.anatomy.head
+            if is_head and checkpoint.tied:
+                continue  # stored twice; tied below
+            name = tensor.name if tensor.name in wanted else head if is_head else base + tensor.name
             if name not in wanted:
-                if checkpoint.tied and tensor.name == checkpoint.anatomy.head:
-                    continue
                 raise ShortstackError(f"{checkpoint.source}: the model has no place for tensor {tensor.name!r}")
             raw = torch.empty(tensor.nbytes, dtype=torch.uint8)
             files.read(tensor, raw)
@@ -186,6 +188,12 @@ def load_outside_blocks(
     for name, buffer in list(model.named_buffers()):
         if buffer.device != device:
             _set(model, name, buffer.to(device))
+
+
+def _head_name(model: nn.Module) -> str:
+    """The output head's name in memory, which may differ from that on disk (gpt_neox)."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is head), "")
 
 
 def _module_names(checkpoint: Checkpoint, index: int, block: nn.Module) -> dict[str, str]:

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Two test processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("../shared is not beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Pico checkpoints by family and options, built once per test process. They must not be changed."""
+    from tests import pico
+
+    known: dict[str, Path] = {}
+
+    def get(family: str = "llama", **options: object) -> Path:
+        key = repr((family, sorted(options.items(), key=str)))
+        if key not in known:
+            known[key] = pico.build(tmp_path_factory.mktemp(family), family, **options)  # type: ignore[arg-type]
+        return known[key]
+
+    return get
+
+
+@pytest.fixture
+def copied(built: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A copy that a test may break."""
+    import shutil
+
+    def get(family: str = "llama", **options: object) -> Path:
+        return Path(shutil.copytree(built(family, **options), tmp_path / "model"))
+
+    return get

@@ -1,0 +1,226 @@
+"""Scores against the naive oracle: streamed and resident, one file and shards, tied and untied, in groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shortstack.calibration import CalibrationSet
+from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.criteria import parse_criteria
+from shortstack.errors import ShortstackError
+from shortstack.scores import Scores
+from shortstack.scoring import score, score_windows
+from tests import oracle, pico
+
+Built = Callable[..., Path]
+ALL = "ppl,taylor,magnitude"
+
+
+def scored(model: Path, windows: list[list[int]], criteria: str = ALL, **options: Any) -> Scores:
+    return score_windows(open_checkpoint(model), CalibrationSet(windows, {}), parse_criteria(criteria), **options)
+
+
+def assert_equals_oracle(found: Scores, model: Path, windows: list[list[int]], rel: float = 1e-5) -> None:
+    assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=rel)
+    assert found.criteria["ppl"].base == pytest.approx(oracle.dense_ppl(model, windows), rel=rel)
+    for name, expected in (("taylor", oracle.taylor(model, windows)), ("magnitude", oracle.magnitude(model))):
+        assert list(found.criteria[name].tensors.values()) == [pytest.approx(block, rel=rel, abs=1e-9) for block in expected]
+        assert found.criteria[name].scores == pytest.approx([sum(block.values()) for block in expected], rel=rel)
+
+
+@pytest.mark.parametrize("memory", ["streamed", "resident"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shard_bytes": 40_000}, {"tie_word_embeddings": True}, {"attention_bias": True}],
+    ids=["one-file", "shards", "tied", "biases"],
+)
+def test_equals_the_oracle(built: Built, options: dict[str, Any], memory: Any) -> None:
+    model = built("llama", **options)
+    windows = pico.windows()
+    assert_equals_oracle(scored(model, windows, memory=memory), model, windows)
+
+
+@pytest.mark.parametrize("family", sorted(pico.FAMILIES))
+def test_every_family_equals_the_oracle(built: Built, family: str) -> None:
+    model = built(family)
+    windows = pico.windows(3, 12)
+    # Taylor sums of random models nearly cancel in places; float32 leaves a little more than 1e-5 of some.
+    assert_equals_oracle(scored(model, windows), model, windows, rel=3e-5)
+
+
+@pytest.mark.parametrize("model_name", ["stories260k", "babyllama105"])
+@pytest.mark.parametrize("bos_every", [False, True])
+def test_real_models_equal_the_oracle(shared: Path, model_name: str, bos_every: bool) -> None:
+    from shortstack.calibration import draw_windows
+    from shortstack.corpora import read_corpus
+    from shortstack.tokenizers import load_tokenizer
+
+    model = shared / "data/models" / model_name
+    tokenizer = load_tokenizer(open_checkpoint(model))
+    corpus = read_corpus(str(shared / "data/text/tinystories/tinystories.txt"), role="calibration")
+    windows = draw_windows(corpus, tokenizer, samples=6, seq_len=96, bos_every=bos_every).windows
+    assert all((window[0] == 1) for window in windows) or not bos_every
+    assert_equals_oracle(scored(model, windows, memory="streamed"), model, windows)
+
+
+@pytest.mark.parametrize("windows_count", [1, 3, 200])
+def test_any_number_of_windows(built: Built, windows_count: int) -> None:
+    """Fewer windows than are run at a time, and more: parts of streams and streams together."""
+    model = built("llama", num_hidden_layers=4)
+    windows = pico.windows(windows_count, 16)
+    found = scored(model, windows, "ppl")
+    assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=1e-5)
+    assert (found.criteria["ppl"].stderr is None) == (windows_count == 1)
+
+
+@pytest.mark.parametrize("streams", [2, 3, 5])
+def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
+    model = built("llama")
+    windows = pico.windows()
+    one_stream = len(windows) * len(windows[0]) * 32 * 4
+    together = scored(model, windows, "ppl,taylor")
+    in_groups = scored(model, windows, "ppl,taylor", stream_bytes=streams * one_stream)
+    for name in ("ppl", "taylor"):
+        assert in_groups.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
+
+
+def test_standard_error_is_that_of_the_paired_difference(built: Built) -> None:
+    model, windows = built("llama"), pico.windows(5)
+    with torch.no_grad():
+        dense = oracle.mean_nll(pico.load(model), windows)
+        without = oracle.mean_nll(oracle.bypassed(pico.load(model), {2}), windows)
+    expected = float((without - dense).std(correction=1) / 5**0.5)
+    stderr = scored(model, windows, "ppl").criteria["ppl"].stderr
+    assert stderr is not None
+    assert stderr[2] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("batch", [None, 1, 2])
+def test_taylor_parameters(built: Built, power: int, batch: int | None) -> None:
+    model, windows = built("llama"), pico.windows()
+    name = f"taylor:p={power}" + (f",batch={batch}" if batch else "")
+    found = scored(model, windows, name).criteria[name]
+    expected = oracle.taylor(model, windows, power=power, batch=batch)
+    assert found.scores == pytest.approx([sum(block.values()) for block in expected], rel=1e-4)
+
+
+def test_batches_of_one_give_the_published_multiple(built: Built) -> None:
+    """Ten batches of one window: S is ten times that of one batch of ten, and the order is the same."""
+    model, windows = built("llama"), pico.windows(10)
+    found = scored(model, windows, "taylor,taylor:batch=1")
+    one, ten = found.criteria["taylor"], found.criteria["taylor:batch=1"]
+    assert ten.scores == pytest.approx([10 * value for value in one.scores], rel=1e-5)
+    assert ten.order == one.order
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "prod"])
+def test_reductions_follow_the_definition(built: Built, reduction: str) -> None:
+    """A matrix is summed over its input dimension first, then reduced over output rows; then tensors within the block."""
+    model = built("llama")
+    name = f"magnitude:weight={reduction},block={reduction}"
+    found = scored(model, pico.windows(1), name).criteria[name]
+    reduce = {"mean": torch.mean, "max": torch.max, "prod": torch.prod}[reduction]
+    with torch.no_grad():
+        for index, block in enumerate(oracle.layers_of(pico.load(model))):
+            values = []
+            for parameter in oracle.scored(block).values():
+                rows = parameter.abs().double().sum(dim=1) if parameter.ndim == 2 else parameter.abs().double()
+                values.append(reduce(rows))
+            assert found.scores[index] == pytest.approx(float(reduce(torch.stack(values))), rel=1e-5)
+
+
+def test_conv1d_rows_are_outputs(built: Built) -> None:
+    """GPT-2 keeps matrices as [input, output]: the input dimension is the first."""
+    model, name = built("gpt2"), "magnitude:weight=max"
+    found = scored(model, pico.windows(1), name).criteria[name].tensors[0]
+    weight = oracle.scored(oracle.layers_of(pico.load(model))[0])["attn.c_attn.weight"].detach()
+    assert found["attn.c_attn.weight"] == pytest.approx(float(weight.abs().double().sum(dim=0).max()), rel=1e-6)
+
+
+def test_gradients_are_accumulated_before_absolute_values(built: Built) -> None:
+    """Windows run in several parts give what one part gives: |a + b| and not |a| + |b|."""
+    model, windows = built("llama"), pico.windows(100, 32)  # 3200 tokens: three parts of 1280
+    found = scored(model, windows, "taylor").criteria["taylor"].scores
+    expected = [sum(block.values()) for block in oracle.taylor(model, windows)]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_bfloat16_checkpoint_is_computed_in_float32(built: Built) -> None:
+    model, windows = built("llama", dtype=torch.bfloat16), pico.windows()
+    found = scored(model, windows, memory="streamed")
+    assert found.settings["dtype"] == "float32"
+    assert_equals_oracle(found, model, windows)
+
+
+def test_same_scores_every_time(built: Built) -> None:
+    first, second = (scored(built("llama"), pico.windows(), memory="streamed") for _ in range(2))
+    for name in first.criteria:
+        assert first.criteria[name].scores == second.criteria[name].scores
+
+
+def test_scores_of_a_pruned_model_carry_original_indices(built: Built, tmp_path: Path) -> None:
+    from shortstack.pruning import prune
+
+    pruned = tmp_path / "pruned"
+    prune(str(built("llama")), out=pruned, blocks="1,3", quiet=True)
+    found = scored(pruned, pico.windows(), "ppl")
+    assert found.blocks == (0, 2, 4, 5)
+    assert sorted(found.criteria["ppl"].order) == [0, 2, 4, 5]
+
+
+def test_not_finite_is_an_error(copied: Built) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ShortstackError, match="not finite"):
+        scored(model, pico.windows(), "ppl")
+
+
+def test_stage_reads_rows_and_writes_files(built: Built, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words to draw windows from. " * 40)
+    found = score(
+        str(built("llama")), criterion=ALL, data=str(text), samples=3, seq_len=16, out=tmp_path / "s.json", csv=tmp_path / "csv"
+    )
+    from shortstack.scores import load_scores
+
+    again = load_scores(tmp_path / "s.json")
+    assert again.to_json() == found.to_json()
+    order = (tmp_path / "csv/ppl_n3/block_order.csv").read_text().strip()
+    assert order == ",".join(map(str, found.criteria["ppl"].order))
+    assert (tmp_path / "csv/ppl_n3/all_ppl_sorted.csv").read_text().startswith("removed_block,")
+    assert (tmp_path / "csv/taylor_n3/block_score_sorted.csv").read_text().startswith("rank,block_name,")
+
+
+def test_window_longer_than_positions(built: Built) -> None:
+    with pytest.raises(ShortstackError, match="windows of 65 tokens.*64 positions"):
+        scored(built("llama"), pico.windows(2, 65), "ppl")
+
+
+def test_token_without_embedding(built: Built) -> None:
+    with pytest.raises(ShortstackError, match="token id 260.*260 rows"):
+        scored(built("llama"), [[1, 2, 260]], "ppl")
+
+
+def test_streamed_holds_no_more_than_two_blocks(built: Built) -> None:
+    """After a sweep no block holds a weight; while it runs, one block at a time does."""
+    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.weights import BlockWeights
+
+    checkpoint = open_checkpoint(built("llama"))
+    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    with BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=torch.device("cpu"), resident=False) as weights:
+        for index, _ in weights.each(range(6)):
+            full = [i for i, block in enumerate(skeleton.blocks) if not any(p.is_meta for p in block.parameters())]
+            assert full == [index]
+        assert len(weights._buffers) == 2
+    assert all(p.is_meta for block in skeleton.blocks for p in block.parameters())
