@@ -137,7 +137,10 @@ class Anatomy:
 
     def is_buffer(self, tensor_name: str) -> bool:
         """Whether a block's tensor is a constant table and not a parameter."""
-        return self.block_of(tensor_name) is not None and tensor_name.endswith(self.family.buffers)
+        if self.block_of(tensor_name) is None:
+            return False
+        inner = self.within_block(tensor_name)
+        return any(inner == name or inner.endswith("." + name) for name in self.family.buffers)
 
 
 def anatomy_of(config: Config, tensor_names: Iterable[str], place: str) -> Anatomy:

@@ -117,7 +117,7 @@ def _check_start(path: Path, size: int, start: bytes) -> None:
         raise ShortstackError(f"{path}: is empty (0 bytes); download incomplete?", hint="download the file again")
     if start.startswith(b"version https://git-lfs"):
         raise ShortstackError(f"{path}: is a Git-LFS pointer, not the weights", hint="run: git lfs pull")
-    if start.lstrip()[:1] == b"<":
+    if start.lstrip()[:1] == b"<" and start[7:8] != b"\0":  # text has no zero bytes; a header's length ends in them
         shown = start[:12].decode("latin-1")
         raise ShortstackError(f"{path}: not safetensors (starts {shown!r}: a web page?)", hint="download it again")
     if size < 10:
