@@ -63,11 +63,15 @@ def scored(block: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def taylor(directory: Path, windows: list[list[int]], *, power: int = 1, batch: int | None = None) -> list[dict[str, float]]:
+def taylor(
+    directory: Path, windows: list[list[int]], *, power: int = 1, batch: int | None = None
+) -> list[dict[str, float]]:
     """|sum over batches of w * g|^p summed over elements, per block and tensor: autograd on the whole model."""
     model = pico.load(directory)
     blocks = layers_of(model)
-    salience: list[dict[str, torch.Tensor]] = [{name: torch.zeros_like(p) for name, p in scored(b).items()} for b in blocks]
+    salience: list[dict[str, torch.Tensor]] = [
+        {name: torch.zeros_like(p) for name, p in scored(b).items()} for b in blocks
+    ]
     size = batch or len(windows)
     for start in range(0, len(windows), size):
         model.zero_grad()

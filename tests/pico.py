@@ -55,6 +55,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
     "cohere": {},
     "phi": {},
+    "arcee": {},
+    "glm": {},
+    "ministral3": {},
+    "nemotron": {},
+    "olmo": {},
+    "persimmon": {},
+    "seed_oss": {},
+}
+# Their experts are one tensor each on disk and fused in memory: pruned, but not scored yet.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "olmoe": {"num_experts": 2, "num_experts_per_tok": 1},
 }
 
 
@@ -83,7 +95,8 @@ def build(
     **overrides: Any,
 ) -> Path:
     """Write a checkpoint with every parameter random (norms and biases too, so that nothing is neutral)."""
-    base = FAMILIES[family] if family == "gpt2" else {**COMMON, **FAMILIES[family]}
+    needs = {**FAMILIES, **MIXTURES}[family]
+    base = needs if family == "gpt2" else {**COMMON, **needs}
     if family in _DERIVED_HEAD_DIM:
         base = {key: value for key, value in base.items() if key != "head_dim"}
     config = AutoConfig.for_model(family, **{**base, **overrides})
@@ -94,7 +107,9 @@ def build(
         for index, (name, parameter) in enumerate(sorted(model.named_parameters())):
             # Scales differ between tensors, so that blocks come to matter differently.
             scale = 0.15 + 0.1 * (index % 4)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * scale + (1.0 if "norm" in name else 0.0)
+            )
     model = model.to(dtype)
     kwargs = {"max_shard_size": shard_bytes} if shard_bytes else {}
     model.save_pretrained(directory, **kwargs)

@@ -54,7 +54,9 @@ def test_scores_and_orders(golden: dict[str, Any], shared: Path, name: str, memo
         assert list(ours.order) == expected["order"]
         assert ours.scores == pytest.approx(expected["scores"], rel=1e-5)
         tensors = {
-            checkpoint.anatomy.block_name(block, name): value for block, t in ours.tensors.items() for name, value in t.items()
+            checkpoint.anatomy.block_name(block, name): value
+            for block, t in ours.tensors.items()
+            for name, value in t.items()
         }
         inside = {k: v for k, v in expected.get("tensors", {}).items() if checkpoint.anatomy.block_of(k) is not None}
         assert tensors == pytest.approx(inside, rel=1e-5)
@@ -64,7 +66,9 @@ def test_scores_and_orders(golden: dict[str, Any], shared: Path, name: str, memo
 
 @pytest.mark.parametrize("data", ["wikitext2", "ptb"])
 @pytest.mark.parametrize("name", RUNS)
-def test_perplexity_of_both_bos_policies(golden: dict[str, Any], shared: Path, name: str, data: str, tmp_path: Path) -> None:
+def test_perplexity_of_both_bos_policies(
+    golden: dict[str, Any], shared: Path, name: str, data: str, tmp_path: Path
+) -> None:
     expected = golden["runs"][name]["eval_ppl"]
     if data == "wikitext2":
         lines = (shared / "data/text/wikitext2/wiki.test.raw").read_text(encoding="utf-8").split("\n")[:800]

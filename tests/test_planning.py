@@ -47,7 +47,9 @@ def test_plus_is_off_below_ten_blocks_and_says_so(built: Built) -> None:
 
 def test_more_than_may_go(built: Built) -> None:
     model = built("llama", num_hidden_layers=12)
-    with pytest.raises(ShortstackError, match=r"7 blocks to remove, but only 6 of 12 may go \(kept: 0-3, 10-11\)") as caught:
+    with pytest.raises(
+        ShortstackError, match=r"7 blocks to remove, but only 6 of 12 may go \(kept: 0-3, 10-11\)"
+    ) as caught:
         plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=7)
     assert caught.value.hint == "--no-plus, or remove fewer"
     with pytest.raises(ShortstackError, match=r"12 blocks to remove, but only 11 of 12"):
@@ -71,7 +73,9 @@ def test_by_ratio_and_by_size(built: Built) -> None:
 
 def test_contiguous(built: Built) -> None:
     model = built("llama")
-    made = plan_for(open_checkpoint(model), scores=scores_for(model, [1, 9, 2, 3, 9, 1]), remove=2, strategy="contiguous")
+    made = plan_for(
+        open_checkpoint(model), scores=scores_for(model, [1, 9, 2, 3, 9, 1]), remove=2, strategy="contiguous"
+    )
     assert made.removed == (2, 3)
 
 
@@ -120,7 +124,9 @@ def test_contradictions_are_usage_errors(built: Built, options: dict[str, Any]) 
 
 def test_scores_of_another_model(built: Built) -> None:
     with pytest.raises(ShortstackError, match="another checkpoint"):
-        plan_for(open_checkpoint(built("llama", seed=3)), scores=scores_for(built("llama"), [1, 2, 3, 4, 5, 6]), remove=1)
+        plan_for(
+            open_checkpoint(built("llama", seed=3)), scores=scores_for(built("llama"), [1, 2, 3, 4, 5, 6]), remove=1
+        )
 
 
 def test_which_criterion(built: Built) -> None:
@@ -190,7 +196,9 @@ def test_protected_blocks_of_a_plan_cannot_go() -> None:
         PrunePlan("model", "", (0, 1, 2), (0,), protected=(0,))
 
 
-@pytest.mark.parametrize(("text", "number"), [("5.5B", 5_500_000_000), ("700M", 700_000_000), ("12", 12), ("1.5k", 1500)])
+@pytest.mark.parametrize(
+    ("text", "number"), [("5.5B", 5_500_000_000), ("700M", 700_000_000), ("12", 12), ("1.5k", 1500)]
+)
 def test_amounts(text: str, number: int) -> None:
     assert parse_amount(text) == number
 

@@ -43,7 +43,7 @@ def tensors_of(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("blocks", SETS)
-@pytest.mark.parametrize("family", sorted(pico.FAMILIES))
+@pytest.mark.parametrize("family", sorted({**pico.FAMILIES, **pico.MIXTURES}))
 def test_logits_equal_the_bypassed_original_bit_for_bit(built: Built, family: str, blocks: str, tmp_path: Path) -> None:
     model = built(family)
     result = prune(str(model), out=tmp_path / "p", blocks=blocks, quiet=True)
@@ -63,7 +63,7 @@ def test_configs_that_hold_only_the_rule(copied: Built, family: str, blocks: str
     assert torch.equal(logits(pico.load(tmp_path / "p"), windows), expected)
 
 
-@pytest.mark.parametrize("family", sorted(pico.FAMILIES))
+@pytest.mark.parametrize("family", sorted({**pico.FAMILIES, **pico.MIXTURES}))
 def test_cached_generation_equals_uncached(built: Built, family: str, tmp_path: Path) -> None:
     prune(str(built(family)), out=tmp_path / "p", blocks="0,3", quiet=True)
     model = pico.load(tmp_path / "p")
@@ -232,7 +232,9 @@ class TestVerify:
         with pytest.raises(ShortstackError, match="logits differ"):
             verify()
 
-    def test_a_failed_check_publishes_nothing(self, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_failed_check_publishes_nothing(
+        self, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(*_: object) -> str:
             raise ShortstackError("verification failed: on purpose")
 
@@ -368,8 +370,61 @@ def test_gpt2_scaled_by_block_index_keeps_its_numbers(built: Built, tmp_path: Pa
 def test_names_without_the_base_model(copied: Built, tmp_path: Path) -> None:
     """Published GPT-2 has `h.0.` on disk where the model has `transformer.h.0.`."""
     model = copied("gpt2")
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(model / "model.safetensors").items()}
+    tensors = {
+        name.removeprefix("transformer."): tensor for name, tensor in load_file(model / "model.safetensors").items()
+    }
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     result = prune(str(model), out=tmp_path / "p", blocks="1,3", verify=True, quiet=True)
     assert result.verified is not None
     assert "h.3.ln_1.weight" in tensors_of(tmp_path / "p")
+
+
+def test_code_of_a_checkpoint_is_neither_copied_nor_run(copied: Built, tmp_path: Path) -> None:
+    """Promise 5: a known family is loaded by its own class, whatever `auto_map` says."""
+    model = copied("llama")
+    (model / "modeling_own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own", "AutoConfig": "modeling_own.OwnConfig"}
+    (model / "config.json").write_text(json.dumps(config))
+    from shortstack.evaluation.samples import evaluate_samples
+    from shortstack.scoring import score
+
+    (tmp_path / "x.txt").write_text("some text " * 50)
+    score(str(model), data=str(tmp_path / "x.txt"), samples=2, seq_len=16, quiet=True)
+    prune(str(model), out=tmp_path / "p", blocks="1", verify=True, quiet=True)
+    evaluate_samples(str(model), prompt="ab", new_tokens=4, count=1)
+    assert not (tmp_path / "executed").exists()
+    assert "auto_map" not in json.loads((tmp_path / "p/config.json").read_text())
+
+
+def test_quantized_checkpoints_are_refused(copied: Built, tmp_path: Path) -> None:
+    model = copied("llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(ShortstackError, match="is quantized"):
+        prune(str(model), out=tmp_path / "p", blocks="1", quiet=True)
+
+
+def test_from_the_hub_cache(built: Built, tmp_path: Path) -> None:
+    """A hub id that the cache holds: links into blobs are followed, nothing in the cache is written."""
+    import shutil
+
+    folder = tmp_path / "cache/models--some--model"
+    snapshot = folder / "snapshots" / ("a" * 40)
+    shutil.copytree(built("llama"), folder / "blobs")
+    snapshot.mkdir(parents=True)
+    for path in (folder / "blobs").iterdir():
+        (snapshot / path.name).symlink_to(path)
+    (folder / "refs").mkdir()
+    (folder / "refs/main").write_text("a" * 40)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    arguments = ["prune", "some/model", "--blocks", "1", "--out", str(tmp_path / "p")]
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "shortstack", *arguments], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    record = json.loads((tmp_path / "p/shortstack.json").read_text())
+    assert record["source"] == "some/model"
+    assert "base_model: some/model" in (tmp_path / "p/README.md").read_text()

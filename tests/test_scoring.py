@@ -29,7 +29,9 @@ def assert_equals_oracle(found: Scores, model: Path, windows: list[list[int]], r
     assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=rel)
     assert found.criteria["ppl"].base == pytest.approx(oracle.dense_ppl(model, windows), rel=rel)
     for name, expected in (("taylor", oracle.taylor(model, windows)), ("magnitude", oracle.magnitude(model))):
-        assert list(found.criteria[name].tensors.values()) == [pytest.approx(block, rel=rel, abs=1e-9) for block in expected]
+        assert list(found.criteria[name].tensors.values()) == [
+            pytest.approx(block, rel=rel, abs=1e-9) for block in expected
+        ]
         assert found.criteria[name].scores == pytest.approx([sum(block.values()) for block in expected], rel=rel)
 
 
@@ -189,7 +191,13 @@ def test_stage_reads_rows_and_writes_files(built: Built, tmp_path: Path) -> None
     text = tmp_path / "text.txt"
     text.write_text("some words to draw windows from. " * 40)
     found = score(
-        str(built("llama")), criterion=ALL, data=str(text), samples=3, seq_len=16, out=tmp_path / "s.json", csv=tmp_path / "csv"
+        str(built("llama")),
+        criterion=ALL,
+        data=str(text),
+        samples=3,
+        seq_len=16,
+        out=tmp_path / "s.json",
+        csv=tmp_path / "csv",
     )
     from shortstack.scores import load_scores
 
@@ -218,9 +226,17 @@ def test_streamed_holds_no_more_than_two_blocks(built: Built) -> None:
 
     checkpoint = open_checkpoint(built("llama"))
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
-    with BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=torch.device("cpu"), resident=False) as weights:
+    with BlockWeights(
+        checkpoint, skeleton.blocks, dtype=torch.float32, device=torch.device("cpu"), resident=False
+    ) as weights:
         for index, _ in weights.each(range(6)):
             full = [i for i, block in enumerate(skeleton.blocks) if not any(p.is_meta for p in block.parameters())]
             assert full == [index]
         assert len(weights._buffers) == 2
     assert all(p.is_meta for block in skeleton.blocks for p in block.parameters())
+
+
+@pytest.mark.parametrize("family", sorted(pico.MIXTURES))
+def test_fused_experts_are_refused_and_not_scored_wrongly(built: Built, family: str) -> None:
+    with pytest.raises(ShortstackError, match="stored in another form than it is computed in"):
+        scored(built(family), pico.windows(), "ppl")

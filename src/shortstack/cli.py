@@ -48,12 +48,15 @@ def run(argv: list[str]) -> int:
     """Run one command and return its exit code."""
     wants_json, debug = False, False
     app = _app()
+    app.meta.suppress_keyboard_interrupt = False
 
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         json: Annotated[bool, Parameter(negative="", group=_EVERYWHERE, help="print the result as JSON.")] = False,
-        debug_: Annotated[bool, Parameter(name="--debug", negative="", group=_EVERYWHERE, help="show the traceback of an error.")] = False,
+        debug_: Annotated[
+            bool, Parameter("--debug", negative="", group=_EVERYWHERE, help="show an error's traceback.")
+        ] = False,
     ) -> Any:
         nonlocal wants_json, debug
         wants_json, debug = json, debug_
@@ -66,27 +69,33 @@ def run(argv: list[str]) -> int:
         result = app.meta(argv, result_action="return_value", exit_on_error=False)
         if result is not None:
             _print_result(result, wants_json)
-        return 0
     except CycloptsError:  # cyclopts has said what is wrong
         return 2
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        code = _explained(error)
+        if code is None or debug:
+            raise
+        return code
+    return 0
+
+
+def _explained(error: BaseException) -> int | None:
+    """Say on one or two lines what went wrong; the exit code, or None for what no user can cause."""
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    except ShortstackError as error:
-        if debug:
-            raise
+    if isinstance(error, ShortstackError):
         print(_shown("error: " + error.message), file=sys.stderr)
         if error.hint:
             print(_shown("hint: " + error.hint), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:  # the reader of our output has gone, such as `| head`
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
-        if debug:
-            raise
+    if isinstance(error, MemoryError):
         print("error: out of memory\nhint: --memory streamed, fewer --samples, or a smaller --seq-len", file=sys.stderr)
         return 1
+    return None
 
 
 def _app() -> App:
@@ -96,6 +105,7 @@ def _app() -> App:
         version=_version,
         help_format="plaintext",
         default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+        suppress_keyboard_interrupt=False,
     )
     evaluate = App(name="eval", help="Evaluate checkpoints: perplexity, sample continuations.")
     app.command(evaluate)

@@ -72,7 +72,9 @@ def read_corpus(source: str, *, role: Role) -> Corpus:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
-            raise ShortstackError(f"{source}: no text in this folder", hint=f"expected files ending in {' '.join(SUFFIXES)}")
+            raise ShortstackError(
+                f"{source}: no text in this folder", hint=f"expected files ending in {' '.join(SUFFIXES)}"
+            )
     digest = hashlib.sha256()
     corpus = Corpus(source, "")
     for file in files:
@@ -97,7 +99,9 @@ def _embedded(role: Role) -> Corpus:
     texts = [document.text for document in chosen]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()
     part = "held-out part" if role == "evaluation" else "training part"
-    return Corpus("embedded", digest, texts, detail=f"{part} of the docstrings and help topics of {embedded.python_name()}")
+    return Corpus(
+        "embedded", digest, texts, detail=f"{part} of the docstrings and help topics of {embedded.python_name()}"
+    )
 
 
 def _read_file(file: Path, raw: bytes, corpus: Corpus) -> None:

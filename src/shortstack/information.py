@@ -56,7 +56,10 @@ class Info:
             ("stored as", dtypes),
             ("size", f"{size(self.nbytes)} in {self.shards} file{'s' if self.shards > 1 else ''}"),
             ("positions", str(self.positions) if self.positions else "not limited by the config"),
-            ("KV cache", f"{size(self.kv_bytes_per_token)} per token in 16 bit" if self.kv_bytes_per_token else "unknown"),
+            (
+                "KV cache",
+                f"{size(self.kv_bytes_per_token)} per token in 16 bit" if self.kv_bytes_per_token else "unknown",
+            ),
             ("one block less", f"-{saved / self.parameters:.2%} parameters, -{size(max(self.block_bytes))}"),
             ("fingerprint", self.fingerprint[:16]),
         ]

@@ -153,7 +153,9 @@ def load_plan(path: str | Path) -> PrunePlan:
             why=record["why"],
         )
     except FileNotFoundError:
-        raise ShortstackError(f"{path}: no such file", hint="shortstack plan MODEL --out plan.json writes one") from None
+        raise ShortstackError(
+            f"{path}: no such file", hint="shortstack plan MODEL --out plan.json writes one"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ShortstackError(f"{path}: not a plan of shortstack ({type(error).__name__}: {error})") from None
 
@@ -224,7 +226,9 @@ def plan_for(
     strategy: Strategy = "one-shot",
 ) -> PrunePlan:
     """`plan` for a checkpoint that is open already; `scores` may be a `Scores` too."""
-    amounts = [name for name, value in (("--remove", remove), ("--ratio", ratio), ("--params", params)) if value is not None]
+    amounts = [
+        name for name, value in (("--remove", remove), ("--ratio", ratio), ("--params", params)) if value is not None
+    ]
     if blocks is not None:
         if scores is not None or amounts:
             extra = "--scores" if scores is not None else amounts[0]
@@ -261,7 +265,9 @@ def protected_blocks(blocks: Sequence[int], plus: bool | None) -> tuple[tuple[in
     """The blocks that the published "+" rule keeps, and a line that says so where the user did not decide."""
     if plus is None:
         plus = len(blocks) >= PLUS_FROM_DEPTH
-        note = "" if plus else f"no block is protected below {PLUS_FROM_DEPTH} blocks; --plus keeps the first 4 and last 2"
+        note = (
+            "" if plus else f"no block is protected below {PLUS_FROM_DEPTH} blocks; --plus keeps the first 4 and last 2"
+        )
     else:
         note = ""
     if not plus:
@@ -275,7 +281,9 @@ def parse_blocks(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
         if not match:
-            raise UsageError(f"--blocks {text!r}: {part.strip()!r} is not a block number", hint="such as --blocks 3,7-9")
+            raise UsageError(
+                f"--blocks {text!r}: {part.strip()!r} is not a block number", hint="such as --blocks 3,7-9"
+            )
         first, last = int(match.group(1)), int(match.group(2) or match.group(1))
         if last < first:
             raise UsageError(f"--blocks {text!r}: the range {part.strip()!r} runs backwards", hint=f"{last}-{first}?")
@@ -289,7 +297,7 @@ def parse_amount(text: str) -> int:
     if not match:
         raise UsageError(f"--params {text!r} is not a number of parameters", hint="such as 5.5B, 700M or 5524115456")
     power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}[match.group(2).lower()]
-    return round(float(match.group(1)) * 10**power)
+    return round(float(match.group(1)) * 10.0**power)
 
 
 def _amount(sizes: Sequence[int], total: int, remove: int | None, ratio: float | None, params: str | None) -> int:
@@ -299,8 +307,8 @@ def _amount(sizes: Sequence[int], total: int, remove: int | None, ratio: float |
             raise UsageError(f"--remove {remove}: expected 0 or more blocks")
         return remove
     left = [total]
-    for size in sizes:
-        left.append(left[-1] - size)
+    for parameters in sizes:
+        left.append(left[-1] - parameters)
     if ratio is not None:
         if not 0 <= ratio < 1:
             raise UsageError(f"--ratio {ratio}: expected a share of the parameters, 0 <= ratio < 1")
@@ -313,7 +321,9 @@ def _cheapest_run(
     blocks: Sequence[int], protected: Sequence[int], scores: dict[int, float] | None, wanted: int
 ) -> tuple[int, ...]:
     if scores is None:
-        raise ShortstackError("--strategy contiguous adds up scores, but a block order has none", hint="give scores.json")
+        raise ShortstackError(
+            "--strategy contiguous adds up scores, but a block order has none", hint="give scores.json"
+        )
     runs = [tuple(blocks[start : start + wanted]) for start in range(len(blocks) - wanted + 1)]
     free = [run for run in runs if not set(run) & set(protected)]
     if not free:
@@ -330,7 +340,9 @@ def _made(
     why: dict[str, Any],
     note: str = "",
 ) -> PrunePlan:
-    gone = [block for index, block in zip(checkpoint.original_blocks, checkpoint.blocks, strict=True) if index in removed]
+    gone = [
+        block for index, block in zip(checkpoint.original_blocks, checkpoint.blocks, strict=True) if index in removed
+    ]
     tensors = [tensor for block in gone for tensor in block]
     element = 2
     before = {

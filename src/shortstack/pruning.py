@@ -173,7 +173,9 @@ def write_pruned(
     if len(kept) == checkpoint.depth:
         (directory / "config.json").write_bytes(checkpoint.config_bytes)
     else:
-        (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (directory / "config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     for path in _other_files(checkpoint.directory):
         name = str(path.relative_to(checkpoint.directory))
         files[name] = copy_file(path, directory / name)

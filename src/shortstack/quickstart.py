@@ -76,7 +76,9 @@ class QuickstartResult:
         return "\n".join(lines)
 
 
-def quickstart(*, out: Path = Path("shortstack-quickstart"), force: bool = False, quiet: bool = False) -> QuickstartResult:
+def quickstart(
+    *, out: Path = Path("shortstack-quickstart"), force: bool = False, quiet: bool = False
+) -> QuickstartResult:
     """Take the small model in the package through info, score, plan, prune and evaluate. Under a minute.
 
     Args:
@@ -108,7 +110,9 @@ def quickstart(*, out: Path = Path("shortstack-quickstart"), force: bool = False
     scores = score("embedded", criterion=CRITERIA, out=out / "scores.json", csv=out / "csv", quiet=quiet)
     progress.say(scores.to_text() + "\n")
     progress.say("3/5 plan: the quarter of the blocks that matters least by ppl\n")
-    made = plan("embedded", scores=out / "scores.json", criterion="ppl", remove=facts.blocks // 4, out=out / "plan.json")
+    made = plan(
+        "embedded", scores=out / "scores.json", criterion="ppl", remove=facts.blocks // 4, out=out / "plan.json"
+    )
     progress.say(made.to_text() + "\n")
     progress.say("4/5 prune: a checkpoint without them, verified\n")
     progress.say(prune("embedded", plan=made, out=pruned, verify=True, force=force, quiet=quiet).to_text() + "\n")
@@ -150,15 +154,15 @@ def card_perplexity() -> float:
     return float(match.group(1))
 
 
-def check_dense(measured: float, card: float) -> None:
+def check_dense(measured: float | None, card: float) -> None:
     """Refuse a dense perplexity that is not the model card's: nothing else in the table could be believed.
 
     Raises:
         ShortstackError: they differ by more than 10 %.
     """
-    if not abs(measured / card - 1) <= _TOLERANCE:
+    if measured is None or not abs(measured / card - 1) <= _TOLERANCE:
         raise ShortstackError(
-            f"the dense model's perplexity is {measured:.2f}, its card says {card:.2f}: this installation computes wrongly",
+            f"the dense model's perplexity is {measured}, its card says {card:.2f}: this installation computes wrongly",
             hint="check the versions of torch and transformers; constraints.txt has a set that works",
         )
 

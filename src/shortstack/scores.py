@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,7 +198,9 @@ def load_scores(path: str | Path) -> Scores:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ShortstackError(f"{path}: no such file", hint="shortstack score MODEL --out scores.json writes one") from None
+        raise ShortstackError(
+            f"{path}: no such file", hint="shortstack score MODEL --out scores.json writes one"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ShortstackError(f"{path}: cannot be read ({error})") from None
     if path.suffix.lower() == ".csv":
@@ -242,7 +245,9 @@ def _from_block_order(path: Path, text: str) -> Scores:
     for column, cell in enumerate(row.split(","), start=1):
         place = f"{path}: row {number}, cell {column}"
         if not re.fullmatch(r"\s*\d{1,6}\s*", cell):
-            raise ShortstackError(f"{place}: {cell.strip()!r} is not a block number", hint="numbers are those of the original model")
+            raise ShortstackError(
+                f"{place}: {cell.strip()!r} is not a block number", hint="numbers are those of the original model"
+            )
         if int(cell) in order:
             raise ShortstackError(f"{place}: block {int(cell)} is there twice")
         order.append(int(cell))
@@ -254,21 +259,24 @@ def _from_block_order(path: Path, text: str) -> Scores:
 def _ranking(found: CriterionScores) -> str:
     values = found.by_block() or {}
     with_base = found.base is not None
-    # The first block often costs a hundred times what the others do; square roots keep the others' bars visible.
+    # The first block often costs a hundred times what the others do: square roots, and a bar that is cut short (▶),
+    # keep the others' bars apart.
     lengths = {
         index: math.sqrt(max(0.0, math.log(value / found.base))) if found.base else abs(value)
         for index, value in values.items()
     }
-    longest = max(lengths.values()) or 1.0
+    full = min(max(lengths.values()), 3 * statistics.median(lengths.values())) or 1.0
     rows = []
     for rank, index in enumerate(found.order, start=1):
         value = values[index]
         row = [f"{rank:>4}", str(index), f"{value:.6g}"]
         if found.base:
-            row.append(f"{value / found.base - 1:+.1%}")
+            change = value / found.base
+            row.append(f"{change - 1:+.1%}" if change < 10 else f"x{change:.0f}")
         if found.stderr is not None:
             row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
-        rows.append([*row, bar(lengths[index] / longest).ljust(28)])
+        drawn = bar(lengths[index] / full)
+        rows.append([*row, (drawn[:-1] + "▶" if lengths[index] > full else drawn).ljust(28)])
     header = ["rank", "block", "ppl without" if with_base else "score"]
     header += ["change"] if with_base else []
     header += ["s.e. (NLL)"] if found.stderr is not None else []

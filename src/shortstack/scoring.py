@@ -312,7 +312,9 @@ class _Run:
 
 def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> None:
     for name, criterion in found.items():
-        broken = [index for index, value in zip(criterion.blocks, criterion.scores, strict=True) if not math.isfinite(value)]
+        broken = [
+            index for index, value in zip(criterion.blocks, criterion.scores, strict=True) if not math.isfinite(value)
+        ]
         if broken:
             raise ShortstackError(
                 f"{checkpoint.source}: the {name} score of block {broken[0]} is not finite",

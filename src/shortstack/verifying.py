@@ -62,7 +62,9 @@ def _compare_config(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -
     expected = shortened_config(original.config, original.anatomy, kept, original.source)
     for key in sorted(expected.keys() | pruned.config.keys()):
         if json.dumps(expected.get(key)) != json.dumps(pruned.config.get(key)):
-            raise _failed(pruned.directory, f"config.json: {key} is {pruned.config.get(key)!r}, expected {expected.get(key)!r}")
+            raise _failed(
+                pruned.directory, f"config.json: {key} is {pruned.config.get(key)!r}, expected {expected.get(key)!r}"
+            )
 
 
 def _compare_bytes(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> int:
@@ -96,7 +98,11 @@ def _load(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
 
     with quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.directory, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+            checkpoint.directory,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            trust_remote_code=False,
         )
     return model.eval(), info
 
@@ -107,7 +113,8 @@ def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor) -> torch.Tensor
     model, info = _load(checkpoint)
     _refuse_odd_keys(checkpoint, info)
     with torch.no_grad():
-        return model(input_ids=ids_BT, use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    return logits
 
 
 def _bypassed_logits(checkpoint: Checkpoint, kept: list[int], ids_BT: torch.Tensor) -> torch.Tensor:
@@ -125,7 +132,8 @@ def _bypassed_logits(checkpoint: Checkpoint, kept: list[int], ids_BT: torch.Tens
     for index in skipped:
         layers[index].register_forward_hook(skip, with_kwargs=True)
     with torch.no_grad():
-        return model(input_ids=ids_BT, use_cache=False).logits
+        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    return logits
 
 
 def _streamed_logits(checkpoint: Checkpoint, order: Any, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -136,9 +144,10 @@ def _streamed_logits(checkpoint: Checkpoint, order: Any, ids_BT: torch.Tensor) -
 
     device = torch.device("cpu")
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=device)
-    with torch.no_grad(), BlockWeights(
-        checkpoint, skeleton.blocks, dtype=torch.float32, device=device, resident=False
-    ) as weights:
+    with (
+        torch.no_grad(),
+        BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=device, resident=False) as weights,
+    ):
         hidden = skeleton.first_hidden(ids_BT)
         for index, block in weights.each(list(order)):
             hidden = skeleton.run_block(block, hidden, skeleton.calls(ids_BT)[index])
@@ -160,7 +169,9 @@ def _equal_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _failed(directory: Path, what: str) -> ShortstackError:
-    return ShortstackError(f"{directory}: verification failed: {what}", hint="nothing was published; please report this")
+    return ShortstackError(
+        f"{directory}: verification failed: {what}", hint="nothing was published; please report this"
+    )
 
 
 @contextlib.contextmanager

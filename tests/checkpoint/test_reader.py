@@ -188,7 +188,8 @@ class TestShards:
         path.write_text(json.dumps(record))
 
     def test_missing(self, model: Path) -> None:
-        (self.shard(model, 2)).rename(model / "elsewhere")
+        path = self.shard(model, 2)
+        path.rename(model / "elsewhere")
         with pytest.raises(ShortstackError, match=f"shard missing: {path.name}"):
             open_checkpoint(model)
 

@@ -100,6 +100,8 @@ def test_any_change_of_a_byte_is_refused_or_read_as_the_reference_reads_it(tmp_p
         return
     try:
         with safe_open(path, "pt") as file:
-            assert {t.name: list(t.shape) for t in found} == {name: file.get_slice(name).get_shape() for name in file.keys()}
+            assert {t.name: list(t.shape) for t in found} == {
+                name: file.get_slice(name).get_shape() for name in file.keys()
+            }
     except SafetensorError as error:  # the reference knows fewer dtypes or refuses more names; never a wrong size
         assert "offset" not in str(error).lower()

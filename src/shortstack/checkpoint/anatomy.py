@@ -57,7 +57,7 @@ def _sliding_after_max_window_layers(config: Config, depth: int) -> dict[str, li
     return {"layer_types": kind}
 
 
-def _every_second_full(config: Config, depth: int) -> dict[str, list[Any]]:
+def _every_second_full(_: Config, depth: int) -> dict[str, list[Any]]:
     """Gemma 2: window, full, window, full, ..."""
     return {"layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(depth)]}
 
@@ -76,8 +76,6 @@ def _scaled_by_block_index(config: Config, depth: int, removed: Sequence[int]) -
     return None
 
 
-_GPT2_NAMES = {"prefix": "transformer.h.", "embedding": "transformer.wte.weight", "tied": True}
-
 _ROWS = [
     *(
         Family(name)
@@ -95,7 +93,7 @@ _ROWS = [
     Family("gemma3_text", tied=True, implied=_every_nth_full),
     Family(
         "gpt2", counts=("n_layer", "num_hidden_layers"), refusal=_scaled_by_block_index,
-        buffers=("attn.bias", "attn.masked_bias"), **_GPT2_NAMES,
+        buffers=("attn.bias", "attn.masked_bias"), prefix="transformer.h.", embedding="transformer.wte.weight", tied=True,
     ),
     Family(
         "gpt_neox", prefix="gpt_neox.layers.", embedding="gpt_neox.embed_in.weight", head="embed_out.weight",
@@ -160,11 +158,15 @@ def anatomy_of(config: Config, tensor_names: Iterable[str], place: str) -> Anato
     # Checkpoints of a bare base model lack the outermost name (`h.0.` for `transformer.h.0.`); both load.
     base = family.prefix.partition(".")[0] + "."
     stripped = not any(name.startswith(family.prefix) for name in names)
-    shorten = (lambda name: name.removeprefix(base)) if stripped else (lambda name: name)
-    anatomy = Anatomy(family, shorten(family.prefix), depth, shorten(family.embedding), family.head)
+    prefix, embedding = family.prefix, family.embedding
+    if stripped:
+        prefix, embedding = prefix.removeprefix(base), embedding.removeprefix(base)
+    anatomy = Anatomy(family, prefix, depth, embedding, family.head)
     found = {index for name in names if (index := anatomy.block_of(name)) is not None}
     if not found:
-        raise ShortstackError(f"{place}: no tensor starts with {family.prefix!r}, where {family.model_type} keeps blocks")
+        raise ShortstackError(
+            f"{place}: no tensor starts with {family.prefix!r}, where {family.model_type} keeps blocks"
+        )
     missing = sorted(set(range(depth)) - found)
     extra = sorted(found - set(range(depth)))
     if missing:
@@ -234,6 +236,10 @@ def shortened_config(config: Config, anatomy: Anatomy, kept: Sequence[int], plac
         ShortstackError: this set of blocks cannot be removed exactly from this family.
     """
     family, depth = anatomy.family, anatomy.depth
+    if "quantization_config" in config:
+        raise ShortstackError(
+            f"{place}: is quantized", hint="prune the checkpoint it was made from, then quantize that"
+        )
     removed = sorted(set(range(depth)) - set(kept))
     reason = family.refusal(config, depth, removed) if family.refusal and removed else None
     if reason:
@@ -241,6 +247,7 @@ def shortened_config(config: Config, anatomy: Anatomy, kept: Sequence[int], plac
     edited = dict(config)
     if not removed:
         return edited
+    edited.pop("auto_map", None)  # code is not copied, and the family's own class computes the same
     for key in family.counts:
         if key in edited:
             edited[key] = len(kept)

@@ -171,10 +171,14 @@ def _download(hub_id: str) -> Path:
 
     missing = f"{hub_id}: no such directory, and"
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no answer")
-        raise ShortstackError(f"{missing} the hub refused it (HTTP {status})", hint="check the id, or your token") from None
+        raise ShortstackError(
+            f"{missing} the hub refused it (HTTP {status})", hint="check the id, or your token"
+        ) from None
     except (LocalEntryNotFoundError, OSError) as error:
         reason = type(error).__name__
         raise ShortstackError(
@@ -232,7 +236,9 @@ def _read_weights(directory: Path) -> tuple[dict[str, TensorInfo], dict[Path, di
             raise ShortstackError(f"{index}: says {name!r} is in {shard}, but it is in {tensors[name].file.name}")
     unlisted = sorted(set(tensors) - set(weight_map))
     if unlisted:
-        raise ShortstackError(f"{index}: does not name {unlisted[0]!r} ({len(unlisted)} tensors), which the shards hold")
+        raise ShortstackError(
+            f"{index}: does not name {unlisted[0]!r} ({len(unlisted)} tensors), which the shards hold"
+        )
     return tensors, shards
 
 

@@ -77,7 +77,9 @@ def read_header(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
     if position > size:
         raise _truncated(path, size, str(position))
     if position < size:
-        raise ShortstackError(f"{path}: {size - position} bytes after the last tensor (has {size}, expected {position})")
+        raise ShortstackError(
+            f"{path}: {size - position} bytes after the last tensor (has {size}, expected {position})"
+        )
     return tensors, {str(key): str(value) for key, value in metadata.items()}
 
 

@@ -30,7 +30,9 @@ _SPARE_SPACE = 1.05
 
 
 @contextlib.contextmanager
-def published(output: str | Path, *, inputs: Sequence[Path] = (), nbytes: int = 0, force: bool = False) -> Iterator[Path]:
+def published(
+    output: str | Path, *, inputs: Sequence[Path] = (), nbytes: int = 0, force: bool = False
+) -> Iterator[Path]:
     """Give a staging directory that becomes `output` when the body ends well, and vanishes when it does not.
 
     Args:
@@ -55,7 +57,9 @@ def published(output: str | Path, *, inputs: Sequence[Path] = (), nbytes: int = 
             finally:
                 Path(lock.lock_file).unlink(missing_ok=True)
     except filelock.Timeout:
-        raise ShortstackError(f"{target}: another shortstack process is writing it", hint="wait for it to end") from None
+        raise ShortstackError(
+            f"{target}: another shortstack process is writing it", hint="wait for it to end"
+        ) from None
     except PermissionError as error:
         raise ShortstackError(f"{error.filename or target}: no permission to write there") from None
 
@@ -184,8 +188,8 @@ class _CopyPipeline:
     """One output file: pieces come in from the caller, a thread hashes and writes them, another reads them back."""
 
     target: Path
-    written: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    read_back: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    written: hashlib._Hash = field(default_factory=hashlib.sha256)
+    read_back: hashlib._Hash = field(default_factory=hashlib.sha256)
     failures: list[BaseException] = field(default_factory=list)
 
     def __enter__(self) -> _CopyPipeline:
@@ -232,7 +236,7 @@ class _CopyPipeline:
     def _guard(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread, which raises it
+        except BaseException as error:  # handed to the caller's thread, which raises it
             self.failures.append(error)
             self._flushed.put(None)
 
@@ -346,7 +350,9 @@ def _check_space(folder: Path, nbytes: int) -> None:
     free = shutil.disk_usage(folder).free
     needed = int(nbytes * _SPARE_SPACE)
     if needed > free:
-        raise ShortstackError(f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free", hint="make room first")
+        raise ShortstackError(
+            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free", hint="make room first"
+        )
 
 
 def _sync_tree(folder: Path) -> None:

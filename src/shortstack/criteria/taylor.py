@@ -1,4 +1,7 @@
-"""taylor: |weight x gradient| summed over a block, the first-order change of the loss (Shortened LLaMA). Needs backward."""
+"""taylor: |weight x gradient| summed over a block (Shortened LLaMA): the first-order change of the loss.
+
+Needs backward.
+"""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class BlockCall:
     kwargs: dict[str, Any]
 
 
-class _Recorded(Exception):
+class _Recorded(Exception):  # noqa: N818 - a signal, not an error
     """Raised after the last block: final norm and head are not needed to learn arguments."""
 
 
@@ -56,7 +56,9 @@ class _StandIn(nn.Module):
 
 
 class _Recorder(_StandIn):
-    def __init__(self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool) -> None:
+    def __init__(
+        self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool
+    ) -> None:
         super().__init__(block, returns_tuple)
         self._log = log
         self._last = last
@@ -73,7 +75,7 @@ class _Injector(_StandIn):
 
     hidden_BTD: torch.Tensor | None = None
 
-    def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_BTD: torch.Tensor, *_: Any, **__: Any) -> Any:
         return self._result(hidden_BTD if self.hidden_BTD is None else self.hidden_BTD)
 
 
@@ -85,7 +87,9 @@ class Skeleton:
         dtype, device: what everything is computed in and on.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False):
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    ):
         from shortstack.engine.weights import load_outside_blocks
 
         self.checkpoint = checkpoint
@@ -97,7 +101,9 @@ class Skeleton:
         self.blocks: list[nn.Module] = list(self._layers)
         for block in self.blocks:
             if any(buffer.is_meta for buffer in block.buffers()):
-                raise ShortstackError(f"{checkpoint.source}: its blocks hold tables that cannot be built without the model")
+                raise ShortstackError(
+                    f"{checkpoint.source}: its blocks hold tables that cannot be built without the model"
+                )
         load_outside_blocks(self._model, checkpoint, dtype=dtype, device=device, block_prefix=self._list_name)
         self._returns_tuple = False
         self._calls: dict[tuple[int, int], list[BlockCall]] = {}
@@ -125,8 +131,9 @@ class Skeleton:
 
     def run_block(self, block: nn.Module, hidden_BTD: torch.Tensor, call: BlockCall) -> torch.Tensor:
         """One block on one batch."""
-        result = block(hidden_BTD, *call.args, **call.kwargs)
-        return result[0] if isinstance(result, (tuple, list)) else result
+        result: Any = block(hidden_BTD, *call.args, **call.kwargs)
+        hidden: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
+        return hidden
 
     def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32.
@@ -135,7 +142,10 @@ class Skeleton:
         """
         rows = self.logit_rows(ids_BT.shape[1])
         parts = [
-            _token_nll(self.logits(hidden_BTD[start : start + rows], ids_BT[start : start + rows]), ids_BT[start : start + rows])
+            _token_nll(
+                self.logits(hidden_BTD[start : start + rows], ids_BT[start : start + rows]),
+                ids_BT[start : start + rows],
+            )
             for start in range(0, ids_BT.shape[0], rows)
         ]
         return torch.cat(parts)
@@ -150,7 +160,8 @@ class Skeleton:
         stand_ins = [_Injector(block, self._returns_tuple) for block in self.blocks]
         stand_ins[0].hidden_BTD = hidden_BTD
         with self._replaced(stand_ins):
-            return self._model(input_ids=ids_BT, use_cache=False).logits
+            logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
+        return logits
 
     def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
         log = self._recorded(ids_BT)
@@ -165,7 +176,9 @@ class Skeleton:
     def _recorded(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
         log: list[tuple[torch.Tensor, BlockCall]] = []
         last = len(self.blocks) - 1
-        recorders = [_Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)]
+        recorders = [
+            _Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)
+        ]
         with self._replaced(recorders), contextlib.suppress(_Recorded, IndexError):
             self._model(input_ids=ids_BT, use_cache=False)
         return log
@@ -195,7 +208,7 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: 
         # The same attention for skeleton and blocks: a block at eager attention, called with the mask of sdpa (none),
         # would not be causal and would say nothing.
         with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(
+            model: nn.Module = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
             )
     except (ValueError, ImportError, KeyError) as error:
@@ -212,10 +225,10 @@ def _parameters_on_meta() -> Iterator[None]:
     """
     original = nn.Module.register_parameter
 
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        original(module, name, parameter)
+    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        original(self, name, param)
 
     with _BUILDING:
         nn.Module.register_parameter = register  # type: ignore[method-assign]

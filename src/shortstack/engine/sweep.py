@@ -82,7 +82,9 @@ def forward_sweep(
         stop = min(first + group, depth) if branches else 0
         # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
         # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
-        streams_SWTD = torch.empty((max(stop - first, 0) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
+        streams_SWTD = torch.empty(
+            (max(stop - first, 0) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device
+        )
         streams_SWTD[0] = base_WTD
         active = 0  # candidates so far; the base stream is at this place
         for index, block in weights.each(range(first, depth)):
@@ -135,8 +137,8 @@ def backward_sweep(
             part = slice(start, start + rows)
             hidden = given_WTD[part].detach().requires_grad_(True)
             call = skeleton.calls(ids_WT[part])[index]
-            skeleton.run_block(block, hidden, call).backward(gradient_WTD[part])
-            gradient_WTD[part] = hidden.grad
+            torch.autograd.backward(skeleton.run_block(block, hidden, call), gradient_WTD[part])
+            gradient_WTD[part] = _gradient_of(hidden)
         named = {name: parameter for name, parameter in block.named_parameters() if parameter.grad is not None}
         gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
         on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
@@ -155,9 +157,15 @@ def _loss_gradient(
         part = slice(start, start + rows)
         hidden = last_WTD[part].detach().requires_grad_(True)
         nll = skeleton.nll(hidden, ids_WT[part])
-        (nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum().backward()
-        gradient_WTD[part] = hidden.grad
+        torch.autograd.backward((nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum())
+        gradient_WTD[part] = _gradient_of(hidden)
     return gradient_WTD
+
+
+def _gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.grad is None:
+        raise RuntimeError("backward left no gradient")
+    return tensor.grad
 
 
 def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:

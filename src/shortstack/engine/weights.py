@@ -36,7 +36,7 @@ class _Files:
         """Fill a uint8 tensor with a tensor's bytes."""
         if tensor.file not in self._descriptors:
             self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
-        view = memoryview(into.numpy())
+        view = memoryview(into.numpy())  # type: ignore[arg-type]
         read_exactly(self._descriptors[tensor.file], view, tensor.start, tensor.file)
 
     def close(self) -> None:
@@ -184,7 +184,9 @@ def load_outside_blocks(
         model.tie_weights()  # type: ignore[operator]
     left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(block_prefix)]
     if left:
-        raise ShortstackError(f"{checkpoint.source}: the weights lack {left[0]!r} ({len(left)} tensors outside the blocks)")
+        raise ShortstackError(
+            f"{checkpoint.source}: the weights lack {left[0]!r} ({len(left)} tensors outside the blocks)"
+        )
     for name, buffer in list(model.named_buffers()):
         if buffer.device != device:
             _set(model, name, buffer.to(device))
@@ -244,5 +246,7 @@ def _set(module: nn.Module, name: str, value: torch.Tensor, gradients: bool = Fa
 
 def _torch_dtype(tensor: TensorInfo) -> torch.dtype:
     if tensor.dtype not in TORCH_DTYPES:
-        raise ShortstackError(f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which cannot be computed with")
+        raise ShortstackError(
+            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which cannot be computed with"
+        )
     return TORCH_DTYPES[tensor.dtype]

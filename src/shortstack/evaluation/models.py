@@ -44,5 +44,7 @@ def load_model(
         raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {reason}") from None
     missing = sorted(info.get("missing_keys", ()))
     if missing:
-        raise ShortstackError(f"{checkpoint.source}: the weights lack {missing[0]!r} ({len(missing)}), which would be random")
+        raise ShortstackError(
+            f"{checkpoint.source}: the weights lack {missing[0]!r} ({len(missing)}), which would be random"
+        )
     return model.to(place).eval(), computed, place

@@ -233,7 +233,9 @@ def _parse_lengths(text: str | None) -> list[int] | None:
     try:
         lengths = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UsageError(f"--seq-len {text!r}: expected numbers separated by commas", hint="--seq-len 128,2048") from None
+        raise UsageError(
+            f"--seq-len {text!r}: expected numbers separated by commas", hint="--seq-len 128,2048"
+        ) from None
     if any(length < 2 for length in lengths):
         raise UsageError(f"--seq-len {text!r}: a window has at least 2 tokens")
     return lengths

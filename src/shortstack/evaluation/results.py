@@ -53,7 +53,8 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
         figures = {
-            name: {"value": f.value, "stderr": f.stderr, "unit": f.unit, "n": f.n} | ({"note": f.note} if f.note else {})
+            name: {"value": f.value, "stderr": f.stderr, "unit": f.unit, "n": f.n}
+            | ({"note": f.note} if f.note else {})
             for name, f in self.figures.items()
         }
         return {
@@ -96,14 +97,20 @@ class Results:
         for data in dict.fromkeys(result.data.get("source", "") for result in self.results):
             chosen = [result for result in self.results if result.data.get("source", "") == data]
             rows = [
-                [r.model, count(r.parameters), size(r.nbytes), *(_shown(r.figures.get(n)) for n in names), seconds(r.seconds)]
+                [
+                    r.model,
+                    count(r.parameters),
+                    size(r.nbytes),
+                    *(_shown(r.figures.get(n)) for n in names),
+                    seconds(r.seconds),
+                ]
                 for r in chosen
             ]
             header = ["model", "parameters", "bytes", *names, "time"]
             lines = [f"{chosen[0].what} on {data}" if data else chosen[0].what]
             if names:
-                tokens = next((f.n for f in chosen[0].figures.values() if f.n), 0)
-                lines[0] += f" ({tokens} predicted tokens in the first figure)"
+                first = chosen[0].figures[names[0]]
+                lines[0] += f" ({names[0]} over {first.n} predicted tokens; lower is better)"
             lines.append(table(header, rows))
             lines += _texts(chosen)
             lines += dict.fromkeys(note for result in chosen for note in result.notes)

@@ -117,7 +117,11 @@ def _continuations(
         min_new_tokens=new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         eos_token_id=tokenizer.eos_token_id,
-        **({"top_k": settings["top_k"], "top_p": settings["top_p"], "temperature": settings["temperature"]} if sampled else {}),
+        **(
+            {"top_k": settings["top_k"], "top_p": settings["top_p"], "temperature": settings["temperature"]}
+            if sampled
+            else {}
+        ),
     )
     devices = [place] if place.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):

@@ -1,0 +1,119 @@
+"""What the benchmarks share: checkpoints of random weights, and processes with their time and peak memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One process: wall-clock seconds and the most memory it held."""
+
+    seconds: float
+    peak_bytes: int
+    output: str
+
+
+def run(arguments: list[str], **environment: str) -> Ran:
+    """Run a command as a process of its own; stop the benchmark when it fails."""
+    started = time.perf_counter()
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(arguments)} ended with {process.returncode}")
+    return Ran(seconds, usage.ru_maxrss * 1024, output)
+
+
+def shortstack(*arguments: str) -> list[str]:
+    """The installed command."""
+    return [str(Path(sys.executable).with_name("shortstack")), *arguments]
+
+
+def say(name: str, **figures: object) -> None:
+    """One JSON line per figure."""
+    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    print(json.dumps({"benchmark": name, **rounded}), flush=True)
+
+
+def random_llama(
+    directory: Path,
+    *,
+    blocks: int,
+    hidden: int = 768,
+    mlp: int = 2048,
+    vocabulary: int = 32000,
+    dtype: str = "float32",
+    shard_bytes: int = 1 << 40,
+) -> Path:
+    """A Llama of random weights, 64-wide heads, untied; written shard by shard, so that any size fits in memory."""
+    import torch
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, dtype)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": mlp, "num_hidden_layers": blocks, "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 64, "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+        "torch_dtype": dtype,
+    }  # fmt: skip
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    shards = _shards(_shapes(blocks, hidden, mlp, vocabulary), kind.itemsize, shard_bytes)
+    generator = torch.Generator().manual_seed(0)
+    weight_map = {}
+    for number, shapes in enumerate(shards, start=1):
+        tensors = {}
+        for name, shape in shapes.items():
+            scale, offset = (0.02, 0.0) if len(shape) == 2 else (0.0, 1.0)
+            tensors[name] = (torch.randn(shape, generator=generator) * scale + offset).to(kind)
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(tensors, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+def _shapes(blocks: int, hidden: int, mlp: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for i in range(blocks):
+        shapes |= {f"model.layers.{i}.self_attn.{n}_proj.weight": (hidden, hidden) for n in "qkvo"}
+        shapes |= {f"model.layers.{i}.mlp.{n}_proj.weight": (mlp, hidden) for n in ("gate", "up")}
+        shapes[f"model.layers.{i}.mlp.down_proj.weight"] = (hidden, mlp)
+        shapes |= {f"model.layers.{i}.{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
+    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+
+
+def _shards(shapes: dict[str, tuple[int, ...]], itemsize: int, limit: int) -> list[dict[str, tuple[int, ...]]]:
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    held = 0
+    for name, shape in shapes.items():
+        if held >= limit:
+            shards.append({})
+            held = 0
+        shards[-1][name] = shape
+        held += math.prod(shape) * itemsize
+    return shards
+
+
+def random_windows(path: Path, *, count: int = 10, length: int = 128, vocabulary: int = 32000) -> Path:
+    """Rows of `input_ids`, which every program in the comparison reads as they stand."""
+    import random
+
+    generator = random.Random(0)
+    rows = [[generator.randrange(3, vocabulary) for _ in range(length)] for _ in range(count)]
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    return path
