@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,18 +19,25 @@ class Ran:
     output: str
 
 
-def run(arguments: list[str], **environment: str) -> Ran:
+# A small process between the benchmark and the command: a child's peak memory starts from what its parent held.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
+output = process.stdout.read()
+_, status, usage = os.wait4(process.pid, 0)
+seconds = time.perf_counter() - started
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * 1024, output.decode()]))
+"""
+
+
+def run(arguments: list[str]) -> Ran:
     """Run a command as a process of its own; stop the benchmark when it fails."""
-    started = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(arguments)} ended with {process.returncode}")
-    return Ran(seconds, usage.ru_maxrss * 1024, output)
+    done = subprocess.run([sys.executable, "-S", "-c", _LAUNCHER, *arguments], stdout=subprocess.PIPE, check=True)
+    code, seconds, peak, output = json.loads(done.stdout)
+    if code:
+        sys.exit(f"{' '.join(arguments)} ended with {code}")
+    return Ran(seconds, peak, output)
 
 
 def shortstack(*arguments: str) -> list[str]:
@@ -42,7 +47,7 @@ def shortstack(*arguments: str) -> list[str]:
 
 def say(name: str, **figures: object) -> None:
     """One JSON line per figure."""
-    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+    rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps({"benchmark": name, **rounded}), flush=True)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import ShortstackError, UsageError
 
@@ -20,6 +21,27 @@ def peak_rss_bytes() -> int:
     """The most memory that this process held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_free_memory() -> None:
+    """Give memory that was freed back to the system, where the allocator (glibc's) would keep it in fragments.
+
+    Activations of a sweep differ in size from call to call; kept fragments add up to more than the weights.
+    """
+    library = _libc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@functools.cache
+def _libc() -> Any:
+    import ctypes
+
+    try:
+        library = ctypes.CDLL(None)
+        return library if hasattr(library, "malloc_trim") else None
+    except (OSError, TypeError):
+        return None
 
 
 def available_bytes(device: torch.device | None = None) -> int:

@@ -142,6 +142,7 @@ def score_windows(
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
+    from shortstack.engine.linear import fast_linear
     from shortstack.engine.skeleton import Skeleton
     from shortstack.engine.weights import BlockWeights
 
@@ -158,7 +159,10 @@ def score_windows(
     )
     skeleton = Skeleton(checkpoint, dtype=computed, device=place, trust_remote_code=trust_remote_code)
     limit = stream_bytes if stream_bytes is not None else int(_STREAMS_SHARE * available_bytes(place))
-    with BlockWeights(checkpoint, skeleton.blocks, dtype=computed, device=place, resident=resident) as weights:
+    with (
+        BlockWeights(checkpoint, skeleton.blocks, dtype=computed, device=place, resident=resident) as weights,
+        fast_linear(computed, place, largest_matrix(checkpoint)) as linear,
+    ):
         run = _Run(skeleton, weights, list(criteria), progress or Progress(quiet=True), limit)
         run.sweep(calibration.windows if calibration is not None else None)
     _check_finite(checkpoint, run.found)
@@ -166,6 +170,7 @@ def score_windows(
         "dtype": str(computed).removeprefix("torch."),
         "device": str(place),
         "memory": "resident" if resident else "streamed",
+        "linear": linear,
         "versions": versions(),
     }
     return Scores(
@@ -178,6 +183,13 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Shape of the first block's largest matrix, on which libraries are compared."""
+    matrices = [tensor for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
+    largest = max(matrices, key=lambda tensor: tensor.numel, default=None)
+    return (largest.shape[0], largest.shape[1]) if largest is not None else (1, 1)
 
 
 def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:

@@ -22,7 +22,8 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError
 
 _BUILDING = threading.Lock()
-_LOGITS_BYTES = 40 << 20  # logits held at once, float32; log-softmax needs as much again
+# Logits held at once, float32. Below 32 MiB the allocator keeps the pages.
+_LOGITS_BYTES = 31 << 20
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Skeleton:
     def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32.
 
-        Logits are made for as many windows at a time as 40 MB hold.
+        Logits are made for as many windows at a time as 31 MiB hold.
         """
         rows = self.logit_rows(ids_BT.shape[1])
         parts = [
@@ -195,9 +196,16 @@ class Skeleton:
 
 
 def _token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    predicted = logits_BTV[:, :-1].flatten(0, 1).float()
-    losses = nn.functional.cross_entropy(predicted, ids_BT[:, 1:].flatten(), reduction="none")
-    return losses.view(ids_BT.shape[0], -1)
+    # The last position predicts nothing; it is dropped from the losses, because dropping it from the logits copies them.
+    targets = ids_BT.roll(-1, dims=1).flatten()
+    logits = logits_BTV.flatten(0, 1).float()
+    if torch.is_grad_enabled():
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    else:  # in place: log-softmax would take as much memory again
+        chosen = logits.gather(1, targets[:, None])[:, 0]
+        largest = logits.amax(dim=1, keepdim=True)
+        losses = logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]).sub_(chosen)
+    return losses.view(ids_BT.shape)[:, :-1].contiguous()
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import nn
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
 from shortstack.errors import ShortstackError
+from shortstack.machine import return_free_memory
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -94,7 +95,6 @@ class BlockWeights:
         self._resident = resident
         self._files = _Files()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
-        self._buffers: list[_Buffer] = []
         self._kept: dict[int, dict[str, torch.Tensor]] = {}
         self._targets: dict[str, torch.Tensor] = {}
         self._names = [_module_names(checkpoint, index, block) for index, block in enumerate(blocks)]
@@ -113,34 +113,37 @@ class BlockWeights:
             order: block indices.
             gradients: make the weights ask for gradients, where they are floating point.
         """
-        if not self._buffers:
+        buffers: list[_Buffer] = []  # held while the sweep lasts: what comes after it needs the memory
+        if not self._resident:
             largest = max(buffer_bytes(block) for block in self._checkpoint.blocks)
-            self._buffers = [] if self._resident else [_Buffer(largest), _Buffer(largest)]
+            buffers = [_Buffer(largest), _Buffer(largest)]
         pending: Future[dict[str, torch.Tensor]] | None = None
         try:
             for step, index in enumerate(order):
-                raw = (pending or self._reader.submit(self._read, index, step % 2)).result()
+                raw = (pending or self._reader.submit(self._read, index, buffers, step % 2)).result()
                 pending = None
                 following = order[step + 1] if step + 1 < len(order) else None
                 if following is not None:
-                    pending = self._reader.submit(self._read, following, (step + 1) % 2)
+                    pending = self._reader.submit(self._read, following, buffers, (step + 1) % 2)
                 block = self._blocks[index]
                 _assign(block, {self._names[index][name]: self._converted(name, raw[name]) for name in raw}, gradients)
                 try:
                     yield index, block
                 finally:
                     _release(block)
+                    return_free_memory()
         finally:
             if pending is not None:
                 with contextlib.suppress(ShortstackError):
                     pending.result()
+            self._targets.clear()
 
-    def _read(self, index: int, slot: int) -> dict[str, torch.Tensor]:
+    def _read(self, index: int, buffers: Sequence[_Buffer], slot: int) -> dict[str, torch.Tensor]:
         if index in self._kept:
             return self._kept[index]
         tensors = [tensor for tensor in self._checkpoint.blocks[index] if tensor.name in self._names[index]]
         if not self._resident:
-            return self._buffers[slot].fill(tensors, self._files)
+            return buffers[slot].fill(tensors, self._files)
         self._kept[index] = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
         return self._kept[index]
 

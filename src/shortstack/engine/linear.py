@@ -1,0 +1,103 @@
+"""Linear layers through oneDNN where that is the faster library on this CPU.
+
+torch sends float32 matrix products on x86 to MKL, which on some CPUs (AMD's with AVX-512) reaches half of what oneDNN,
+also inside torch, does with the same float32 arithmetic. Which one is faster here is measured once, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
+_CLEARLY_FASTER = 1.15
+_choices: dict[tuple[int, int], bool] = {}
+
+
+@contextlib.contextmanager
+def fast_linear(dtype: torch.dtype, device: torch.device, shape: tuple[int, int]) -> Iterator[str]:
+    """Within, linear layers on the CPU in float32 go through oneDNN if it is clearly faster; gradients work.
+
+    Args:
+        dtype, device: what the model is computed in and on.
+        shape: output and input features of a typical weight, on which the two are compared.
+
+    Yields:
+        The library used: "onednn" or "torch".
+    """
+    if not (_available() and device.type == "cpu" and dtype == torch.float32 and _onednn_is_faster(*shape)):
+        yield "torch"
+        return
+    with _ThroughOneDNN():
+        yield "onednn"
+
+
+class _ThroughOneDNN(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.linear and not kwargs and args[1].dtype == args[0].dtype == torch.float32:
+            bias = args[2] if len(args) > 2 else None
+            if torch.is_grad_enabled():
+                return _Linear.apply(args[0], args[1], bias)
+            return _product(args[0], args[1], bias)
+        return func(*args, **(kwargs or {}))
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W' + b with its gradients, all three products through oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        for_x = for_weight = for_bias = None
+        rows = gradient.flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            for_x = _product(gradient, weight.T.contiguous(), None)
+        if ctx.needs_input_grad[1]:
+            for_weight = _product(rows.T.contiguous(), x.flatten(0, -2).T.contiguous(), None)
+        if ctx.needs_input_grad[2]:
+            for_bias = rows.sum(dim=0)
+        return for_x, for_weight, for_bias
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+def _available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _onednn_is_faster(outputs: int, inputs: int) -> bool:
+    key = (outputs, inputs)
+    if key not in _choices:
+        _choices[key] = outputs * inputs >= _WORTH_MEASURING and _measured_ratio(outputs, inputs) > _CLEARLY_FASTER
+    return _choices[key]
+
+
+@torch.no_grad()
+def _measured_ratio(outputs: int, inputs: int) -> float:
+    """Time of torch's own product over that of oneDNN, the best of a few each, taking turns."""
+    x, weight = torch.randn(256, inputs), torch.randn(outputs, inputs)
+    calls: list[Callable[[], torch.Tensor]] = [lambda: functional.linear(x, weight), lambda: _product(x, weight, None)]
+    best = [float("inf"), float("inf")]
+    for _ in range(4):
+        for which, call in enumerate(calls):
+            started = time.perf_counter()
+            call()
+            best[which] = min(best[which], time.perf_counter() - started)
+    return best[0] / best[1]
