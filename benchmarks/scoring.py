@@ -16,8 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import Ran, random_llama, random_windows, run, say, shortstack
+
+if TYPE_CHECKING:
+    import torch
 
 HIDDEN, MLP, VOCABULARY, WINDOWS, LENGTH = 768, 2048, 32000, 10, 128
 MB = 1e6
@@ -74,6 +78,22 @@ def memory(blocks: int, windows: Path, folder: Path) -> None:
     shutil.rmtree(model)
 
 
+def peak(pairs: list[tuple[torch.Tensor, torch.Tensor]], operations: int) -> float:
+    """Operations per second of plain matrix products: the best library, the best of three rounds."""
+    import torch
+
+    best = 0.0
+    for product in (torch.nn.functional.linear, torch.ops.mkldnn._linear_pointwise):
+        extra = () if product is torch.nn.functional.linear else (None, "none", [], "")
+        for _ in range(3):
+            started = time.perf_counter()
+            for _ in range(5):
+                for x, w in pairs:
+                    product(x, w, *extra)
+            best = max(best, 5 * operations / (time.perf_counter() - started))
+    return best
+
+
 def share_of_peak(model: Path, windows: Path) -> None:
     """The block part of the sweep, in operations per second, against plain matrix products of the same shapes."""
     import torch
@@ -89,19 +109,6 @@ def share_of_peak(model: Path, windows: Path) -> None:
     pairs = [(torch.randn(tokens, inner), torch.randn(outer, inner)) for outer, inner in shapes]
     per_pass = sum(2 * tokens * outer * inner for outer, inner in shapes)
 
-    def peak() -> float:
-        """Operations per second of plain matrix products: the best library, the best of three rounds."""
-        best = 0.0
-        for product in (torch.nn.functional.linear, torch.ops.mkldnn._linear_pointwise):
-            extra = () if product is torch.nn.functional.linear else (None, "none", [], "")
-            for _ in range(3):
-                started = time.perf_counter()
-                for _ in range(5):
-                    for x, w in pairs:
-                        product(x, w, *extra)
-                best = max(best, 5 * per_pass / (time.perf_counter() - started))
-        return best
-
     checkpoint = open_checkpoint(model)
     device = torch.device("cpu")
     ids = sweep.windows_tensor([json.loads(line)["input_ids"] for line in windows.open()], device)
@@ -116,13 +123,13 @@ def share_of_peak(model: Path, windows: Path) -> None:
         return result
 
     skeleton.run_block = timed
-    before = peak()
+    before = peak(pairs, per_pass)
     with (
         BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=device, resident=False) as weights,
         fast_linear(torch.float32, device, (MLP, HIDDEN)) as library,
     ):
         sweep.forward_sweep(skeleton, weights, ids, branches=True)
-    after = peak()
+    after = peak(pairs, per_pass)
     evaluations = sweep.block_evaluations(checkpoint.depth)
     achieved = evaluations * per_pass * (WINDOWS * LENGTH / tokens) / spent
     best = max(before, after)
