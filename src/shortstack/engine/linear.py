@@ -45,7 +45,7 @@ class _ThroughOneDNN(TorchFunctionMode):
         if func is functional.linear and not kwargs and args[1].dtype == args[0].dtype == torch.float32:
             bias = args[2] if len(args) > 2 else None
             if torch.is_grad_enabled():
-                return _Linear.apply(args[0], args[1], bias)
+                return _Linear.apply(args[0], args[1], bias)  # type: ignore[no-untyped-call]
             return _product(args[0], args[1], bias)
         return func(*args, **(kwargs or {}))
 
