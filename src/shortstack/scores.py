@@ -148,7 +148,7 @@ class Scores:
             "calibration": self.calibration,
             "criteria": criteria,
             "settings": self.settings,
-            "shortstack": versions()["shortstack"],
+            "shortstack": versions().get("shortstack", ""),
             "seconds": self.seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
         }

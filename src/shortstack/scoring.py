@@ -142,7 +142,7 @@ def score_windows(
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
-    from shortstack.engine.linear import fast_linear
+    from shortstack.engine.linear import fast_linear, largest_matrix
     from shortstack.engine.skeleton import Skeleton
     from shortstack.engine.weights import BlockWeights
 
@@ -183,13 +183,6 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
-
-
-def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Shape of the first block's largest matrix, on which libraries are compared."""
-    matrices = [tensor for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
-    largest = max(matrices, key=lambda tensor: tensor.numel, default=None)
-    return (largest.shape[0], largest.shape[1]) if largest is not None else (1, 1)
 
 
 def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from shortstack.checkpoint.reader import Checkpoint
+
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
 _CLEARLY_FASTER = 1.15
 _choices: dict[tuple[int, int], bool] = {}
@@ -36,6 +38,13 @@ def fast_linear(dtype: torch.dtype, device: torch.device, shape: tuple[int, int]
         return
     with _ThroughOneDNN():
         yield "onednn"
+
+
+def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Shape of the first block's largest matrix, on which libraries are compared."""
+    matrices = [tensor for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
+    largest = max(matrices, key=lambda tensor: tensor.numel, default=None)
+    return (largest.shape[0], largest.shape[1]) if largest is not None else (1, 1)
 
 
 class _ThroughOneDNN(TorchFunctionMode):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.engine.loss import token_nll
 from shortstack.errors import ShortstackError
 
 _BUILDING = threading.Lock()
@@ -143,7 +144,7 @@ class Skeleton:
         """
         rows = self.logit_rows(ids_BT.shape[1])
         parts = [
-            _token_nll(
+            token_nll(
                 self.logits(hidden_BTD[start : start + rows], ids_BT[start : start + rows]),
                 ids_BT[start : start + rows],
             )
@@ -193,19 +194,6 @@ class Skeleton:
         finally:
             for index, block in enumerate(self.blocks):
                 self._layers[index] = block
-
-
-def _token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    # The last position predicts nothing; it is dropped from the losses, because dropping it from the logits copies them.
-    targets = ids_BT.roll(-1, dims=1).flatten()
-    logits = logits_BTV.flatten(0, 1).float()
-    if torch.is_grad_enabled():
-        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
-    else:  # in place: log-softmax would take as much memory again
-        chosen = logits.gather(1, targets[:, None])[:, 0]
-        largest = logits.amax(dim=1, keepdim=True)
-        losses = logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]).sub_(chosen)
-    return losses.view(ids_BT.shape)[:, :-1].contiguous()
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:

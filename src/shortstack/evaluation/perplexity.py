@@ -166,6 +166,9 @@ def window_nll(
     """
     import torch
 
+    from shortstack.engine.linear import fast_linear, largest_matrix
+    from shortstack.engine.loss import token_nll
+
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
     largest = max(max(window) for window in windows)
     if largest >= rows:
@@ -174,11 +177,14 @@ def window_nll(
     by_logits = max(1, _LOGITS_BYTES // (length * rows * 4))
     at_once = batch or max(1, min(by_logits, _TOKENS_AT_A_TIME // length))
     found: list[float] = []
-    with (progress or Progress(quiet=True)).bar("windows", len(windows)) as advance, torch.no_grad():
+    with (
+        (progress or Progress(quiet=True)).bar("windows", len(windows)) as advance,
+        fast_linear(model.dtype, device, largest_matrix(checkpoint)),
+        torch.no_grad(),
+    ):
         for start in range(0, len(windows), at_once):
             ids_WT = torch.tensor([list(window) for window in windows[start : start + at_once]], device=device)
-            logits = model(input_ids=ids_WT, use_cache=False).logits[:, :-1].float()
-            nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids_WT[:, 1:], reduction="none")
+            nll = token_nll(model(input_ids=ids_WT, use_cache=False).logits, ids_WT)
             found += nll.double().mean(dim=1).tolist()
             advance(len(ids_WT))
     broken = [index for index, value in enumerate(found) if not math.isfinite(value)]
