@@ -1,6 +1,6 @@
 """Train the small model that `MODEL = embedded` means, and write it into the package.
 
-    python scripts/train_embedded.py [--steps 3200] [--out src/shortstack/assets]
+    python scripts/train_embedded.py [--steps 5000] [--out src/shortstack/assets]
 
 Everything it learns from is text that the running CPython carries (shortstack.embedded), split by a hash of the
 documents' names; documents that share a run of 13 words are kept on one side of the split. Writes the checkpoint, the
@@ -49,7 +49,7 @@ CONFIG = {
 }
 # Stochastic depth: the share of steps that train without a block. It makes the model survive the loss of a block, and
 # because the shares differ, blocks come to matter differently: a ranking that can be read.
-SKIP = [0.0, 0.01, 0.02, 0.03, 0.06, 0.1, 0.04, 0.15, 0.08, 0.12, 0.05, 0.005]
+SKIP = [0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.1, 0.3, 0.2, 0.3, 0.05, 0.02]
 
 
 def clusters(all_documents: tuple[Document, ...]) -> list[list[Document]]:
@@ -123,7 +123,7 @@ def pack(tokenizer: PreTrainedTokenizerFast, chosen: list[Document], order: rand
 
 
 class Skippable(torch.nn.Module):
-    """A block that a training step may pass over, and whose contribution is dropped out (0.15) in training."""
+    """A block that a training step may pass over, and whose contribution is dropped out (0.1) in training."""
 
     def __init__(self, block: torch.nn.Module) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Skippable(torch.nn.Module):
         if self.skip:
             return hidden_BTD
         change_BTD = self.block(hidden_BTD, *args, **kwargs) - hidden_BTD
-        return hidden_BTD + torch.nn.functional.dropout(change_BTD, 0.15, self.training)
+        return hidden_BTD + torch.nn.functional.dropout(change_BTD, 0.1, self.training)
 
 
 @torch.no_grad()
@@ -161,14 +161,14 @@ def train(model: LlamaForCausalLM, tokenizer, training, windows_WT, *, steps: in
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
     optimizers = [
-        torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.15, momentum=0.95, adjust_lr_fn="original"),
+        torch.optim.Muon(matrices, lr=2e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original"),
         torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     base_rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     order = random.Random(SEED)
     stream = pack(tokenizer, training, order)
     say(log, f"training tokens per epoch: {len(stream)}")
-    position, epoch, started, running = order.randrange(SEQ_LEN), 0, time.perf_counter(), 0.0
+    position, epoch, started, losses = order.randrange(SEQ_LEN), 0, time.perf_counter(), []
     model.train()
     for step in range(steps):
         if position + BATCH * SEQ_LEN > len(stream):
@@ -192,7 +192,7 @@ def train(model: LlamaForCausalLM, tokenizer, training, windows_WT, *, steps: in
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        running += loss.item()
+        losses.append(loss.item())
         if (step + 1) % 250 == 0 or step + 1 == steps:
             for block in blocks:
                 block.skip = False
@@ -200,9 +200,9 @@ def train(model: LlamaForCausalLM, tokenizer, training, windows_WT, *, steps: in
             seconds = time.perf_counter() - started
             say(
                 log,
-                f"step {step + 1} epoch {epoch} loss {running / 250:.4f} held-out ppl {perplexity:.2f} ({seconds:.0f} s)",
+                f"step {step + 1} epoch {epoch} loss {sum(losses) / len(losses):.4f} held-out ppl {perplexity:.2f} ({seconds:.0f} s)",
             )
-            running = 0.0
+            losses = []
     model.model.layers = torch.nn.ModuleList([block.block for block in blocks])
 
 
@@ -256,7 +256,7 @@ def say(log: list[str], line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--out", type=Path, default=Path("src/shortstack/assets"))
     arguments = parser.parse_args()
     torch.manual_seed(SEED)
