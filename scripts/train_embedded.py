@@ -200,7 +200,8 @@ def train(model: LlamaForCausalLM, tokenizer, training, windows_WT, *, steps: in
             seconds = time.perf_counter() - started
             say(
                 log,
-                f"step {step + 1} epoch {epoch} loss {sum(losses) / len(losses):.4f} held-out ppl {perplexity:.2f} ({seconds:.0f} s)",
+                f"step {step + 1} epoch {epoch} loss {sum(losses) / len(losses):.4f} "
+                f"held-out ppl {perplexity:.2f} ({seconds:.0f} s)",
             )
             losses = []
     model.model.layers = torch.nn.ModuleList([block.block for block in blocks])

@@ -62,7 +62,7 @@ class QuickstartResult:
         lines = [
             f"Perplexity on held-out text ({dense['tokens']} tokens of {python_name()}'s documentation, windows of 128):",
             "",
-            table(["", "blocks", "parameters", "", "bytes", "ppl", ""], rows),
+            table(["", "blocks", "parameters", "change", "bytes", "ppl", "change"], rows),
             "",
             *(f"[{name}] {_one_line(text)}" for name, text in self.samples.items()),
             "",

@@ -24,8 +24,8 @@ from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly, w
 from shortstack.errors import ShortstackError
 
 _PIECE = 4 << 20  # bytes read, checked, hashed and written at a time
-_PIECES_IN_FLIGHT = 4
-_SYNC_EVERY = 128 << 20  # bytes between flushes; what is flushed is read back while copying goes on
+_PIECES_IN_FLIGHT = 6
+_SYNC_EVERY = 64 << 20  # bytes between flushes; what is flushed is read back while copying goes on
 _SPARE_SPACE = 1.05
 
 
@@ -134,7 +134,7 @@ def copy_tensors(
 ) -> str:
     """Write one safetensors file by copying bytes; return the sha256 of its bytes.
 
-    Reading and checking, hashing and writing, flushing and reading back run side by side. Nothing is ever held but a
+    Reading, checking and hashing, writing, and flushing and reading back run side by side. Nothing is ever held but a
     few pieces of 4 MiB.
 
     Args:
@@ -185,7 +185,7 @@ def copy_file(source: Path, target: Path) -> str:
 
 @dataclass
 class _CopyPipeline:
-    """One output file: pieces come in from the caller, a thread hashes and writes them, another reads them back."""
+    """One output file: the caller reads, checks and hashes pieces, a thread writes them, another reads them back."""
 
     target: Path
     written: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -224,7 +224,8 @@ class _CopyPipeline:
                 return self._free.get(timeout=0.2)[:size]
 
     def write(self, piece: memoryview) -> None:
-        """Send a piece on its way."""
+        """Send a piece on its way. Hashing is the most work, so that it is done here and not by the thread that writes."""
+        self.written.update(piece)
         self._pieces.put(piece)
 
     def digest(self) -> str:
@@ -243,7 +244,6 @@ class _CopyPipeline:
     def _write_pieces(self) -> None:
         position = flushed = 0
         while (piece := self._pieces.get()) is not None:
-            self.written.update(piece)
             done = 0
             while done < len(piece):
                 done += os.pwrite(self._descriptor, piece[done:], position + done)
