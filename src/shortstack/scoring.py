@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from shortstack.calibration import CalibrationSet, Sampling, draw_windows
 from shortstack.checkpoint.anatomy import max_positions
@@ -325,8 +325,3 @@ def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> 
                 f"{checkpoint.source}: the {name} score of block {broken[0]} is not finite",
                 hint="compute in --dtype float32 or bfloat16; or the weights hold NaN",
             )
-
-
-def described_windows(record: dict[str, Any]) -> str:
-    """A calibration record in a few words."""
-    return f"{record.get('samples')} windows of {record.get('seq_len')} tokens from {record.get('source')}"
