@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from shortstack.checkpoint.anatomy import max_positions
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.corpora import Corpus
 from shortstack.errors import ShortstackError
 
@@ -80,6 +82,23 @@ def draw_windows(
         windows = [[int(tokenizer.bos_token_id), *window[:-1]] for window in windows]
     record |= {"sampling": sampling, "seed": seed, "bos_every": bos_every, "chat_template": chat_template}
     return CalibrationSet(windows, record)
+
+
+def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:
+    """Refuse windows that are longer than the model's positions or hold ids that it has no embedding for."""
+    length, positions = len(windows[0]), max_positions(checkpoint.config)
+    if positions is not None and length > positions:
+        raise ShortstackError(
+            f"windows of {length} tokens, but {checkpoint.source} has {positions} positions",
+            hint=f"--seq-len {positions}",
+        )
+    rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
+    largest = max(max(window) for window in windows)
+    if largest >= rows:
+        raise ShortstackError(
+            f"{checkpoint.source}: token id {largest} in the windows, but the embedding has {rows} rows",
+            hint="the tokenizer does not belong to this model",
+        )
 
 
 class _Encoder:

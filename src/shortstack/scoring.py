@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from shortstack.calibration import CalibrationSet, Sampling, draw_windows
-from shortstack.checkpoint.anatomy import max_positions
+from shortstack.calibration import CalibrationSet, Sampling, check_windows, draw_windows
 from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.writer import check_writable_file
@@ -183,23 +182,6 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
-
-
-def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:
-    """Refuse windows that are longer than the model's positions or hold ids that it has no embedding for."""
-    length, positions = len(windows[0]), max_positions(checkpoint.config)
-    if positions is not None and length > positions:
-        raise ShortstackError(
-            f"windows of {length} tokens, but {checkpoint.source} has {positions} positions",
-            hint=f"--seq-len {positions}",
-        )
-    rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
-    largest = max(max(window) for window in windows)
-    if largest >= rows:
-        raise ShortstackError(
-            f"{checkpoint.source}: token id {largest} in the windows, but the embedding has {rows} rows",
-            hint="the tokenizer does not belong to this model",
-        )
 
 
 @dataclass

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.anatomy import max_positions, shortened_config
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint, tensor_chunks
 from shortstack.errors import ShortstackError
+from shortstack.loading import load_with_transformers
 from shortstack.machine import available_bytes
 from shortstack.planning import PrunePlan
 from shortstack.tables import size
@@ -92,25 +91,10 @@ def _random_windows(checkpoint: Checkpoint) -> torch.Tensor:
     return torch.tensor([[generator.randrange(rows) for _ in range(length)] for _ in range(_WINDOWS)])
 
 
-def _load(checkpoint: Checkpoint) -> tuple[Any, dict[str, Any]]:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.directory,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            trust_remote_code=False,
-        )
-    return model.eval(), info
-
-
 def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor) -> torch.Tensor:
     import torch
 
-    model, info = _load(checkpoint)
+    model, info = load_with_transformers(checkpoint, dtype=torch.float32)
     _refuse_odd_keys(checkpoint, info)
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
@@ -121,7 +105,7 @@ def _bypassed_logits(checkpoint: Checkpoint, kept: list[int], ids_BT: torch.Tens
     import torch
     from torch import nn
 
-    model, _ = _load(checkpoint)
+    model, _ = load_with_transformers(checkpoint, dtype=torch.float32)
     layers = model.get_submodule(checkpoint.anatomy.family.prefix.rstrip("."))
     skipped = set(range(checkpoint.depth)) - set(kept)
 
@@ -172,19 +156,3 @@ def _failed(directory: Path, what: str) -> ShortstackError:
     return ShortstackError(
         f"{directory}: verification failed: {what}", hint="nothing was published; please report this"
     )
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings about keys, which are checked here."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.calibration import check_windows
 from shortstack.checkpoint.anatomy import max_positions
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.writer import check_writable_file
@@ -169,10 +170,8 @@ def window_nll(
     from shortstack.engine.linear import fast_linear, largest_matrix
     from shortstack.engine.loss import token_nll
 
+    check_windows(checkpoint, windows)
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
-    largest = max(max(window) for window in windows)
-    if largest >= rows:
-        raise ShortstackError(f"{checkpoint.source}: token id {largest}, but the embedding has {rows} rows")
     length = len(windows[0])
     by_logits = max(1, _LOGITS_BYTES // (length * rows * 4))
     at_once = batch or max(1, min(by_logits, _TOKENS_AT_A_TIME // length))
