@@ -53,12 +53,13 @@ def dense_ppl(directory: Path, windows: list[list[int]]) -> float:
 
 
 def scored(block: nn.Module) -> dict[str, nn.Parameter]:
-    """Matrices and norm weights, by what they are: no bias."""
+    """Matrices and norm weights, by what they are: no bias, no sink, no state matrix."""
     found = {}
     for name, parameter in block.named_parameters():
         module = block.get_submodule(name.rpartition(".")[0])
         is_norm = "norm" in type(module).__name__.lower()
-        if not name.endswith("bias") and (parameter.ndim >= 2 or is_norm):
+        excluded = name.endswith("bias") or name.rpartition(".")[2] in ("A_log", "D", "sinks")
+        if not excluded and (parameter.ndim >= 2 or (is_norm and name.endswith("weight"))):
             found[name] = parameter
     return found
 

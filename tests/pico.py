@@ -38,13 +38,7 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers":
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
-    "gemma": {},
-    "phi3": {},
-    "olmo2": {},
-    "granite": {},
-    "glm4": {},
-    "starcoder2": {},
-    "stablelm": {},
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
     "qwen2": SLIDING,
     "qwen3": SLIDING,
     "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 8},
@@ -53,22 +47,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox": {},
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 48},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, "alibi": False},
-    "cohere": {},
-    "phi": {},
-    "arcee": {},
-    "glm": {},
-    "ministral3": {},
-    "nemotron": {},
-    "olmo": {},
-    "persimmon": {},
-    "seed_oss": {},
 }
-# Their experts are one tensor each on disk and fused in memory: pruned, but not scored yet.
-MIXTURES: dict[str, dict[str, Any]] = {
-    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
-    "olmoe": {"num_experts": 2, "num_experts_per_tok": 1},
-}
-
 
 _DERIVED_HEAD_DIM = {"falcon"}  # their configs refuse the entry
 
@@ -95,7 +74,7 @@ def build(
     **overrides: Any,
 ) -> Path:
     """Write a checkpoint with every parameter random (norms and biases too, so that nothing is neutral)."""
-    needs = {**FAMILIES, **MIXTURES}[family]
+    needs = FAMILIES[family]
     base = needs if family == "gpt2" else {**COMMON, **needs}
     if family in _DERIVED_HEAD_DIM:
         base = {key: value for key, value in base.items() if key != "head_dim"}

@@ -205,7 +205,7 @@ def test_amounts(text: str, number: int) -> None:
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=30, unique=True))
 def test_any_list_of_blocks_is_read_back(blocks: list[int]) -> None:
-    from shortstack.checkpoint.anatomy import ranges
+    from shortstack.checkpoint.structure import ranges
 
     assert parse_blocks(ranges(blocks)) == sorted(blocks)
 

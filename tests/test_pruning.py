@@ -24,7 +24,6 @@ from shortstack.pruning import prune
 from tests import oracle, pico
 
 Built = Callable[..., Path]
-SETS = ["0", "5", "2", "1,3", "0,5", "0-1,3-4"]
 
 
 def logits(model: Any, windows: list[list[int]]) -> torch.Tensor:
@@ -41,16 +40,6 @@ def tensors_of(directory: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("blocks", SETS)
-@pytest.mark.parametrize("family", sorted({**pico.FAMILIES, **pico.MIXTURES}))
-def test_logits_equal_the_bypassed_original_bit_for_bit(built: Built, family: str, blocks: str, tmp_path: Path) -> None:
-    model = built(family)
-    result = prune(str(model), out=tmp_path / "p", blocks=blocks, quiet=True)
-    windows = pico.windows(2, 24)
-    expected = logits(oracle.bypassed(pico.load(model), set(result.plan.removed)), windows)
-    assert torch.equal(logits(pico.load(tmp_path / "p"), windows), expected)
-
-
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "gemma3_text"])
 @pytest.mark.parametrize("blocks", ["0", "1,3", "5"])
 def test_configs_that_hold_only_the_rule(copied: Built, family: str, blocks: str, tmp_path: Path) -> None:
@@ -60,16 +49,6 @@ def test_configs_that_hold_only_the_rule(copied: Built, family: str, blocks: str
     windows = pico.windows(2, 24)
     expected = logits(oracle.bypassed(pico.load(model), set(result.plan.removed)), windows)
     assert torch.equal(logits(pico.load(tmp_path / "p"), windows), expected)
-
-
-@pytest.mark.parametrize("family", sorted({**pico.FAMILIES, **pico.MIXTURES}))
-def test_cached_generation_equals_uncached(built: Built, family: str, tmp_path: Path) -> None:
-    prune(str(built(family)), out=tmp_path / "p", blocks="0,3", quiet=True)
-    model = pico.load(tmp_path / "p")
-    ids = torch.tensor(pico.windows(1, 8))
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-    cached, uncached = (model.generate(ids, use_cache=use, **options) for use in (True, False))
-    assert cached.tolist() == uncached.tolist()
 
 
 @pytest.mark.parametrize("options", [{}, {"shard_bytes": 40_000}, {"tie_word_embeddings": True}])
@@ -318,14 +297,6 @@ def test_code_of_a_checkpoint_is_neither_copied_nor_run(copied: Built, tmp_path:
     evaluate_samples(str(model), prompt="ab", new_tokens=4, count=1)
     assert not (tmp_path / "executed").exists()
     assert "auto_map" not in json.loads((tmp_path / "p/config.json").read_text())
-
-
-def test_quantized_checkpoints_are_refused(copied: Built, tmp_path: Path) -> None:
-    model = copied("llama")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ShortstackError, match="is quantized"):
-        prune(str(model), out=tmp_path / "p", blocks="1", quiet=True)
 
 
 def test_from_the_hub_cache(built: Built, tmp_path: Path) -> None:

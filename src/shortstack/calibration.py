@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.checkpoint.anatomy import max_positions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.corpora import Corpus
 from shortstack.errors import ShortstackError
@@ -86,7 +85,7 @@ def draw_windows(
 
 def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:
     """Refuse windows that are longer than the model's positions or hold ids that it has no embedding for."""
-    length, positions = len(windows[0]), max_positions(checkpoint.config)
+    length, positions = len(windows[0]), checkpoint.positions
     if positions is not None and length > positions:
         raise ShortstackError(
             f"windows of {length} tokens, but {checkpoint.source} has {positions} positions",

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shortstack.checkpoint.anatomy import kv_bytes_per_token, max_positions, ranges
 from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.checkpoint.structure import ranges
 from shortstack.tables import count, size
 
 
@@ -109,7 +109,7 @@ def info(model: str) -> Info:
         nbytes=checkpoint.nbytes,
         block_bytes=[sum(tensor.nbytes for tensor in block) for block in checkpoint.blocks],
         shards=len(checkpoint.shards),
-        positions=max_positions(checkpoint.config),
-        kv_bytes_per_token=kv_bytes_per_token(checkpoint.config, checkpoint.depth),
+        positions=checkpoint.positions,
+        kv_bytes_per_token=checkpoint.kv_bytes_per_token(),
         fingerprint=checkpoint.fingerprint,
     )

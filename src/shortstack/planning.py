@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.checkpoint import anatomy
-from shortstack.checkpoint.anatomy import ranges
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
+from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.writer import check_writable_file, write_file
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.scores import Scores, load_scores
@@ -340,21 +341,6 @@ def _made(
     why: dict[str, Any],
     note: str = "",
 ) -> PrunePlan:
-    gone = [
-        block for index, block in zip(checkpoint.original_blocks, checkpoint.blocks, strict=True) if index in removed
-    ]
-    tensors = [tensor for block in gone for tensor in block]
-    element = 2
-    before = {
-        "parameters": checkpoint.parameters(),
-        "bytes": checkpoint.nbytes,
-        "kv_bytes_per_token": anatomy.kv_bytes_per_token(checkpoint.config, checkpoint.depth, element),
-    }
-    after = {
-        "parameters": checkpoint.parameters() - checkpoint.parameters(tensors),
-        "bytes": checkpoint.nbytes - sum(tensor.nbytes for tensor in tensors),
-        "kv_bytes_per_token": anatomy.kv_bytes_per_token(checkpoint.config, checkpoint.depth - len(gone), element),
-    }
     made = PrunePlan(
         source=checkpoint.source,
         fingerprint=checkpoint.fingerprint,
@@ -362,12 +348,21 @@ def _made(
         removed=removed,
         protected=protected,
         criterion=criterion,
-        before=before,
-        after=after,
         why=why,
         note=note,
     )
     # Whether this set can go exactly is part of the plan, not a surprise at pruning time.
     kept = [checkpoint.position_of(index) for index in made.kept]
-    anatomy.shortened_config(checkpoint.config, checkpoint.anatomy, kept, checkpoint.source)
-    return made
+    shortened_config(checkpoint, kept)
+    copies = shortened_tensors(checkpoint, kept)
+    before = {
+        "parameters": checkpoint.parameters(),
+        "bytes": checkpoint.nbytes,
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(),
+    }
+    after = {
+        "parameters": sum(copy.numel for copy in copies if checkpoint.is_parameter(copy.source.name)),
+        "bytes": sum(copy.nbytes for copy in copies),
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(len(kept)),
+    }
+    return dataclasses.replace(made, before=before, after=after)

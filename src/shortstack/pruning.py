@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import provenance
-from shortstack.checkpoint.anatomy import ranges, shortened_config
 from shortstack.checkpoint.card import model_card
-from shortstack.checkpoint.reader import INDEX, SINGLE, Checkpoint, open_checkpoint
+from shortstack.checkpoint.copying import copy_file, copy_tensors, new_header
+from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.safetensors_header import raw_header
-from shortstack.checkpoint.writer import TensorCopy, copy_file, copy_tensors, new_header, published
+from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
+from shortstack.checkpoint.structure import ranges
+from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE
+from shortstack.checkpoint.writer import published
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.planning import PlanSource, PrunePlan, ScoresSource, Strategy, load_plan, plan_for
 from shortstack.progress import Progress
@@ -168,7 +171,7 @@ def write_pruned(
 ) -> dict[str, str]:
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
     kept = [checkpoint.position_of(index) for index in plan.kept]
-    config = shortened_config(checkpoint.config, checkpoint.anatomy, kept, checkpoint.source)
+    config = shortened_config(checkpoint, kept)
     files = _copy_weights(checkpoint, kept, directory, allow_nonfinite, progress or Progress(quiet=True))
     if len(kept) == checkpoint.depth:
         (directory / "config.json").write_bytes(checkpoint.config_bytes)
@@ -189,22 +192,20 @@ def _copy_weights(
     checkpoint: Checkpoint, kept: list[int], directory: Path, allow_nonfinite: bool, progress: Progress
 ) -> dict[str, str]:
     """The weight files, as many as the input has (fewer where a shard has nothing left), and their index."""
-    new_index = {old: new for new, old in enumerate(kept)}
-    shards = []
-    for path, metadata in checkpoint.shards.items():
-        copies = list(_renumbered(checkpoint, path, new_index))
-        if copies:
-            shards.append((copies, metadata))
-    single = len(checkpoint.shards) == 1 and next(iter(checkpoint.shards)).name == SINGLE
+    by_shard: dict[Path, list[TensorCopy]] = {path: [] for path in checkpoint.shards}
+    for copy in shortened_tensors(checkpoint, kept):
+        by_shard[copy.source.file].append(copy)
+    shards = [(path, copies) for path, copies in by_shard.items() if copies]
+    single = len(checkpoint.shards) == 1 and next(iter(checkpoint.shards)).name in (SINGLE, PICKLED_SINGLE)
     files: dict[str, str] = {}
     weight_map: dict[str, str] = {}
-    total = sum(copy.source.nbytes for copies, _ in shards for copy in copies)
+    total = sum(copy.nbytes for _, copies in shards for copy in copies)
     with progress.bar("copy", total, "B") as advance:
-        for number, (copies, metadata) in enumerate(shards, start=1):
+        for number, (path, copies) in enumerate(shards, start=1):
             name = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            header = new_header(copies, metadata)
-            if len(kept) == checkpoint.depth:
-                header = raw_header(copies[0].source.file)  # nothing removed: the file is copied to the byte
+            header = new_header(copies, checkpoint.shards[path])
+            if len(kept) == checkpoint.depth and path.suffix == ".safetensors":
+                header = raw_header(path)  # nothing removed: the file is copied to the byte
             files[name] = copy_tensors(
                 copies, directory / name, header=header, allow_nonfinite=allow_nonfinite, progress=advance
             )
@@ -213,18 +214,6 @@ def _copy_weights(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return files
-
-
-def _renumbered(checkpoint: Checkpoint, path: Path, new_index: dict[int, int]) -> Iterable[TensorCopy]:
-    anatomy = checkpoint.anatomy
-    for tensor in checkpoint.tensors.values():
-        if tensor.file != path:
-            continue
-        block = anatomy.block_of(tensor.name)
-        if block is None:
-            yield TensorCopy(tensor, tensor.name)
-        elif block in new_index:
-            yield TensorCopy(tensor, anatomy.block_name(new_index[block], anatomy.within_block(tensor.name)))
 
 
 def _other_files(directory: Path) -> list[Path]:

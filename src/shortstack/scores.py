@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.anatomy import ranges
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.writer import write_file
 from shortstack.errors import ShortstackError
 from shortstack.tables import bar, seconds, size, table

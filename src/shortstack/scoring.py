@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from shortstack.calibration import CalibrationSet, Sampling, check_windows, draw_windows
 from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
-from shortstack.checkpoint.writer import check_writable_file
+from shortstack.checkpoint.writer import check_writable_file, locked
 from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
+from shortstack.engine.choice import MemoryMode
 from shortstack.errors import ShortstackError
-from shortstack.machine import DType, available_bytes, peak_rss_bytes, pick_device, pick_dtype
+from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
 from shortstack.tokenizers import load_tokenizer
@@ -24,15 +29,10 @@ from shortstack.tokenizers import load_tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from shortstack.engine.choice import Engine
+    from shortstack.engine.journal import Journal
     from shortstack.engine.parameters import ScoredParameter
-    from shortstack.engine.skeleton import Skeleton
     from shortstack.engine.sweep import ForwardResult
-    from shortstack.engine.weights import BlockWeights
-
-MemoryMode = Literal["auto", "resident", "streamed"]
-
-_RESIDENT_SHARE = 0.25  # of the memory that is free: what `auto` lets a model take
-_STREAMS_SHARE = 0.4  # of the memory that is free: what streams may take before they are swept in groups
 
 
 def score(
@@ -51,6 +51,7 @@ def score(
     dtype: DType = "auto",
     device: str = "auto",
     memory: MemoryMode = "auto",
+    save_every: float = 60.0,
     trust_remote_code: bool = False,
     quiet: bool = False,
 ) -> Scores:
@@ -75,6 +76,8 @@ def score(
         dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
+        save_every: with `--out`, seconds between two saved states, from which a killed run goes on when it is started
+            again.
         trust_remote_code: run code that comes with the checkpoint.
         quiet: no progress on stderr.
 
@@ -87,7 +90,10 @@ def score(
     criteria = parse_criteria(criterion)
     if out is not None:
         check_writable_file(Path(out))
+    progress = Progress(quiet=quiet)
     checkpoint = open_checkpoint(model)
+    for note in checkpoint.notes:
+        progress.say(note)
     calibration = None
     if any(asked.needs != "weights" for asked in criteria):
         corpus = read_corpus(data, role="calibration")
@@ -102,18 +108,24 @@ def score(
             bos_every=bos_every,
             chat_template=chat_template,
         )
-    scores = score_windows(
-        checkpoint,
-        calibration,
-        criteria,
-        dtype=dtype,
-        device=device,
-        memory=memory,
-        trust_remote_code=trust_remote_code,
-        progress=Progress(quiet=quiet),
-    )
-    if out is not None:
-        scores.save(out)
+    work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
+    with contextlib.nullcontext() if out is None else locked(Path(out).absolute()):
+        scores = score_windows(
+            checkpoint,
+            calibration,
+            criteria,
+            dtype=dtype,
+            device=device,
+            memory=memory,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            work_folder=work,
+            save_every=save_every,
+        )
+        if out is not None:
+            scores.save(out)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     if csv is not None:
         total = checkpoint.parameters()
         scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
@@ -131,47 +143,61 @@ def score_windows(
     stream_bytes: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
+    work_folder: Path | None = None,
+    save_every: float = 60.0,
 ) -> Scores:
     """Score the blocks of a checkpoint on given windows: what `score` does after reading its options.
 
     Args:
         calibration: windows of token ids; None where every criterion needs weights alone.
         stream_bytes: the most that streams may take at once; by default 40 % of the memory that is free.
+        work_folder: where the state of the run is saved, for a run that is killed to be continued; removed at the end.
+        save_every: at least this many seconds between two saved states.
 
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
+    from shortstack.engine.choice import EngineOptions, choose_engine
+    from shortstack.engine.journal import Journal, read_state
     from shortstack.engine.linear import fast_linear, largest_matrix
-    from shortstack.engine.skeleton import Skeleton
-    from shortstack.engine.weights import BlockWeights
 
     started = time.perf_counter()
+    progress = progress or Progress(quiet=True)
     if "quantization_config" in checkpoint.config:
-        raise ShortstackError(f"{checkpoint.source}: is quantized; score the checkpoint it was made from")
+        raise ShortstackError(
+            f"{checkpoint.source}: is quantized; scores are computed on full weights",
+            hint="score the checkpoint it was made from; the order holds for both",
+        )
     place = pick_device(device)
-    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
-    computed = pick_dtype(dtype, stored, place)
+    computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
     if calibration is not None:
         check_windows(checkpoint, calibration.windows)
-    resident = memory == "resident" or (
-        memory == "auto" and checkpoint.nbytes < _RESIDENT_SHARE * available_bytes() and place.type == "cpu"
-    )
-    skeleton = Skeleton(checkpoint, dtype=computed, device=place, trust_remote_code=trust_remote_code)
-    limit = stream_bytes if stream_bytes is not None else int(_STREAMS_SHARE * available_bytes(place))
-    with (
-        BlockWeights(checkpoint, skeleton.blocks, dtype=computed, device=place, resident=resident) as weights,
-        fast_linear(computed, place, largest_matrix(checkpoint)) as linear,
-    ):
-        run = _Run(skeleton, weights, list(criteria), progress or Progress(quiet=True), limit)
-        run.sweep(calibration.windows if calibration is not None else None)
-    _check_finite(checkpoint, run.found)
-    settings = {
+    windows = calibration.windows if calibration is not None else None
+    left = read_state(work_folder) if work_folder is not None else None
+    decided = left.record["key"] if left is not None else {}
+    # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
+    group = decided.get("group") if decided.get("fingerprint") == checkpoint.fingerprint else None
+    options = EngineOptions(computed, place, memory, stream_bytes, group, trust_remote_code)
+    engine = choose_engine(checkpoint, windows, options)
+    settings: dict[str, Any] = {
         "dtype": str(computed).removeprefix("torch."),
         "device": str(place),
-        "memory": "resident" if resident else "streamed",
-        "linear": linear,
+        "memory": engine.memory,
+        **({"whole_model": engine.reason} if engine.reason else {}),
         "versions": versions(),
     }
+    with (
+        contextlib.closing(engine),
+        fast_linear(computed, place, largest_matrix(checkpoint), chosen=decided.get("linear")) as linear,
+    ):
+        settings["linear"] = linear
+        key = _run_key(checkpoint, windows, criteria, settings, engine)
+        if left is not None:
+            _say_what_becomes_of(decided, key, work_folder, progress)
+        journal = Journal(work_folder, key, every_seconds=save_every)
+        run = _Run(engine, list(criteria), progress, journal)
+        run.sweep(windows)
+    _check_finite(checkpoint, run.found)
     return Scores(
         source=checkpoint.source,
         fingerprint=checkpoint.fingerprint,
@@ -184,47 +210,76 @@ def score_windows(
     )
 
 
+def _run_key(
+    checkpoint: Checkpoint,
+    windows: Sequence[Sequence[int]] | None,
+    criteria: Sequence[Criterion],
+    settings: dict[str, Any],
+    engine: Engine,
+) -> dict[str, Any]:
+    """All that makes the scores to the last bit: a saved state with another key is not used."""
+    import torch
+
+    return {
+        "fingerprint": checkpoint.fingerprint,
+        "windows": hashlib.sha256(json.dumps(windows).encode()).hexdigest(),
+        "criteria": [asked.name for asked in criteria],
+        **{name: value for name, value in settings.items() if name != "memory"},
+        "group": engine.group,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _say_what_becomes_of(left: dict[str, Any], key: dict[str, Any], folder: Path | None, progress: Progress) -> None:
+    differs = [name for name in key if left.get(name) != key[name]]
+    if differs:
+        progress.say(f"the saved state in {folder} is another run's (other {', '.join(differs)}) and is not used")
+    else:
+        progress.say(f"going on from the saved state in {folder}")
+
+
 @dataclass
 class _Run:
     """The sweeps of one scoring run and what the criteria made of them."""
 
-    skeleton: Skeleton
-    weights: BlockWeights
+    engine: Engine
     criteria: list[Criterion]
     progress: Progress
-    stream_bytes: int
+    journal: Journal
     found: dict[str, CriterionScores] = field(default_factory=dict)
     _tensors: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     _scored: dict[int, list[ScoredParameter]] = field(default_factory=dict)
 
     def sweep(self, windows: Sequence[Sequence[int]] | None) -> None:
         """Run the fewest sweeps that the criteria need, and fill `found` in the order asked for."""
-        from shortstack.engine import sweep as sweeps
         from shortstack.engine.parameters import scored_parameters
+        from shortstack.engine.sweep import windows_tensor
 
-        depth = len(self.skeleton.blocks)
-        self._scored = {index: scored_parameters(block) for index, block in enumerate(self.skeleton.blocks)}
+        depth = len(self.engine.blocks)
+        self._scored = {index: scored_parameters(block) for index, block in enumerate(self.engine.blocks)}
         taylors = [asked for asked in self.criteria if asked.kind == "taylor"]
         branches = any(asked.kind == "ppl" for asked in self.criteria)
         forward: ForwardResult | None = None
+        self.journal.extra = lambda: self._tensors
+        saved = self.journal.found()
+        if saved is not None:
+            self._tensors = {
+                name: {int(index): scores for index, scores in blocks.items()}
+                for name, blocks in saved.record["extra"].items()
+            }
         if windows is None:
             with self.progress.bar("weights", depth) as advance:
-                for index, block in self.weights.each(range(depth)):
-                    self._score_magnitude(index, dict(block.named_parameters()))
-                    advance(1)
+                self.engine.weights_only(self._score_magnitude, advance)
         else:
-            ids_WT = sweeps.windows_tensor(windows, self.skeleton.device)
-            work = sweeps.block_evaluations(depth) if branches else depth
-            with self.progress.bar("forward", work) as advance:
-                forward = sweeps.forward_sweep(
-                    self.skeleton,
-                    self.weights,
+            ids_WT = windows_tensor(windows, self.engine.device)
+            with self.progress.bar("forward", self.engine.forward_work(branches=branches)) as advance:
+                forward = self.engine.forward(
                     ids_WT,
                     branches=branches,
                     keep_inputs=bool(taylors),
-                    stream_bytes=self.stream_bytes,
                     on_weights=self._score_magnitude,
                     on_progress=advance,
+                    journal=self.journal,
                 )
             self._backward(ids_WT, forward, taylors)
         for asked in self.criteria:
@@ -232,7 +287,6 @@ class _Run:
 
     def _backward(self, ids_WT: torch.Tensor, forward: ForwardResult, taylors: list[Criterion]) -> None:
         from shortstack.criteria import taylor
-        from shortstack.engine import sweep as sweeps
 
         batches = list(dict.fromkeys(asked.batch for asked in taylors))
         for turn, batch in enumerate(batches):
@@ -246,20 +300,26 @@ class _Run:
             ) -> None:
                 for parameter in self._scored[index]:
                     name = parameter.name
+                    # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
+                    gradient = gradients.get(name)
                     for asked in group:
-                        value = taylor.score(asked, weights[name], gradients[name], parameter.output_dim)
+                        value = (
+                            taylor.score(asked, weights[name], gradient, parameter.output_dim)
+                            if gradient is not None
+                            else 0.0
+                        )
                         self._keep(asked, index, name, value)
 
-            with self.progress.bar("backward", 3 * len(self.skeleton.blocks)) as advance:
-                sweeps.backward_sweep(
-                    self.skeleton,
-                    self.weights,
+            with self.progress.bar("backward", 3 * len(self.engine.blocks)) as advance:
+                self.engine.backward(
                     ids_WT,
                     forward,
                     loss_scale_W=taylor.loss_scale(len(ids_WT), ids_WT.shape[1], batch).to(ids_WT.device),
                     on_gradients=on_gradients,
                     release_inputs=turn == len(batches) - 1,
                     on_progress=advance,
+                    turn=turn,
+                    journal=self.journal,
                 )
 
     def _score_magnitude(self, index: int, weights: dict[str, torch.Tensor]) -> None:
@@ -275,7 +335,7 @@ class _Run:
         self._tensors.setdefault(asked.name, {}).setdefault(index, {})[name] = value
 
     def _result(self, asked: Criterion, forward: ForwardResult | None) -> CriterionScores:
-        blocks = self.skeleton.checkpoint.original_blocks
+        blocks = self.engine.original_blocks
         if asked.kind == "ppl":
             from shortstack.criteria import ppl
 

@@ -7,8 +7,10 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.anatomy import max_positions, shortened_config
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint, tensor_chunks
+from shortstack.checkpoint.copying import copied_bytes
+from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
+from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.errors import ShortstackError
 from shortstack.loading import load_with_transformers
 from shortstack.machine import available_bytes
@@ -58,7 +60,7 @@ def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str
 
 
 def _compare_config(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> None:
-    expected = shortened_config(original.config, original.anatomy, kept, original.source)
+    expected = shortened_config(original, kept)
     for key in sorted(expected.keys() | pruned.config.keys()):
         if json.dumps(expected.get(key)) != json.dumps(pruned.config.get(key)):
             raise _failed(
@@ -67,26 +69,24 @@ def _compare_config(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -
 
 
 def _compare_bytes(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> int:
-    pairs = {tensor.name: tensor for tensor in original.outside_blocks}
-    for new, old in enumerate(kept):
-        for tensor in original.blocks[old]:
-            pairs[original.anatomy.block_name(new, original.anatomy.within_block(tensor.name))] = tensor
-    if pairs.keys() != pruned.tensors.keys():
-        odd = sorted(pairs.keys() ^ pruned.tensors.keys())
+    expected = {copy.name: copy for copy in shortened_tensors(original, kept)}
+    if expected.keys() != pruned.tensors.keys():
+        odd = sorted(expected.keys() ^ pruned.tensors.keys())
         raise _failed(pruned.directory, f"tensor {odd[0]!r} is missing or left over ({len(odd)} such)")
-    for name, source in pairs.items():
-        copy = pruned.tensors[name]
-        same = (copy.dtype, copy.shape) == (source.dtype, source.shape)
-        if not same or any(a != b for a, b in zip(tensor_chunks(source), tensor_chunks(copy), strict=True)):
-            raise _failed(pruned.directory, f"tensor {name!r} differs from {source.name!r} of the original")
-    return len(pairs)
+    for name, copy in expected.items():
+        found = pruned.tensors[name]
+        same = (found.dtype, found.shape) == (copy.source.dtype, copy.shape)
+        pairs = zip(copied_bytes(copy), copied_bytes(TensorCopy(found, name)), strict=True) if same else ()
+        if not same or any(a != b for a, b in pairs):
+            raise _failed(pruned.directory, f"tensor {name!r} differs from {copy.source.name!r} of the original")
+    return len(expected)
 
 
 def _random_windows(checkpoint: Checkpoint) -> torch.Tensor:
     import torch
 
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
-    length = min(_SEQ_LEN, max_positions(checkpoint.config) or _SEQ_LEN)
+    length = min(_SEQ_LEN, checkpoint.positions or _SEQ_LEN)
     generator = random.Random(0)
     return torch.tensor([[generator.randrange(rows) for _ in range(length)] for _ in range(_WINDOWS)])
 
@@ -103,19 +103,13 @@ def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor) -> torch.Tensor
 
 def _bypassed_logits(checkpoint: Checkpoint, kept: list[int], ids_BT: torch.Tensor) -> torch.Tensor:
     import torch
-    from torch import nn
+
+    from shortstack.engine.bypass import Bypass, find_blocks
 
     model, _ = load_with_transformers(checkpoint, dtype=torch.float32)
-    layers = model.get_submodule(checkpoint.anatomy.family.prefix.rstrip("."))
-    skipped = set(range(checkpoint.depth)) - set(kept)
-
-    def skip(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    for index in skipped:
-        layers[index].register_forward_hook(skip, with_kwargs=True)
-    with torch.no_grad():
+    _, blocks = find_blocks(model, checkpoint.depth, near=checkpoint.anatomy.prefix)
+    bypass = Bypass(model, blocks, ids_BT[:1, :2], carried=checkpoint.anatomy.family.carried)
+    with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(kept)):
         logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
     return logits
 
@@ -130,7 +124,7 @@ def _streamed_logits(checkpoint: Checkpoint, order: Any, ids_BT: torch.Tensor) -
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=device)
     with (
         torch.no_grad(),
-        BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=device, resident=False) as weights,
+        BlockWeights(skeleton, resident=False) as weights,
     ):
         hidden = skeleton.first_hidden(ids_BT)
         for index, block in weights.each(list(order)):

@@ -186,12 +186,14 @@ def test_light_commands_import_nothing_heavy(built: Built, arguments: list[str],
 
 
 def test_checkpoint_package_does_not_import_torch() -> None:
-    """The rule holds for the text of the modules too, not only for the paths that a test happens to take."""
+    """The rule holds for the text of the modules too; reading `.bin` files, which is pickle, is the one exception."""
     import ast
 
     import shortstack.checkpoint
 
-    for path in Path(shortstack.checkpoint.__file__).parent.glob("*.py"):
+    for path in Path(shortstack.checkpoint.__file__).parent.rglob("*.py"):
+        if path.name == "pickled.py":
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

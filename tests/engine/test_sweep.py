@@ -39,7 +39,7 @@ def run(model: Path, *, resident: bool = False, **options: Any) -> tuple[Skeleto
     checkpoint = open_checkpoint(model)
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     ids = sweep.windows_tensor(pico.windows(), CPU)
-    with BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=CPU, resident=resident) as source:
+    with BlockWeights(skeleton, resident=resident) as source:
         return skeleton, sweep.forward_sweep(skeleton, source, ids, **options)
 
 
@@ -52,7 +52,7 @@ def test_every_weight_is_read_once_for_all_candidates(built: Built, reads: Count
 
 def test_groups_read_what_they_need(built: Built, reads: Counter[str]) -> None:
     """Three candidates at a time: the second group begins at block 3 and reads nothing before it."""
-    run(built("llama"), branches=True, stream_bytes=4 * 4 * 16 * 32 * 4)
+    run(built("llama"), branches=True, group=3)
     assert reads["model.layers.2.mlp.up_proj.weight"] == 1
     assert reads["model.layers.3.mlp.up_proj.weight"] == 2
 
@@ -60,7 +60,7 @@ def test_groups_read_what_they_need(built: Built, reads: Counter[str]) -> None:
 def test_resident_reads_once_for_two_sweeps(built: Built, reads: Counter[str]) -> None:
     checkpoint = open_checkpoint(built("llama"))
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
-    with BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=CPU, resident=True) as source:
+    with BlockWeights(skeleton, resident=True) as source:
         for _ in range(2):
             assert [index for index, _ in source.each(range(6))] == list(range(6))
     assert set(reads.values()) == {1}
@@ -94,7 +94,7 @@ def test_skeleton_gives_the_models_own_logits(built: Built, family: str) -> None
     ids = torch.tensor(pico.windows(2, 20))
     with (
         torch.no_grad(),
-        BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=CPU, resident=False) as source,
+        BlockWeights(skeleton, resident=False) as source,
     ):
         hidden = skeleton.first_hidden(ids)
         for index, block in source.each(range(6)):
@@ -133,7 +133,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(copied: Built) -> None
     checkpoint = open_checkpoint(model)
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     path = model / "model.safetensors"
-    with BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=CPU, resident=False) as source:
+    with BlockWeights(skeleton, resident=False) as source:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(ShortstackError, match="was changed meanwhile"):
             for _ in source.each(range(6)):

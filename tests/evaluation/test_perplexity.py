@@ -83,7 +83,7 @@ def test_nan_is_an_error_and_not_a_figure(copied: Built, text: Path) -> None:
 def test_several_models_and_texts_side_by_side(built: Built, text: Path, tmp_path: Path) -> None:
     (tmp_path / "y.txt").write_text("another text. " * 40)
     found = evaluate_ppl(
-        str(built("llama")), str(built("gemma")), data=f"{text},{tmp_path / 'y.txt'}", seq_len="16,32",
+        str(built("llama")), str(built("gemma2")), data=f"{text},{tmp_path / 'y.txt'}", seq_len="16,32",
         out=tmp_path / "r.json", quiet=True,
     )  # fmt: skip
     assert len(found.results) == 4
@@ -93,7 +93,7 @@ def test_several_models_and_texts_side_by_side(built: Built, text: Path, tmp_pat
         assert {"model", "fingerprint", "what", "data", "settings", "figures", "per_item", "versions"} <= record.keys()
         assert set(record["figures"]) == {"ppl_16", "ppl_16_bos_every", "ppl_32", "ppl_32_bos_every"}
     assert records[0]["data"]["sha256"] != records[1]["data"]["sha256"]
-    assert str(built("gemma")) in found.to_text()
+    assert str(built("gemma2")) in found.to_text()
 
 
 def test_samples_are_the_same_for_the_same_seed(built: Built) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from shortstack.checkpoint.anatomy import ranges
+from shortstack.checkpoint.structure import ranges
 
 
 def model_card(record: dict[str, Any]) -> str:

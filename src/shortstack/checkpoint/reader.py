@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import anatomy as anatomies
-from shortstack.checkpoint import provenance
-from shortstack.checkpoint.anatomy import Anatomy
-from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly, read_header
+from shortstack.checkpoint import provenance, structure
+from shortstack.checkpoint.anatomy import Family, family_of
+from shortstack.checkpoint.hub import locate
+from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly
+from shortstack.checkpoint.structure import Anatomy, ranges
+from shortstack.checkpoint.weight_files import checked_link, read_weights, stray_shards
 from shortstack.errors import ShortstackError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 _CONFIG_LIMIT = 10_000_000  # bytes
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _FINGERPRINT_EDGE = 4096  # bytes of the start and of the end of each tensor
 
 
@@ -38,6 +36,8 @@ class Checkpoint:
         shards: the weight files and their metadata, in order.
         anatomy: where the blocks are.
         original_blocks: for each block here, its index in the original model (identity unless blocks were removed).
+        provenance: shortstack.json, where shortstack wrote the checkpoint.
+        notes: what a user should hear about it, a line each.
     """
 
     directory: Path
@@ -49,6 +49,7 @@ class Checkpoint:
     anatomy: Anatomy
     original_blocks: tuple[int, ...]
     provenance: dict[str, Any] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -58,7 +59,7 @@ class Checkpoint:
     @property
     def tied(self) -> bool:
         """Whether output head and token embedding are one tensor."""
-        return anatomies.is_tied(self.config, self.anatomy.family)
+        return structure.is_tied(self.config, self.anatomy.family)
 
     @cached_property
     def blocks(self) -> tuple[tuple[TensorInfo, ...], ...]:
@@ -73,7 +74,8 @@ class Checkpoint:
     @cached_property
     def outside_blocks(self) -> tuple[TensorInfo, ...]:
         """Embeddings, final norm, head: everything that pruning keeps."""
-        return tuple(t for t in self.tensors.values() if self.anatomy.block_of(t.name) is None)
+        block_of, further = self.anatomy.block_of, self.anatomy.predicts_further
+        return tuple(t for t in self.tensors.values() if block_of(t.name) is None and not further(t.name))
 
     @property
     def nbytes(self) -> int:
@@ -81,9 +83,11 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def parameters(self, tensors: Iterable[TensorInfo] | None = None) -> int:
-        """Number of parameters of some tensors, or of all: masks and a head stored twice are not counted."""
+        """Number of parameters of some tensors, or of all; not counted are masks, a head stored twice, and
+        multi-token-prediction blocks, which transformers does not load.
+        """
         chosen = self.tensors.values() if tensors is None else tensors
-        return sum(t.numel for t in chosen if not self.anatomy.is_buffer(t.name) and not self._is_repeated_head(t.name))
+        return sum(t.numel for t in chosen if self.is_parameter(t.name))
 
     def block_parameters(self) -> list[int]:
         """Number of parameters of each block."""
@@ -108,6 +112,16 @@ class Checkpoint:
                 os.close(descriptor)
         return digest.hexdigest()
 
+    @property
+    def positions(self) -> int | None:
+        """The longest sequence that the model takes, or None where the config does not limit it."""
+        return structure.max_positions(self.config, self.anatomy.family)
+
+    def kv_bytes_per_token(self, depth: int | None = None) -> int | None:
+        """Bytes of key-value cache per token in 16 bit, at this depth or another; None where it is not known."""
+        text = self.anatomy.family.text(self.config)
+        return structure.kv_bytes_per_token(text, self.depth if depth is None else depth)
+
     def position_of(self, original_block: int) -> int:
         """Where a block of the original model stands in this checkpoint.
 
@@ -116,25 +130,40 @@ class Checkpoint:
         """
         if original_block in self.original_blocks:
             return self.original_blocks.index(original_block)
-        has = f"it has blocks {anatomies.ranges(self.original_blocks)}"
+        has = f"it has blocks {ranges(self.original_blocks)}"
         raise ShortstackError(f"{self.source}: no block {original_block}; {has} (numbers of the original model)")
 
-    def _is_repeated_head(self, name: str) -> bool:
+    def is_repeated_head(self, name: str) -> bool:
+        """Whether a tensor is the output head, stored beside the embedding that it is tied to."""
         return self.tied and name == self.anatomy.head and self.anatomy.embedding in self.tensors
 
+    def is_parameter(self, name: str) -> bool:
+        """Whether a tensor is counted among the model's parameters."""
+        return not (self.anatomy.is_buffer(name) or self.is_repeated_head(name) or self.anatomy.predicts_further(name))
 
-def open_checkpoint(model: str | Path) -> Checkpoint:
+
+def open_checkpoint(model: str | Path, *, allow_links: bool = False, family: Family | None = None) -> Checkpoint:
     """Open a checkpoint by directory, hub id, or `embedded` (the small model in the package).
 
+    Args:
+        model: which.
+        allow_links: follow links that lead out of the directory.
+        family: its row, where the table has none (a probed family).
+
     Raises:
+        UnknownFamilyError: the table has no row for its `model_type`.
         ShortstackError: nothing is there, it is not a checkpoint that can be read, or config and tensors disagree.
     """
     source = str(model)
-    directory = locate(source)
+
+    def row(directory: Path) -> Family:
+        return family or family_of(read_config(directory)[0], source)
+
+    directory = locate(source, before_weights=row)
     config, config_bytes = read_config(directory)
-    anatomies.family_of(config, source)  # before the weights: an unknown family need not have been downloaded whole
-    tensors, shards = _read_weights(directory)
-    anatomy = anatomies.anatomy_of(config, tensors, source)
+    chosen = row(directory)
+    tensors, shards = read_weights(directory, allow_links=allow_links)
+    anatomy = structure.anatomy_of(config, chosen, tensors, source)
     record = provenance.read(directory)
     original = tuple(record["kept_blocks"]) if record else tuple(range(anatomy.depth))
     if len(original) != anatomy.depth:
@@ -142,57 +171,27 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
             f"{directory / provenance.FILE_NAME}: lists {len(original)} kept blocks, the checkpoint has {anatomy.depth}",
             hint="the file does not belong to this checkpoint; remove it to number blocks as they stand",
         )
+    stray = stray_shards(directory, set(shards))
+    notes = (f"warning: {directory}: {', '.join(stray)} is named by no index and is left out",) if stray else ()
     checkpoint = Checkpoint(
-        directory, source, config, config_bytes, tensors, shards, anatomy, original, provenance=record
+        directory, source, config, config_bytes, tensors, shards, anatomy, original, provenance=record, notes=notes
     )
     _check_consistency(checkpoint)
     return checkpoint
-
-
-def locate(source: str) -> Path:
-    """The directory that a MODEL argument means; a hub id is downloaded (or found in the hub cache)."""
-    if source == "embedded":
-        from shortstack.embedded import MODEL_DIRECTORY
-
-        return MODEL_DIRECTORY
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise ShortstackError(f"{source}: is a file, expected a checkpoint directory or a hub id")
-    if not _HUB_ID.fullmatch(source) or source.count("/") > 1:
-        raise ShortstackError(f"{source}: no such directory", hint="give a checkpoint directory, a hub id, or embedded")
-    return _download(source)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    missing = f"{hub_id}: no such directory, and"
-    try:
-        return Path(
-            snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "no answer")
-        raise ShortstackError(
-            f"{missing} the hub refused it (HTTP {status})", hint="check the id, or your token"
-        ) from None
-    except (LocalEntryNotFoundError, OSError) as error:
-        reason = type(error).__name__
-        raise ShortstackError(
-            f"{missing} the hub could not be reached and its cache does not hold it ({reason})",
-            hint="check the path, or the network (HF_HUB_OFFLINE?)",
-        ) from None
 
 
 def read_config(directory: Path) -> tuple[dict[str, Any], bytes]:
     """config.json, parsed and as bytes."""
     path = directory / "config.json"
     if not path.is_file():
+        if (directory / "adapter_config.json").is_file():
+            raise ShortstackError(
+                f"{directory}: is an adapter (adapter_config.json), not a checkpoint",
+                hint="merge it into its base model first: merge_and_unload() of PEFT, then save_pretrained()",
+            )
         hint = "give the directory that holds config.json and model.safetensors"
         raise ShortstackError(f"{directory}: not a checkpoint (no config.json)", hint=hint)
+    checked_link(path, directory, allow_links=False)
     if path.stat().st_size > _CONFIG_LIMIT:
         raise ShortstackError(f"{path}: {path.stat().st_size} bytes; a config has at most {_CONFIG_LIMIT}")
     raw = path.read_bytes()
@@ -205,95 +204,58 @@ def read_config(directory: Path) -> tuple[dict[str, Any], bytes]:
     return config, raw
 
 
-def _read_weights(directory: Path) -> tuple[dict[str, TensorInfo], dict[Path, dict[str, str]]]:
-    single, index = directory / SINGLE, directory / INDEX
-    if single.is_file() and index.is_file():
-        raise ShortstackError(
-            f"{directory}: holds both {SINGLE} and {INDEX}; which one counts is ambiguous",
-            hint="remove the one that does not belong to this checkpoint",
-        )
-    if single.is_file():
-        return _index_tensors([single])
-    if not index.is_file():
-        pickled = sorted(directory.glob("*.bin"))
-        if pickled:
-            raise ShortstackError(
-                f"{directory}: holds pickled weights ({pickled[0].name}), which shortstack does not read",
-                hint="convert it: load it with transformers and save_pretrained() it to a new directory",
-            )
-        raise ShortstackError(f"{directory}: no weights ({SINGLE} or {INDEX})", hint="download incomplete?")
-    weight_map = _weight_map(index)
-    names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        listed = ", ".join(missing)
-        raise ShortstackError(f"{directory}: shard missing: {listed} (named by {INDEX})", hint="download it again")
-    tensors, shards = _index_tensors([directory / name for name in names])
-    for name, shard in weight_map.items():
-        if name not in tensors:
-            raise ShortstackError(f"{index}: names {name!r} in {shard}, but no shard holds it")
-        if tensors[name].file.name != shard:
-            raise ShortstackError(f"{index}: says {name!r} is in {shard}, but it is in {tensors[name].file.name}")
-    unlisted = sorted(set(tensors) - set(weight_map))
-    if unlisted:
-        raise ShortstackError(
-            f"{index}: does not name {unlisted[0]!r} ({len(unlisted)} tensors), which the shards hold"
-        )
-    return tensors, shards
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, RecursionError, KeyError, TypeError):
-        raise ShortstackError(f"{index}: not a weight index (no weight_map)", hint="download it again") from None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ShortstackError(f"{index}: weight_map is empty or not an object")
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
-            raise ShortstackError(f"{index}: shard {shard!r} must be a plain file name in the same directory")
-    return weight_map
-
-
-def _index_tensors(paths: list[Path]) -> tuple[dict[str, TensorInfo], dict[Path, dict[str, str]]]:
-    tensors: dict[str, TensorInfo] = {}
-    shards = {}
-    for path in paths:
-        listed, shards[path] = read_header(path)
-        for tensor in listed:
-            if tensor.name in tensors:
-                raise ShortstackError(f"{path}: tensor {tensor.name!r} is also in {tensors[tensor.name].file.name}")
-            tensors[tensor.name] = tensor
-    return tensors, shards
-
-
 def _check_consistency(checkpoint: Checkpoint) -> None:
     """What transformers would load without a word: a random head, integer weights, blocks of the wrong width."""
     source, config, anatomy = checkpoint.source, checkpoint.config, checkpoint.anatomy
-    anatomies.per_block_lists(config, anatomy.family, anatomy.depth, source)
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype not in FLOAT_DTYPES and tensor.name.endswith("weight") and "quantization_config" not in config:
-            raise ShortstackError(f"{source}: {tensor.name} is {tensor.dtype}, expected floating-point weights")
+    structure.per_block_lists(config, anatomy.family, anatomy.depth, source)
+    if "quantization_config" not in config:
+        for tensor in checkpoint.tensors.values():
+            if tensor.dtype not in FLOAT_DTYPES and tensor.name.endswith("weight"):
+                raise ShortstackError(
+                    f"{source}: {tensor.name} is {tensor.dtype}, expected floating-point weights",
+                    hint="a quantized checkpoint says so in config.json (quantization_config)",
+                )
     embedding = checkpoint.tensors.get(anatomy.embedding)
     if embedding is None:
-        raise ShortstackError(f"{source}: the weights lack {anatomy.embedding}, the token embedding")
-    if not checkpoint.tied and anatomy.head not in checkpoint.tensors:
+        raise ShortstackError(
+            f"{source}: the weights lack {anatomy.embedding}, the token embedding", hint="download the checkpoint again"
+        )
+    _check_head(checkpoint, embedding)
+    _check_width(checkpoint, embedding)
+
+
+def _check_head(checkpoint: Checkpoint, embedding: TensorInfo) -> None:
+    source, anatomy = checkpoint.source, checkpoint.anatomy
+    head = checkpoint.tensors.get(anatomy.head)
+    if not checkpoint.tied and head is None:
         raise ShortstackError(
             f"{source}: config.json says head and embedding are not tied, but the weights lack {anatomy.head}",
             hint='the head would be random; set "tie_word_embeddings": true if they are one tensor',
         )
-    if checkpoint.tied and anatomy.head in checkpoint.tensors:
-        head = checkpoint.tensors[anatomy.head]
-        if head.shape != embedding.shape or not _same_bytes(head, embedding):
-            raise ShortstackError(
-                f"{source}: config.json says head and embedding are tied, but {anatomy.head} differs from the embedding",
-                hint='set "tie_word_embeddings": false if the head is a tensor of its own',
-            )
-    hidden = config.get("word_embed_proj_dim", config.get("hidden_size", config.get("n_embd")))
-    vocabulary = config.get("vocab_size", embedding.shape[0])
-    if isinstance(hidden, int) and tuple(embedding.shape) != (vocabulary, hidden):
+    if checkpoint.tied and head is not None and (head.shape != embedding.shape or not _same_bytes(head, embedding)):
         raise ShortstackError(
-            f"{source}: {anatomy.embedding} is {list(embedding.shape)}, config.json says [{vocabulary}, {hidden}]",
+            f"{source}: config.json says head and embedding are tied, but {anatomy.head} differs from the embedding",
+            hint='set "tie_word_embeddings": false if the head is a tensor of its own',
+        )
+
+
+# Config entries that hold the width of the embedding, the first one that is there.
+_WIDTHS = ("word_embed_proj_dim", "embedding_size", "input_embedding_size", "hidden_size", "n_embd", "d_model")
+
+
+def _check_width(checkpoint: Checkpoint, embedding: TensorInfo) -> None:
+    """The embedding's shape, and that blocks that are alike have tensors that are alike."""
+    source, family = checkpoint.source, checkpoint.anatomy.family
+    text = family.text(checkpoint.config)
+    hidden = next((text[key] for key in _WIDTHS if isinstance(text.get(key), int)), None)
+    vocabulary = text.get("vocab_size", checkpoint.config.get("vocab_size"))
+    if isinstance(vocabulary, int) and family.embedding_rows is not None:
+        vocabulary += family.embedding_rows(text)
+    expected = [vocabulary if isinstance(vocabulary, int) else None, hidden]
+    found = list(embedding.shape)
+    if len(found) != 2 or any(want is not None and have != want for want, have in zip(expected, found, strict=True)):
+        raise ShortstackError(
+            f"{source}: {embedding.name} is {found}, config.json says {expected}",
             hint="config.json and the weights do not belong together",
         )
 

@@ -23,17 +23,21 @@ _choices: dict[tuple[int, int], bool] = {}
 
 
 @contextlib.contextmanager
-def fast_linear(dtype: torch.dtype, device: torch.device, shape: tuple[int, int]) -> Iterator[str]:
+def fast_linear(
+    dtype: torch.dtype, device: torch.device, shape: tuple[int, int], *, chosen: str | None = None
+) -> Iterator[str]:
     """Within, linear layers on the CPU in float32 go through oneDNN if it is clearly faster; gradients work.
 
     Args:
         dtype, device: what the model is computed in and on.
         shape: output and input features of a typical weight, on which the two are compared.
+        chosen: the library to use where both can be, instead of comparing: what an earlier run decided.
 
     Yields:
         The library used: "onednn" or "torch".
     """
-    if not (_available() and device.type == "cpu" and dtype == torch.float32 and _onednn_is_faster(*shape)):
+    possible = _available() and device.type == "cpu" and dtype == torch.float32
+    if not possible or not (chosen == "onednn" if chosen else _onednn_is_faster(*shape)):
         yield "torch"
         return
     with _ThroughOneDNN():

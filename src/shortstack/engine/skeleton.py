@@ -19,8 +19,11 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.engine.bypass import find_blocks
+from shortstack.engine.conversion import Conversion
 from shortstack.engine.loss import token_nll
 from shortstack.errors import ShortstackError
+from shortstack.loading import experts_for
 
 _BUILDING = threading.Lock()
 # Logits held at once, float32. Below 32 MiB the allocator keeps the pages.
@@ -33,6 +36,17 @@ class BlockCall:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+class NotSeparableError(ShortstackError):
+    """The blocks of a model cannot be run one at a time: it must be held whole, and blocks passed over."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(
+            f"{source}: its blocks cannot be run one at a time: {reason}",
+            hint="--memory resident holds the whole model",
+        )
+        self.reason = reason
 
 
 class _Recorded(Exception):  # noqa: N818 - a signal, not an error
@@ -53,6 +67,10 @@ class _StandIn(nn.Module):
         except AttributeError:
             return getattr(self._block, name)
 
+    def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...]]:
+        """(hidden states, other positional arguments); some models give hidden states by keyword."""
+        return (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+
     def _result(self, hidden_BTD: torch.Tensor) -> Any:
         return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
 
@@ -65,7 +83,8 @@ class _Recorder(_StandIn):
         self._log = log
         self._last = last
 
-    def forward(self, hidden_BTD: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden_BTD, args = self._split(args, kwargs)
         self._log.append((hidden_BTD, BlockCall(args, {key: _without_cache(value) for key, value in kwargs.items()})))
         if self._last:
             raise _Recorded
@@ -77,8 +96,9 @@ class _Injector(_StandIn):
 
     hidden_BTD: torch.Tensor | None = None
 
-    def forward(self, hidden_BTD: torch.Tensor, *_: Any, **__: Any) -> Any:
-        return self._result(hidden_BTD if self.hidden_BTD is None else self.hidden_BTD)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given_BTD, _ = self._split(args, kwargs)
+        return self._result(given_BTD if self.hidden_BTD is None else self.hidden_BTD)
 
 
 class Skeleton:
@@ -86,6 +106,8 @@ class Skeleton:
 
     Attributes:
         blocks: the block modules, their parameters on the meta device, in order.
+        blocks_name: what the model calls their list.
+        conversion: how stored tensors become parameters.
         dtype, device: what everything is computed in and on.
     """
 
@@ -99,14 +121,17 @@ class Skeleton:
         self.device = device
         self._model = _empty_model(checkpoint, dtype, trust_remote_code)
         self._model.eval()
-        self._list_name, self._layers = _find_layers(self._model, checkpoint)
+        self.blocks_name, self._layers = find_blocks(self._model, checkpoint.depth, near=checkpoint.anatomy.prefix)
         self.blocks: list[nn.Module] = list(self._layers)
         for block in self.blocks:
             if any(buffer.is_meta for buffer in block.buffers()):
-                raise ShortstackError(
-                    f"{checkpoint.source}: its blocks hold tables that cannot be built without the model"
+                raise NotSeparableError(
+                    checkpoint.source, "its blocks hold tables that cannot be built without the model"
                 )
-        load_outside_blocks(self._model, checkpoint, dtype=dtype, device=device, block_prefix=self._list_name)
+        self.conversion = Conversion(self._model, checkpoint)
+        load_outside_blocks(
+            self._model, self.conversion, checkpoint, dtype=dtype, device=device, blocks_name=self.blocks_name
+        )
         self._returns_tuple = False
         self._calls: dict[tuple[int, int], list[BlockCall]] = {}
 
@@ -124,10 +149,7 @@ class Skeleton:
             calls = [call for _, call in self._record(ids_BT)]
             other = [call for _, call in self._record(ids_BT.roll(1, dims=1))]
             if not all(_equal(first, second) for first, second in zip(calls, other, strict=True)):
-                raise ShortstackError(
-                    f"{self.checkpoint.source}: blocks of {self.checkpoint.anatomy.family.model_type} are called with "
-                    "what depends on the text, so they cannot be run one at a time"
-                )
+                raise NotSeparableError(self.checkpoint.source, "its blocks are given what depends on the text")
             self._calls[key] = calls
         return self._calls[key]
 
@@ -167,11 +189,12 @@ class Skeleton:
 
     def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
         log = self._recorded(ids_BT)
-        if not self._returns_tuple and any(hidden.shape != log[0][0].shape for hidden, _ in log):
+        odd = len(log) != len(self.blocks) or any(hidden.shape != log[0][0].shape for hidden, _ in log)
+        if odd and not self._returns_tuple:
             self._returns_tuple = True  # the model took element 0 of what a block gave: its blocks return tuples
             log = self._recorded(ids_BT)
         if len(log) != len(self.blocks):
-            raise ShortstackError(f"{self.checkpoint.source}: {len(log)} of {len(self.blocks)} blocks were called")
+            raise NotSeparableError(self.checkpoint.source, f"{len(log)} of its {len(self.blocks)} blocks were called")
         return log
 
     @torch.no_grad()
@@ -181,7 +204,8 @@ class Skeleton:
         recorders = [
             _Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)
         ]
-        with self._replaced(recorders), contextlib.suppress(_Recorded, IndexError):
+        # A model that takes a tensor apart, as if it were a tuple, fails in one of these ways.
+        with self._replaced(recorders), contextlib.suppress(_Recorded, IndexError, ValueError, TypeError):
             self._model(input_ids=ids_BT, use_cache=False)
         return log
 
@@ -201,11 +225,11 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: 
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
-        # The same attention for skeleton and blocks: a block at eager attention, called with the mask of sdpa (none),
-        # would not be causal and would say nothing.
+        # Skeleton and blocks are built at once, so that they agree about attention: a block at eager attention, called
+        # with the mask of sdpa (none), would not be causal and would say nothing.
         with _parameters_on_meta():
             model: nn.Module = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+                config, dtype=dtype, trust_remote_code=trust_remote_code, **experts_for(dtype)
             )
     except (ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -232,15 +256,6 @@ def _parameters_on_meta() -> Iterator[None]:
             yield
         finally:
             nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
-def _find_layers(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, nn.ModuleList]:
-    """The list of blocks: the longest-prefix match of the family's place in the model."""
-    wanted = checkpoint.anatomy.family.prefix.rstrip(".")
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and name == wanted and len(module) == checkpoint.depth:
-            return name + ".", module
-    raise ShortstackError(f"{checkpoint.source}: transformers built no list of {checkpoint.depth} blocks at {wanted!r}")
 
 
 def _without_cache(value: Any) -> Any:

@@ -15,11 +15,13 @@ Legend: W windows, T tokens, D hidden size, S streams.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.skeleton import Skeleton
 from shortstack.engine.weights import BlockWeights
 from shortstack.machine import return_free_memory
@@ -59,9 +61,10 @@ def forward_sweep(
     *,
     branches: bool,
     keep_inputs: bool = False,
-    stream_bytes: int | None = None,
+    group: int | None = None,
     on_weights: OnWeights | None = None,
     on_progress: Callable[[int], object] = lambda _: None,
+    journal: Journal | None = None,
 ) -> ForwardResult:
     """Run the base stream, and with `branches` one stream per skipped block, through all blocks.
 
@@ -69,44 +72,121 @@ def forward_sweep(
         ids_WT: the windows.
         branches: run the candidate streams too.
         keep_inputs: keep what the base stream brings to each block, for a backward sweep.
-        stream_bytes: streams held at once take at most this; candidates are swept in groups beyond it.
+        group: how many candidates are swept together (`group_size`); all of them by default.
         on_weights: called once per block.
         on_progress: called with the number of block evaluations (one stream through one block) just done.
+        journal: where the state is saved, and where an earlier run's state is.
     """
     depth = len(skeleton.blocks)
-    base_WTD = _embedded(skeleton, ids_WT)
-    group = _group_size(depth, base_WTD, stream_bytes) if branches else 1
-    starts = list(range(0, depth, group)) if branches else [0]
-    inputs: list[torch.Tensor] | None = [] if keep_inputs else None
-    candidates = []
-    base_nll = last = None
-    for first in starts:
-        is_first = first == 0
-        stop = min(first + group, depth) if branches else 0
-        # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
-        # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
-        streams_SWTD = torch.empty(
-            (max(stop - first, 0) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device
+    journal = journal or Journal(None)
+    saved = journal.found()
+    if saved is not None:
+        state = _ForwardState.restored(saved, ids_WT.device)
+    else:
+        state = _ForwardState(base_WTD=_embedded(skeleton, ids_WT), inputs=[] if keep_inputs else None)
+    size = (group or depth) if branches else depth
+    while state.first < depth:
+        _sweep_group(skeleton, weights, ids_WT, state, size if branches else 0, on_weights, on_progress, journal)
+        state.first = state.next = state.first + size
+        state.active = 0
+        journal.save(*state.saved())
+    stacked = torch.stack(state.candidates) if branches else None
+    return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD)
+
+
+@dataclass
+class _ForwardState:
+    """Where a forward sweep is: in the group of candidates from `first` on, before block `next`."""
+
+    base_WTD: torch.Tensor  # what goes into block `first`
+    inputs: list[torch.Tensor] | None
+    first: int = 0
+    next: int = 0
+    active: int = 0  # candidates so far in this group; the base stream lies behind them
+    streams_SWTD: torch.Tensor | None = None
+    next_base_WTD: torch.Tensor | None = None
+    candidates: list[torch.Tensor] = field(default_factory=list)
+    base_nll: torch.Tensor | None = None
+    last_WTD: torch.Tensor | None = None
+
+    def saved(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """For the journal."""
+        tensors = {"base": self.base_WTD}
+        if self.streams_SWTD is not None and self.next > self.first:
+            tensors["streams"] = self.streams_SWTD[: self.active + 1]
+        tensors |= {f"inputs.{index:05d}": tensor for index, tensor in enumerate(self.inputs or [])}
+        tensors |= {f"candidates.{index:05d}": tensor for index, tensor in enumerate(self.candidates)}
+        optional = {"next_base": self.next_base_WTD, "base_nll": self.base_nll, "last": self.last_WTD}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        record = {"phase": "forward", "first": self.first, "next": self.next, "active": self.active}
+        return tensors, {**record, "keeps_inputs": self.inputs is not None}
+
+    @staticmethod
+    def restored(saved: SavedState, device: torch.device) -> _ForwardState:
+        """From the journal. A state of the backward sweep means that this one is done."""
+        tensors = {name: tensor.to(device) for name, tensor in saved.tensors.items()}
+        numbered = {
+            kind: [tensors[name] for name in sorted(tensors) if name.startswith(f"{kind}.")]
+            for kind in ("inputs", "candidates")
+        }
+        return _ForwardState(
+            base_WTD=tensors["base"],
+            inputs=numbered["inputs"] if saved.record["keeps_inputs"] else None,
+            first=saved.record["first"],
+            next=saved.record["next"],
+            active=saved.record["active"],
+            streams_SWTD=tensors.get("streams"),
+            next_base_WTD=tensors.get("next_base"),
+            candidates=[tensor.cpu() for tensor in numbered["candidates"]],
+            base_nll=tensors["base_nll"].cpu() if "base_nll" in tensors else None,
+            last_WTD=tensors.get("last"),
         )
+
+
+def _sweep_group(
+    skeleton: Skeleton,
+    weights: BlockWeights,
+    ids_WT: torch.Tensor,
+    state: _ForwardState,
+    size: int,
+    on_weights: OnWeights | None,
+    on_progress: Callable[[int], object],
+    journal: Journal,
+) -> None:
+    """The candidates from `state.first` on, `size` of them, from block `state.next` to the last."""
+    depth, first = len(skeleton.blocks), state.first
+    is_first = first == 0
+    stop = min(first + size, depth)
+    # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
+    # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
+    base_WTD = state.base_WTD
+    streams_SWTD = torch.empty((stop - first + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
+    if state.streams_SWTD is not None and state.next > first:
+        streams_SWTD[: state.active + 1] = state.streams_SWTD
+    else:
         streams_SWTD[0] = base_WTD
-        active = 0  # candidates so far; the base stream is at this place
-        for index, block in weights.each(range(first, depth)):
-            if is_first and inputs is not None:
-                inputs.append(streams_SWTD[active].clone())
-            if index == stop and stop < depth and branches:
-                base_WTD = streams_SWTD[active].clone()  # where the next group begins
-            if is_first and on_weights is not None:
-                on_weights(index, dict(block.named_parameters()))
-            branching = first <= index < stop
-            _through_block(skeleton, block, index, streams_SWTD, active, ids_WT, branching)
-            on_progress(active + 1)
-            active += branching
-        if is_first:
-            base_nll = _window_nll(skeleton, streams_SWTD[active], ids_WT)
-            last = streams_SWTD[active].clone() if keep_inputs else None
-        candidates += [_window_nll(skeleton, streams_SWTD[place], ids_WT) for place in range(active)]
-    stacked = torch.stack(candidates) if branches else None
-    return ForwardResult(base_nll, stacked, inputs, last)
+    state.streams_SWTD = streams_SWTD
+    for index, block in weights.each(range(state.next, depth)):
+        if is_first and state.inputs is not None:
+            state.inputs.append(streams_SWTD[state.active].clone())
+        if index == stop and size:
+            state.next_base_WTD = streams_SWTD[state.active].clone()  # where the next group begins
+        if is_first and on_weights is not None:
+            on_weights(index, dict(block.named_parameters()))
+        branching = first <= index < stop
+        _through_block(skeleton, block, index, streams_SWTD, state.active, ids_WT, branching)
+        on_progress(state.active + 1)
+        state.active += branching
+        state.next = index + 1
+        if journal.due():
+            journal.save(*state.saved())
+    if is_first:
+        state.base_nll = _window_nll(skeleton, streams_SWTD[state.active], ids_WT)
+        state.last_WTD = streams_SWTD[state.active].clone() if state.inputs is not None else None
+    state.candidates += [_window_nll(skeleton, streams_SWTD[place], ids_WT) for place in range(state.active)]
+    state.streams_SWTD = None
+    if state.next_base_WTD is not None:
+        state.base_WTD, state.next_base_WTD = state.next_base_WTD, None
 
 
 def backward_sweep(
@@ -119,6 +199,8 @@ def backward_sweep(
     on_gradients: OnGradients,
     release_inputs: bool = True,
     on_progress: Callable[[int], object] = lambda _: None,
+    turn: int = 0,
+    journal: Journal | None = None,
 ) -> None:
     """Gradients of every block's weights, block by block from the last to the first.
 
@@ -128,16 +210,29 @@ def backward_sweep(
             sums over all windows before `on_gradients` sees them.
         on_gradients: called once per block.
         release_inputs: let the forward sweep's inputs go as they are used.
+        on_progress: called with the number of block evaluations just done.
+        turn: which of several backward sweeps this is; the state names it.
+        journal: where the state is saved, and where an earlier run's state is.
     """
     inputs, last_WTD = forward.inputs, forward.last_WTD
     if inputs is None or last_WTD is None:
         raise ValueError("the forward sweep must keep its inputs")
-    gradient_WTD = _loss_gradient(skeleton, last_WTD, ids_WT, loss_scale_W)
+    journal = journal or Journal(None)
+    saved = journal.found()
+    place = saved.record.get("backward") if saved is not None else None
+    start = len(skeleton.blocks) - 1
+    if saved is not None and place is not None and place["turn"] >= turn:
+        if place["turn"] > turn or place["next"] < 0:
+            return  # done by the earlier run
+        gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
+    else:
+        gradient_WTD = _loss_gradient(skeleton, last_WTD, ids_WT, loss_scale_W)
     rows = _rows_at_a_time(ids_WT)
-    for index, block in weights.each(range(len(skeleton.blocks) - 1, -1, -1), gradients=True):
+    forward_state, forward_record = _done(forward)
+    for index, block in weights.each(range(start, -1, -1), gradients=True):
         given_WTD = inputs[index]
-        for start in range(0, len(ids_WT), rows):
-            part = slice(start, start + rows)
+        for first in range(0, len(ids_WT), rows):
+            part = slice(first, first + rows)
             hidden = given_WTD[part].detach().requires_grad_(True)
             call = skeleton.calls(ids_WT[part])[index]
             torch.autograd.backward(skeleton.run_block(block, hidden, call), gradient_WTD[part])
@@ -146,8 +241,20 @@ def backward_sweep(
         gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
         on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
         if release_inputs:
-            inputs[index] = torch.empty(0)
+            inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
         on_progress(3)
+        if journal.due() or index == 0:
+            where = {**forward_record, "backward": {"turn": turn, "next": index - 1}}
+            journal.save({**forward_state, "gradient": gradient_WTD}, where)
+
+
+def _done(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A finished forward sweep, as its state is saved."""
+    inputs = forward.inputs or []
+    state = _ForwardState(torch.empty(0), inputs, first=len(inputs), next=len(inputs))
+    state.base_nll, state.last_WTD = forward.base_nll_W, forward.last_WTD
+    state.candidates = list(forward.candidate_nll_NW) if forward.candidate_nll_NW is not None else []
+    return state.saved()
 
 
 def _loss_gradient(
@@ -219,11 +326,9 @@ def _rows_at_a_time(ids_WT: torch.Tensor) -> int:
     return max(1, TOKENS_AT_A_TIME.get(ids_WT.device.type, 4096) // ids_WT.shape[1])
 
 
-def _group_size(depth: int, base_WTD: torch.Tensor, stream_bytes: int | None) -> int:
-    """How many candidates are swept together."""
-    one = base_WTD.numel() * base_WTD.element_size()
-    fitting = depth if stream_bytes is None else stream_bytes // one - 1
-    return max(1, min(depth, fitting))
+def group_size(depth: int, stream_bytes: int, limit_bytes: int) -> int:
+    """How many candidates are swept together, where streams (one more than candidates) may take `limit_bytes`."""
+    return max(1, min(depth, limit_bytes // stream_bytes - 1))
 
 
 def block_evaluations(depth: int, group: int | None = None) -> int:

@@ -11,14 +11,19 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
+from shortstack.engine.conversion import Conversion, Part
 from shortstack.errors import ShortstackError
 from shortstack.machine import return_free_memory
+
+if TYPE_CHECKING:
+    from shortstack.engine.skeleton import Skeleton
 
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -73,31 +78,28 @@ class BlockWeights:
     """Gives blocks with their weights in, in any order that is announced; reads one block ahead.
 
     Args:
-        checkpoint: where the weights lie.
-        blocks: the block modules, parameters on the meta device.
-        dtype, device: what weights are turned into.
+        skeleton: the model whose blocks, parameters on the meta device, get their weights.
         resident: keep every block once it was read.
+
+    Raises:
+        ShortstackError: a block has a parameter that no stored tensor makes.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        blocks: Sequence[nn.Module],
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        resident: bool,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._blocks = blocks
-        self._dtype = dtype
-        self._device = device
+    def __init__(self, skeleton: Skeleton, *, resident: bool) -> None:
+        self._checkpoint = skeleton.checkpoint
+        self._conversion = skeleton.conversion
+        self._blocks = skeleton.blocks
+        self._block_names = [f"{skeleton.blocks_name}.{index}." for index in range(len(skeleton.blocks))]
+        self._dtype = skeleton.dtype
+        self._device = skeleton.device
         self._resident = resident
         self._files = _Files()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
         self._kept: dict[int, dict[str, torch.Tensor]] = {}
         self._targets: dict[str, torch.Tensor] = {}
-        self._names = [_module_names(checkpoint, index, block) for index, block in enumerate(blocks)]
+        self._parts = [self._checked_parts(index) for index in range(len(skeleton.blocks))]
+        stored = {name for parts in self._parts for part in parts for name, _ in part.sources}
+        self._stored = [[t for t in block if t.name in stored] for block in self._checkpoint.blocks]
 
     def __enter__(self) -> BlockWeights:
         return self
@@ -115,7 +117,7 @@ class BlockWeights:
         """
         buffers: list[_Buffer] = []  # held while the sweep lasts: what comes after it needs the memory
         if not self._resident:
-            largest = max(buffer_bytes(block) for block in self._checkpoint.blocks)
+            largest = max(buffer_bytes(block) for block in self._stored)
             buffers = [_Buffer(largest), _Buffer(largest)]
         pending: Future[dict[str, torch.Tensor]] | None = None
         try:
@@ -126,7 +128,7 @@ class BlockWeights:
                 if following is not None:
                     pending = self._reader.submit(self._read, following, buffers, (step + 1) % 2)
                 block = self._blocks[index]
-                _assign(block, {self._names[index][name]: self._converted(name, raw[name]) for name in raw}, gradients)
+                _assign(block, self._parameters(index, raw), gradients)
                 try:
                     yield index, block
                 finally:
@@ -141,11 +143,31 @@ class BlockWeights:
     def _read(self, index: int, buffers: Sequence[_Buffer], slot: int) -> dict[str, torch.Tensor]:
         if index in self._kept:
             return self._kept[index]
-        tensors = [tensor for tensor in self._checkpoint.blocks[index] if tensor.name in self._names[index]]
+        tensors = self._stored[index]
         if not self._resident:
             return buffers[slot].fill(tensors, self._files)
         self._kept[index] = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
         return self._kept[index]
+
+    def _parameters(self, index: int, raw: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The block's parameters, by name within the block."""
+        stored = {name: self._converted(name, value) for name, value in raw.items()}
+        made: dict[str, torch.Tensor] = {}
+        for part in self._parts[index]:
+            made |= self._conversion.parameters(part, stored)
+        return {name.removeprefix(self._block_names[index]): value for name, value in made.items()}
+
+    def _checked_parts(self, index: int) -> list[Part]:
+        parts = self._conversion.parts(self._checkpoint.blocks[index])
+        if all(part.rule is None for part in parts):  # what a rule makes is known when it is applied
+            made = {part.target.removeprefix(self._block_names[index]) for part in parts}
+            lacking = sorted({name for name, _ in self._blocks[index].named_parameters()} - made)
+            if lacking:
+                raise ShortstackError(
+                    f"{self._checkpoint.source}: block {index} lacks {lacking[0]!r} ({len(lacking)} parameters)",
+                    hint="download the checkpoint again",
+                )
+        return parts
 
     def _converted(self, name: str, raw: torch.Tensor) -> torch.Tensor:
         dtype = self._dtype if raw.is_floating_point() else raw.dtype
@@ -159,73 +181,45 @@ class BlockWeights:
 
 
 def load_outside_blocks(
-    model: nn.Module, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, block_prefix: str
+    model: nn.Module,
+    conversion: Conversion,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    blocks_name: str,
 ) -> None:
-    """Load embeddings, final norm and head into a model whose parameters are on the meta device."""
+    """Load embeddings, final norm and head into a model whose parameters are on the meta device.
+
+    Raises:
+        ShortstackError: a parameter outside the blocks is in no file.
+    """
     files = _Files()
-    base = getattr(model, "base_model_prefix", "") + "."
-    wanted = {n for n, _ in [*model.named_parameters(), *model.named_buffers()] if not n.startswith(block_prefix)}
-    head = _head_name(model)
-    loaded: dict[str, torch.Tensor] = {}
+    tensors = [t for t in checkpoint.outside_blocks if not checkpoint.is_repeated_head(t.name)]
+    sizes = {tensor.name: tensor for tensor in tensors}
     try:
-        for tensor in checkpoint.outside_blocks:
-            is_head = tensor.name == checkpoint.anatomy.head
-            if is_head and checkpoint.tied:
-                continue  # stored twice; tied below
-            name = tensor.name if tensor.name in wanted else head if is_head else base + tensor.name
-            if name not in wanted:
-                raise ShortstackError(f"{checkpoint.source}: the model has no place for tensor {tensor.name!r}")
-            raw = torch.empty(tensor.nbytes, dtype=torch.uint8)
-            files.read(tensor, raw)
-            value = raw.view(_torch_dtype(tensor)).view(tensor.shape)
-            loaded[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+        for part in conversion.parts(tensors):
+            stored = {}
+            for name, _ in part.sources:
+                raw = torch.empty(sizes[name].nbytes, dtype=torch.uint8)
+                files.read(sizes[name], raw)
+                value = raw.view(_torch_dtype(sizes[name])).view(sizes[name].shape)
+                stored[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+            for name, value in conversion.parameters(part, stored).items():
+                _set(model, name, value)
     finally:
         files.close()
-    for name, value in loaded.items():
-        _set(model, name, value)
     if checkpoint.tied:
         model.tie_weights()  # type: ignore[operator]
-    left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(block_prefix)]
+    left = [n for n, p in model.named_parameters() if p.is_meta and not n.startswith(blocks_name + ".")]
     if left:
         raise ShortstackError(
-            f"{checkpoint.source}: the weights lack {left[0]!r} ({len(left)} tensors outside the blocks)"
+            f"{checkpoint.source}: the weights lack {left[0]!r} ({len(left)} tensors outside the blocks)",
+            hint="download the checkpoint again",
         )
     for name, buffer in list(model.named_buffers()):
         if buffer.device != device:
             _set(model, name, buffer.to(device))
-
-
-def _head_name(model: nn.Module) -> str:
-    """The output head's name in memory, which may differ from that on disk (gpt_neox)."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    return next((f"{name}.weight" for name, module in model.named_modules() if module is head), "")
-
-
-def _module_names(checkpoint: Checkpoint, index: int, block: nn.Module) -> dict[str, str]:
-    """Name on disk -> name in the block. Refuses weights that have no place, and places that have no weight."""
-    parameters = dict(block.named_parameters())
-    buffers = dict(block.named_buffers())
-    names = {}
-    for tensor in checkpoint.blocks[index]:
-        inner = checkpoint.anatomy.within_block(tensor.name)
-        expected = parameters.get(inner, buffers.get(inner))
-        if expected is None:
-            if checkpoint.anatomy.is_buffer(tensor.name):
-                continue  # a constant table that the model makes itself
-            raise ShortstackError(
-                f"{checkpoint.source}: block {index} of {checkpoint.anatomy.family.model_type} has no place for "
-                f"{inner!r}: it is stored in another form than it is computed in"
-            )
-        if tuple(expected.shape) != tensor.shape:
-            raise ShortstackError(
-                f"{checkpoint.source}: {tensor.name} is {list(tensor.shape)}, config.json implies {list(expected.shape)}",
-                hint="config.json and the weights do not belong together",
-            )
-        names[tensor.name] = inner
-    lacking = sorted(set(parameters) - set(names.values()))
-    if lacking:
-        raise ShortstackError(f"{checkpoint.source}: block {index} lacks {lacking[0]!r}", hint="download it again")
-    return names
 
 
 def _assign(block: nn.Module, tensors: dict[str, torch.Tensor], gradients: bool) -> None:

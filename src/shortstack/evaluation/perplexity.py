@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.calibration import check_windows
-from shortstack.checkpoint.anatomy import max_positions
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.writer import check_writable_file
 from shortstack.corpora import Corpus, read_corpus
@@ -102,11 +101,11 @@ def _evaluate_one(
     trust_remote_code: bool,
     progress: Progress,
 ) -> list[Result]:
-    from shortstack.evaluation.models import load_model
+    from shortstack.loading import load_model
 
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     model, computed, place = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    positions = max_positions(checkpoint.config)
+    positions = checkpoint.positions
     chosen = lengths or [n for n in DEFAULT_SEQ_LENS if n == DEFAULT_SEQ_LENS[0] or (positions or n) >= n]
     results = []
     for corpus in corpora:

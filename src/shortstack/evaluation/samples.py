@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from shortstack.checkpoint.anatomy import max_positions
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.writer import check_writable_file
 from shortstack.errors import ShortstackError, UsageError
@@ -98,12 +97,12 @@ def _continuations(
     import torch
     from transformers import GenerationConfig
 
-    from shortstack.evaluation.models import load_model
+    from shortstack.loading import load_model
 
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     model, _, place = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     ids = tokenizer(str(settings["prompt"]), return_tensors="pt")["input_ids"].to(place)
-    new_tokens, positions = int(str(settings["new_tokens"])), max_positions(checkpoint.config)
+    new_tokens, positions = int(str(settings["new_tokens"])), checkpoint.positions
     if positions is not None and ids.shape[1] + new_tokens > positions:
         raise ShortstackError(
             f"{checkpoint.source}: {ids.shape[1]} prompt tokens and {new_tokens} new ones, but {positions} positions",

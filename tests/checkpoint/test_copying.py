@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shortstack.checkpoint import writer
+from shortstack.checkpoint import copying
+from shortstack.checkpoint.copying import copy_tensors, new_header
 from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.checkpoint.writer import TensorCopy, copy_tensors, new_header, write_file
+from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.checkpoint.writer import write_file
 from shortstack.errors import ShortstackError
 
 Built = Callable[..., Path]
@@ -26,8 +28,8 @@ def copy_all(model: Path, target: Path) -> str:
 
 def test_the_digest_is_that_of_the_file(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pieces and flushes so small that tensors are cut and parts are read back while others are written."""
-    monkeypatch.setattr(writer, "_PIECE", 1000)
-    monkeypatch.setattr(writer, "_SYNC_EVERY", 4096)
+    monkeypatch.setattr(copying, "_PIECE", 1000)
+    monkeypatch.setattr(copying, "_SYNC_EVERY", 4096)
     digest = copy_all(built("llama"), tmp_path / "x.safetensors")
     assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
 
@@ -70,9 +72,9 @@ def test_every_value_that_is_not_finite_is_seen(dtype: str, value: str) -> None:
     }[dtype]
     largest = {"F64": 0x7FEF << 48, "F32": 0xFF7FFFFF, "F16": 0xFBFF, "BF16": 0xFF7F}[dtype]
     words = np.full(1001, largest, dtype=f"u{width}")
-    assert writer._all_finite(memoryview(words.tobytes()), dtype)
+    assert copying._all_finite(memoryview(words.tobytes()), dtype)
     words[500] = patterns[value]
-    assert not writer._all_finite(memoryview(words.tobytes()), dtype)
+    assert not copying._all_finite(memoryview(words.tobytes()), dtype)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

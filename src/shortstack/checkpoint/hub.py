@@ -1,0 +1,142 @@
+"""Hub ids: find a checkpoint in huggingface_hub's cache, or download the files that are needed and no others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from shortstack.checkpoint.weight_files import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE
+from shortstack.errors import ShortstackError
+
+_HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
+_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.tiktoken")
+_Result = TypeVar("_Result")
+
+
+def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: None) -> Path:
+    """The directory that a MODEL argument means; a hub id is downloaded, or found in the hub cache.
+
+    Args:
+        source: a directory, a hub id with an optional `@revision`, or `embedded`.
+        before_weights: called with the directory of a hub id when it holds config.json and no weights yet; what it
+            raises ends the download.
+
+    Raises:
+        ShortstackError: nothing is there; for a hub id, what the hub answered.
+    """
+    if source == "embedded":
+        from shortstack.embedded import MODEL_DIRECTORY
+
+        return MODEL_DIRECTORY
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ShortstackError(f"{source}: is a file, expected a checkpoint directory or a hub id")
+    match = _HUB_ID.fullmatch(source)
+    if not match or ".." in source or _looks_like_a_path(source):
+        raise ShortstackError(f"{source}: no such directory", hint="give a checkpoint directory, a hub id, or embedded")
+    return _downloaded(source, match.group("name"), match.group("revision"), before_weights)
+
+
+def _looks_like_a_path(source: str) -> bool:
+    """`models/vicuna` beside a folder `models` is a mistyped path, not something to ask the hub for."""
+    first, _, rest = source.partition("/")
+    return source.startswith(("/", ".", "~")) or (bool(rest) and Path(first).is_dir())
+
+
+def _downloaded(source: str, name: str, revision: str | None, before_weights: Callable[[Path], object]) -> Path:
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        return Path(_asked(source, lambda: snapshot_download(name, revision=revision, local_files_only=True)))
+    config = Path(_asked(source, lambda: hf_hub_download(name, "config.json", revision=revision)))
+    before_weights(config.parent)
+    files = _asked(source, lambda: HfApi().list_repo_files(name, revision=revision))
+    patterns = [*_SMALL_FILES, *_weight_patterns(source, files)]
+    return Path(_asked(source, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns)))
+
+
+def _weight_patterns(source: str, files: list[str]) -> list[str]:
+    """The weight files that count: safetensors where there are any, never two forms of the same weights."""
+    safetensors, pickled = (
+        (SINGLE, INDEX, "model-*.safetensors"),
+        (PICKLED_SINGLE, PICKLED_INDEX, "pytorch_model-*.bin"),
+    )
+    for single, index, shards in (safetensors, pickled):
+        if index in files:
+            return [shards]
+        if single in files:
+            return [single]
+    raise ShortstackError(
+        f"{source}: the hub's copy has no weights ({SINGLE}, {INDEX} or {PICKLED_SINGLE})",
+        hint="an adapter or another format? look at its files on the hub",
+    )
+
+
+def _asked(source: str, ask: Callable[[], _Result]) -> _Result:
+    """Ask the hub; every way in which it can fail is a line of its own."""
+    import httpx
+    from huggingface_hub import errors
+
+    try:
+        return ask()
+    except (
+        errors.HfHubHTTPError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+        httpx.HTTPError,
+    ) as error:
+        message, hint = _answer(error)
+    except OSError as error:
+        message, hint = _no_answer(error)
+    raise ShortstackError(f"{source}: {message}", hint=hint) from None
+
+
+# What the hub answered -> (what that means, what to do). The first class that fits counts.
+_ANSWERS = (
+    ("GatedRepoError", None, "the hub asks for permission first (HTTP 403)", "accept its terms on the hub; hf auth login"),
+    ("RevisionNotFoundError", None, "the hub has the model, but no such revision (HTTP 404)", "check what stands after @"),
+    ("RemoteEntryNotFoundError", None, "the hub's copy has no config.json (HTTP 404)", "is this a transformers model?"),
+    ("HfHubHTTPError", 401, "no such directory, and the hub has no such model, or wants a token for it (HTTP 401)",
+     "check the spelling; hf auth login"),
+    ("HfHubHTTPError", 404, "no such directory, and the hub has no such model (HTTP 404)", "check the spelling"),
+    ("HfHubHTTPError", 403, "the hub refuses access (HTTP 403)", "check that your token may read this model"),
+    ("HfHubHTTPError", 429, "the hub says that it was asked too often (HTTP 429)",
+     "wait some minutes; a token raises the limit"),
+)  # fmt: skip
+
+
+def _answer(error: Exception) -> tuple[str, str]:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    for name, code, message, hint in _ANSWERS:
+        if isinstance(error, getattr(errors, name)) and code in (None, status):
+            return message, hint
+    if isinstance(status, int):
+        what = "has a fault of its own" if status >= 500 else "refused it"
+        return f"the hub {what} (HTTP {status})", "try again later" if status >= 500 else "check the id, or your token"
+    return _no_answer(error)
+
+
+def _no_answer(error: BaseException) -> tuple[str, str]:
+    import httpx
+    from huggingface_hub import constants
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    if constants.HF_HUB_OFFLINE:
+        return (
+            "no such directory, and HF_HUB_OFFLINE is set and the hub cache does not hold it",
+            "unset HF_HUB_OFFLINE, or check the spelling",
+        )
+    if any(isinstance(cause, httpx.TimeoutException) for cause in causes):
+        return "the hub did not answer in time", "try again; HF_HUB_DOWNLOAD_TIMEOUT (seconds) raises the limit"
+    return (
+        f"no such directory, and the hub could not be reached ({type(causes[-1]).__name__})",
+        "check the path, or the network",
+    )

@@ -1,0 +1,196 @@
+"""A family's row applied to one checkpoint: its depth, where its blocks stand on disk, its per-block lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from shortstack.checkpoint.anatomy import Family
+from shortstack.checkpoint.families import Config
+from shortstack.errors import ShortstackError
+
+# Lists that transformers reads in any family's config, one entry per block.
+_GENERAL_LISTS = ("layer_types", "mlp_layer_types")
+# Config entries that say how many multi-token-prediction blocks a checkpoint has.
+MTP_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
+_MTP_NAME = re.compile(r"(^|\.)mtp(_\w+)?\.")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A family's row applied to one checkpoint: the prefixes as they stand on its disk, and its depth.
+
+    Attributes:
+        extra: multi-token-prediction blocks that are stored behind the model's own, at the numbers from `depth` on.
+    """
+
+    family: Family
+    prefix: str
+    depth: int
+    embedding: str
+    head: str
+    extra: int = 0
+
+    def block_of(self, tensor_name: str) -> int | None:
+        """The block that a tensor belongs to (its position in this checkpoint), or None."""
+        number = self._number_of(tensor_name)
+        return number if number is not None and number < self.depth else None
+
+    def within_block(self, tensor_name: str) -> str:
+        """The name of a block's tensor inside the block, such as `self_attn.q_proj.weight`."""
+        return tensor_name[len(self.prefix) :].partition(".")[2]
+
+    def block_name(self, index: int, inner: str) -> str:
+        """The full name of a tensor of block `index`."""
+        return f"{self.prefix}{index}.{inner}"
+
+    def is_buffer(self, tensor_name: str) -> bool:
+        """Whether a block's tensor is a constant table and not a parameter."""
+        if self.block_of(tensor_name) is None:
+            return False
+        inner = self.within_block(tensor_name)
+        return any(inner == name or inner.endswith("." + name) for name in self.family.buffers)
+
+    def predicts_further(self, tensor_name: str) -> bool:
+        """Whether a tensor belongs to multi-token prediction: trained on the dense model's last hidden states."""
+        number = self._number_of(tensor_name)
+        return (number is not None and number >= self.depth) or bool(_MTP_NAME.search(tensor_name))
+
+    def _number_of(self, tensor_name: str) -> int | None:
+        if not tensor_name.startswith(self.prefix):
+            return None
+        number, _, rest = tensor_name[len(self.prefix) :].partition(".")
+        return int(number) if rest and number.isascii() and number.isdigit() else None
+
+
+def anatomy_of(config: Config, family: Family, tensor_names: Iterable[str], place: str) -> Anatomy:
+    """Check that config and tensors of a checkpoint agree about its blocks, and say where they are.
+
+    Args:
+        config: the raw config.json.
+        family: its row.
+        tensor_names: all names on disk.
+        place: the checkpoint, as errors name it.
+
+    Raises:
+        ShortstackError: no valid depth, or blocks missing or left over.
+    """
+    names = list(tensor_names)
+    depth = depth_of(config, family, place)
+    # Checkpoints of a bare base model lack the outermost name (`h.0.` for `transformer.h.0.`); both load.
+    base = family.prefix.partition(".")[0] + "."
+    stripped = not any(name.startswith(family.prefix) for name in names)
+    prefix, embedding = family.prefix, family.embedding
+    if stripped:
+        prefix, embedding = prefix.removeprefix(base), embedding.removeprefix(base)
+    unlimited = Anatomy(family, prefix, 1 << 60, embedding, family.head)
+    found = {index for name in names if (index := unlimited.block_of(name)) is not None}
+    if not found:
+        raise ShortstackError(
+            f"{place}: no tensor starts with {family.prefix!r}, where {family.model_type} keeps blocks",
+            hint="the names are those of another architecture, or of an adapter",
+        )
+    missing = sorted(set(range(depth)) - found)
+    extra = sorted(found - set(range(depth)))
+    if missing:
+        raise ShortstackError(
+            f"{place}: config.json says {depth} blocks, but the weights lack block {ranges(missing)}",
+            hint="download the checkpoint again, or correct the number in config.json",
+        )
+    text = family.text(config)
+    announced = max((count for key in MTP_COUNTS if type(count := text.get(key)) is int), default=0)
+    if extra and extra != list(range(depth, depth + announced)):
+        raise ShortstackError(
+            f"{place}: config.json says {depth} blocks, but the weights also hold block {ranges(extra)}",
+            hint="correct the number of blocks in config.json, or drop those tensors",
+        )
+    return Anatomy(family, prefix, depth, embedding, family.head, len(extra))
+
+
+def depth_of(config: Config, family: Family, place: str) -> int:
+    """The number of blocks that a config states."""
+    text = family.text(config)
+    if family.depth is not None and (implied := family.depth(text)) is not None:
+        return implied
+    for key in family.counts:
+        if key in text:
+            depth = text[key]
+            if type(depth) is not int or depth < 1:
+                raise ShortstackError(f"{place}: config.json: {key} is {depth!r}, expected a whole number >= 1")
+            return depth
+    raise ShortstackError(f"{place}: config.json lacks {family.counts[0]}, the number of blocks")
+
+
+def is_tied(config: Config, family: Family) -> bool:
+    """Whether the output head is the token embedding."""
+    text = family.text(config)
+    return bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", family.tied)))
+
+
+def per_block_lists(config: Config, family: Family, depth: int, place: str) -> dict[str, list[Any]]:
+    """Every config entry with one value per block, written out in full where the config only implies it.
+
+    Raises:
+        ShortstackError: a list is not of the model's depth.
+    """
+    lists: dict[str, list[Any]] = {}
+    text = family.text(config)
+    for key in (*_GENERAL_LISTS, *family.lists):
+        value = text.get(key)
+        if isinstance(value, list):
+            lists[key] = _of_depth(value, key, depth, place)
+    if family.implied is not None:
+        for key, value in _implied(text, family, depth, place).items():
+            lists.setdefault(key, _of_depth(value, key, depth, place))
+    return lists
+
+
+def _implied(text: Config, family: Family, depth: int, place: str) -> dict[str, list[Any]]:
+    try:
+        return family.implied(text, depth) if family.implied is not None else {}
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ShortstackError(
+            f"{place}: config.json: what it says about the blocks of {family.model_type} cannot be read "
+            f"({type(error).__name__}: {error})",
+            hint="compare it with the config.json of the original model",
+        ) from None
+
+
+def _of_depth(value: list[Any], key: str, depth: int, place: str) -> list[Any]:
+    if len(value) != depth:
+        raise ShortstackError(
+            f"{place}: config.json: {key} has {len(value)} entries for {depth} blocks",
+            hint="correct config.json: this checkpoint would not compute what it was trained to",
+        )
+    return value
+
+
+def kv_bytes_per_token(config: Config, depth: int, element_bytes: int = 2) -> int | None:
+    """Bytes of key-value cache per token at full attention, or None where the config does not say the heads."""
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    hidden = config.get("hidden_size", config.get("n_embd"))
+    if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
+        return None
+    head_dim = config.get("head_dim") or hidden // heads
+    kv_heads = config.get("num_key_value_heads") or heads
+    return int(2 * depth * kv_heads * head_dim * element_bytes)
+
+
+def max_positions(config: Config, family: Family) -> int | None:
+    """The longest sequence that the model takes, or None where the config does not limit it."""
+    text = family.text(config)
+    value = text.get("max_position_embeddings", text.get("n_positions"))
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as a person writes them: `0-3, 7, 9-10`."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in parts)

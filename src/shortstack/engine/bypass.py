@@ -1,0 +1,108 @@
+"""Pass over blocks of a whole model in memory: what removing them from the checkpoint must compute, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from shortstack.errors import ShortstackError
+
+
+def find_blocks(model: nn.Module, depth: int, *, near: str = "") -> tuple[str, nn.ModuleList]:
+    """(name, list of blocks) of a model: the module list of this length, the one named like `near` if there are several.
+
+    Raises:
+        ShortstackError: there is none.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth and "vision" not in name
+    ]
+    if not lists:
+        raise ShortstackError(f"transformers built no list of {depth} blocks in {type(model).__name__}")
+    last = near.rstrip(".").rpartition(".")[2]
+    # The outermost one: lists inside blocks (of experts, say) have longer names.
+    return min(lists, key=lambda found: (found[0].rpartition(".")[2] != last, found[0].count("."), found[0]))
+
+
+class Bypass:
+    """Passes over blocks of one model. The form of what a block gives is learnt by running the model once.
+
+    Args:
+        model: a whole model, weights in.
+        blocks: its list of blocks.
+        ids_BT: a few token ids to run it on.
+        carried: the argument by which a block is given what the one before it returned beside hidden states; it is
+            handed on too.
+    """
+
+    def __init__(self, model: nn.Module, blocks: nn.ModuleList, ids_BT: torch.Tensor, *, carried: str = "") -> None:
+        self._blocks = blocks
+        self._carried = carried
+        self._forms: dict[int, tuple[type, int]] = {}
+        handles = [block.register_forward_hook(self._learn(index)) for index, block in enumerate(blocks)]
+        try:
+            with torch.no_grad():
+                model(input_ids=ids_BT, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def over(self, skipped: Collection[int], *, run: bool = False) -> Iterator[None]:
+        """Within, these blocks (by position) are passed over: their hidden states go on as they came.
+
+        Args:
+            skipped: which.
+            run: run them all the same, for the state that other blocks take from them.
+        """
+        originals = {index: self._blocks[index] for index in skipped}
+        for index, block in originals.items():
+            self._blocks[index] = _PassedOver(block, self._forms[index], self._carried, run)
+        try:
+            yield
+        finally:
+            for index, block in originals.items():
+                self._blocks[index] = block
+
+    def _learn(self, index: int) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            self._forms[index] = (type(output), len(output) if isinstance(output, (tuple, list)) else 1)
+
+        return hook
+
+
+class _PassedOver(nn.Module):
+    """Stands in for a block; what the model reads from the block (its attention type, say) is passed on."""
+
+    def __init__(self, block: nn.Module, form: tuple[type, int], carried: str, run: bool) -> None:
+        super().__init__()
+        object.__setattr__(self, "_block", block)  # not a submodule: the model's parameters stay what they are
+        self._signature = inspect.signature(block.forward)
+        self._form = form
+        self._carried = carried
+        self._run = run
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        hidden = next(iter(given.values()))
+        kind, length = self._form
+        if self._run:
+            output = self._block(*args, **kwargs)
+            return kind([hidden, *output[1:]]) if kind in (tuple, list) else hidden
+        if kind not in (tuple, list):
+            return hidden
+        extra = given.get(self._carried, given.get("kwargs", {}).get(self._carried)) if self._carried else None
+        return kind([hidden, extra, *[None] * (length - 2)][:length])

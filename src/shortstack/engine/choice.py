@@ -1,0 +1,166 @@
+"""Which engine runs a model: one block at a time where its blocks allow it, the whole model in memory where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.shortening import shortened_config
+from shortstack.errors import ShortstackError
+from shortstack.machine import available_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from shortstack.engine.journal import Journal
+    from shortstack.engine.sweep import ForwardResult, OnGradients, OnWeights
+
+MemoryMode = Literal["auto", "resident", "streamed"]
+
+_RESIDENT_SHARE = 0.25  # of the memory that is free: what `auto` lets a model take
+_STREAMS_SHARE = 0.4  # of the memory that is free: what streams may take before they are swept in groups
+
+
+class Engine(Protocol):
+    """What runs a model's blocks for the criteria.
+
+    Attributes:
+        blocks: the block modules, in order.
+        original_blocks: their numbers in the original model.
+        device: where it computes.
+        memory: `streamed` or `resident`.
+        reason: why the whole model is held, or empty.
+        group: how many candidates are run together.
+    """
+
+    blocks: list[nn.Module]
+    original_blocks: tuple[int, ...]
+    device: torch.device
+    memory: str
+    reason: str
+    group: int
+
+    def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
+        """Call `on_weights` for every block; no window is run."""
+
+    def forward_work(self, *, branches: bool) -> int:
+        """What `on_progress` of `forward` adds up to."""
+
+    def forward(
+        self,
+        ids_WT: torch.Tensor,
+        *,
+        branches: bool,
+        keep_inputs: bool,
+        on_weights: OnWeights,
+        on_progress: Callable[[int], object],
+        journal: Journal,
+    ) -> ForwardResult:
+        """Losses of the dense model, and with `branches` without each block."""
+
+    def backward(
+        self,
+        ids_WT: torch.Tensor,
+        forward: ForwardResult,
+        *,
+        loss_scale_W: torch.Tensor,
+        on_gradients: OnGradients,
+        release_inputs: bool,
+        on_progress: Callable[[int], object],
+        turn: int,
+        journal: Journal,
+    ) -> None:
+        """Gradients of every block's weights."""
+
+    def close(self) -> None:
+        """Let files and threads go."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is to run.
+
+    Attributes:
+        dtype, device: what is computed in and on.
+        memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
+        stream_bytes: the most that streams may take at once; None for 40 % of the memory that is free.
+        group: candidates swept together, where an earlier run has decided it.
+        trust_remote_code: run code that comes with the checkpoint.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    memory: MemoryMode = "auto"
+    stream_bytes: int | None = None
+    group: int | None = None
+    trust_remote_code: bool = False
+
+
+def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
+    """The engine for a checkpoint: what its family's row says, or what its blocks turn out to be given.
+
+    Raises:
+        ShortstackError: the model must be held whole, and is too large for that or `streamed` was asked for.
+    """
+    from shortstack.engine.skeleton import NotSeparableError
+
+    reason = checkpoint.anatomy.family.resident
+    if not reason:
+        try:
+            return _streamed(checkpoint, windows, options)
+        except NotSeparableError as error:
+            reason = error.reason
+    if options.memory == "streamed":
+        raise ShortstackError(
+            f"{checkpoint.source}: --memory streamed, but {reason}", hint="leave --memory out: the model is held whole"
+        )
+    return _whole(checkpoint, windows, options, reason)
+
+
+def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
+    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.streamed import StreamedModel
+    from shortstack.engine.sweep import group_size, windows_tensor
+
+    fits = checkpoint.nbytes < _RESIDENT_SHARE * available_bytes() and options.device.type == "cpu"
+    resident = options.memory == "resident" or (options.memory == "auto" and fits)
+    skeleton = Skeleton(
+        checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    )
+    group = options.group or checkpoint.depth
+    if windows is not None:
+        one = windows_tensor(windows[:1], options.device)
+        skeleton.calls(one)  # raises where blocks are given what depends on the text
+        limit = options.stream_bytes
+        if limit is None:
+            limit = int(_STREAMS_SHARE * available_bytes(options.device))
+        stream = skeleton.first_hidden(one)
+        stream_bytes = stream.numel() * stream.element_size() * len(windows)
+        group = options.group or group_size(checkpoint.depth, stream_bytes, limit)
+    return StreamedModel(skeleton, resident=resident, group=group)
+
+
+def _whole(
+    checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions, reason: str
+) -> Engine:
+    from shortstack.engine.resident import WholeModel
+    from shortstack.engine.sweep import windows_tensor
+    from shortstack.loading import load_model
+
+    model, _, _ = load_model(
+        checkpoint,
+        dtype=str(options.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        device=str(options.device),
+        trust_remote_code=options.trust_remote_code,
+    )
+    unremovable = []
+    for index in range(checkpoint.depth):
+        try:
+            shortened_config(checkpoint, [other for other in range(checkpoint.depth) if other != index])
+        except ShortstackError:
+            unremovable.append(index)
+    sample = windows_tensor(windows[:1] if windows else [[0, 0]], options.device)
+    return WholeModel(model, checkpoint, sample, reason=reason, unremovable=unremovable)

@@ -1,0 +1,80 @@
+"""The saved state of a sweep: a run that was killed goes on from the last one, and gives the same scores bit for bit.
+
+One file beside the output, replaced whole: what was being written when a process died is never seen. It belongs to one
+run: a key names all that makes the figures (model, windows, criteria, precision, libraries, threads), and a state with
+another key is not used.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint.writer import write_file
+
+_STATE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """Tensors by name, and where the sweep was."""
+
+    tensors: dict[str, torch.Tensor]
+    record: dict[str, Any]
+
+
+@dataclass
+class Journal:
+    """Saves the state of a run, and finds the one that an earlier run left.
+
+    Attributes:
+        folder: where the state lies; None saves nothing.
+        key: what must agree for a state to be used.
+        every_seconds: at least this long between two states within a group.
+        extra: gives what else belongs to the state (scores so far), as JSON.
+    """
+
+    folder: Path | None
+    key: dict[str, Any] = field(default_factory=dict)
+    every_seconds: float = 60.0
+    extra: Callable[[], Any] = lambda: None
+    _saved_at: float = field(default_factory=time.monotonic)
+
+    def found(self) -> SavedState | None:
+        """The state of an earlier run with this key, or None; one that cannot be read is as good as none."""
+        state = read_state(self.folder) if self.folder is not None else None
+        return state if state is not None and state.record.get("key") == self.key else None
+
+    def due(self) -> bool:
+        """Whether it is time to save again."""
+        return self.folder is not None and time.monotonic() - self._saved_at >= self.every_seconds
+
+    def save(self, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
+        """Replace the saved state."""
+        if self.folder is None:
+            return
+        from safetensors.torch import save
+
+        whole = {**record, "key": self.key, "extra": self.extra()}
+        cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_file(self.folder / _STATE, save(cpu, metadata={"record": json.dumps(whole)}))
+        self._saved_at = time.monotonic()
+
+
+def read_state(folder: Path) -> SavedState | None:
+    """A saved state, whatever its key; None where there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / _STATE, "pt") as file:
+            record = json.loads((file.metadata() or {})["record"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    return SavedState(tensors, record) if isinstance(record, dict) else None

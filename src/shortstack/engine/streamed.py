@@ -1,0 +1,104 @@
+"""The engine that runs a model one block at a time: skeleton, weights and sweeps together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from shortstack.engine.journal import Journal
+from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.sweep import (
+    ForwardResult,
+    OnGradients,
+    OnWeights,
+    backward_sweep,
+    block_evaluations,
+    forward_sweep,
+)
+from shortstack.engine.weights import BlockWeights
+
+
+class StreamedModel:
+    """Blocks are brought in one after another, or kept once they were read.
+
+    Args:
+        skeleton: the model without its blocks' weights.
+        resident: keep every block once it was read.
+        group: how many candidates are swept together.
+    """
+
+    reason = ""
+
+    def __init__(self, skeleton: Skeleton, *, resident: bool, group: int) -> None:
+        self.skeleton = skeleton
+        self.weights = BlockWeights(skeleton, resident=resident)
+        self.blocks = skeleton.blocks
+        self.original_blocks = skeleton.checkpoint.original_blocks
+        self.device = skeleton.device
+        self.memory = "resident" if resident else "streamed"
+        self.group = group
+
+    def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
+        """Call `on_weights` for every block; no window is run."""
+        for index, block in self.weights.each(range(len(self.blocks))):
+            on_weights(index, dict(block.named_parameters()))
+            on_progress(1)
+
+    def forward_work(self, *, branches: bool) -> int:
+        """Block evaluations of a forward sweep."""
+        depth = len(self.blocks)
+        return block_evaluations(depth, self.group) if branches else depth
+
+    def forward(
+        self,
+        ids_WT: torch.Tensor,
+        *,
+        branches: bool,
+        keep_inputs: bool,
+        on_weights: OnWeights,
+        on_progress: Callable[[int], object],
+        journal: Journal,
+    ) -> ForwardResult:
+        """Losses of the dense model, and with `branches` without each block."""
+        return forward_sweep(
+            self.skeleton,
+            self.weights,
+            ids_WT,
+            branches=branches,
+            keep_inputs=keep_inputs,
+            group=self.group,
+            on_weights=on_weights,
+            on_progress=on_progress,
+            journal=journal,
+        )
+
+    def backward(
+        self,
+        ids_WT: torch.Tensor,
+        forward: ForwardResult,
+        *,
+        loss_scale_W: torch.Tensor,
+        on_gradients: OnGradients,
+        release_inputs: bool,
+        on_progress: Callable[[int], object],
+        turn: int,
+        journal: Journal,
+    ) -> None:
+        """Gradients of every block's weights."""
+        backward_sweep(
+            self.skeleton,
+            self.weights,
+            ids_WT,
+            forward,
+            loss_scale_W=loss_scale_W,
+            on_gradients=on_gradients,
+            release_inputs=release_inputs,
+            on_progress=on_progress,
+            turn=turn,
+            journal=journal,
+        )
+
+    def close(self) -> None:
+        """Let files and threads go."""
+        self.weights.__exit__()
