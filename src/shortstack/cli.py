@@ -7,13 +7,13 @@ it, and turns errors into one or two lines and an exit code: 0 done, 1 a clear e
 from __future__ import annotations
 
 import os
-import re
 import sys
 from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.tables import plain
 
 _EVERYWHERE = Group("Options of every command", sort_key=10)
 
@@ -26,6 +26,14 @@ COMMANDS = {
     "info": (
         "shortstack.information:info",
         "Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.",
+    ),
+    "check": (
+        "shortstack.checking:check",
+        "Check that a checkpoint loads and generates as it should, whoever made it.",
+    ),
+    "families": (
+        "shortstack.families:families",
+        "Show which model families can be shortened exactly, which are refused, and why.",
     ),
     "score": ("shortstack.scoring:score", "Measure how much each block matters."),
     "plan": ("shortstack.planning:plan", "Choose the blocks to remove, and show what that saves."),
@@ -69,6 +77,7 @@ def run(argv: list[str]) -> int:
         result = app.meta(argv, result_action="return_value", exit_on_error=False)
         if result is not None:
             _print_result(result, wants_json)
+            return int(getattr(result, "exit_code", 0))
     except CycloptsError:  # cyclopts has said what is wrong
         return 2
     except (Exception, KeyboardInterrupt) as error:
@@ -85,9 +94,9 @@ def _explained(error: BaseException) -> int | None:
         print("interrupted", file=sys.stderr)
         return 130
     if isinstance(error, ShortstackError):
-        print(_shown("error: " + error.message), file=sys.stderr)
+        print(plain("error: " + error.message), file=sys.stderr)
         if error.hint:
-            print(_shown("hint: " + error.hint), file=sys.stderr)
+            print(plain("hint: " + error.hint), file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     if isinstance(error, BrokenPipeError):  # the reader of our output has gone, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -131,8 +140,11 @@ def _print_result(result: Any, wants_json: bool) -> None:
         import json
 
         print(json.dumps(result.to_json(), indent=1))
-    else:
-        print(result.to_text())
+        return
+    text = "\n".join(plain(line) for line in result.to_text().split("\n"))
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ and hasattr(result, "coloured"):
+        text = result.coloured(text)
+    print(text)
 
 
 def _quiet_libraries() -> None:
@@ -140,9 +152,3 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def _shown(text: str) -> str:
-    """A message without control characters (a tensor's name may hold terminal escapes) and without secrets."""
-    text = re.sub(r"\b(hf_)[A-Za-z0-9]{8,}", r"\1***", text)
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.checkpoint.structure import ranges
+from shortstack.opening import open_model
 from shortstack.tables import count, size
 
 
@@ -72,11 +72,12 @@ class Info:
         return f" (blocks {ranges(self.original_blocks)} of the original model)"
 
 
-def info(model: str) -> Info:
+def info(model: str, *, allow_links: bool = False) -> Info:
     """Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.
 
     Args:
         model: a checkpoint directory, a hub id, or `embedded`.
+        allow_links: follow links in the checkpoint that lead out of its directory.
 
     Returns:
         The facts; no tensor is read for them but the 8 KiB per tensor that the fingerprint takes.
@@ -84,11 +85,11 @@ def info(model: str) -> Info:
     Raises:
         ShortstackError: it is not a checkpoint that shortstack can read.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_model(model, allow_links=allow_links)
     anatomy = checkpoint.anatomy
     per_block = checkpoint.block_parameters()
     embedding = checkpoint.tensors[anatomy.embedding].numel
-    head = 0 if checkpoint.tied else checkpoint.tensors[anatomy.head].numel
+    head = 0 if checkpoint.tied else checkpoint.tensors[anatomy.head].numel if anatomy.head else 0
     total = checkpoint.parameters()
     dtypes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():

@@ -25,7 +25,7 @@ def load_with_transformers(
     from transformers import AutoModelForCausalLM
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, info = AutoModelForCausalLM.from_pretrained(
                 checkpoint.directory,
                 dtype=dtype,
@@ -73,8 +73,8 @@ def load_model(
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no warnings about keys, which are checked by the callers."""
+def quiet_transformers() -> Iterator[None]:
+    """Within: no progress bars and no warnings about keys, which are checked by the callers."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

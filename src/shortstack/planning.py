@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
-from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.shortening import reason_against, shortened_config, shortened_tensors
 from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.writer import check_writable_file, write_file
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.opening import open_model
 from shortstack.scores import Scores, load_scores
 from shortstack.tables import count, size, table
 
@@ -173,6 +174,7 @@ def plan(
     params: str | None = None,
     plus: bool | None = None,
     strategy: Strategy = "one-shot",
+    allow_links: bool = False,
 ) -> PrunePlan:
     """Choose the blocks to remove, and show what that saves.
 
@@ -189,6 +191,7 @@ def plan(
         params: remove blocks until the parameters are nearest to this, such as `5.5B`.
         plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
         strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        allow_links: follow links in the checkpoint that lead out of its directory.
 
     Returns:
         The plan.
@@ -199,7 +202,7 @@ def plan(
     if out is not None:
         check_writable_file(Path(out))
     made = plan_for(
-        open_checkpoint(model),
+        open_model(model, allow_links=allow_links),
         blocks=blocks,
         scores=scores,
         criterion=criterion,
@@ -255,9 +258,10 @@ def plan_for(
             hint="--no-plus, or remove fewer" if protected else "remove fewer",
         )
     if strategy == "contiguous":
-        removed = _cheapest_run(checkpoint.original_blocks, protected, chosen.by_block(), wanted)
+        removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
     else:
-        removed = tuple(order[:wanted])
+        removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
+        note = "\n".join(part for part in (note, passed_by) if part)
     why = {"strategy": strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
     return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
 
@@ -318,18 +322,59 @@ def _amount(sizes: Sequence[int], total: int, remove: int | None, ratio: float |
     return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
 
 
+def _reason_against(checkpoint: Checkpoint, removed: Sequence[int]) -> str | None:
+    """Why these blocks of the original model cannot go exactly, or None where they can."""
+    kept = [place for place, index in enumerate(checkpoint.original_blocks) if index not in set(removed)]
+    return reason_against(checkpoint, kept)
+
+
+def _first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int) -> tuple[tuple[int, ...], str]:
+    """The first blocks of an order; where they cannot go together, those that can, and a line about the others."""
+    chosen, passed_by = list(order[:wanted]), {}
+    if _reason_against(checkpoint, chosen) is None:
+        return tuple(chosen), ""
+    chosen = []
+    for index in order:
+        if len(chosen) == wanted:
+            break
+        reason = _reason_against(checkpoint, [*chosen, index])
+        if reason is None:
+            chosen.append(index)
+        else:
+            passed_by[index] = reason
+    if len(chosen) < wanted:
+        first = next(iter(passed_by))
+        raise ShortstackError(
+            f"{checkpoint.source}: only {len(chosen)} blocks can go exactly; block {first} cannot: {passed_by[first]}",
+            hint=f"--remove {len(chosen)}, or choose with --blocks",
+        )
+    lines = [f"block {index} stays, though its score is lower: {reason}" for index, reason in passed_by.items()]
+    return tuple(chosen), "\n".join(lines)
+
+
 def _cheapest_run(
-    blocks: Sequence[int], protected: Sequence[int], scores: dict[int, float] | None, wanted: int
+    checkpoint: Checkpoint, protected: Sequence[int], scores: dict[int, float] | None, wanted: int
 ) -> tuple[int, ...]:
     if scores is None:
         raise ShortstackError(
             "--strategy contiguous adds up scores, but a block order has none", hint="give scores.json"
         )
+    blocks = checkpoint.original_blocks
     runs = [tuple(blocks[start : start + wanted]) for start in range(len(blocks) - wanted + 1)]
     free = [run for run in runs if not set(run) & set(protected)]
     if not free:
-        raise ShortstackError(f"no run of {wanted} adjacent blocks avoids the protected ones ({ranges(protected)})")
-    return min(free, key=lambda run: (sum(scores[index] for index in run), run))
+        raise ShortstackError(
+            f"no run of {wanted} adjacent blocks avoids the protected ones ({ranges(protected)})",
+            hint="--no-plus, or remove fewer",
+        )
+    for run in sorted(free, key=lambda run: (sum(scores[index] for index in run), run)):
+        if _reason_against(checkpoint, run) is None:
+            return run
+    raise ShortstackError(
+        f"{checkpoint.source}: no run of {wanted} adjacent blocks can go exactly: "
+        f"{_reason_against(checkpoint, free[0])}",
+        hint="remove fewer, or --strategy one-shot",
+    )
 
 
 def _made(

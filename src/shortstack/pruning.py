@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shortstack.adapters import carry_adapter
 from shortstack.checkpoint import provenance
 from shortstack.checkpoint.card import model_card
-from shortstack.checkpoint.copying import copy_file, copy_tensors, new_header
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.copying import copy_tensors, new_header, write_hashed
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.repairs import repaired
 from shortstack.checkpoint.safetensors_header import raw_header
-from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
+from shortstack.checkpoint.shortening import dropped_further_prediction, shortened_config, shortened_tensors
 from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.tensor_copy import TensorCopy
-from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE
+from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE, checked_link
 from shortstack.checkpoint.writer import published
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.opening import open_model
 from shortstack.planning import PlanSource, PrunePlan, ScoresSource, Strategy, load_plan, plan_for
 from shortstack.progress import Progress
 from shortstack.tables import count, seconds, size, table
@@ -93,9 +96,11 @@ def prune(
     params: str | None = None,
     plus: bool | None = None,
     strategy: Strategy = "one-shot",
+    adapter: Path | None = None,
     verify: bool = False,
     force: bool = False,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
     quiet: bool = False,
 ) -> PruneResult:
     """Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.
@@ -115,9 +120,11 @@ def prune(
         params: remove blocks until the parameters are nearest to this, such as `5.5B`.
         plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
         strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        adapter: a PEFT adapter that was trained on the model: written to OUT/adapter, for the blocks that are left.
         verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits.
         force: replace an output that shortstack made before.
         allow_nonfinite: copy tensors that hold NaN or infinity.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
 
     Returns:
@@ -127,7 +134,8 @@ def prune(
         ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
     """
     started = time.perf_counter()
-    checkpoint = open_checkpoint(model)
+    progress = Progress(quiet=quiet)
+    checkpoint = open_model(model, allow_links=allow_links, progress=progress)
     if plan is not None:
         if any(value is not None for value in (blocks, scores, remove, ratio, params)):
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
@@ -149,11 +157,19 @@ def prune(
             plus=plus,
             strategy=strategy,
         )
-    progress = Progress(quiet=quiet)
+    for line in (checkpoint.repair.says if checkpoint.repair else "", dropped_further_prediction(checkpoint)):
+        if line:
+            progress.say(line)
     nbytes = made.after["bytes"] or 0
     verified = None
-    with published(out, inputs=[checkpoint.directory], nbytes=nbytes, force=force) as stage:
-        files = write_pruned(checkpoint, made, stage, allow_nonfinite=allow_nonfinite, progress=progress)
+    inputs = [checkpoint.directory, *([adapter] if adapter else [])]
+    with published(out, inputs=inputs, nbytes=nbytes, force=force) as stage:
+        files = write_pruned(
+            checkpoint, made, stage, allow_nonfinite=allow_nonfinite, allow_links=allow_links, progress=progress
+        )
+        if adapter is not None:
+            kept = [checkpoint.position_of(index) for index in made.kept]
+            carry_adapter(Path(adapter), checkpoint, kept, str(out), stage / "adapter")
         if verify:
             from shortstack.verifying import verify_pruned
 
@@ -167,13 +183,14 @@ def write_pruned(
     directory: Path,
     *,
     allow_nonfinite: bool = False,
+    allow_links: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
     kept = [checkpoint.position_of(index) for index in plan.kept]
     config = shortened_config(checkpoint, kept)
     files = _copy_weights(checkpoint, kept, directory, allow_nonfinite, progress or Progress(quiet=True))
-    if len(kept) == checkpoint.depth:
+    if config == checkpoint.config:
         (directory / "config.json").write_bytes(checkpoint.config_bytes)
     else:
         (directory / "config.json").write_text(
@@ -181,7 +198,8 @@ def write_pruned(
         )
     for path in _other_files(checkpoint.directory):
         name = str(path.relative_to(checkpoint.directory))
-        files[name] = copy_file(path, directory / name)
+        data = checked_link(path, checkpoint.directory, allow_links).read_bytes()
+        files[name] = write_hashed(directory / name, repaired(checkpoint.repair, name, data))
     record = _record(checkpoint, plan, files)
     (directory / "README.md").write_text(model_card(record), encoding="utf-8")
     (directory / provenance.FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -233,6 +251,7 @@ def _record(checkpoint: Checkpoint, plan: PrunePlan, files: dict[str, str]) -> d
     return {
         "schema": provenance.SCHEMA,
         "source": before.get("source", checkpoint.source),
+        **({"revision": checkpoint.revision} if checkpoint.revision and not before else {}),
         "source_fingerprint": before.get("source_fingerprint", checkpoint.fingerprint),
         "original_depth": before.get("original_depth", checkpoint.depth),
         "kept_blocks": list(plan.kept),
@@ -247,6 +266,7 @@ def _record(checkpoint: Checkpoint, plan: PrunePlan, files: dict[str, str]) -> d
                 "criterion": plan.criterion,
                 "removal_ratio": plan.removal_ratio,
                 "why": plan.why,
+                **({"repairs": [checkpoint.repair.name]} if checkpoint.repair else {}),
                 "before": plan.before,
                 "after": plan.after,
                 "versions": provenance.versions(),

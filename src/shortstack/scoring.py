@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.calibration import CalibrationSet, Sampling, check_windows, draw_windows
 from shortstack.checkpoint.provenance import versions
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import check_writable_file, locked
 from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
 from shortstack.engine.choice import MemoryMode
 from shortstack.errors import ShortstackError
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
+from shortstack.opening import open_model
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
 from shortstack.tokenizers import load_tokenizer
@@ -53,6 +54,7 @@ def score(
     memory: MemoryMode = "auto",
     save_every: float = 60.0,
     trust_remote_code: bool = False,
+    allow_links: bool = False,
     quiet: bool = False,
 ) -> Scores:
     """Measure how much each block matters. Lower scores are removed first.
@@ -79,6 +81,7 @@ def score(
         save_every: with `--out`, seconds between two saved states, from which a killed run goes on when it is started
             again.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
 
     Returns:
@@ -91,9 +94,9 @@ def score(
     if out is not None:
         check_writable_file(Path(out))
     progress = Progress(quiet=quiet)
-    checkpoint = open_checkpoint(model)
-    for note in checkpoint.notes:
-        progress.say(note)
+    checkpoint = open_model(model, allow_links=allow_links, progress=progress)
+    if checkpoint.repair is not None:
+        progress.say(checkpoint.repair.says)
     calibration = None
     if any(asked.needs != "weights" for asked in criteria):
         corpus = read_corpus(data, role="calibration")

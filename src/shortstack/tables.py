@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+
+def plain(text: str) -> str:
+    """A message without control characters (a tensor's name may hold terminal escapes) and without secrets."""
+    text = re.sub(r"\b(hf_)[A-Za-z0-9]{8,}", r"\1***", text)
+    text = re.sub(r"(https?://)[^/\s:@]+:[^/\s@]+@", r"\1***@", text)
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

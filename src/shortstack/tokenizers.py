@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.repairs import repaired
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -12,7 +17,17 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in the checkpoint's directory.
+    """The tokenizer in the checkpoint's directory; for one with a known fault, without it.
+
+    Raises:
+        ShortstackError: there is none, or it cannot be read.
+    """
+    with _repaired_directory(checkpoint) as directory:
+        return tokenizer_in(directory, checkpoint.source, trust_remote_code=trust_remote_code)
+
+
+def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory, which errors call `source`.
 
     Raises:
         ShortstackError: there is none, or it cannot be read.
@@ -20,14 +35,29 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-    if not any((checkpoint.directory / name).is_file() for name in names):
+    if not any((directory / name).is_file() for name in names):
         raise ShortstackError(
-            f"{checkpoint.source}: no tokenizer in the directory (tokenizer.json or tokenizer.model)",
+            f"{source}: no tokenizer in the directory (tokenizer.json or tokenizer.model)",
             hint="copy the tokenizer's files there, or give --data as rows of input_ids",
         )
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
     except Exception as error:
         # Tokenizer files fail in many ways (the Rust library raises bare Exception), all of which a user can cause.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ShortstackError(f"{checkpoint.source}: its tokenizer cannot be loaded: {reason}") from None
+        raise ShortstackError(
+            f"{source}: its tokenizer cannot be loaded: {reason}", hint="get the tokenizer's files again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _repaired_directory(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint's directory; for one with a known fault, a copy of its small files without it."""
+    if checkpoint.repair is None:
+        yield checkpoint.directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in checkpoint.directory.iterdir():
+            if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja"):
+                (Path(folder) / path.name).write_bytes(repaired(checkpoint.repair, path.name, path.read_bytes()))
+        yield Path(folder)

@@ -43,11 +43,13 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
 # The flags are promised (design): a name that changes breaks scripts.
 FROZEN = {
     "quickstart": "--out --force --quiet",
-    "info": "",
-    "score": "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
+    "info": "--allow-links",
+    "check": "--trust-remote-code --quiet",
+    "families": "",
+    "score": "--save-every --allow-links --out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet",
-    "plan": "--out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",
-    "prune": "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
+    "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",
+    "prune": "--adapter --allow-links --out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
     "eval ppl": "--data --seq-len --out --batch --dtype --device --trust-remote-code --quiet",
     "eval samples": "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out --dtype --device "
@@ -146,10 +148,10 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, built: Built, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(_: str) -> None:
+    def interrupt(_: str, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("shortstack.information.open_checkpoint", interrupt)
+    monkeypatch.setattr("shortstack.information.open_model", interrupt)
     assert run(["info", str(built("llama"))]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -166,6 +168,7 @@ LIGHT = [
     ["--help"],
     ["score", "--help"],
     ["info", "MODEL"],
+    ["families"],
     ["plan", "MODEL", "--blocks", "1"],
     ["prune", "MODEL", "--blocks", "1", "--out", "OUT"],
 ]
@@ -207,7 +210,10 @@ def test_nothing_below_imports_from_above() -> None:
     import shortstack
 
     root = Path(shortstack.__file__).parent
-    stages = ("scoring", "planning", "pruning", "verifying", "quickstart", "information", "evaluation", "cli")
+    stages = (
+        "scoring", "planning", "pruning", "verifying", "quickstart", "information", "evaluation", "cli", "checking",
+        "probing", "opening", "families", "adapters",
+    )  # fmt: skip
     forbidden = {"checkpoint": (*stages, "engine", "criteria"), "engine": stages, "criteria": (*stages, "engine")}
     for folder, above in forbidden.items():
         for path in (root / folder).rglob("*.py"):

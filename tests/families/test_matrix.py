@@ -19,12 +19,13 @@ from shortstack.calibration import CalibrationSet
 from shortstack.checkpoint.anatomy import FAMILIES
 from shortstack.criteria import parse_criteria
 from shortstack.errors import ShortstackError
+from shortstack.families import families, measured_sets
 from shortstack.planning import plan_for
-from shortstack.pruning import prune
 from shortstack.scoring import score_windows
 from tests import oracle
 from tests.families import tiny
 from tests.families.configs import CONFIGS, FIRST
+from tests.families.matrix import measured
 
 # What libraries say of themselves when they are imported, or built without a GPU, is not ours to mend.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -34,8 +35,6 @@ REFUSED_WHOLE = {name for name, family in FAMILIES.items() if family.refused}
 NAMES = sorted(name for name in CONFIGS if name not in REFUSED_WHOLE)
 # What these models compute in float64 fails inside transformers.
 ONLY_FLOAT32 = {"xglm", "xlnet"}
-# Whether cached generation equals uncached is decided by near-ties of their token selection (families.md, note 23).
-UNSTABLE_CACHE = {"axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"}
 
 
 def every(names: list[str]) -> list[Any]:
@@ -44,30 +43,11 @@ def every(names: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize("name", every(NAMES))
 def test_pruned_equals_passed_over(tiny_model: Tiny, name: str, tmp_path: Path) -> None:
-    checkpoint = tiny.open_checkpoint(tiny_model(name))
-    model, dense_keys = tiny.load(checkpoint.directory)
-    stable = name.partition("@")[0] not in UNSTABLE_CACHE and tiny.greedy(model, True) == tiny.greedy(model, False)
-    exact = 0
-    for number, blocks in enumerate(tiny.sets_of(name)):
-        try:
-            plan = plan_for(checkpoint, blocks=",".join(map(str, blocks)))
-        except ShortstackError as error:
-            assert "is not exact" in error.message  # which sets those are: test_refused_sets
-            continue
-        out = tmp_path / str(number)
-        prune(str(checkpoint.directory), out=out, plan=plan, quiet=True)
-        pruned, keys = tiny.load(out)
-        assert not keys["missing_keys"]
-        assert set(keys["unexpected_keys"]) <= set(dense_keys["unexpected_keys"])
-        with torch.no_grad():
-            found = pruned(input_ids=tiny.WINDOWS, use_cache=False).logits
-            with tiny.passed_over(model, checkpoint, blocks):
-                expected = model(input_ids=tiny.WINDOWS, use_cache=False).logits
-        assert torch.equal(found, expected), blocks
-        if stable:
-            assert tiny.greedy(pruned, True) == tiny.greedy(pruned, False), blocks
-        exact += 1
-    assert exact >= 3 or name == "rwkv", "rwkv is refused whole while rescale_every is set"
+    """And the record that `shortstack families` shows is what is found here."""
+    found = measured(name, tmp_path, tiny_model(name))
+    assert not found.wrong
+    assert found.record() == measured_sets()["configurations"][name]
+    assert len(found.exact) >= 3 or name == "rwkv", "rwkv is refused whole while rescale_every is set"
 
 
 # Sets of tiny.sets_of(name) that cannot go, with a part of the reason. All others go.
@@ -170,5 +150,13 @@ def mean_nll(model: Any, ids_WT: torch.Tensor) -> torch.Tensor:
 
 def test_the_matrix_covers_the_table() -> None:
     assert {name.partition("@")[0] for name in CONFIGS} == set(FAMILIES)
-    causal = {name for name, family in FAMILIES.items() if family.causal and not family.refused}
-    assert len(causal) >= 85
+    assert set(measured_sets()["configurations"]) == set(NAMES)
+
+
+def test_families_counts_what_was_measured() -> None:
+    found = families()
+    assert found.counted("causal") >= 85
+    assert all(facts.reason for facts in found.families if facts.status == "refused")
+    text = found.to_text()
+    assert f"{found.counted('causal')} decoder-only causal language models are exact" in text
+    assert "two stacks of blocks are run in cycles" in text

@@ -117,14 +117,19 @@ def passed_over(model: Any, checkpoint: Checkpoint, removed: Sequence[int]) -> I
             del blocks[index].forward
 
 
-def greedy(model: Any, use_cache: bool) -> list[list[int]] | str:
-    """Eight tokens after a prompt; the name of the error where the model cannot."""
-    ids = WINDOWS[:1, :6]
-    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-    try:
-        return model.generate(ids, use_cache=use_cache, **options).tolist()
-    except Exception as error:
-        return type(error).__name__
+PROMPTS = (WINDOWS[:1, :6], WINDOWS[1:, 4:9], torch.arange(40, 47)[None])
+
+
+def greedy(model: Any, use_cache: bool) -> list[Any]:
+    """Eight tokens after each of a few prompts; the name of the error where the model cannot."""
+    made: list[Any] = []
+    for ids in PROMPTS:
+        options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+        try:
+            made.append(model.generate(ids, use_cache=use_cache, **options).tolist())
+        except Exception as error:
+            made.append(type(error).__name__)
+    return made
 
 
 def sets_of(name: str) -> list[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from shortstack.checkpoint.families import (
     FULL,
@@ -419,3 +420,4 @@ class UnknownFamilyError(ShortstackError):
             hint="`shortstack families` lists those that are known; docs/adding-a-family.md shows how to add one",
         )
         self.model_type = model_type
+        self.directory: Path | None = None

@@ -7,7 +7,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,11 +114,20 @@ def copied_bytes(copy: TensorCopy) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def copy_file(source: Path, target: Path) -> str:
-    """Copy a small file; return the sha256 of its bytes."""
-    data = source.read_bytes()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+def first_nonfinite(tensors: Iterable[TensorInfo], progress: Callable[[int], object] = lambda _: None) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, or None."""
+    for tensor in tensors:
+        for piece in copied_bytes(TensorCopy(tensor, tensor.name)):
+            if not _all_finite(memoryview(piece), tensor.dtype):
+                return tensor.name
+            progress(len(piece))
+    return None
+
+
+def write_hashed(path: Path, data: bytes) -> str:
+    """Write a small file; return the sha256 of its bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -6,10 +6,10 @@ that they move together. What else may name a block is in `quantization_config`:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shortstack.checkpoint.module_names import Renumbering
 from shortstack.checkpoint.structure import Anatomy
 from shortstack.errors import ShortstackError
 
@@ -17,8 +17,6 @@ METHODS = (
     "awq", "bitnet", "bitsandbytes", "compressed-tensors", "eetq", "fbgemm_fp8", "fp8", "gptq", "higgs", "hqq", "mxfp4",
     "quanto", "quark", "torchao",
 )  # fmt: skip
-_PATTERN_MARKS = ("re:", "+:", "-:")
-_PATTERN_CHARACTERS = set("\\^$+?{}[]()|")
 
 
 def shortened(record: Any, anatomy: Anatomy, kept: Sequence[int], place: str) -> Any:
@@ -35,44 +33,10 @@ def shortened(record: Any, anatomy: Anatomy, kept: Sequence[int], place: str) ->
             f"{place}: is quantized by {method!r}, which shortstack does not know",
             hint="prune the checkpoint it was made from, then quantize that",
         )
-    return _moved(record, _Renumbering(anatomy, kept, place))
+    return _moved(record, Renumbering(anatomy, kept, f"{place}: quantization_config"))
 
 
-class _Renumbering:
-    """Module names as they stand -> as they stand without the removed blocks; None for those that go."""
-
-    def __init__(self, anatomy: Anatomy, kept: Sequence[int], place: str) -> None:
-        self._place = place
-        self._new = {old: new for new, old in enumerate(kept)}
-        container = anatomy.prefix.rstrip(".").rpartition(".")[2]  # `layers`, `h`, `blocks`
-        self._named = re.compile(
-            rf"(?P<before>(?:^|[.:/*]){re.escape(container)}(?:\\\.|\.))(?P<number>\d+)(?=$|\\|\.|/)"
-        )
-
-    def __call__(self, name: str) -> str | None:
-        match = self._named.search(name)
-        rest = name
-        if match:
-            new = self._new.get(int(match.group("number")))
-            if new is None:
-                return None
-            rest = name[: match.start("number")] + name[match.end("number") :]
-            renumbered = f"{name[: match.start('number')]}{new}{name[match.end('number') :]}"
-        else:
-            renumbered = name
-        if self._is_pattern(name) and re.search(r"(?:\\\.|\.|\(|\[|\|)\d", rest):
-            raise ShortstackError(
-                f"{self._place}: quantization_config has the pattern {name!r}, which may name blocks by number",
-                hint="prune the checkpoint it was made from, then quantize that",
-            )
-        return renumbered
-
-    @staticmethod
-    def _is_pattern(name: str) -> bool:
-        return name.startswith(_PATTERN_MARKS) or bool(_PATTERN_CHARACTERS & set(name))
-
-
-def _moved(value: Any, renumber: _Renumbering) -> Any:
+def _moved(value: Any, renumber: Renumbering) -> Any:
     if isinstance(value, Mapping):
         pairs = ((renumber(str(key)), inner) for key, inner in value.items())
         return {key: _moved(inner, renumber) for key, inner in pairs if key is not None}

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import provenance, structure
-from shortstack.checkpoint.anatomy import Family, family_of
+from shortstack.checkpoint.anatomy import Family, UnknownFamilyError, family_of
 from shortstack.checkpoint.hub import locate
+from shortstack.checkpoint.repairs import Repair, repair_for
 from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly
 from shortstack.checkpoint.structure import Anatomy, ranges
 from shortstack.checkpoint.weight_files import checked_link, read_weights, stray_shards
@@ -60,6 +61,16 @@ class Checkpoint:
     def tied(self) -> bool:
         """Whether output head and token embedding are one tensor."""
         return structure.is_tied(self.config, self.anatomy.family)
+
+    @property
+    def revision(self) -> str:
+        """The hub's name of the version that this is, where it lies in the hub cache; else empty."""
+        return self.directory.name if self.directory.parent.name == "snapshots" else ""
+
+    @cached_property
+    def repair(self) -> Repair | None:
+        """What is known to be wrong with its config, and right."""
+        return repair_for(self.config, self.directory)
 
     @cached_property
     def blocks(self) -> tuple[tuple[TensorInfo, ...], ...]:
@@ -157,7 +168,11 @@ def open_checkpoint(model: str | Path, *, allow_links: bool = False, family: Fam
     source = str(model)
 
     def row(directory: Path) -> Family:
-        return family or family_of(read_config(directory)[0], source)
+        try:
+            return family or family_of(read_config(directory)[0], source)
+        except UnknownFamilyError as error:
+            error.directory = directory
+            raise
 
     directory = locate(source, before_weights=row)
     config, config_bytes = read_config(directory)
@@ -176,7 +191,7 @@ def open_checkpoint(model: str | Path, *, allow_links: bool = False, family: Fam
     checkpoint = Checkpoint(
         directory, source, config, config_bytes, tensors, shards, anatomy, original, provenance=record, notes=notes
     )
-    _check_consistency(checkpoint)
+    check_consistency(checkpoint)
     return checkpoint
 
 
@@ -204,8 +219,12 @@ def read_config(directory: Path) -> tuple[dict[str, Any], bytes]:
     return config, raw
 
 
-def _check_consistency(checkpoint: Checkpoint) -> None:
-    """What transformers would load without a word: a random head, integer weights, blocks of the wrong width."""
+def check_consistency(checkpoint: Checkpoint) -> None:
+    """Refuse what transformers would load without a word: a random head, integer weights, the wrong width.
+
+    Raises:
+        ShortstackError: one of these.
+    """
     source, config, anatomy = checkpoint.source, checkpoint.config, checkpoint.anatomy
     structure.per_block_lists(config, anatomy.family, anatomy.depth, source)
     if "quantization_config" not in config:

@@ -32,27 +32,38 @@ def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, A
     config, anatomy, place = checkpoint.config, checkpoint.anatomy, checkpoint.source
     family, depth = anatomy.family, anatomy.depth
     edited = dict(config)
+    if checkpoint.repair is not None:
+        edited |= checkpoint.repair.edits.get("config.json", {})
     removed = sorted(set(range(depth)) - set(kept))
     if not removed:
         return edited
-    lists = per_block_lists(config, family, depth, place)
-    text = {**family.text(config), **lists}  # rules see every list written out
-    reason = family.refusal(text, depth, removed, checkpoint.tensors.keys()) if family.refusal else None
+    reason = reason_against(checkpoint, kept)
     if reason:
         raise ShortstackError(
             f"{place}: removing block {ranges(removed)} is not exact: {reason}", hint="choose other blocks"
         )
+    lists = per_block_lists(config, family, depth, place)
+    text = {**family.text(config), **lists}  # rules see every list written out
     edited.pop("auto_map", None)  # code is not copied, and the family's own class computes the same
-    inner = dict(family.text(config))
-    inner.pop("auto_map", None)
-    _edit_entries(inner, text, anatomy, kept, lists)
     if family.text(config) is config:
-        edited = {key: inner[key] for key in inner}
+        _edit_entries(edited, text, anatomy, kept, lists)
     else:
-        edited[family.nested] = inner
+        edited[family.nested] = inner = dict(family.text(config))
+        _edit_entries(inner, text, anatomy, kept, lists)
     if "quantization_config" in config:
         edited["quantization_config"] = quantized.shortened(config["quantization_config"], anatomy, kept, place)
     return edited
+
+
+def reason_against(checkpoint: Checkpoint, kept: Sequence[int]) -> str | None:
+    """Why keeping just these positions is not exact, or None where it is."""
+    family, depth = checkpoint.anatomy.family, checkpoint.depth
+    removed = sorted(set(range(depth)) - set(kept))
+    if family.refusal is None or not removed:
+        return None
+    lists = per_block_lists(checkpoint.config, family, depth, checkpoint.source)
+    text = {**family.text(checkpoint.config), **lists}
+    return family.refusal(text, depth, removed, checkpoint.tensors.keys())
 
 
 def _edit_entries(

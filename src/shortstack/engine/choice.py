@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.shortening import shortened_config
+from shortstack.checkpoint.shortening import reason_against
 from shortstack.errors import ShortstackError
 from shortstack.machine import available_bytes
 
@@ -156,11 +156,11 @@ def _whole(
         device=str(options.device),
         trust_remote_code=options.trust_remote_code,
     )
-    unremovable = []
-    for index in range(checkpoint.depth):
-        try:
-            shortened_config(checkpoint, [other for other in range(checkpoint.depth) if other != index])
-        except ShortstackError:
-            unremovable.append(index)
+    depth = checkpoint.depth
+    unremovable = [
+        index
+        for index in range(depth)
+        if reason_against(checkpoint, [other for other in range(depth) if other != index]) is not None
+    ]
     sample = windows_tensor(windows[:1] if windows else [[0, 0]], options.device)
     return WholeModel(model, checkpoint, sample, reason=reason, unremovable=unremovable)

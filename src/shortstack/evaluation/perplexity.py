@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.calibration import check_windows
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import check_writable_file
 from shortstack.corpora import Corpus, read_corpus
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.results import Figure, Result, Results
 from shortstack.machine import DType, peak_rss_bytes
+from shortstack.opening import open_model
 from shortstack.progress import Progress
 from shortstack.tokenizers import load_tokenizer
 
@@ -69,7 +70,7 @@ def evaluate_ppl(
         check_writable_file(Path(out))
     lengths = _parse_lengths(seq_len)
     corpora = [read_corpus(source.strip(), role="evaluation") for source in data.split(",")]
-    checkpoints = [open_checkpoint(model) for model in models]
+    checkpoints = [open_model(model) for model in models]
     results = []
     for checkpoint in checkpoints:
         results += _evaluate_one(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import check_writable_file
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.results import Result, Results
 from shortstack.machine import DType, peak_rss_bytes
+from shortstack.opening import open_model
 from shortstack.tokenizers import load_tokenizer
 
 PUBLISHED_PROMPT = "The Leaning Tower of Pisa is known for"
@@ -67,7 +68,7 @@ def evaluate_samples(
         "seed": seed,
     }
     results = []
-    for checkpoint in [open_checkpoint(model) for model in models]:
+    for checkpoint in [open_model(model) for model in models]:
         started = time.perf_counter()
         texts = _continuations(checkpoint, settings, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         results.append(

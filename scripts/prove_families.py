@@ -1,0 +1,44 @@
+"""Run the matrix of families and write down what is exact: src/shortstack/assets/families.json and docs/families.md.
+
+    python scripts/prove_families.py
+
+The tests of the matrix (`tests/families/test_matrix.py`) compare what they find with this record, so that it cannot say
+more than is so.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.families import matrix  # noqa: E402
+from tests.families.configs import CONFIGS  # noqa: E402
+
+from shortstack.checkpoint.anatomy import FAMILIES  # noqa: E402
+from shortstack.checkpoint.provenance import versions  # noqa: E402
+from shortstack.families import MEASURED  # noqa: E402
+
+
+def main() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    found: dict[str, Any] = {}
+    for name in sorted(CONFIGS):
+        if FAMILIES[name.partition("@")[0]].refused:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = matrix.measured(name, Path(folder)).record()
+        print(name, len(found[name]["exact"]), "exact", flush=True)
+    used = {key: value for key, value in versions().items() if key in ("torch", "transformers")}
+    MEASURED.write_text(json.dumps({"versions": used, "configurations": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

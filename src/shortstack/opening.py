@@ -1,0 +1,29 @@
+"""Open a model for a stage: as `open_checkpoint`, and a family that is not in the table is probed."""
+
+from __future__ import annotations
+
+from shortstack.checkpoint.anatomy import UnknownFamilyError
+from shortstack.checkpoint.hub import locate
+from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.progress import Progress
+
+
+def open_model(model: str, *, allow_links: bool = False, progress: Progress | None = None) -> Checkpoint:
+    """Open a checkpoint by directory, hub id, or `embedded`, and say what a user should hear about it.
+
+    A family that the table does not know is built tiny and tried; it is accepted only if a pruned copy equals the
+    original with those blocks passed over.
+
+    Raises:
+        ShortstackError: nothing is there, it cannot be read, or its family cannot be shortened exactly.
+    """
+    try:
+        checkpoint = open_checkpoint(model, allow_links=allow_links)
+    except UnknownFamilyError as error:
+        from shortstack.probing import probed_family
+
+        family = probed_family(error, locate(model) if error.directory is None else error.directory, progress)
+        checkpoint = open_checkpoint(model, allow_links=allow_links, family=family)
+    for note in checkpoint.notes:
+        (progress or Progress()).say(note)
+    return checkpoint
