@@ -46,10 +46,12 @@ FROZEN = {
     "info": "--allow-links",
     "check": "--trust-remote-code --quiet",
     "families": "",
-    "score": "--save-every --allow-links --out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
+    "score": "--save-every --allow-links "
+    "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet",
     "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",
-    "prune": "--adapter --allow-links --out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
+    "prune": "--adapter --allow-links "
+    "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
     "eval ppl": "--data --seq-len --out --batch --dtype --device --trust-remote-code --quiet",
     "eval samples": "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out --dtype --device "

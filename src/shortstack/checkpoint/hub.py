@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,13 +53,38 @@ def _looks_like_a_path(source: str) -> bool:
 def _downloaded(source: str, name: str, revision: str | None, before_weights: Callable[[Path], object]) -> Path:
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
+    # The library says each of its retries; what it comes to in the end is said here, once.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    fetch = functools.partial(hf_hub_download, name, "config.json", revision=revision)
     if constants.HF_HUB_OFFLINE:
-        return Path(_asked(source, lambda: snapshot_download(name, revision=revision, local_files_only=True)))
-    config = Path(_asked(source, lambda: hf_hub_download(name, "config.json", revision=revision)))
+        return Path(_asked(source, fetch)).parent  # what else must be there is checked when it is read
+    unreachable = _unreachable_hub()
+    if unreachable is not None:  # the library would try for half a minute
+        with contextlib.suppress(Exception):
+            return Path(fetch(local_files_only=True)).parent
+        message, hint = _no_answer(unreachable)
+        raise ShortstackError(f"{source}: {message}", hint=hint)
+    config = Path(_asked(source, fetch))
     before_weights(config.parent)
     files = _asked(source, lambda: HfApi().list_repo_files(name, revision=revision))
     patterns = [*_SMALL_FILES, *_weight_patterns(source, files)]
-    return Path(_asked(source, lambda: snapshot_download(name, revision=revision, allow_patterns=patterns)))
+    whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns)
+    return Path(_asked(source, whole))
+
+
+def _unreachable_hub() -> Exception | None:
+    """Why no connection to the hub can be made, or None where one can."""
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (httpx.ConnectError, httpx.TimeoutException) as error:
+        return error
+    except httpx.HTTPError:
+        return None  # it answers, if not well: the library knows what to do
+    return None
 
 
 def _weight_patterns(source: str, files: list[str]) -> list[str]:
@@ -112,30 +140,46 @@ _ANSWERS = (
 def _answer(error: Exception) -> tuple[str, str]:
     from huggingface_hub import errors
 
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    # A file that is neither there nor in the cache is an error of its own; what the hub answered is its cause.
+    answered = next((cause for cause in _causes(error) if _status(cause) is not None), None)
+    status = _status(answered) if answered is not None else None
     for name, code, message, hint in _ANSWERS:
         if isinstance(error, getattr(errors, name)) and code in (None, status):
             return message, hint
-    if isinstance(status, int):
-        what = "has a fault of its own" if status >= 500 else "refused it"
-        return f"the hub {what} (HTTP {status})", "try again later" if status >= 500 else "check the id, or your token"
-    return _no_answer(error)
+    if status is None:
+        return _no_answer(error)
+    for name, code, message, hint in _ANSWERS:
+        if name == "HfHubHTTPError" and code == status:
+            return message, hint
+    if status >= 500:
+        return f"the hub has a fault of its own (HTTP {status})", "try again later"
+    return f"the hub refused it (HTTP {status})", "check the id, or your token"
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    return causes
 
 
 def _no_answer(error: BaseException) -> tuple[str, str]:
     import httpx
     from huggingface_hub import constants
 
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
+    causes = _causes(error)
     if constants.HF_HUB_OFFLINE:
         return (
             "no such directory, and HF_HUB_OFFLINE is set and the hub cache does not hold it",
             "unset HF_HUB_OFFLINE, or check the spelling",
         )
     if any(isinstance(cause, httpx.TimeoutException) for cause in causes):
-        return "the hub did not answer in time", "try again; HF_HUB_DOWNLOAD_TIMEOUT (seconds) raises the limit"
+        return "the hub did not answer in time", "try again; HF_HUB_ETAG_TIMEOUT (seconds) raises the limit"
     return (
         f"no such directory, and the hub could not be reached ({type(causes[-1]).__name__})",
         "check the path, or the network",

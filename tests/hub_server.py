@@ -1,0 +1,113 @@
+"""A loopback server that speaks what shortstack uses of the hub's protocol: revisions, trees, files, refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+# repository -> (status, the hub's error code)
+REFUSALS = {
+    "org/unauthorized": (401, ""),
+    "org/gated": (403, "GatedRepo"),
+    "org/forbidden": (403, ""),
+    "org/missing": (404, "RepoNotFound"),
+    "org/busy": (429, ""),
+    "org/broken": (500, ""),
+}
+
+
+@contextlib.contextmanager
+def serving(repositories: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
+    """Serve directories as repositories; gives the endpoint and the list of requests, as they come in."""
+    requests: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(repositories, requests))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(repositories: dict[str, Path], requests: list[str]) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            return
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def _answer(self, *, body: bool) -> None:
+            path = unquote(urlsplit(self.path).path).strip("/")
+            requests.append(f"{self.command} {path}")
+            if path == "slow":
+                time.sleep(3)
+            if path in ("", "slow"):
+                return self._send(200, b"", {}, body=False)
+            api = path.startswith("api/models/")
+            parts = path.removeprefix("api/models/").split("/")
+            name = "/".join(parts[:2])
+            if name in REFUSALS:
+                return self._refuse(*REFUSALS[name])
+            if name not in repositories:
+                return self._refuse(404, "RepoNotFound")
+            revision = parts[3] if len(parts) > 3 else "main"
+            commit = COMMITS.get(revision, revision if revision in COMMITS.values() else None)
+            if commit is None:
+                return self._refuse(404, "RevisionNotFound")
+            if api:
+                return self._describe(repositories[name], parts[2] if len(parts) > 2 else "revision", commit, name)
+            return self._file(repositories[name], "/".join(parts[4:]), commit, body)
+
+        def _describe(self, folder: Path, what: str, commit: str, name: str) -> None:
+            files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+            if what == "tree":
+                found: object = [
+                    {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": _etag(p)} for p in files
+                ]
+            else:
+                found = {"id": name, "modelId": name, "sha": commit, "siblings": [{"rfilename": p.name} for p in files]}
+            self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=True)
+
+        def _file(self, folder: Path, name: str, commit: str, body: bool) -> None:
+            path = folder / name
+            if not path.is_file():
+                return self._refuse(404, "EntryNotFound")
+            headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+            return self._send(200, path.read_bytes(), headers, body=body)
+
+        def _refuse(self, status: int, code: str) -> None:
+            headers = {"X-Error-Code": code, "X-Error-Message": "refused"} if code else {}
+            if status == 429:
+                headers["Retry-After"] = "0"
+            self._send(status, b"{}", headers, body=self.command != "HEAD")
+
+        def _send(self, status: int, data: bytes, headers: dict[str, str], *, body: bool) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if body and self.command != "HEAD":
+                self.wfile.write(data)
+
+    return Handler
+
+
+def _etag(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
