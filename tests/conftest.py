@@ -45,3 +45,18 @@ def copied(built: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
         return Path(shutil.copytree(built(family, **options), tmp_path / "model"))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Tiny checkpoints by name, built once per test process. They must not be changed."""
+    from tests.families import tiny
+
+    known: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in known:
+            known[name] = tiny.build(tmp_path_factory.mktemp("tiny"), name)
+        return known[name]
+
+    return get

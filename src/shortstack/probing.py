@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -69,8 +71,9 @@ class _Probe:
         if config.get("is_encoder_decoder"):
             raise self._refusal("it is an encoder-decoder")
         self._tried: dict[tuple[int, ...], str | None] = {}
-        self._folder = tempfile.TemporaryDirectory(prefix="shortstack-probe-")
-        self._tiny = Path(self._folder.name) / "tiny"
+        self._folder = Path(tempfile.mkdtemp(prefix="shortstack-probe-"))  # lives as long as the row that asks it
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._tiny = self._folder / "tiny"
         self._model = self._built()
 
     def row(self) -> Family:
@@ -177,7 +180,7 @@ class _Probe:
 
         checkpoint = replace_family(self._checkpoint, replace(row, refusal=None))
         kept = [index for index in range(self._depth) if index not in removed]
-        out = Path(self._folder.name) / f"pruned-{len(self._tried)}"
+        out = self._folder / f"pruned-{len(self._tried)}"
         out.mkdir()
         try:
             _write(out, shortened_config(checkpoint, kept), shortened_tensors(checkpoint, kept))

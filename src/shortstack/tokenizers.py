@@ -41,7 +41,11 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
             hint="copy the tokenizer's files there, or give --data as rows of input_ids",
         )
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code
+        )
+        _ = tokenizer.bos_token_id, tokenizer.eos_token_id  # a special token that is no token recurses for ever here
+        return tokenizer
     except Exception as error:
         # Tokenizer files fail in many ways (the Rust library raises bare Exception), all of which a user can cause.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -75,8 +75,7 @@ def _downloaded(source: str, name: str, revision: str | None, before_weights: Ca
 def _unreachable_hub() -> Exception | None:
     """Why no connection to the hub can be made, or None where one can."""
     import httpx
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
