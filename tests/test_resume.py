@@ -22,7 +22,7 @@ Built = Callable[..., Path]
 CRITERIA = "ppl,taylor,magnitude,taylor:batch=2"
 
 
-class CutOff(Exception):
+class CutOffError(Exception):
     pass
 
 
@@ -45,14 +45,14 @@ def cut_off_after(monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
         real(self, *arguments)
         done[0] += 1
         if done[0] == saves:
-            raise CutOff
+            raise CutOffError
 
     monkeypatch.setattr(Journal, "save", save)
 
 
 @pytest.mark.fault(52)
 @pytest.mark.parametrize("streams", [None, 3])
-@pytest.mark.parametrize("saves", [1, 3, 6, 7, 8, 10, 13, 15, 19, 20])
+@pytest.mark.parametrize("saves", [1, 3, 6, 7, 8, 10, 13, 15, 18, 19])
 def test_goes_on_bit_for_bit(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int, streams: int | None
 ) -> None:
@@ -63,7 +63,7 @@ def test_goes_on_bit_for_bit(
     expected = figures(scored(built("llama"), None, **options))
     with monkeypatch.context() as patched:
         cut_off_after(patched, saves)
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             scored(built("llama"), tmp_path / "work", **options)
     left = read_state(tmp_path / "work")
     assert left is not None
@@ -76,7 +76,7 @@ def test_only_what_is_left_is_computed(built: Built, tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patched:
         cut_off_after(patched, 4)
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             scored(built("llama"), tmp_path / "work")
     calls: list[int] = []
     real = Skeleton.run_block
@@ -105,7 +105,7 @@ def test_models_that_are_held_whole(
     expected = figures(run(None))
     with monkeypatch.context() as patched:
         cut_off_after(patched, saves)
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             run(tmp_path / "work")
     assert figures(run(tmp_path / "work")) == expected
 
@@ -117,7 +117,7 @@ def test_the_state_of_another_run_is_not_used(
     """Reused only when all that makes the figures agrees; and it is said."""
     with monkeypatch.context() as patched:
         cut_off_after(patched, 3)
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             scored(built("llama"), tmp_path / "work")
     model = built("llama", seed=1) if change == "model" else built("llama")
     windows = pico.windows(seed=8) if change == "windows" else pico.windows()
@@ -142,7 +142,7 @@ def test_a_state_that_cannot_be_read_is_as_good_as_none(
 ) -> None:
     with monkeypatch.context() as patched:
         cut_off_after(patched, 3)
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             scored(built("llama"), tmp_path / "work")
     path = tmp_path / "work/state.safetensors"
     data = path.read_bytes()
@@ -162,12 +162,12 @@ def test_a_state_is_replaced_whole(built: Built, tmp_path: Path, monkeypatch: py
     def fsync(descriptor: int) -> None:
         count[0] += 1
         if count[0] == 4:
-            raise CutOff
+            raise CutOffError
         real(descriptor)
 
     with monkeypatch.context() as patched:
         patched.setattr(writer.os, "fsync", fsync)
-        with pytest.raises(CutOff):
+        with pytest.raises(CutOffError):
             scored(built("llama"), tmp_path / "work")
     assert read_state(tmp_path / "work") is not None
     assert figures(scored(built("llama"), tmp_path / "work")) == expected

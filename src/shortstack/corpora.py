@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from shortstack.errors import ShortstackError, UsageError
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet")
 NAMED_SETS = ("wikitext2", "ptb", "c4", "bookcorpus", "alpaca-cleaned")
+
+_LONGEST_ROW = 64 << 20  # bytes of one line
 
 Role = Literal["calibration", "evaluation"]
 
@@ -49,13 +52,14 @@ class Corpus:
         return {**described, "detail": self.detail} if self.detail else described
 
 
-def read_corpus(source: str, *, role: Role) -> Corpus:
+def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None) -> Corpus:
     """Read all rows of a SOURCE: `embedded`, a file, or a folder of files.
 
     Args:
         source: `embedded`, or the path of a .txt .raw .tokens .text (one document each), .jsonl or .json (rows with
             `text`, `input_ids` or `messages`) or .parquet file, or of a folder of such files, read in name order.
         role: which part of the embedded text: what the model was trained on, or what was held out.
+        limit_bytes: read about this much and no more, however large the files are; the record says so.
 
     Raises:
         ShortstackError: nothing there, not UTF-8, a broken row, or no usable text.
@@ -75,16 +79,18 @@ def read_corpus(source: str, *, role: Role) -> Corpus:
             raise ShortstackError(
                 f"{source}: no text in this folder", hint=f"expected files ending in {' '.join(SUFFIXES)}"
             )
-    digest = hashlib.sha256()
+    budget = _Budget(limit_bytes)
     corpus = Corpus(source, "")
     for file in files:
         try:
-            raw = file.read_bytes()
+            _read_file(file, corpus, budget)
         except OSError as error:
-            raise ShortstackError(f"{file}: cannot be read ({(error.strerror or str(error)).lower()})") from None
-        digest.update(raw)
-        _read_file(file, raw, corpus)
-    corpus = Corpus(source, digest.hexdigest(), corpus.documents, corpus.windows, corpus.chats)
+            raise ShortstackError(
+                f"{file}: cannot be read ({(error.strerror or str(error)).lower()})",
+                hint="check the path and its rights",
+            ) from None
+    detail = f"the first {budget.read} bytes" if budget.is_cut else ""
+    corpus = Corpus(source, budget.digest.hexdigest(), corpus.documents, corpus.windows, corpus.chats, detail)
     if not corpus.windows and not corpus.chats and not any(text.strip() for text in corpus.documents):
         raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
     if sum(map(bool, (corpus.documents, corpus.windows, corpus.chats))) > 1:
@@ -104,27 +110,89 @@ def _embedded(role: Role) -> Corpus:
     )
 
 
-def _read_file(file: Path, raw: bytes, corpus: Corpus) -> None:
+@dataclass
+class _Budget:
+    """How much may still be read, and the hash of what was."""
+
+    limit: int | None
+    digest: Any = field(default_factory=hashlib.sha256)
+    read: int = 0
+    is_cut: bool = False
+
+    def take(self, data: bytes) -> bytes:
+        """Count and hash what was read."""
+        self.digest.update(data)
+        self.read += len(data)
+        return data
+
+    @property
+    def left(self) -> int:
+        """Bytes that may still be read; -1 for any number."""
+        return -1 if self.limit is None else max(0, self.limit - self.read)
+
+
+def _read_file(file: Path, corpus: Corpus, budget: _Budget) -> None:
     suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        _add_rows(file, _parquet_rows(file), corpus)
-        return
     if suffix not in SUFFIXES:
         raise ShortstackError(f"{file}: unknown kind of file", hint=f"expected one ending in {' '.join(SUFFIXES)}")
+    if budget.left == 0:
+        budget.is_cut = True
+        return
+    if suffix == ".parquet":
+        _add_rows(file, _parquet_rows(file, budget), corpus)
+        return
+    with file.open("rb") as stream:
+        if suffix in TEXT_SUFFIXES:
+            data = budget.take(stream.read(budget.left))
+            more = bool(stream.read(1))
+            budget.is_cut |= more
+            corpus.documents.append(_decoded(file, data, 0, cut=more).replace("\r\n", "\n"))
+        elif suffix == ".jsonl":
+            _add_rows(file, _json_lines(file, stream, budget), corpus)
+        else:
+            rows = _parse(file, "", _decoded(file, budget.take(stream.read()), 0))
+            if not isinstance(rows, list):
+                raise ShortstackError(f"{file}: expected a JSON list of rows, found {type(rows).__name__}")
+            _add_rows(file, ((f"row {n}", row) for n, row in enumerate(rows, start=1)), corpus)
+
+
+def _json_lines(file: Path, stream: IO[bytes], budget: _Budget) -> Iterator[tuple[str, Any]]:
+    """(place, row) of each line that is not blank, one at a time, until the budget is spent."""
+    start = 0
+    for number in itertools.count(1):
+        raw = stream.readline(_LONGEST_ROW)
+        if not raw:
+            return
+        if len(raw) == _LONGEST_ROW:
+            raise ShortstackError(
+                f"{file}, line {number}: longer than {_LONGEST_ROW >> 20} MiB", hint="is this a .txt file?"
+            )
+        line = _decoded(file, budget.take(raw), start).strip()
+        start += len(raw)
+        if line:
+            yield f"line {number}", _parse(file, f"line {number}", line)
+        if budget.left == 0:
+            budget.is_cut = bool(stream.read(1))
+            return
+
+
+def _decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
+    """Strict UTF-8, with or without a byte order mark at the start of the file.
+
+    Args:
+        start: where in the file the data begins, for errors.
+        cut: the data may end inside a character.
+    """
+    if start == 0:
+        data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        text = raw.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ShortstackError(f"{file}: not UTF-8 at byte {error.start}", hint="convert the file to UTF-8") from None
-    if suffix in TEXT_SUFFIXES:
-        corpus.documents.append(text.replace("\r\n", "\n"))
-    elif suffix == ".jsonl":
-        rows = ((f"line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip())
-        _add_rows(file, ((place, _parse(file, place, line)) for place, line in rows), corpus)
-    else:
-        rows_found = _parse(file, "", text)
-        if not isinstance(rows_found, list):
-            raise ShortstackError(f"{file}: expected a JSON list of rows, found {type(rows_found).__name__}")
-        _add_rows(file, ((f"row {n}", row) for n, row in enumerate(rows_found, start=1)), corpus)
+        if cut and len(data) - error.start < 4 and error.reason == "unexpected end of data":
+            return data[: error.start].decode("utf-8")
+        raise ShortstackError(
+            f"{file}: not UTF-8 at byte {start + error.start}", hint="convert the file to UTF-8"
+        ) from None
 
 
 def _parse(file: Path, place: str, text: str) -> Any:
@@ -135,16 +203,26 @@ def _parse(file: Path, place: str, text: str) -> Any:
         raise ShortstackError(f"{file}{where}: not valid JSON: {error}", hint="correct or remove it") from None
 
 
-def _parquet_rows(file: Path) -> Iterable[tuple[str, Any]]:
+def _parquet_rows(file: Path, budget: _Budget) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UsageError(f"{file}: reading parquet needs pyarrow", hint="pip install pyarrow") from None
+        raise UsageError(f"{file}: reading parquet needs pyarrow", hint="pip install 'shortstack[parquet]'") from None
+    number = 0
     try:
-        rows = pyarrow.parquet.read_table(file).to_pylist()
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    budget.take(json.dumps(row, default=str, sort_keys=True).encode())
+                    yield f"row {number}", row
+                if budget.left == 0:
+                    budget.is_cut = number < table.metadata.num_rows
+                    return
     except pyarrow.ArrowException as error:
-        raise ShortstackError(f"{file}: not a parquet file ({str(error).splitlines()[0]})") from None
-    return [(f"row {n}", row) for n, row in enumerate(rows, start=1)]
+        raise ShortstackError(
+            f"{file}: not a parquet file ({str(error).splitlines()[0]})", hint="download it again"
+        ) from None
 
 
 def _add_rows(file: Path, rows: Iterable[tuple[str, Any]], corpus: Corpus) -> None:

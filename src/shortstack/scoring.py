@@ -19,7 +19,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import check_writable_file, locked
 from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
-from shortstack.engine.choice import MemoryMode
+from shortstack.engine.choice import EngineOptions, MemoryMode, is_out_of_memory, with_less_memory
 from shortstack.errors import ShortstackError
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     import torch
 
     from shortstack.engine.choice import Engine
-    from shortstack.engine.journal import Journal
+    from shortstack.engine.journal import Journal, SavedState
     from shortstack.engine.parameters import ScoredParameter
     from shortstack.engine.sweep import ForwardResult
+
+
+_CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
 
 
 def score(
@@ -99,7 +102,10 @@ def score(
         progress.say(checkpoint.repair.says)
     calibration = None
     if any(asked.needs != "weights" for asked in criteria):
-        corpus = read_corpus(data, role="calibration")
+        # The published procedure draws among all rows; the default needs no more text than this.
+        enough = max(_CALIBRATION_BYTES, 400 * samples * seq_len)
+        limit = None if sampling == "published" else enough
+        corpus = read_corpus(data, role="calibration", limit_bytes=limit)
         tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
         calibration = draw_windows(
             corpus,
@@ -160,9 +166,7 @@ def score_windows(
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
-    from shortstack.engine.choice import EngineOptions, choose_engine
-    from shortstack.engine.journal import Journal, read_state
-    from shortstack.engine.linear import fast_linear, largest_matrix
+    from shortstack.engine.journal import read_state
 
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
@@ -178,28 +182,29 @@ def score_windows(
     windows = calibration.windows if calibration is not None else None
     left = read_state(work_folder) if work_folder is not None else None
     decided = left.record["key"] if left is not None else {}
+    if decided.get("fingerprint") != checkpoint.fingerprint:
+        decided = {}
     # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
-    group = decided.get("group") if decided.get("fingerprint") == checkpoint.fingerprint else None
-    options = EngineOptions(computed, place, memory, stream_bytes, group, trust_remote_code)
-    engine = choose_engine(checkpoint, windows, options)
-    settings: dict[str, Any] = {
-        "dtype": str(computed).removeprefix("torch."),
-        "device": str(place),
-        "memory": engine.memory,
-        **({"whole_model": engine.reason} if engine.reason else {}),
-        "versions": versions(),
-    }
-    with (
-        contextlib.closing(engine),
-        fast_linear(computed, place, largest_matrix(checkpoint), chosen=decided.get("linear")) as linear,
-    ):
-        settings["linear"] = linear
-        key = _run_key(checkpoint, windows, criteria, settings, engine)
-        if left is not None:
-            _say_what_becomes_of(decided, key, work_folder, progress)
-        journal = Journal(work_folder, key, every_seconds=save_every)
-        run = _Run(engine, list(criteria), progress, journal)
-        run.sweep(windows)
+    group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
+    options: EngineOptions | None = EngineOptions(
+        computed, place, memory, stream_bytes, group, tokens, trust_remote_code
+    )
+    attempt = _Attempt(checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear)
+    while options is not None:
+        try:
+            run, settings = attempt.run(options)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) or isinstance(error, MemoryError)):
+                raise
+            options = with_less_memory(options, attempt.engine, len(windows[0]) if windows else 1)
+            if options is not None:
+                progress.say(f"out of memory on {place}: trying again with less at a time")
+    else:
+        raise ShortstackError(
+            f"{checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
+            hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
+        )
     _check_finite(checkpoint, run.found)
     return Scores(
         source=checkpoint.source,
@@ -211,6 +216,50 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+@dataclass
+class _Attempt:
+    """One scoring run with given options; `engine` is what it ran with."""
+
+    checkpoint: Checkpoint
+    windows: Sequence[Sequence[int]] | None
+    criteria: list[Criterion]
+    progress: Progress
+    work_folder: Path | None
+    save_every: float
+    left: SavedState | None
+    linear: str | None
+    engine: Engine | None = None
+
+    def run(self, options: EngineOptions) -> tuple[_Run, dict[str, Any]]:
+        """The sweeps, and the settings that they ran with."""
+        from shortstack.engine.choice import choose_engine
+        from shortstack.engine.journal import Journal
+        from shortstack.engine.linear import fast_linear, largest_matrix
+
+        self.engine = None
+        self.engine = engine = choose_engine(self.checkpoint, self.windows, options)
+        settings: dict[str, Any] = {
+            "dtype": str(options.dtype).removeprefix("torch."),
+            "device": str(options.device),
+            "memory": engine.memory,
+            **({"whole_model": engine.reason} if engine.reason else {}),
+            "versions": versions(),
+        }
+        shape = largest_matrix(self.checkpoint)
+        with (
+            contextlib.closing(engine),
+            fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
+        ):
+            settings["linear"] = linear
+            key = _run_key(self.checkpoint, self.windows, self.criteria, settings, engine)
+            if self.left is not None:
+                _say_what_becomes_of(self.left.record["key"], key, self.work_folder, self.progress)
+            journal = Journal(self.work_folder, key, every_seconds=self.save_every)
+            run = _Run(engine, self.criteria, self.progress, journal)
+            run.sweep(self.windows)
+        return run, settings
 
 
 def _run_key(
@@ -229,6 +278,7 @@ def _run_key(
         "criteria": [asked.name for asked in criteria],
         **{name: value for name, value in settings.items() if name != "memory"},
         "group": engine.group,
+        "tokens": engine.tokens,
         "threads": torch.get_num_threads(),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from shortstack.checkpoint.reader import Checkpoint
@@ -34,6 +34,7 @@ class Engine(Protocol):
         memory: `streamed` or `resident`.
         reason: why the whole model is held, or empty.
         group: how many candidates are run together.
+        tokens: how many tokens are run at a time.
     """
 
     blocks: list[nn.Module]
@@ -42,6 +43,7 @@ class Engine(Protocol):
     memory: str
     reason: str
     group: int
+    tokens: int
 
     def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
         """Call `on_weights` for every block; no window is run."""
@@ -88,6 +90,7 @@ class EngineOptions:
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
         stream_bytes: the most that streams may take at once; None for 40 % of the memory that is free.
         group: candidates swept together, where an earlier run has decided it.
+        tokens: tokens that are run at a time; None for what suits the device.
         trust_remote_code: run code that comes with the checkpoint.
     """
 
@@ -96,7 +99,31 @@ class EngineOptions:
     memory: MemoryMode = "auto"
     stream_bytes: int | None = None
     group: int | None = None
+    tokens: int | None = None
     trust_remote_code: bool = False
+
+
+def with_less_memory(options: EngineOptions, engine: Engine | None, seq_len: int) -> EngineOptions | None:
+    """What to try after a run out of memory: fewer tokens at a time down to one window, then block by block; or None.
+
+    Args:
+        options: what ran out of memory.
+        engine: what ran with them, if it came so far.
+        seq_len: tokens of one window.
+    """
+    if engine is not None and engine.tokens // 2 >= seq_len:
+        return replace(options, tokens=engine.tokens // 2)
+    streamed = engine is not None and (engine.memory == "streamed" or engine.reason)
+    if options.memory != "streamed" and not streamed:
+        return replace(options, memory="streamed", tokens=None)
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no memory, on a GPU or on the host."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
@@ -128,7 +155,11 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
     fits = checkpoint.nbytes < _RESIDENT_SHARE * available_bytes() and options.device.type == "cpu"
     resident = options.memory == "resident" or (options.memory == "auto" and fits)
     skeleton = Skeleton(
-        checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        checkpoint,
+        dtype=options.dtype,
+        device=options.device,
+        tokens=options.tokens,
+        trust_remote_code=options.trust_remote_code,
     )
     group = options.group or checkpoint.depth
     if windows is not None:
@@ -163,4 +194,4 @@ def _whole(
         if reason_against(checkpoint, [other for other in range(depth) if other != index]) is not None
     ]
     sample = windows_tensor(windows[:1] if windows else [[0, 0]], options.device)
-    return WholeModel(model, checkpoint, sample, reason=reason, unremovable=unremovable)
+    return WholeModel(model, checkpoint, sample, reason=reason, tokens=options.tokens, unremovable=unremovable)

@@ -17,7 +17,8 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.bypass import Bypass, find_blocks
 from shortstack.engine.journal import Journal
 from shortstack.engine.loss import token_nll
-from shortstack.engine.sweep import TOKENS_AT_A_TIME, ForwardResult, OnGradients, OnWeights
+from shortstack.engine.skeleton import TOKENS_AT_A_TIME
+from shortstack.engine.sweep import ForwardResult, OnGradients, OnWeights
 
 
 class WholeModel:
@@ -28,6 +29,7 @@ class WholeModel:
         checkpoint: what it was loaded from.
         sample_BT: a window, a few tokens of which are run once.
         reason: why the model is held whole.
+        tokens: how many tokens go through it at a time.
         unremovable: blocks that cannot go: they are run for the state that others need, and their hidden states
             discarded.
     """
@@ -42,6 +44,7 @@ class WholeModel:
         sample_BT: torch.Tensor,
         *,
         reason: str,
+        tokens: int | None = None,
         unremovable: Collection[int] = (),
     ) -> None:
         self._model = model
@@ -50,6 +53,7 @@ class WholeModel:
         self.original_blocks = checkpoint.original_blocks
         self.device = sample_BT.device
         self.reason = reason
+        self.tokens = tokens or TOKENS_AT_A_TIME.get(self.device.type, 4096)
         self._unremovable = unremovable
         self._bypass = Bypass(model, blocks, sample_BT[:, :8], carried=checkpoint.anatomy.family.carried)
 
@@ -93,7 +97,7 @@ class WholeModel:
         """Mean NLL per predicted token of each window, float64, with one block passed over or none."""
         over = [] if skipped is None else [skipped]
         with self._bypass.over(over, run=skipped in self._unremovable):
-            return torch.cat([self._nll(ids_WT[part]).double().mean(dim=1) for part in _parts(ids_WT)]).cpu()
+            return torch.cat([self._nll(ids_WT[part]).double().mean(dim=1) for part in self._parts(ids_WT)]).cpu()
 
     def backward(
         self,
@@ -117,7 +121,7 @@ class WholeModel:
         for parameter in parameters:
             parameter.requires_grad_(parameter.is_floating_point())
             parameter.grad = None
-        for part in _parts(ids_WT):
+        for part in self._parts(ids_WT):
             nll = self._nll(ids_WT[part])
             torch.autograd.backward((nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum())
         for index, block in enumerate(self.blocks):
@@ -137,7 +141,6 @@ class WholeModel:
         logits = self._model(input_ids=ids_BT, use_cache=False).logits[:, -ids_BT.shape[1] :]
         return token_nll(logits.clone() if not torch.is_grad_enabled() else logits, ids_BT)
 
-
-def _parts(ids_WT: torch.Tensor) -> list[slice]:
-    rows = max(1, TOKENS_AT_A_TIME.get(ids_WT.device.type, 4096) // ids_WT.shape[1])
-    return [slice(start, start + rows) for start in range(0, len(ids_WT), rows)]
+    def _parts(self, ids_WT: torch.Tensor) -> list[slice]:
+        rows = max(1, self.tokens // ids_WT.shape[1])
+        return [slice(start, start + rows) for start in range(0, len(ids_WT), rows)]

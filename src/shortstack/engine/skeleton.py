@@ -25,6 +25,9 @@ from shortstack.engine.loss import token_nll
 from shortstack.errors import ShortstackError
 from shortstack.loading import experts_for
 
+# How many tokens go through a block at a time: on a CPU activations stay near the cache while matrix products are large
+# enough; a GPU wants more.
+TOKENS_AT_A_TIME = {"cpu": 640, "cuda": 16384}
 _BUILDING = threading.Lock()
 # Logits held at once, float32. Below 32 MiB the allocator keeps the pages.
 _LOGITS_BYTES = 31 << 20
@@ -105,6 +108,7 @@ class Skeleton:
     """Embeddings, final norm and head of a checkpoint, with its blocks as empty modules.
 
     Attributes:
+        tokens: how many tokens go through a block at a time.
         blocks: the block modules, their parameters on the meta device, in order.
         blocks_name: what the model calls their list.
         conversion: how stored tensors become parameters.
@@ -112,13 +116,20 @@ class Skeleton:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        tokens: int | None = None,
+        trust_remote_code: bool = False,
     ):
         from shortstack.engine.weights import load_outside_blocks
 
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
+        self.tokens = tokens or TOKENS_AT_A_TIME.get(device.type, 4096)
         self._model = _empty_model(checkpoint, dtype, trust_remote_code)
         self._model.eval()
         self.blocks_name, self._layers = find_blocks(self._model, checkpoint.depth, near=checkpoint.anatomy.prefix)
@@ -152,6 +163,10 @@ class Skeleton:
                 raise NotSeparableError(self.checkpoint.source, "its blocks are given what depends on the text")
             self._calls[key] = calls
         return self._calls[key]
+
+    def rows_at_a_time(self, ids_BT: torch.Tensor) -> int:
+        """How many windows go through a block at a time: at least one."""
+        return max(1, self.tokens // ids_BT.shape[1])
 
     def run_block(self, block: nn.Module, hidden_BTD: torch.Tensor, call: BlockCall) -> torch.Tensor:
         """One block on one batch."""

@@ -38,6 +38,7 @@ class StreamedModel:
         self.device = skeleton.device
         self.memory = "resident" if resident else "streamed"
         self.group = group
+        self.tokens = skeleton.tokens
 
     def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
         """Call `on_weights` for every block; no window is run."""

@@ -26,10 +26,6 @@ from shortstack.engine.skeleton import Skeleton
 from shortstack.engine.weights import BlockWeights
 from shortstack.machine import return_free_memory
 
-# How many tokens go through a block at a time: on a CPU activations stay near the cache while matrix products are large
-# enough; a GPU wants more.
-TOKENS_AT_A_TIME = {"cpu": 640, "cuda": 16384}
-
 # Called with (block index, its weights by name) in a forward sweep.
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
 # Called with (block index, its weights, their gradients) in a backward sweep.
@@ -227,7 +223,7 @@ def backward_sweep(
         gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
     else:
         gradient_WTD = _loss_gradient(skeleton, last_WTD, ids_WT, loss_scale_W)
-    rows = _rows_at_a_time(ids_WT)
+    rows = skeleton.rows_at_a_time(ids_WT)
     forward_state, forward_record = _done(forward)
     for index, block in weights.each(range(start, -1, -1), gradients=True):
         given_WTD = inputs[index]
@@ -279,7 +275,7 @@ def _gradient_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
-    rows = _rows_at_a_time(ids_WT)
+    rows = skeleton.rows_at_a_time(ids_WT)
     return torch.cat([skeleton.first_hidden(ids_WT[start : start + rows]) for start in range(0, len(ids_WT), rows)])
 
 
@@ -295,7 +291,7 @@ def _through_block(
     """Candidates 0 to active-1 in place; the base stream from place `active` to the next one up when it branches."""
     windows = len(ids_WT)
     rows_RTD = streams_SWTD.flatten(0, 1)
-    rows = _rows_at_a_time(ids_WT)
+    rows = skeleton.rows_at_a_time(ids_WT)
     # Parts never straddle windows of different streams unevenly: whole streams together, or one stream in parts.
     per_part = (rows // windows) * windows if rows >= windows else rows
     base_start, total = active * windows, (active + 1) * windows
@@ -320,10 +316,6 @@ def _window_nll(skeleton: Skeleton, hidden_WTD: torch.Tensor, ids_WT: torch.Tens
     nll_W = skeleton.nll(hidden_WTD, ids_WT).double().mean(dim=1).cpu()
     return_free_memory()
     return nll_W
-
-
-def _rows_at_a_time(ids_WT: torch.Tensor) -> int:
-    return max(1, TOKENS_AT_A_TIME.get(ids_WT.device.type, 4096) // ids_WT.shape[1])
 
 
 def group_size(depth: int, stream_bytes: int, limit_bytes: int) -> int:
