@@ -87,6 +87,7 @@ def test_any_texts_give_whole_windows_or_a_clear_error(texts: list[str], samples
     assert again.windows == drawn.windows
 
 
+@pytest.mark.fault(91)
 def test_the_seed_decides() -> None:
     first, second = (
         draw_windows(corpus(*ROWS), TOKENIZER, samples=4, seq_len=32, seed=seed).windows for seed in (0, 1)
@@ -94,6 +95,7 @@ def test_the_seed_decides() -> None:
     assert first != second
 
 
+@pytest.mark.fault(40)
 def test_too_little_text_says_how_much() -> None:
     with pytest.raises(ShortstackError, match="10 windows of 128 tokens need 1280 tokens, there are 12"):
         draw_windows(corpus("eleven char"), TOKENIZER)

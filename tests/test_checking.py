@@ -170,6 +170,7 @@ def test_one_line_each_and_an_exit_code(copied: Built, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["ok"] is False
 
 
+@pytest.mark.fault(77)
 def test_names_cannot_write_to_the_terminal(copied: Built, capsys: pytest.CaptureFixture[str]) -> None:
     model = copied("llama")
     tensors = load_file(model / "model.safetensors")

@@ -67,6 +67,7 @@ def test_input_ids_and_messages(tmp_path: Path) -> None:
         ("x.doc", b"abc", "unknown kind of file"),
     ],
 )
+@pytest.mark.fault(41, 42, 43)
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ShortstackError, match=message):

@@ -79,6 +79,7 @@ def test_contiguous(built: Built) -> None:
     assert made.removed == (2, 3)
 
 
+@pytest.mark.fault(91)
 def test_ties_go_by_index(built: Built) -> None:
     model = built("llama")
     assert plan_for(open_checkpoint(model), scores=scores_for(model, [1.0] * 6), remove=2).removed == (0, 1)
@@ -97,6 +98,7 @@ def test_ties_go_by_index(built: Built) -> None:
         ("", r"is not a block number"),
     ],
 )
+@pytest.mark.fault(46, 47)
 def test_bad_lists(built: Built, blocks: str, message: str) -> None:
     with pytest.raises(ShortstackError, match=message):
         plan_for(open_checkpoint(built("llama")), blocks=blocks)
@@ -159,6 +161,7 @@ class TestBlockOrder:
             ("", "expected one line of block numbers, found 0"),
         ],
     )
+    @pytest.mark.fault(46)
     def test_bad_ones(self, built: Built, tmp_path: Path, text: str, message: str) -> None:
         path = tmp_path / "order.csv"
         path.write_text(text)

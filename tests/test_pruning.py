@@ -76,6 +76,7 @@ def test_shards_stay_as_the_input_has_them(built: Built, tmp_path: Path) -> None
     assert index["metadata"]["total_size"] == sum(map(len, tensors_of(tmp_path / "p").values()))
 
 
+@pytest.mark.fault(47)
 def test_removing_nothing_copies_to_the_byte(built: Built, tmp_path: Path) -> None:
     import dataclasses
 
@@ -112,6 +113,7 @@ def test_config_is_edited_raw(copied: Built, tmp_path: Path) -> None:
     assert list(after) == list(config)
 
 
+@pytest.mark.fault(48)
 def test_provenance_and_repeated_pruning(built: Built, tmp_path: Path) -> None:
     """Block numbers are those of the original model, through repeated pruning."""
     model = built("llama")
@@ -129,6 +131,7 @@ def test_provenance_and_repeated_pruning(built: Built, tmp_path: Path) -> None:
         prune(str(tmp_path / "once"), out=tmp_path / "never", blocks="1", quiet=True)
 
 
+@pytest.mark.fault(92)
 def test_two_runs_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
     for name in ("a", "b"):
         prune(str(built("llama")), out=tmp_path / name, blocks="2", quiet=True)
@@ -165,6 +168,7 @@ class TestOutput:
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
     @pytest.mark.parametrize("where", ["", "inside", "../model"])
+    @pytest.mark.fault(56)
     def test_output_is_or_lies_inside_the_input(self, copied: Built, where: str) -> None:
         model = copied("llama")
         before = {path.name: path.read_bytes() for path in model.iterdir()}
@@ -172,17 +176,20 @@ class TestOutput:
             prune(str(model), out=model / where, blocks="1", force=True, quiet=True)
         assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
+    @pytest.mark.fault(56)
     def test_output_is_a_link_to_the_input(self, copied: Built, tmp_path: Path) -> None:
         model = copied("llama")
         (tmp_path / "link").symlink_to(model)
         with pytest.raises(ShortstackError, match="is the input"):
             prune(str(model), out=tmp_path / "link", blocks="1", force=True, quiet=True)
 
+    @pytest.mark.fault(57)
     def test_hub_cache(self, built: Built, tmp_path: Path) -> None:
         out = tmp_path / "models--some--model/snapshots/abc/p"
         with pytest.raises(ShortstackError, match="hub cache"):
             prune(str(built("llama")), out=out, blocks="1", quiet=True)
 
+    @pytest.mark.fault(26)
     def test_nan_is_refused_and_named(self, copied: Built, tmp_path: Path) -> None:
         model = copied("llama", dtype=torch.bfloat16)
         tensors = load_file(model / "model.safetensors")
@@ -194,6 +201,7 @@ class TestOutput:
         prune(str(model), out=tmp_path / "p", blocks="1", allow_nonfinite=True, quiet=True)
         prune(str(model), out=tmp_path / "q", blocks="3", quiet=True)  # the broken block is the one that goes
 
+    @pytest.mark.fault(49, 50)
     def test_disk_full(self, built: Built, tmp_path: Path) -> None:
         """A limit on file sizes is the disk that fills up in the middle of a file."""
         code = (
@@ -208,6 +216,7 @@ class TestOutput:
         assert "Traceback" not in done.stderr
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.fault(49)
     def test_no_room(self, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import shutil
 
@@ -215,6 +224,7 @@ class TestOutput:
         with pytest.raises(ShortstackError, match="GB needed"):
             prune(str(built("llama")), out=tmp_path / "p", blocks="1", quiet=True)
 
+    @pytest.mark.fault(58)
     def test_second_writer_is_refused(self, built: Built, tmp_path: Path) -> None:
         from shortstack.checkpoint.writer import published
 
@@ -228,6 +238,7 @@ class TestOutput:
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
     @pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2])
+    @pytest.mark.fault(51)
     def test_sigkill_leaves_no_output_and_the_next_run_succeeds(
         self, built: Built, tmp_path: Path, delay: float
     ) -> None:
@@ -281,6 +292,7 @@ def test_names_without_the_base_model(copied: Built, tmp_path: Path) -> None:
     assert "h.3.ln_1.weight" in tensors_of(tmp_path / "p")
 
 
+@pytest.mark.fault(35, 36)
 def test_code_of_a_checkpoint_is_neither_copied_nor_run(copied: Built, tmp_path: Path) -> None:
     """Promise 5: a known family is loaded by its own class, whatever `auto_map` says."""
     model = copied("llama")
@@ -299,6 +311,7 @@ def test_code_of_a_checkpoint_is_neither_copied_nor_run(copied: Built, tmp_path:
     assert "auto_map" not in json.loads((tmp_path / "p/config.json").read_text())
 
 
+@pytest.mark.fault(57, 12)
 def test_from_the_hub_cache(built: Built, tmp_path: Path) -> None:
     """A hub id that the cache holds: links into blobs are followed, nothing in the cache is written."""
     import shutil

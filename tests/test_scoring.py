@@ -73,6 +73,7 @@ def test_any_number_of_windows(built: Built, windows_count: int) -> None:
 
 
 @pytest.mark.parametrize("streams", [2, 3, 5])
+@pytest.mark.fault(91)
 def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
     model = built("llama")
     windows = pico.windows()
@@ -152,6 +153,7 @@ def test_bfloat16_checkpoint_is_computed_in_float32(built: Built) -> None:
     assert_equals_oracle(found, model, windows)
 
 
+@pytest.mark.fault(91)
 def test_same_scores_every_time(built: Built) -> None:
     first, second = (scored(built("llama"), pico.windows(), memory="streamed") for _ in range(2))
     for name in first.criteria:
@@ -168,6 +170,7 @@ def test_scores_of_a_pruned_model_carry_original_indices(built: Built, tmp_path:
     assert sorted(found.criteria["ppl"].order) == [0, 2, 4, 5]
 
 
+@pytest.mark.fault(64)
 def test_not_finite_is_an_error(copied: Built) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -206,6 +209,7 @@ def test_window_longer_than_positions(built: Built) -> None:
         scored(built("llama"), pico.windows(2, 65), "ppl")
 
 
+@pytest.mark.fault(39)
 def test_token_without_embedding(built: Built) -> None:
     with pytest.raises(ShortstackError, match="token id 260.*260 rows"):
         scored(built("llama"), [[1, 2, 260]], "ppl")

@@ -50,6 +50,7 @@ def test_read_back_sees_what_the_disk_did_not_keep(
         copy_all(built("llama"), tmp_path / "x.safetensors")
 
 
+@pytest.mark.fault(59)
 def test_a_source_that_changes_meanwhile(copied: Built, tmp_path: Path) -> None:
     model = copied("llama")
     copies = [TensorCopy(tensor, tensor.name) for tensor in open_checkpoint(model).tensors.values()]
@@ -77,6 +78,7 @@ def test_every_value_that_is_not_finite_is_seen(dtype: str, value: str) -> None:
     assert not copying._all_finite(memoryview(words.tobytes()), dtype)
 
 
+@pytest.mark.fault(50)
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep/folder/x.json"
     write_file(path, b"first")

@@ -86,6 +86,7 @@ def test_not_a_model(tmp_path: Path) -> None:
         ("[" * 200_000, "not valid JSON"),
     ],
 )
+@pytest.mark.fault(32, 33)
 def test_bad_config(copied: Built, text: str, message: str) -> None:
     model = copied("llama")
     (model / "config.json").write_text(text)
@@ -103,6 +104,7 @@ def test_unknown_family_says_how_to_add_one(copied: Built) -> None:
 
 
 @pytest.mark.parametrize("count", [-1, 0, "6", 6.0, True, None])
+@pytest.mark.fault(21)
 def test_depth_that_is_no_number(copied: Built, count: Any) -> None:
     model = copied("llama")
     edit(model, num_hidden_layers=count)
@@ -110,6 +112,7 @@ def test_depth_that_is_no_number(copied: Built, count: Any) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(19)
 def test_config_claims_more_blocks(copied: Built) -> None:
     model = copied("llama")
     edit(model, num_hidden_layers=8)
@@ -117,6 +120,7 @@ def test_config_claims_more_blocks(copied: Built) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(20)
 def test_config_claims_fewer_blocks(copied: Built) -> None:
     model = copied("llama")
     edit(model, num_hidden_layers=4)
@@ -124,6 +128,7 @@ def test_config_claims_fewer_blocks(copied: Built) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(22)
 def test_a_gap_in_the_blocks(copied: Built) -> None:
     model = copied("llama")
     retensor(model, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".layers.2." in name])  # type: ignore[func-returns-value]
@@ -131,6 +136,7 @@ def test_a_gap_in_the_blocks(copied: Built) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(24)
 def test_list_of_another_length(copied: Built) -> None:
     model = copied("qwen2")
     edit(model, layer_types=["full_attention"] * 5)
@@ -138,6 +144,7 @@ def test_list_of_another_length(copied: Built) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(23)
 def test_width_that_contradicts_the_weights(copied: Built) -> None:
     model = copied("llama")
     edit(model, hidden_size=64)
@@ -145,6 +152,7 @@ def test_width_that_contradicts_the_weights(copied: Built) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(30)
 def test_untied_without_a_head(copied: Built) -> None:
     model = copied("llama", tie_word_embeddings=True)
     edit(model, tie_word_embeddings=False)
@@ -152,6 +160,7 @@ def test_untied_without_a_head(copied: Built) -> None:
         open_checkpoint(model)
 
 
+@pytest.mark.fault(31)
 def test_tied_with_another_head(copied: Built) -> None:
     model = copied("llama")
     edit(model, tie_word_embeddings=True)
@@ -166,6 +175,7 @@ def test_tied_head_stored_twice_is_counted_once(copied: Built) -> None:
     assert info(str(model)).parameters == before
 
 
+@pytest.mark.fault(27)
 def test_integer_weights(copied: Built) -> None:
     model = copied("llama")
     name = "model.layers.0.mlp.up_proj.weight"
@@ -189,12 +199,14 @@ class TestShards:
         change(record["weight_map"])
         path.write_text(json.dumps(record))
 
+    @pytest.mark.fault(13)
     def test_missing(self, model: Path) -> None:
         path = self.shard(model, 2)
         path.rename(model / "elsewhere")
         with pytest.raises(ShortstackError, match=f"shard missing: {path.name}"):
             open_checkpoint(model)
 
+    @pytest.mark.fault(1)
     def test_truncated(self, model: Path) -> None:
         path = self.shard(model, 2)
         path.write_bytes(path.read_bytes()[:-7])
@@ -208,22 +220,26 @@ class TestShards:
             open_checkpoint(model)
 
     @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "..", ""])
+    @pytest.mark.fault(10, 11)
     def test_path_instead_of_a_name(self, model: Path, name: str) -> None:
         self.index(model, lambda names: names.update({"lm_head.weight": name}))
         with pytest.raises(ShortstackError, match="must be a plain file name"):
             open_checkpoint(model)
 
+    @pytest.mark.fault(14)
     def test_index_omits_a_tensor(self, model: Path) -> None:
         self.index(model, lambda names: names.pop("model.norm.weight") and None)
         with pytest.raises(ShortstackError, match=r"does not name 'model.norm.weight'"):
             open_checkpoint(model)
 
+    @pytest.mark.fault(15)
     def test_index_names_another_shard(self, model: Path) -> None:
         other = self.shard(model, 1).name
         self.index(model, lambda names: names.update({"model.norm.weight": other}))
         with pytest.raises(ShortstackError, match=f"says 'model.norm.weight' is in {other}"):
             open_checkpoint(model)
 
+    @pytest.mark.fault(16)
     def test_tensor_in_two_shards(self, model: Path) -> None:
         paths = sorted(model.glob("model-*.safetensors"))
         first, last = load_file(paths[0]), load_file(paths[-1])
@@ -232,6 +248,7 @@ class TestShards:
         with pytest.raises(ShortstackError, match="is also in"):
             open_checkpoint(model)
 
+    @pytest.mark.fault(18)
     def test_single_file_and_index(self, model: Path) -> None:
         (model / "model.safetensors").write_bytes((self.shard(model, 1)).read_bytes())
         with pytest.raises(ShortstackError, match="ambiguous"):

@@ -25,6 +25,7 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
+@pytest.mark.fault(9)
 def test_reads_what_the_reference_writes(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4), "b": torch.randn(5).to(torch.bfloat16), "empty": torch.zeros(0, 2)}
     path = tmp_path / "x.safetensors"
@@ -75,6 +76,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
+@pytest.mark.fault(1, 2, 3, 4, 5, 6, 7, 8)
 def test_broken_files_are_refused_by_name(tmp_path: Path, case: str) -> None:
     data, message = BAD[case]
     path = tmp_path / "model.safetensors"

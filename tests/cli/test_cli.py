@@ -82,6 +82,7 @@ def test_figures_on_stdout_as_text_or_json(built: Built, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["removed"] == [1]
 
 
+@pytest.mark.fault(45)
 def test_the_whole_way(built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, text = str(built("llama")), tmp_path / "text.txt"
     text.write_text("a text that is long enough for some windows. " * 60)
@@ -158,6 +159,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, built: Built, capsys: pyte
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.fault(77, 84)
 def test_no_terminal_escapes_and_no_tokens_in_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     name = "x\x1b[31mred hf_abcdefghijklmnop"
     assert run(["info", f"/no/{name}/there/is"]) == 1

@@ -128,6 +128,7 @@ def test_a_live_cache_is_not_replayed(built: Built) -> None:
     assert _without_cache((1, 2)) == (1, 2)
 
 
+@pytest.mark.fault(60)
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(copied: Built) -> None:
     model = copied("llama")
     checkpoint = open_checkpoint(model)
