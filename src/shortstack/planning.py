@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shortstack import records
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.shortening import reason_against, shortened_config, shortened_tensors
 from shortstack.checkpoint.structure import ranges
@@ -140,26 +141,51 @@ def load_plan(path: str | Path) -> PrunePlan:
     path = Path(path)
     try:
         record = json.loads(path.read_bytes())
-        if record["schema"] != SCHEMA:
-            raise ShortstackError(f"{path}: plan schema {record['schema']}, this shortstack reads {SCHEMA}")
-        model = record["model"]
+        model = records.mapping(record, "model")
+        if record.get("schema") != SCHEMA:
+            raise ShortstackError(
+                f"{path}: plan schema {record.get('schema')!r}, this shortstack reads {SCHEMA}",
+                hint="make the plan again",
+            )
         return PrunePlan(
-            source=model["source"],
-            fingerprint=model["fingerprint"],
-            blocks=tuple(model["blocks"]),
-            removed=tuple(record["removed"]),
-            protected=tuple(record["protected"]),
-            criterion=record["criterion"],
-            before=record["before"],
-            after=record["after"],
-            why=record["why"],
+            source=records.text(model, "source"),
+            fingerprint=records.text(model, "fingerprint"),
+            blocks=records.block_numbers(model, "blocks"),
+            removed=records.block_numbers(record, "removed"),
+            protected=records.block_numbers(record, "protected"),
+            criterion=records.text(record, "criterion"),
+            before=_sizes(record, "before"),
+            after=_sizes(record, "after"),
+            why=records.mapping(record, "why"),
         )
     except FileNotFoundError:
         raise ShortstackError(
             f"{path}: no such file", hint="shortstack plan MODEL --out plan.json writes one"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShortstackError(f"{path}: not a plan of shortstack ({type(error).__name__}: {error})") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ShortstackError(f"{path}: not a plan of shortstack ({error})", hint="make the plan again") from None
+
+
+def _sizes(record: dict[str, Any], key: str) -> dict[str, int | None]:
+    found = records.mapping(record, key)
+    if not all(value is None or type(value) is int for value in found.values()):
+        raise TypeError(f"{key} holds something else than sizes")
+    return found
+
+
+def replanned(checkpoint: Checkpoint, made: PrunePlan) -> PrunePlan:
+    """A plan that was read from a file, checked against the checkpoint it is carried out on; sizes are counted anew.
+
+    Raises:
+        ShortstackError: it was made for another checkpoint, or its blocks cannot go.
+    """
+    if made.fingerprint != checkpoint.fingerprint:
+        raise ShortstackError(
+            f"{checkpoint.source}: the plan was made for another checkpoint ({made.source}; the fingerprints differ)",
+            hint="make a plan for this one",
+        )
+    removed = tuple(sorted(made.removed))
+    return _made(checkpoint, removed, protected=made.protected, criterion=made.criterion, why=made.why)
 
 
 def plan(

@@ -20,9 +20,9 @@ from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE, checked_link
 from shortstack.checkpoint.writer import published
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.errors import UsageError
 from shortstack.opening import open_model
-from shortstack.planning import PlanSource, PrunePlan, ScoresSource, Strategy, load_plan, plan_for
+from shortstack.planning import PlanSource, PrunePlan, ScoresSource, Strategy, load_plan, plan_for, replanned
 from shortstack.progress import Progress
 from shortstack.tables import count, seconds, size, table
 
@@ -139,12 +139,7 @@ def prune(
     if plan is not None:
         if any(value is not None for value in (blocks, scores, remove, ratio, params)):
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
-        made = plan if isinstance(plan, PrunePlan) else load_plan(plan)
-        if made.fingerprint != checkpoint.fingerprint:
-            raise ShortstackError(
-                f"{checkpoint.source}: the plan was made for another checkpoint ({made.source}; the fingerprints differ)",
-                hint="make a plan for this one",
-            )
+        made = replanned(checkpoint, plan if isinstance(plan, PrunePlan) else load_plan(plan))
     else:
         made = plan_for(
             checkpoint,

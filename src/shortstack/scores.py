@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shortstack import records
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.writer import write_file
@@ -202,44 +203,73 @@ def load_scores(path: str | Path) -> Scores:
             f"{path}: no such file", hint="shortstack score MODEL --out scores.json writes one"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ShortstackError(f"{path}: cannot be read ({error})") from None
+        raise ShortstackError(
+            f"{path}: cannot be read ({error})", hint="give a scores.json or a block_order.csv"
+        ) from None
     if path.suffix.lower() == ".csv":
         return _from_block_order(path, text)
     try:
-        record = json.loads(text)
-        if record["schema"] != SCHEMA:
-            raise ShortstackError(f"{path}: scores schema {record['schema']}, this shortstack reads {SCHEMA}")
-        model = record["model"]
-        blocks = tuple(model.get("original_blocks", range(model["blocks"])))
-        criteria = {}
-        for name, entry in record["criteria"].items():
-            values = tuple(float(value) for value in entry["scores"])
-            if len(values) != len(blocks) or not all(math.isfinite(value) for value in values):
-                raise ShortstackError(f"{path}: {name} must have one finite score for each of {len(blocks)} blocks")
-            stderr = tuple(entry["stderr"]) if entry.get("stderr") is not None else None
-            tensors = {int(index): found for index, found in entry.get("tensors", {}).items()}
-            criteria[name] = CriterionScores(name, values, blocks, stderr, entry.get("base"), tensors)
-        return Scores(
-            source=model["source"],
-            fingerprint=model["fingerprint"],
-            blocks=blocks,
-            criteria=criteria,
-            calibration=record["calibration"],
-            settings=record.get("settings", {}),
-            seconds=record.get("seconds", 0.0),
-            peak_rss_bytes=record.get("peak_rss_bytes", 0),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _from_json(path, json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ShortstackError(
-            f"{path}: neither scores of shortstack nor a block order ({type(error).__name__}: {error})",
+            f"{path}: neither scores of shortstack nor a block order ({error})",
             hint="expected scores.json, or block_order.csv with one line of block numbers",
         ) from None
+
+
+def _from_json(path: Path, record: Any) -> Scores:
+    model = records.mapping(record, "model")
+    if record.get("schema") != SCHEMA:
+        raise ShortstackError(
+            f"{path}: scores schema {record.get('schema')!r}, this shortstack reads {SCHEMA}",
+            hint="score the model again, or upgrade shortstack",
+        )
+    if "original_blocks" in model:
+        blocks = records.block_numbers(model, "original_blocks")
+    else:
+        blocks = tuple(range(min(1 << 20, int(records.number(model.get("blocks"), "blocks")))))
+    criteria = {}
+    for name, entry in records.mapping(record, "criteria").items():
+        values = _finite(entry, "scores")
+        if len(values) != len(blocks) or len(set(blocks)) != len(blocks):
+            raise ShortstackError(
+                f"{path}: {name} has {len(values)} scores for {len(blocks)} blocks", hint="score the model again"
+            )
+        stderr = _finite(entry, "stderr") if entry.get("stderr") is not None else None
+        base = records.number(entry["base"], "base") if entry.get("base") is not None else None
+        tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
+        criteria[name] = CriterionScores(name, values, blocks, stderr, base, tensors)
+    if not criteria:
+        raise TypeError("criteria is empty")
+    return Scores(
+        source=records.text(model, "source"),
+        fingerprint=records.text(model, "fingerprint"),
+        blocks=blocks,
+        criteria=criteria,
+        calibration=records.mapping(record, "calibration"),
+        settings=records.mapping(record, "settings") if "settings" in record else {},
+        seconds=records.number(record.get("seconds", 0.0), "seconds"),
+        peak_rss_bytes=int(records.number(record.get("peak_rss_bytes", 0), "peak_rss_bytes")),
+    )
+
+
+def _finite(entry: Any, key: str) -> tuple[float, ...]:
+    found = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(found, list):
+        raise TypeError(f"{key} is {found!r:.60}, expected a list of numbers")
+    values = tuple(records.number(value, key) for value in found)
+    if not all(math.isfinite(value) for value in values):
+        raise TypeError(f"{key} holds a number that is not finite")
+    return values
 
 
 def _from_block_order(path: Path, text: str) -> Scores:
     rows = [(number, row) for number, row in enumerate(text.splitlines(), start=1) if row.strip()]
     if len(rows) != 1:
-        raise ShortstackError(f"{path}: expected one line of block numbers, found {len(rows)}")
+        raise ShortstackError(
+            f"{path}: expected one line of block numbers, found {len(rows)}",
+            hint="such as 3,1,2,0: first removed first",
+        )
     number, row = rows[0]
     order: list[int] = []
     for column, cell in enumerate(row.split(","), start=1):
@@ -249,7 +279,7 @@ def _from_block_order(path: Path, text: str) -> Scores:
                 f"{place}: {cell.strip()!r} is not a block number", hint="numbers are those of the original model"
             )
         if int(cell) in order:
-            raise ShortstackError(f"{place}: block {int(cell)} is there twice")
+            raise ShortstackError(f"{place}: block {int(cell)} is there twice", hint="name each block once")
         order.append(int(cell))
     blocks = tuple(sorted(order))
     only = CriterionScores(path.name, (), blocks, known_order=tuple(order))

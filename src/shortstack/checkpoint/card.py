@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from shortstack.checkpoint.structure import ranges
+from shortstack.records import nested
 
 
 def model_card(record: dict[str, Any]) -> str:
@@ -18,7 +19,7 @@ def model_card(record: dict[str, Any]) -> str:
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["shortstack", "depth-pruning"]}
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         front["base_model"] = source
-    calibration = step["why"].get("scores", {}).get("calibration", {}).get("source", "none")
+    calibration = nested(step, "why", "scores", "calibration", "source") or "none"
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.errors import ShortstackError
+from shortstack.records import block_numbers, mapping
 
 FILE_NAME = "shortstack.json"
 SCHEMA = 1
@@ -21,14 +22,21 @@ def read(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ShortstackError(f"{path}: not valid JSON: {error}") from None
-    kept = record.get("kept_blocks") if isinstance(record, dict) else None
-    if not isinstance(kept, list) or not all(type(index) is int and index >= 0 for index in kept):
-        raise ShortstackError(f"{path}: lacks kept_blocks, the original indices of the blocks that are here")
-    if kept != sorted(set(kept)):
-        raise ShortstackError(f"{path}: kept_blocks must rise, each block once")
-    return dict(record)
+        kept = block_numbers(record, "kept_blocks")
+        if kept != tuple(sorted(set(kept))):
+            raise TypeError("kept_blocks must rise, each block once")
+        depth = record.get("original_depth", kept[-1] + 1 if kept else 1)
+        if type(depth) is not int or depth <= (kept[-1] if kept else 0):
+            raise TypeError(f"original_depth is {depth!r}, which does not fit kept_blocks")
+        steps = record.get("steps", [])
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise TypeError("steps is not a list of objects")
+        files = mapping(record, "files") if "files" in record else {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ShortstackError(
+            f"{path}: not a record of shortstack ({error})", hint="remove it to number blocks as they stand"
+        ) from None
+    return {**record, "original_depth": depth, "steps": steps, "files": files}
 
 
 def versions() -> dict[str, str]:

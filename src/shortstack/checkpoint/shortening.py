@@ -12,7 +12,7 @@ from shortstack.checkpoint.families import Config
 from shortstack.checkpoint.families.rewrites import renumbered
 from shortstack.checkpoint.families.tensors import TensorEdits
 from shortstack.checkpoint.safetensors_header import TensorInfo
-from shortstack.checkpoint.structure import MTP_COUNTS, Anatomy, per_block_lists, ranges
+from shortstack.checkpoint.structure import MTP_COUNTS, Anatomy, per_block_lists, ranges, reading_rules
 from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.errors import ShortstackError
 
@@ -45,10 +45,10 @@ def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, A
     lists = per_block_lists(config, family, depth, place)
     text = {**family.text(config), **lists}  # rules see every list written out
     edited.pop("auto_map", None)  # code is not copied, and the family's own class computes the same
-    if family.text(config) is config:
-        _edit_entries(edited, text, anatomy, kept, lists)
-    else:
+    inner = edited
+    if family.text(config) is not config:
         edited[family.nested] = inner = dict(family.text(config))
+    with reading_rules(place, family):
         _edit_entries(inner, text, anatomy, kept, lists)
     if "quantization_config" in config:
         edited["quantization_config"] = quantized.shortened(config["quantization_config"], anatomy, kept, place)
@@ -63,7 +63,8 @@ def reason_against(checkpoint: Checkpoint, kept: Sequence[int]) -> str | None:
         return None
     lists = per_block_lists(checkpoint.config, family, depth, checkpoint.source)
     text = {**family.text(checkpoint.config), **lists}
-    return family.refusal(text, depth, removed, checkpoint.tensors.keys())
+    with reading_rules(checkpoint.source, family):
+        return family.refusal(text, depth, removed, checkpoint.tensors.keys())
 
 
 def _edit_entries(
@@ -140,7 +141,10 @@ def shortened_tensors(checkpoint: Checkpoint, kept: Sequence[int]) -> list[Tenso
     rule = anatomy.family.tensors
     text = anatomy.family.text(checkpoint.config)
     lists = per_block_lists(checkpoint.config, anatomy.family, anatomy.depth, checkpoint.source)
-    edits = rule({**text, **lists}, anatomy.prefix, anatomy.depth, checkpoint.tensors, kept) if rule else TensorEdits()
+    with reading_rules(checkpoint.source, anatomy.family):
+        edits = (
+            rule({**text, **lists}, anatomy.prefix, anatomy.depth, checkpoint.tensors, kept) if rule else TensorEdits()
+        )
     copies = []
     for tensor in tensors:
         block = anatomy.block_of(tensor.name)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +113,11 @@ def anatomy_of(config: Config, family: Family, tensor_names: Iterable[str], plac
 def depth_of(config: Config, family: Family, place: str) -> int:
     """The number of blocks that a config states."""
     text = family.text(config)
-    if family.depth is not None and (implied := family.depth(text)) is not None:
-        return implied
+    if family.depth is not None:
+        with reading_rules(place, family):
+            implied = family.depth(text)
+        if implied:
+            return implied
     for key in family.counts:
         if key in text:
             depth = text[key]
@@ -148,9 +152,16 @@ def per_block_lists(config: Config, family: Family, depth: int, place: str) -> d
 
 
 def _implied(text: Config, family: Family, depth: int, place: str) -> dict[str, list[Any]]:
-    try:
+    with reading_rules(place, family):
         return family.implied(text, depth) if family.implied is not None else {}
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+
+
+@contextlib.contextmanager
+def reading_rules(place: str, family: Family) -> Iterator[None]:
+    """Within, a rule of the family's row may meet entries that are not what it expects: an error that says so."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ShortstackError(
             f"{place}: config.json: what it says about the blocks of {family.model_type} cannot be read "
             f"({type(error).__name__}: {error})",
@@ -171,11 +182,13 @@ def kv_bytes_per_token(config: Config, depth: int, element_bytes: int = 2) -> in
     """Bytes of key-value cache per token at full attention, or None where the config does not say the heads."""
     heads = config.get("num_attention_heads", config.get("n_head"))
     hidden = config.get("hidden_size", config.get("n_embd"))
-    if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
+    if type(heads) is not int or type(hidden) is not int or heads < 1:
         return None
     head_dim = config.get("head_dim") or hidden // heads
     kv_heads = config.get("num_key_value_heads") or heads
-    return int(2 * depth * kv_heads * head_dim * element_bytes)
+    if type(head_dim) is not int or type(kv_heads) is not int:
+        return None
+    return 2 * depth * kv_heads * head_dim * element_bytes
 
 
 def max_positions(config: Config, family: Family) -> int | None:

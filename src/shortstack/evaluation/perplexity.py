@@ -20,6 +20,7 @@ from shortstack.evaluation.results import Figure, Result, Results
 from shortstack.machine import DType, peak_rss_bytes
 from shortstack.opening import open_model
 from shortstack.progress import Progress
+from shortstack.records import nested
 from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -226,8 +227,7 @@ def _texts(corpus: Corpus) -> list[str]:
 def _notes(checkpoint: Checkpoint, corpus: Corpus) -> list[str]:
     """Warn where the text is the one that the blocks were chosen on."""
     for step in (checkpoint.provenance or {}).get("steps", []):
-        calibration = step.get("why", {}).get("scores", {}).get("calibration", {})
-        if calibration.get("sha256") == corpus.sha256:
+        if nested(step, "why", "scores", "calibration", "sha256") == corpus.sha256:
             return [f"warning: {checkpoint.source} was pruned by scores on this very text ({corpus.source})"]
     return []
 

@@ -1,0 +1,254 @@
+"""Processes that are killed: forked from a warmed process at every n-th write or after a while, and whole commands.
+
+`python -m tests.kills` is the warmed process: it has everything imported, and forks a child for each job that it reads
+from its standard input. A child kills itself with SIGKILL in the middle of its n-th write, or its parent does so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Warm:
+    """The warmed process, seen from the tests."""
+
+    def __enter__(self) -> Warm:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.kills"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        assert self._read() == {"ready": True}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def run(
+        self, argv: list[str], log: Path, *, kill_at: int | None = None, delay: float | None = None, piece: int = 8192
+    ) -> dict[str, Any]:
+        """Run a command in a fork: {"code": exit code or -9, "writes": how many it made}."""
+        assert self._process.stdin is not None
+        job = {"argv": argv, "log": str(log), "kill_at": kill_at, "delay": delay, "piece": piece}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file of a folder, by name."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@dataclass
+class Sweep:
+    """One command, killed again and again; what must hold afterwards is checked each time.
+
+    Attributes:
+        warm: the warmed process.
+        model: the input, which must stay as it is.
+        folder: where the output goes; emptied before each kill.
+        argv: the command, with its output in `folder`.
+        output: the output's name in `folder`.
+        figures: what of the output must be the same whatever happened before.
+    """
+
+    warm: Warm
+    model: Path
+    folder: Path
+    argv: list[str]
+    output: str
+    figures: Callable[[Path], Any]
+    kills: int = 0
+    completed: int = 0
+
+    def __post_init__(self) -> None:
+        self._input = hashes(self.model)
+        self._log = self.folder.parent / "log.txt"
+        self._empty()
+        done = self.warm.run(self.argv, self._log)
+        assert done["code"] == 0, self._log.read_text()
+        self.writes: int = done["writes"]
+        self._expected = self.figures(self.folder / self.output)
+
+    def kill(self, **how: Any) -> None:
+        """Kill it once, and look: input unchanged, output absent or complete, and the next run succeeds."""
+        self._empty()
+        done = self.warm.run(self.argv, self._log, **how)
+        self.kills += done["code"] == -signal.SIGKILL
+        self.completed += done["code"] == 0
+        assert done["code"] in (0, -signal.SIGKILL), self._log.read_text()
+        self.check_and_run_again()
+
+    def check_and_run_again(self) -> None:
+        """What must hold after a kill, however it came about."""
+        assert hashes(self.model) == self._input, "the input was touched"
+        target = self.folder / self.output
+        if target.exists():
+            assert self.figures(target) == self._expected, "an output that is not complete"
+        again = [*self.argv, *(["--force"] if target.is_dir() else [])]
+        done = self.warm.run(again, self._log)
+        shown = self._log.read_text()
+        assert done["code"] == 0, shown
+        assert "Traceback" not in shown
+        assert self.figures(target) == self._expected
+        assert [path.name for path in self.folder.iterdir()] == [self.output], "something was left over"
+
+    def _empty(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+
+def prune_sweep(warm: Warm, model: Path, folder: Path) -> Sweep:
+    """`shortstack prune`, whose output must be the same to the byte."""
+    argv = ["prune", str(model), "--blocks", "1,3", "--out", str(folder / "out"), "--quiet"]
+    return Sweep(warm, model, folder, argv, "out", hashes)
+
+
+def score_sweep(warm: Warm, model: Path, folder: Path, windows: Path) -> Sweep:
+    """`shortstack score`, whose scores must be the same bit for bit; a state is saved after every block."""
+    out = folder / "scores.json"
+    argv = [
+        "score", str(model), "--data", str(windows), "--samples", "4", "--criterion", "ppl,taylor,magnitude",
+        "--out", str(out), "--save-every", "0", "--quiet",
+    ]  # fmt: skip
+
+    def figures(path: Path) -> Any:
+        record = json.loads(path.read_text())
+        return {key: record[key] for key in ("model", "calibration", "criteria")}
+
+    return Sweep(warm, model, folder, argv, "scores.json", figures)
+
+
+def kill_command(argv: list[str], seconds: float) -> int:
+    """Start the whole command as a process, kill it after a while; its exit code (-9 where the kill came in time)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shortstack", *argv], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+# ---- the warmed process
+
+
+def main() -> None:
+    """Import everything, then fork a child per job."""
+    import torch
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401
+
+    import shortstack.engine.choice
+    import shortstack.engine.streamed
+    import shortstack.pruning
+    import shortstack.scoring  # noqa: F401
+
+    torch.set_num_threads(1)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_forked(json.loads(line))), flush=True)
+
+
+def _forked(job: dict[str, Any]) -> dict[str, Any]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        code = 70
+        try:
+            code = _child(job, writer)
+        finally:
+            os._exit(code)
+    os.close(writer)
+    if job["delay"] is not None:
+        time.sleep(job["delay"])
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    with os.fdopen(reader) as stream:
+        told = stream.read()
+    return {"code": os.waitstatus_to_exitcode(status), "writes": int(told or 0)}
+
+
+def _child(job: dict[str, Any], told: int) -> int:
+    from shortstack.checkpoint import copying
+    from shortstack.cli import run
+
+    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    copying._PIECE = job["piece"]
+    copying._SYNC_EVERY = 4 * job["piece"]
+    count = _killing_at(job["kill_at"])
+    code = run(job["argv"])
+    sys.stdout.flush()
+    os.write(told, str(count[0]).encode())
+    return code
+
+
+def _killing_at(nth: int | None) -> list[int]:
+    """Count what changes the disk; at the n-th, do half of it and die."""
+    count = [0]
+
+    def wrap(owner: Any, name: str, half: Callable[..., Any] | None = None) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            count[0] += 1
+            if count[0] == nth:
+                if half is not None:
+                    half(real, *args)
+                elif count[0] % 2:
+                    real(*args, **kwargs)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        setattr(owner, name, counted)
+
+    wrap(os, "pwrite", lambda real, fd, data, offset: real(fd, data[: len(data) // 2], offset))
+    wrap(os, "fsync")
+    wrap(os, "fdatasync")
+    for name in ("rename", "replace", "mkdir", "unlink"):
+        wrap(Path, name)
+    for name in ("write_text", "write_bytes"):
+        wrap(Path, name, lambda real, path, data, *_: real(path, data[: len(data) // 2]))
+    wrap(shutil, "rmtree")
+    return count
+
+
+def delays(count: int, longest: float) -> Iterator[float]:
+    """Times spread over a run."""
+    for index in range(count):
+        yield longest * index / count
+
+
+if __name__ == "__main__":
+    main()
