@@ -101,10 +101,10 @@ def share_of_peak(model: Path, windows: Path) -> None:
     from shortstack.checkpoint.reader import open_checkpoint
     from shortstack.engine import sweep
     from shortstack.engine.linear import fast_linear
-    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.skeleton import TOKENS_AT_A_TIME, Skeleton
     from shortstack.engine.weights import BlockWeights
 
-    tokens = sweep.TOKENS_AT_A_TIME["cpu"]
+    tokens = TOKENS_AT_A_TIME["cpu"]
     shapes = [(HIDDEN, HIDDEN)] * 4 + [(MLP, HIDDEN)] * 2 + [(HIDDEN, MLP)]
     pairs = [(torch.randn(tokens, inner), torch.randn(outer, inner)) for outer, inner in shapes]
     per_pass = sum(2 * tokens * outer * inner for outer, inner in shapes)
@@ -125,7 +125,7 @@ def share_of_peak(model: Path, windows: Path) -> None:
     skeleton.run_block = timed
     before = peak(pairs, per_pass)
     with (
-        BlockWeights(checkpoint, skeleton.blocks, dtype=torch.float32, device=device, resident=False) as weights,
+        BlockWeights(skeleton, resident=False) as weights,
         fast_linear(torch.float32, device, (MLP, HIDDEN)) as library,
     ):
         sweep.forward_sweep(skeleton, weights, ids, branches=True)

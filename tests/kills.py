@@ -91,7 +91,7 @@ class Sweep:
     def __post_init__(self) -> None:
         self._input = hashes(self.model)
         self._log = self.folder.parent / "log.txt"
-        self._empty()
+        self.empty()
         done = self.warm.run(self.argv, self._log)
         assert done["code"] == 0, self._log.read_text()
         self.writes: int = done["writes"]
@@ -99,7 +99,7 @@ class Sweep:
 
     def kill(self, **how: Any) -> None:
         """Kill it once, and look: input unchanged, output absent or complete, and the next run succeeds."""
-        self._empty()
+        self.empty()
         done = self.warm.run(self.argv, self._log, **how)
         self.kills += done["code"] == -signal.SIGKILL
         self.completed += done["code"] == 0
@@ -120,7 +120,8 @@ class Sweep:
         assert self.figures(target) == self._expected
         assert [path.name for path in self.folder.iterdir()] == [self.output], "something was left over"
 
-    def _empty(self) -> None:
+    def empty(self) -> None:
+        """Take everything out of the output's folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 

@@ -100,6 +100,12 @@ def measured_sets() -> dict[str, Any]:
     return found
 
 
+def _documented(row: Family) -> str:
+    """What the rule itself says, where no set of the matrix meets it."""
+    said = (row.refusal.__doc__ or "") if row.refusal is not None else ""
+    return said.strip().partition(".\n")[0].rstrip(".")
+
+
 def _facts(row: Family, configurations: dict[str, Any]) -> FamilyFacts:
     mine = [found for name, found in configurations.items() if name.partition("@")[0] == row.model_type]
     exact = sum(len(found["exact"]) for found in mine)
@@ -108,7 +114,7 @@ def _facts(row: Family, configurations: dict[str, Any]) -> FamilyFacts:
         status, reason = "refused", row.refused
     else:
         status = "exact but for some sets" if row.refusal is not None else "exact"
-        reason = next(iter(refused.values()), "")
+        reason = next(iter(refused.values()), "") or _documented(row)
     scored = "-" if row.refused else "whole model" if row.resident else "one block at a time"
     why = "; ".join(part for part in (reason, f"scored whole: {row.resident}" if row.resident else "") if part)
     return FamilyFacts(

@@ -52,6 +52,25 @@ def test_pruned_equals_passed_over(tiny_model: Tiny, name: str, tmp_path: Path) 
 
 # Sets of tiny.sets_of(name) that cannot go, with a part of the reason. All others go.
 REFUSED_SETS = {
+    **dict.fromkeys(
+        (
+            "bamba",
+            "granitemoehybrid",
+            "kimi_linear",
+            "lfm2",
+            "lfm2_moe",
+            "qwen3_5_text",
+            "qwen3_next",
+            "qwen3_5@composite",
+            "qwen3_5_moe_text",
+            "qwen3_5_moe@composite",
+        ),
+        ({(1, 4, 5)}, "no block with attention would stay"),
+    ),
+    "nemotron_h": ({(1, 5)}, "no block with attention would stay"),
+    "olmo_hybrid": ({(1, 4, 5), (0, 2, 3)}, "a block of each type"),
+    "recurrent_gemma": ({(2, 5)}, "no block with attention would stay"),
+    "zamba": ({(1, 4, 5)}, "fewer than two hybrid blocks"),
     "diffllama": ({(0,), (2,), (1, 3), (0, 5), (3, 4)}, "only the last blocks"),
     "ernie4_5_moe@int2": ({(0,), (2,), (0, 5)}, "at a regular interval"),
     "gemma3n_text": ({(1, 3)}, "keys and values of block 1"),

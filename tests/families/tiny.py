@@ -28,7 +28,20 @@ MORE_SETS: dict[str, tuple[tuple[int, ...], ...]] = {
     "diffllama": ((4, 5), (3, 4, 5)),
     "ernie4_5_moe@int2": ((4, 5),),
     "rwkv@norescale": ((4, 5), (1,)),
-}
+    # no attention, or one type of block, would be left
+    **dict.fromkeys(
+        (
+            "bamba", "granitemoehybrid", "kimi_linear", "lfm2", "lfm2_moe", "qwen3_5_text", "qwen3_next", "zamba",
+            "qwen3_5@composite",
+            "qwen3_5_moe_text",
+            "qwen3_5_moe@composite",
+        ),
+        ((1, 4, 5),),
+    ),
+    "nemotron_h": ((1, 5),),
+    "olmo_hybrid": ((1, 4, 5), (0, 2, 3)),
+    "recurrent_gemma": ((2, 5),),
+}  # fmt: skip
 WINDOWS = torch.randint(3, 90, (2, 14), generator=torch.Generator().manual_seed(1))
 
 

@@ -65,7 +65,7 @@ def test_prune_the_whole_command(built: Built, warm: Warm, tmp_path: Path) -> No
     longest = time.perf_counter() - started
     killed = 0
     for delay in delays(20, longest):
-        sweep._empty()
+        sweep.empty()
         killed += kill_command(sweep.argv, 0.1 * longest + 0.9 * delay) == -9
         sweep.check_and_run_again()
     counted["commands"] += killed
@@ -79,7 +79,7 @@ def test_score_the_whole_command(built: Built, warm: Warm, windows: Path, tmp_pa
     longest = time.perf_counter() - started
     killed = 0
     for delay in delays(8, 0.5 * longest):
-        sweep._empty()
+        sweep.empty()
         killed += kill_command(sweep.argv, 0.5 * longest + delay) == -9
         sweep.check_and_run_again()
     counted["commands"] += killed

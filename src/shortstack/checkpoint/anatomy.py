@@ -92,7 +92,7 @@ _GPT2 = Family("gpt2", prefix="transformer.h.", counts=("n_layer", "num_hidden_l
                embedding="transformer.wte.weight", buffers=("attn.bias", "attn.masked_bias"))  # fmt: skip
 _MAMBA = Family("mamba", prefix="backbone.layers.", embedding="backbone.embeddings.weight", tied=True)
 _DENSE_FIRST = {"first_k_dense_replace": 0}
-_BERT = Family("bert", causal=False, tied=True, refusal=refusals.decoder_alone)
+_BERT = Family("bert", causal=False, tied=True)
 _PASSED = "its blocks pass state to one another"
 _SHAPED = "its hidden states have another shape than [windows, tokens, width]"
 _TEXT_ARGUMENTS = "its blocks are given what depends on the text beside hidden states"
@@ -339,12 +339,12 @@ _ROWS = [
     ),
     Family(
         "rembert", prefix="rembert.encoder.layer.", embedding="rembert.embeddings.word_embeddings.weight",
-        head="cls.predictions.decoder.weight", causal=False, refusal=refusals.decoder_alone,
+        head="cls.predictions.decoder.weight", causal=False,
     ),
     *(
         dataclasses.replace(
             _BERT, model_type=name, prefix="model.decoder.layers.", counts=("decoder_layers",),
-            embedding="model.decoder.embed_tokens.weight",
+            embedding="model.decoder.embed_tokens.weight", refusal=refusals.decoder_alone,
         )
         for name in ("bart", "mbart", "pegasus")
     ),

@@ -1,0 +1,116 @@
+"""Make the documents that are made of code: docs/families.md and docs/faults.md.
+
+python scripts/make_docs.py            # writes them
+python scripts/make_docs.py --check    # says whether they are as they should be
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.faults.rows import LATER, ROWS  # noqa: E402
+
+from shortstack.families import ENOUGH, families  # noqa: E402
+
+
+def documents() -> dict[Path, str]:
+    """What each document should hold."""
+    return {ROOT / "docs/families.md": families_page(), ROOT / "docs/faults.md": faults_page()}
+
+
+def families_page() -> str:
+    """One row per family, as `shortstack families` shows it."""
+    found = families()
+    versions = ", ".join(f"{name} {version}" for name, version in found.measured_with.items())
+    causal, other = found.counted("causal"), found.counted("other")
+    lines = [
+        "# Model families",
+        "",
+        "Made by `scripts/make_docs.py` of the table in `checkpoint/anatomy.py` and of what the test matrix has measured",
+        "(`scripts/prove_families.py`; `shortstack families` shows the same).",
+        "",
+        f"{causal} decoder-only causal language models are shortened exactly, with {ENOUGH} or more sets of blocks each;",
+        f"{other} encoders and decoders of other models, run as causal ones, are too. Measured on tiny models",
+        f"of six blocks with {versions}: logits of the pruned checkpoint equal those of the original with the blocks",
+        "passed over, bit for bit in float32; no key is missing or left over; cached generation equals uncached where it",
+        "does in the dense model; and scores by `ppl`, `taylor` and `magnitude` equal naive removal and autograd.",
+        "",
+        "A family that is not here is probed: a tiny model of the same config is built and tried, for every set of blocks",
+        "that is to go, and the set is refused unless the tiny model stays exact.",
+        "",
+        "| family | kind | shortened | sets exact | sets refused | scored | why not, or why so |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for facts in found.families:
+        cells = (
+            f"`{facts.family}`", facts.kind, facts.status, facts.exact_sets or "-", facts.refused_sets or "-",
+            facts.scored, facts.reason,
+        )  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)).rstrip() + " |")
+    return "\n".join([*lines, ""])
+
+
+def faults_page() -> str:
+    """One row per fault, with the tests that cover it."""
+    tests = marked_tests()
+    lines = [
+        "# Faults and bad input",
+        "",
+        "Made by `scripts/make_docs.py` of `tests/faults/rows.py` and of the `fault` markers of the tests.",
+        "",
+        "The contract: an output is absent, or complete and verified; the input is never changed; nothing is executed from",
+        "a checkpoint; every refusal is one or two lines that name the place, what was found, what was expected and the",
+        "next step.",
+        "",
+        "| # | what goes wrong | what happens | tests |",
+        "|---|---|---|---|",
+    ]
+    for number, (fault, happens) in ROWS.items():
+        shown = ", ".join(f"`{name}`" for name in tests[number])
+        lines.append(f"| {number} | {fault} | {happens} | {shown} |")
+    lines += ["", "Rows that come with stages that are not there yet:", ""]
+    lines += [f"- {stage}: {', '.join(map(str, numbers))}" for stage, numbers in LATER.items()]
+    return "\n".join([*lines, ""])
+
+
+def marked_tests() -> dict[int, list[str]]:
+    """Row -> `file::test` of every test with a `fault` marker, read off the source."""
+    found: dict[int, list[str]] = defaultdict(list)
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        everywhere = [row for node in tree.body if isinstance(node, ast.Assign) for row in _rows(node.value)]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+                own = [row for decorator in node.decorator_list for row in _rows(decorator)]
+                for row in sorted({*everywhere, *own}):
+                    found[row].append(f"{path.relative_to(ROOT / 'tests')}::{node.name}")
+    return found
+
+
+def _rows(node: ast.AST) -> list[int]:
+    """The numbers in `pytest.mark.fault(...)`, wherever it stands in an expression."""
+    return [
+        argument.value
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "fault"
+        for argument in call.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, int)
+    ]
+
+
+def main() -> None:
+    stale = [path for path, text in documents().items() if not path.is_file() or path.read_text() != text]
+    if "--check" in sys.argv:
+        sys.exit(f"not as they should be: {', '.join(map(str, stale))}; run scripts/make_docs.py" if stale else 0)
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

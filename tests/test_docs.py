@@ -1,0 +1,43 @@
+"""Documents that are made of code are as the code is; every fault has a test, or says with which stage it comes."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.faults.rows import LATER, ROWS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts/make_docs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_documents_are_current(maker: ModuleType) -> None:
+    for path, text in maker.documents().items():
+        assert path.read_text() == text, f"run: python scripts/make_docs.py ({path.name})"
+
+
+def test_every_fault_has_a_test(maker: ModuleType) -> None:
+    covered = {row for row, tests in maker.marked_tests().items() if tests}
+    assert sorted(set(ROWS) - covered) == []
+    assert sorted(covered - set(ROWS)) == []
+    later = {row for rows in LATER.values() for row in rows}
+    assert sorted({*ROWS, *later}) == list(range(1, 95))
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
