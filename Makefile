@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: quickstart test test-all check format bench clean
+.PHONY: quickstart test test-all soak check format generated bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/shortstack quickstart --force
@@ -14,6 +14,13 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -W ignore scripts/soak.py --examples 100000 --kills 2000
+
+generated: $(VENV)/.installed-dev
+	$(BIN)/python -W ignore scripts/prove_families.py
+	$(BIN)/python scripts/make_docs.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -74,19 +74,36 @@ def kills(count: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def kills_on_all_cores(count: int, seed: int) -> dict[str, Any]:
+    """The same in two processes, which also disturb each other's timing."""
+    command = [sys.executable, "-W", "ignore", __file__, "--examples", "0", "--one-process"]
+    halves = [
+        subprocess.Popen([*command, "--kills", str(share), "--seed", str(number)], stdout=subprocess.PIPE, text=True)
+        for number, share in ((seed, count // 2), (seed + 1, count - count // 2))
+    ]
+    found: dict[str, Any] = {"kills_ok": True}
+    for half in halves:
+        told, _ = half.communicate()
+        found["kills_ok"] &= half.returncode == 0
+        for key, value in (json.loads(told.splitlines()[-1]) if half.returncode == 0 else {}).items():
+            found[key] = max(found.get(key, 0), value) if key == "kills_seconds" else found.get(key, 0) + value
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=100_000)
     parser.add_argument("--kills", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--one-process", action="store_true")
     given = parser.parse_args()
     found: dict[str, Any] = {}
     if given.kills:
-        found |= kills(given.kills, given.seed)
+        found |= (kills if given.one_process else kills_on_all_cores)(given.kills, given.seed)
     if given.examples:
         found |= examples(given.examples)
     print(json.dumps({key: round(value, 1) if isinstance(value, float) else value for key, value in found.items()}))
-    sys.exit(0 if found.get("examples_ok", True) else 1)
+    sys.exit(0 if found.get("examples_ok", True) and found.get("kills_ok", True) else 1)
 
 
 if __name__ == "__main__":

@@ -81,14 +81,14 @@ def run(argv: list[str]) -> int:
     except CycloptsError:  # cyclopts has said what is wrong
         return 2
     except (Exception, KeyboardInterrupt) as error:
-        code = _explained(error)
+        code = explained(error)
         if code is None or debug:
             raise
         return code
     return 0
 
 
-def _explained(error: BaseException) -> int | None:
+def explained(error: BaseException) -> int | None:
     """Say on one or two lines what went wrong; the exit code, or None for what no user can cause."""
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)

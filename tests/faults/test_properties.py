@@ -81,15 +81,14 @@ def test_any_index(built: Built, edits: dict[str, Any], blocks: str) -> None:
 def test_any_plan(built: Built, path: list[int], value: Any) -> None:
     record = plan(str(built("llama")), blocks="1,3").to_json()
     text = json.dumps(examples.edited(record, path, value))
-    examples.check_record(built("llama"), "plan.json", text, "--plan", "FILE")
+    examples.check_record(built("llama"), "plan.json", text, "plan")
 
 
 @pytest.mark.fault(46, 47)
 @share(15)
 @given(st.text(alphabet='0123456789,-\n. ="x\ufeff', max_size=24) | st.text(max_size=12), st.integers(-1, 8))
 def test_any_block_order(built: Built, text: str, remove: int) -> None:
-    options = ("--scores", "FILE", "--remove", str(remove), "--no-plus")
-    examples.check_record(built("llama"), "order.csv", text, *options)
+    examples.check_record(built("llama"), "order.csv", text, "scores", remove=remove, plus=False)
 
 
 @pytest.mark.fault(46)
@@ -97,5 +96,4 @@ def test_any_block_order(built: Built, text: str, remove: int) -> None:
 @given(PATHS, examples.JSON, st.integers(0, 6))
 def test_any_scores(built: Built, scores_text: str, path: list[int], value: Any, remove: int) -> None:
     text = json.dumps(examples.edited(json.loads(scores_text), path, value))
-    options = ("--scores", "FILE", "--remove", str(remove), "--no-plus")
-    examples.check_record(built("llama"), "scores.json", text, *options)
+    examples.check_record(built("llama"), "scores.json", text, "scores", remove=remove, plus=False)

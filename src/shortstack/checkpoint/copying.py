@@ -45,7 +45,8 @@ def copy_tensors(
             written.
     """
     before = {copy.source.file: _stamp(copy.source.file) for copy in copies}
-    pipeline = _CopyPipeline(target)
+    largest = max((copy.nbytes for copy in copies), default=0)
+    pipeline = _CopyPipeline(target, min(_PIECE, max(1, largest)))
     with pipeline, contextlib.ExitStack() as stack:
         pipeline.write(memoryview(bytearray(header)))
         descriptors = {}
@@ -136,6 +137,7 @@ class _CopyPipeline:
     """One output file: the caller reads, checks and hashes pieces, a thread writes them, another reads them back."""
 
     target: Path
+    piece: int  # bytes of the largest piece: a small checkpoint needs no large buffers
     written: hashlib._Hash = field(default_factory=hashlib.sha256)
     read_back: hashlib._Hash = field(default_factory=hashlib.sha256)
     failures: list[BaseException] = field(default_factory=list)
@@ -146,7 +148,7 @@ class _CopyPipeline:
         self._flushed: queue.Queue[tuple[int, int] | None] = queue.Queue()
         self._free: queue.Queue[memoryview] = queue.Queue()
         for _ in range(_PIECES_IN_FLIGHT):
-            self._free.put(memoryview(bytearray(_PIECE)))
+            self._free.put(memoryview(bytearray(self.piece)))
         self._threads = [
             threading.Thread(target=self._guard, args=(self._write_pieces,), daemon=True),
             threading.Thread(target=self._guard, args=(self._read_back,), daemon=True),
@@ -196,7 +198,7 @@ class _CopyPipeline:
             while done < len(piece):
                 done += os.pwrite(self._descriptor, piece[done:], position + done)
             position += len(piece)
-            if isinstance(piece.obj, bytearray) and len(piece.obj) == _PIECE:
+            if isinstance(piece.obj, bytearray) and len(piece.obj) == self.piece:
                 self._free.put(memoryview(piece.obj))
             if position - flushed >= _SYNC_EVERY:
                 self._flushed.put((flushed, position))
@@ -205,14 +207,15 @@ class _CopyPipeline:
         self._flushed.put(None)
 
     def _read_back(self) -> None:
-        buffer = memoryview(bytearray(_PIECE))
+        step = max(self.piece, 1 << 16)
+        buffer = memoryview(bytearray(step))
         while (part := self._flushed.get()) is not None:
             os.fdatasync(self._descriptor)
             start, end = part
             # Drop the pages, so that the bytes come back from the disk and not from memory.
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
-            for offset in range(start, end, _PIECE):
-                piece = buffer[: min(_PIECE, end - offset)]
+            for offset in range(start, end, step):
+                piece = buffer[: min(step, end - offset)]
                 read_exactly(self._descriptor, piece, offset, self.target)
                 self.read_back.update(piece)
 
