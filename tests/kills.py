@@ -118,7 +118,8 @@ class Sweep:
         assert done["code"] == 0, shown
         assert "Traceback" not in shown
         assert self.figures(target) == self._expected
-        assert [path.name for path in self.folder.iterdir()] == [self.output], "something was left over"
+        left = sorted(path.name for path in self.folder.iterdir())
+        assert left == [self.output], f"left over: {left}"
 
     def empty(self) -> None:
         """Take everything out of the output's folder."""

@@ -932,9 +932,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Configs as the hub often has them: they hold only the rule, and no list. The weights are built for what the rule says.
+LISTS = (
+    "layer_types", "mlp_layer_types", "no_rope_layers", "moe_layers", "layer_rope_theta", "indexer_types",
+    "attention_layers", "layers_block_type", "compress_ratios", "num_attention_heads_per_layer",
+)  # fmt: skip
+RULE_ONLY: dict[str, dict[str, Any]] = {
+    "afmoe": {"global_attn_every_n_layers": 3}, "cohere2": {}, "cohere2_moe": {}, "cwm": {}, "deepseek_v32": {},
+    "dots1": {"max_window_layers": 3}, "exaone4": {"sliding_window_pattern": 3}, "exaone_moe": {}, "gemma2": {},
+    "gemma3_text": {"sliding_window_pattern": 3}, "glm4_moe_lite": {}, "gpt_oss": {}, "granite_swa": {}, "hy_v3": {},
+    "inkling_text": {}, "kimi_linear": {}, "laguna": {}, "llama4_text": {"interleave_moe_layer_step": 2},
+    "mimo_v2_flash": {}, "minimax": {}, "modernbert-decoder": {}, "olmo3": {}, "olmo_hybrid": {}, "qwen2": {},
+    "qwen2_moe": {}, "qwen3": {}, "qwen3_5_text": {}, "qwen3_next": {}, "smollm3": {}, "vaultgemma": {},
+}  # fmt: skip
+for _name, _rule in RULE_ONLY.items():
+    _given = {key: value for key, value in CONFIGS[_name].items() if key not in LISTS}
+    CONFIGS[f"{_name}@rule"] = {**_given, **_rule}
+
 # What people run today: tested deepest, in every `make test`.
 FIRST = (
     "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "gemma3", "phi3",
     "olmo2", "smollm3", "gpt2", "gpt_neox", "opt", "falcon", "gpt_oss", "deepseek_v3", "llama4_text", "granite",
-    "cohere2", "glm4", "exaone4",
+    "cohere2", "glm4", "exaone4", "gemma2@rule", "gemma3_text@rule", "cohere2@rule", "gpt_oss@rule", "qwen2@rule",
+    "smollm3@rule", "llama4_text@rule", "exaone4@rule",
 )  # fmt: skip

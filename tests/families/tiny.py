@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
-from tests.families.configs import CONFIGS, DEPTH, GENERIC
+from tests.families.configs import CONFIGS, DEPTH, GENERIC, LISTS
 
 # First, last, middle, apart, both ends, a run; and what special families need beside them.
 SETS: tuple[tuple[int, ...], ...] = ((0,), (5,), (2,), (1, 3), (0, 5), (3, 4))
@@ -75,6 +76,10 @@ def build(directory: Path, name: str, *, seed: int = 0) -> Path:
                 centre = 1.0 if "norm" in key and parameter.ndim == 1 and key.endswith("weight") else 0.0
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale + centre)
     model.save_pretrained(directory)
+    if name.endswith("@rule"):
+        path = directory / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value for key, value in config.items() if key not in LISTS}))
     return directory
 
 

@@ -139,6 +139,7 @@ def write_file(path: Path, data: bytes) -> None:
     """Write one file whole or not at all, beside its final place first. Parents are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(path)
         temporary = path.with_name(f".{path.name}.shortstack-stage-{os.getpid()}")
         try:
             with temporary.open("wb") as stream:
