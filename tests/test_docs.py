@@ -41,3 +41,12 @@ def test_links_between_documents_lead_somewhere() -> None:
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_number_of_families_in_the_readme_is_what_was_measured() -> None:
+    from shortstack.families import families
+
+    number = families().counted("causal")
+    for name in ("README.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text()
+        assert f"{number} decoder-only architectures" in text, name

@@ -114,11 +114,27 @@ def test_families_that_are_refused_whole(tiny_model: Tiny, name: str) -> None:
         tiny.open_checkpoint(tiny_model(name))
 
 
+# Mixtures of experts: near-ties of a router flip with the shape of the batch.
+ROUTED = {"deepseek_v3", "gpt_oss", "gpt_oss@rule", "llama4_text", "llama4_text@rule", "mixtral", "qwen3_moe"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FIRST) - ROUTED))
+def test_scores_equal_the_oracle_in_float32(tiny_model: Tiny, name: str) -> None:
+    check_scores(tiny_model(name), torch.float32, 1e-5)
+
+
 @pytest.mark.parametrize("name", every(NAMES))
 def test_scores_equal_the_oracle(tiny_model: Tiny, name: str) -> None:
-    """In float64, where near-ties of a router do not flip with the shape of the batch."""
-    checkpoint = tiny.open_checkpoint(tiny_model(name))
-    dtype = torch.float32 if name in ONLY_FLOAT32 else torch.float64
+    """In float64, for all families alike."""
+    if name in ONLY_FLOAT32:
+        check_scores(tiny_model(name), torch.float32, 1e-4)
+    else:
+        check_scores(tiny_model(name), torch.float64, 1e-5)
+
+
+def check_scores(model_directory: Path, dtype: torch.dtype, relative: float) -> None:
+    """Scores of all three criteria against naive removal and autograd on the whole model."""
+    checkpoint = tiny.open_checkpoint(model_directory)
     ids_WT = torch.randint(3, 90, (3, 12), generator=torch.Generator().manual_seed(7))
     found = score_windows(
         checkpoint,
@@ -127,7 +143,6 @@ def test_scores_equal_the_oracle(tiny_model: Tiny, name: str) -> None:
         dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
     model, _ = tiny.load(checkpoint.directory, dtype)
-    relative = 1e-4 if name in ONLY_FLOAT32 else 1e-5
     with torch.no_grad():
         assert found.criteria["ppl"].base == pytest.approx(math.exp(float(mean_nll(model, ids_WT))), rel=relative)
         for index in range(checkpoint.depth):

@@ -30,28 +30,19 @@ def read_weights(directory: Path, *, allow_links: bool = False) -> Weights:
     Raises:
         ShortstackError: no weights, an ambiguous or incomplete set of files, or an index that contradicts them.
     """
-    single, index = directory / SINGLE, directory / INDEX
-    if single.is_file() and index.is_file():
-        raise ShortstackError(
-            f"{directory}: holds both {SINGLE} and {INDEX}; which one counts is ambiguous",
-            hint="remove the one that does not belong to this checkpoint",
-        )
-    if single.is_file():
-        return _index_tensors([checked_link(single, directory, allow_links)], read_header)
-    if index.is_file():
-        return _sharded(directory, index, read_header, allow_links)
     from shortstack.checkpoint.pickled import read_pickled
 
-    single, index = directory / PICKLED_SINGLE, directory / PICKLED_INDEX
-    if single.is_file() and index.is_file():
-        raise ShortstackError(
-            f"{directory}: holds both {PICKLED_SINGLE} and {PICKLED_INDEX}; which one counts is ambiguous",
-            hint="remove the one that does not belong to this checkpoint",
-        )
-    if single.is_file():
-        return _index_tensors([checked_link(single, directory, allow_links)], read_pickled)
-    if index.is_file():
-        return _sharded(directory, index, read_pickled, allow_links)
+    for single_name, index_name, read in ((SINGLE, INDEX, read_header), (PICKLED_SINGLE, PICKLED_INDEX, read_pickled)):
+        single, index = directory / single_name, directory / index_name
+        if single.is_file() and index.is_file():
+            raise ShortstackError(
+                f"{directory}: holds both {single_name} and {index_name}; which one counts is ambiguous",
+                hint="remove the one that does not belong to this checkpoint",
+            )
+        if single.is_file():
+            return _index_tensors([checked_link(single, directory, allow_links)], read)
+        if index.is_file():
+            return _sharded(directory, index, read, allow_links)
     shards = sorted(path.name for path in directory.glob("*.safetensors"))
     if shards:
         raise ShortstackError(

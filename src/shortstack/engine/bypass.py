@@ -31,6 +31,20 @@ def find_blocks(model: nn.Module, depth: int, *, near: str = "") -> tuple[str, n
     return min(lists, key=lambda found: (found[0].rpartition(".")[2] != last, found[0].count("."), found[0]))
 
 
+class StandIn(nn.Module):
+    """Takes a block's place; what the model reads from the block (its attention type, say) is passed on."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "_block", block)  # not a submodule: the model's parameters stay what they are
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block, name)
+
+
 class Bypass:
     """Passes over blocks of one model. The form of what a block gives is learnt by running the model once.
 
@@ -78,22 +92,15 @@ class Bypass:
         return hook
 
 
-class _PassedOver(nn.Module):
-    """Stands in for a block; what the model reads from the block (its attention type, say) is passed on."""
+class _PassedOver(StandIn):
+    """Gives its hidden states back as they came, in the form in which the block gives them."""
 
     def __init__(self, block: nn.Module, form: tuple[type, int], carried: str, run: bool) -> None:
-        super().__init__()
-        object.__setattr__(self, "_block", block)  # not a submodule: the model's parameters stay what they are
+        super().__init__(block)
         self._signature = inspect.signature(block.forward)
         self._form = form
         self._carried = carried
         self._run = run
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._block, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = self._signature.bind_partial(*args, **kwargs).arguments

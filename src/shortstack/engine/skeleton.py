@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.bypass import find_blocks
+from shortstack.engine.bypass import StandIn, find_blocks
 from shortstack.engine.conversion import Conversion
 from shortstack.engine.loss import token_nll
 from shortstack.errors import ShortstackError
@@ -56,19 +56,12 @@ class _Recorded(Exception):  # noqa: N818 - a signal, not an error
     """Raised after the last block: final norm and head are not needed to learn arguments."""
 
 
-class _StandIn(nn.Module):
-    """Takes a block's place; what the model reads from the block (its attention type, say) is passed on."""
+class _Recordable(StandIn):
+    """A stand-in that gives hidden states in the form in which the model expects them."""
 
     def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
-        super().__init__()
-        object.__setattr__(self, "_block", block)  # not a submodule: its weights stay out of the skeleton
+        super().__init__(block)
         self.returns_tuple = returns_tuple
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._block, name)
 
     def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...]]:
         """(hidden states, other positional arguments); some models give hidden states by keyword."""
@@ -78,7 +71,7 @@ class _StandIn(nn.Module):
         return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
 
 
-class _Recorder(_StandIn):
+class _Recorder(_Recordable):
     def __init__(
         self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool
     ) -> None:
@@ -94,7 +87,7 @@ class _Recorder(_StandIn):
         return self._result(hidden_BTD)
 
 
-class _Injector(_StandIn):
+class _Injector(_Recordable):
     """The first block's place-holder: whatever comes in, `hidden_BTD` goes on."""
 
     hidden_BTD: torch.Tensor | None = None
