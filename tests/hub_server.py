@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -89,7 +90,14 @@ def _handler(repositories: dict[str, Path], requests: list[str]) -> type[BaseHTT
             if not path.is_file():
                 return self._refuse(404, "EntryNotFound")
             headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-            return self._send(200, path.read_bytes(), headers, body=body)
+            data, status = path.read_bytes(), 200
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if wanted:
+                start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+                headers["Content-Range"] = f"bytes {start}-{min(end, len(data) - 1)}/{len(data)}"
+                data, status = data[start : end + 1], 206
+                requests.append(f"RANGE {start}-{end} {folder.name}/{name}")
+            return self._send(status, data, headers, body=body)
 
         def _refuse(self, status: int, code: str) -> None:
             headers = {"X-Error-Code": code, "X-Error-Message": "refused"} if code else {}

@@ -150,6 +150,16 @@ def test_cached_generation_that_differs(built: Built, monkeypatch: pytest.Monkey
     assert "gives other tokens than without a cache" in failed(built("llama"))["cached generation"]
 
 
+def test_models_that_only_fit_as_they_are_stored(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("llama", dtype=torch.bfloat16)
+    stored = (model / "model.safetensors").stat().st_size
+    monkeypatch.setattr("shortstack.checking.available_bytes", lambda: int(1.5 * stored))
+    assert failed(model) == {}
+    monkeypatch.setattr("shortstack.checking.available_bytes", lambda: stored // 2)
+    notes = [f.says for f in check(str(model), quiet=True).findings if f.what == "loads"]
+    assert notes[0].startswith("not tried: ")
+
+
 def test_an_architecture_that_is_not_in_the_table(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     from shortstack.checkpoint import anatomy
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.planning import PrunePlan, load_plan, parse_amount, parse_blocks, plan, plan_for, protected_blocks
+from shortstack.planning import parse_amount, parse_blocks, plan, plan_for, protected_blocks
+from shortstack.plans import PrunePlan, load_plan
 from shortstack.scores import CriterionScores, Scores
 
 Built = Callable[..., Path]

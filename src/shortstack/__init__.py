@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from shortstack.evaluation.results import Figure, Result, Results
     from shortstack.evaluation.samples import evaluate_samples as samples
     from shortstack.information import Info, info
-    from shortstack.planning import PrunePlan, load_plan, plan
+    from shortstack.planning import plan
+    from shortstack.plans import PrunePlan, load_plan
     from shortstack.pruning import PruneResult, prune
     from shortstack.scores import CriterionScores, Scores, load_scores
     from shortstack.scoring import score
@@ -25,7 +26,7 @@ _WHERE = {
     "CriterionScores": "scores:CriterionScores",
     "Figure": "evaluation.results:Figure",
     "Info": "information:Info",
-    "PrunePlan": "planning:PrunePlan",
+    "PrunePlan": "plans:PrunePlan",
     "PruneResult": "pruning:PruneResult",
     "Result": "evaluation.results:Result",
     "Results": "evaluation.results:Results",
@@ -34,7 +35,7 @@ _WHERE = {
     "UsageError": "errors:UsageError",
     "evaluate": "evaluation.perplexity:evaluate_ppl",
     "info": "information:info",
-    "load_plan": "planning:load_plan",
+    "load_plan": "plans:load_plan",
     "load_scores": "scores:load_scores",
     "open_checkpoint": "checkpoint.reader:open_checkpoint",
     "plan": "planning:plan",

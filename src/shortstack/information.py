@@ -61,7 +61,7 @@ class Info:
                 f"{size(self.kv_bytes_per_token)} per token in 16 bit" if self.kv_bytes_per_token else "unknown",
             ),
             ("one block less", f"-{saved / self.parameters:.2%} parameters, -{size(max(self.block_bytes))}"),
-            ("fingerprint", self.fingerprint[:16]),
+            ("fingerprint", self.fingerprint[:16] or "not computed: the weights were not downloaded"),
         ]
         width = max(len(name) for name, _ in lines)
         return "\n".join([self.source, *(f"  {name.ljust(width)}  {value}" for name, value in lines)])
@@ -76,16 +76,17 @@ def info(model: str, *, allow_links: bool = False) -> Info:
     """Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.
 
     Args:
-        model: a checkpoint directory, a hub id, or `embedded`.
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         allow_links: follow links in the checkpoint that lead out of its directory.
 
     Returns:
-        The facts; no tensor is read for them but the 8 KiB per tensor that the fingerprint takes.
+        The facts; no tensor is read for them but the 8 KiB per tensor that the fingerprint takes. Of a hub id that is
+        not in the cache, headers are read on the hub, and no weights are downloaded.
 
     Raises:
         ShortstackError: it is not a checkpoint that shortstack can read.
     """
-    checkpoint = open_model(model, allow_links=allow_links)
+    checkpoint = open_model(model, allow_links=allow_links, headers_only=True)
     anatomy = checkpoint.anatomy
     per_block = checkpoint.block_parameters()
     embedding = checkpoint.tensors[anatomy.embedding].numel
@@ -112,5 +113,5 @@ def info(model: str, *, allow_links: bool = False) -> Info:
         shards=len(checkpoint.shards),
         positions=checkpoint.positions,
         kv_bytes_per_token=checkpoint.kv_bytes_per_token(),
-        fingerprint=checkpoint.fingerprint,
+        fingerprint=checkpoint.fingerprint if checkpoint.is_here else "",
     )

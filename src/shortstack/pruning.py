@@ -22,7 +22,8 @@ from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE, ch
 from shortstack.checkpoint.writer import published
 from shortstack.errors import UsageError
 from shortstack.opening import open_model
-from shortstack.planning import PlanSource, PrunePlan, ScoresSource, Strategy, load_plan, plan_for, replanned
+from shortstack.planning import PlanSource, ScoresSource, Strategy, plan_for, replanned
+from shortstack.plans import PrunePlan, load_plan
 from shortstack.progress import Progress
 from shortstack.tables import count, seconds, size, table
 
@@ -109,7 +110,7 @@ def prune(
     output appears whole or not at all.
 
     Args:
-        model: a checkpoint directory, a hub id, or `embedded`.
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: the directory to make.
         plan: a plan.json of `shortstack plan`; or give the options of plan:
         blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +25,12 @@ from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
+from shortstack.scoring_run import ScoringRun
 from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    import torch
-
     from shortstack.engine.choice import Engine
-    from shortstack.engine.journal import Journal, SavedState
-    from shortstack.engine.parameters import ScoredParameter
-    from shortstack.engine.sweep import ForwardResult
+    from shortstack.engine.journal import SavedState
 
 
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
@@ -65,7 +62,7 @@ def score(
     The model is never held whole unless it is small: one block at a time is brought in, with the next one ahead.
 
     Args:
-        model: a checkpoint directory, a hub id, or `embedded`.
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: write the scores here (scores.json).
         criterion: criteria, separated by commas: `ppl`, `taylor`, `magnitude`, with parameters such as
             `taylor:p=2,weight=sum,block=sum,batch=10`. Asked for together they share their passes over the weights.
@@ -232,7 +229,7 @@ class _Attempt:
     linear: str | None
     engine: Engine | None = None
 
-    def run(self, options: EngineOptions) -> tuple[_Run, dict[str, Any]]:
+    def run(self, options: EngineOptions) -> tuple[ScoringRun, dict[str, Any]]:
         """The sweeps, and the settings that they ran with."""
         from shortstack.engine.choice import choose_engine
         from shortstack.engine.journal import Journal
@@ -257,7 +254,7 @@ class _Attempt:
             if self.left is not None:
                 _say_what_becomes_of(self.left.record["key"], key, self.work_folder, self.progress)
             journal = Journal(self.work_folder, key, every_seconds=self.save_every)
-            run = _Run(engine, self.criteria, self.progress, journal)
+            run = ScoringRun(engine, self.criteria, self.progress, journal)
             run.sweep(self.windows)
         return run, settings
 
@@ -289,125 +286,6 @@ def _say_what_becomes_of(left: dict[str, Any], key: dict[str, Any], folder: Path
         progress.say(f"the saved state in {folder} is another run's (other {', '.join(differs)}) and is not used")
     else:
         progress.say(f"going on from the saved state in {folder}")
-
-
-@dataclass
-class _Run:
-    """The sweeps of one scoring run and what the criteria made of them."""
-
-    engine: Engine
-    criteria: list[Criterion]
-    progress: Progress
-    journal: Journal
-    found: dict[str, CriterionScores] = field(default_factory=dict)
-    _tensors: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
-    _scored: dict[int, list[ScoredParameter]] = field(default_factory=dict)
-
-    def sweep(self, windows: Sequence[Sequence[int]] | None) -> None:
-        """Run the fewest sweeps that the criteria need, and fill `found` in the order asked for."""
-        from shortstack.engine.parameters import scored_parameters
-        from shortstack.engine.sweep import windows_tensor
-
-        depth = len(self.engine.blocks)
-        self._scored = {index: scored_parameters(block) for index, block in enumerate(self.engine.blocks)}
-        taylors = [asked for asked in self.criteria if asked.kind == "taylor"]
-        branches = any(asked.kind == "ppl" for asked in self.criteria)
-        forward: ForwardResult | None = None
-        self.journal.extra = lambda: self._tensors
-        saved = self.journal.found()
-        if saved is not None:
-            self._tensors = {
-                name: {int(index): scores for index, scores in blocks.items()}
-                for name, blocks in saved.record["extra"].items()
-            }
-        if windows is None:
-            with self.progress.bar("weights", depth) as advance:
-                self.engine.weights_only(self._score_magnitude, advance)
-        else:
-            ids_WT = windows_tensor(windows, self.engine.device)
-            with self.progress.bar("forward", self.engine.forward_work(branches=branches)) as advance:
-                forward = self.engine.forward(
-                    ids_WT,
-                    branches=branches,
-                    keep_inputs=bool(taylors),
-                    on_weights=self._score_magnitude,
-                    on_progress=advance,
-                    journal=self.journal,
-                )
-            self._backward(ids_WT, forward, taylors)
-        for asked in self.criteria:
-            self.found[asked.name] = self._result(asked, forward)
-
-    def _backward(self, ids_WT: torch.Tensor, forward: ForwardResult, taylors: list[Criterion]) -> None:
-        from shortstack.criteria import taylor
-
-        batches = list(dict.fromkeys(asked.batch for asked in taylors))
-        for turn, batch in enumerate(batches):
-            group = [asked for asked in taylors if asked.batch == batch]
-
-            def on_gradients(
-                index: int,
-                weights: dict[str, torch.Tensor],
-                gradients: dict[str, torch.Tensor],
-                group: list[Criterion] = group,
-            ) -> None:
-                for parameter in self._scored[index]:
-                    name = parameter.name
-                    # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
-                    gradient = gradients.get(name)
-                    for asked in group:
-                        value = (
-                            taylor.score(asked, weights[name], gradient, parameter.output_dim)
-                            if gradient is not None
-                            else 0.0
-                        )
-                        self._keep(asked, index, name, value)
-
-            with self.progress.bar("backward", 3 * len(self.engine.blocks)) as advance:
-                self.engine.backward(
-                    ids_WT,
-                    forward,
-                    loss_scale_W=taylor.loss_scale(len(ids_WT), ids_WT.shape[1], batch).to(ids_WT.device),
-                    on_gradients=on_gradients,
-                    release_inputs=turn == len(batches) - 1,
-                    on_progress=advance,
-                    turn=turn,
-                    journal=self.journal,
-                )
-
-    def _score_magnitude(self, index: int, weights: dict[str, torch.Tensor]) -> None:
-        from shortstack.criteria import magnitude
-
-        for asked in self.criteria:
-            if asked.kind == "magnitude":
-                for parameter in self._scored[index]:
-                    value = magnitude.score(asked, weights[parameter.name].detach(), parameter.output_dim)
-                    self._keep(asked, index, parameter.name, value)
-
-    def _keep(self, asked: Criterion, index: int, name: str, value: float) -> None:
-        self._tensors.setdefault(asked.name, {}).setdefault(index, {})[name] = value
-
-    def _result(self, asked: Criterion, forward: ForwardResult | None) -> CriterionScores:
-        blocks = self.engine.original_blocks
-        if asked.kind == "ppl":
-            from shortstack.criteria import ppl
-
-            if forward is None or forward.base_nll_W is None or forward.candidate_nll_NW is None:
-                raise ValueError("ppl needs a forward sweep with branches")
-            stderr = ppl.paired_stderr(forward.candidate_nll_NW, forward.base_nll_W)
-            return CriterionScores(
-                asked.name,
-                tuple(ppl.perplexities(forward.candidate_nll_NW)),
-                blocks,
-                stderr=tuple(stderr) if stderr is not None else None,
-                base=ppl.perplexities(forward.base_nll_W[None])[0],
-            )
-        from shortstack.criteria.reductions import block_score
-
-        by_index = self._tensors[asked.name]
-        values = [block_score(list(by_index[index].values()), asked.block_reduction) for index in range(len(blocks))]
-        tensors = {blocks[index]: by_index[index] for index in range(len(blocks))}
-        return CriterionScores(asked.name, tuple(values), blocks, tensors=tensors)
 
 
 def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> None:

@@ -11,10 +11,10 @@ from shortstack.checkpoint.copying import copied_bytes
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
 from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.engine.loading import load_with_transformers
 from shortstack.errors import ShortstackError
-from shortstack.loading import load_with_transformers
 from shortstack.machine import available_bytes
-from shortstack.planning import PrunePlan
+from shortstack.plans import PrunePlan
 from shortstack.tables import size
 
 if TYPE_CHECKING:

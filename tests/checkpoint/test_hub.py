@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.information import info
 from tests.hub_server import COMMITS, serving
 
 Built = Callable[..., Path]
@@ -45,14 +47,34 @@ def shortstack(endpoint: str, home: Path, *arguments: str, **environment: str) -
 
 def test_only_the_files_that_are_needed(hub: tuple[str, list[str], Path], tmp_path: Path) -> None:
     endpoint, requests, model = hub
-    done = shortstack(endpoint, tmp_path / "home", "info", "org/model")
+    requests.clear()
+    done = shortstack(endpoint, tmp_path / "home", "plan", "org/model", "--blocks", "1")
     assert done.returncode == 0, done.stderr
     fetched = {request.rpartition("/")[2] for request in requests if request.startswith("GET org/model/resolve")}
     assert fetched == {path.name for path in model.iterdir()} - {"pytorch_model.bin", "tf_model.h5", "modeling_own.py"}
     again = len(requests)
-    offline = shortstack(endpoint, tmp_path / "home", "info", "org/model", HF_HUB_OFFLINE="1")
+    offline = shortstack(endpoint, tmp_path / "home", "plan", "org/model", "--blocks", "1", HF_HUB_OFFLINE="1")
     assert offline.stdout == done.stdout
     assert len(requests) == again
+
+
+def test_info_reads_headers_and_downloads_no_weights(hub: tuple[str, list[str], Path], tmp_path: Path) -> None:
+    endpoint, requests, model = hub
+    requests.clear()
+    done = shortstack(endpoint, tmp_path / "home", "info", "org/model", "--json")
+    assert done.returncode == 0, done.stderr
+    ranged = {request.rpartition("/")[2] for request in requests if request.startswith("RANGE")}
+    assert ranged == {path.name for path in model.glob("*.safetensors")}
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    found, expected = json.loads(done.stdout), info(str(model)).to_json()
+    told = {"source", "directory", "fingerprint"}
+    assert {key: value for key, value in found.items() if key not in told} == {
+        key: value for key, value in expected.items() if key not in told
+    }
+    assert found["fingerprint"] == ""
+    assert shortstack(endpoint, tmp_path / "home", "plan", "org/model", "--blocks", "1").returncode == 0
+    here = shortstack(endpoint, tmp_path / "home", "info", "org/model", "--json")
+    assert json.loads(here.stdout)["fingerprint"] == expected["fingerprint"]
 
 
 def test_prune_and_score_from_the_hub(hub: tuple[str, list[str], Path], tmp_path: Path) -> None:

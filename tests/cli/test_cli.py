@@ -216,7 +216,7 @@ def test_nothing_below_imports_from_above() -> None:
     root = Path(shortstack.__file__).parent
     stages = (
         "scoring", "planning", "pruning", "verifying", "quickstart", "information", "evaluation", "cli", "checking",
-        "probing", "opening", "families", "adapters",
+        "probing", "opening", "families", "adapters", "plans", "scoring_run",
     )  # fmt: skip
     forbidden = {"checkpoint": (*stages, "engine", "criteria"), "engine": stages, "criteria": (*stages, "engine")}
     for folder, above in forbidden.items():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from shortstack.checkpoint.safetensors_header import TensorInfo
 from shortstack.checkpoint.weight_files import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE
 from shortstack.errors import ShortstackError
 
@@ -18,13 +19,14 @@ _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.tiktoken
 _Result = TypeVar("_Result")
 
 
-def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: None) -> Path:
+def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: None, weights: bool = True) -> Path:
     """The directory that a MODEL argument means; a hub id is downloaded, or found in the hub cache.
 
     Args:
         source: a directory, a hub id with an optional `@revision`, or `embedded`.
         before_weights: called with the directory of a hub id when it holds config.json and no weights yet; what it
             raises ends the download.
+        weights: download a hub id's weights too; without, only what is small.
 
     Raises:
         ShortstackError: nothing is there; for a hub id, what the hub answered.
@@ -41,7 +43,34 @@ def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: 
     match = _HUB_ID.fullmatch(source)
     if not match or ".." in source or _looks_like_a_path(source):
         raise ShortstackError(f"{source}: no such directory", hint="give a checkpoint directory, a hub id, or embedded")
-    return _downloaded(source, match.group("name"), match.group("revision"), before_weights)
+    return _downloaded(source, match.group("name"), match.group("revision"), before_weights, weights)
+
+
+def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo], dict[Path, dict[str, str]]]:
+    """Tensors and files of a hub id as `read_weights` gives them, read off the headers on the hub: kilobytes.
+
+    Args:
+        source: the hub id, with an optional `@revision`.
+        directory: its snapshot in the cache, which the files would lie in.
+
+    Raises:
+        ShortstackError: the hub's copy has no safetensors, or what the hub answered.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    name, _, revision = source.partition("@")
+    try:
+        found = _asked(source, lambda: HfApi().get_safetensors_metadata(name, revision=revision or None))
+    except (NotASafetensorsRepoError, SafetensorsParsingError, KeyError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ShortstackError(f"{source}: {reason}", hint="download it, and give the directory") from None
+    tensors = {}
+    for file, metadata in found.files_metadata.items():
+        for tensor, info in metadata.tensors.items():
+            start, end = info.data_offsets
+            tensors[tensor] = TensorInfo(tensor, info.dtype, tuple(info.shape), directory / file, start, end - start)
+    return tensors, {directory / file: dict(metadata.metadata) for file, metadata in found.files_metadata.items()}
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -50,7 +79,9 @@ def _looks_like_a_path(source: str) -> bool:
     return source.startswith(("/", ".", "~")) or (bool(rest) and Path(first).is_dir())
 
 
-def _downloaded(source: str, name: str, revision: str | None, before_weights: Callable[[Path], object]) -> Path:
+def _downloaded(
+    source: str, name: str, revision: str | None, before_weights: Callable[[Path], object], weights: bool
+) -> Path:
     from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 
     # The library says each of its retries; what it comes to in the end is said here, once.
@@ -67,7 +98,8 @@ def _downloaded(source: str, name: str, revision: str | None, before_weights: Ca
     config = Path(_asked(source, fetch))
     before_weights(config.parent)
     files = _asked(source, lambda: HfApi().list_repo_files(name, revision=revision))
-    patterns = [*_SMALL_FILES, *_weight_patterns(source, files)]
+    chosen = _weight_patterns(source, files)  # also where they are not wanted now: nothing there is an error
+    patterns = [*_SMALL_FILES, *(chosen if weights or chosen[0].endswith(".bin") else [])]
     whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns)
     return Path(_asked(source, whole))
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from shortstack.checkpoint import provenance, structure
 from shortstack.checkpoint.anatomy import Family, UnknownFamilyError, family_of
-from shortstack.checkpoint.hub import locate
+from shortstack.checkpoint.hub import locate, remote_headers
 from shortstack.checkpoint.repairs import Repair, repair_for
 from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly
 from shortstack.checkpoint.structure import Anatomy, ranges
-from shortstack.checkpoint.weight_files import checked_link, read_weights, stray_shards
+from shortstack.checkpoint.weight_files import checked_link, has_weights, read_weights, stray_shards
 from shortstack.errors import ShortstackError
 
 _CONFIG_LIMIT = 10_000_000  # bytes
@@ -39,6 +39,7 @@ class Checkpoint:
         original_blocks: for each block here, its index in the original model (identity unless blocks were removed).
         provenance: shortstack.json, where shortstack wrote the checkpoint.
         notes: what a user should hear about it, a line each.
+        is_here: whether the weights are on this disk; of a hub id, headers alone may have been read.
     """
 
     directory: Path
@@ -51,6 +52,7 @@ class Checkpoint:
     original_blocks: tuple[int, ...]
     provenance: dict[str, Any] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    is_here: bool = True
 
     @property
     def depth(self) -> int:
@@ -153,13 +155,16 @@ class Checkpoint:
         return not (self.anatomy.is_buffer(name) or self.is_repeated_head(name) or self.anatomy.predicts_further(name))
 
 
-def open_checkpoint(model: str | Path, *, allow_links: bool = False, family: Family | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path, *, allow_links: bool = False, family: Family | None = None, headers_only: bool = False
+) -> Checkpoint:
     """Open a checkpoint by directory, hub id, or `embedded` (the small model in the package).
 
     Args:
         model: which.
         allow_links: follow links that lead out of the directory.
         family: its row, where the table has none (a probed family).
+        headers_only: of a hub id that is not in the cache, read the headers on the hub and download no weights.
 
     Raises:
         UnknownFamilyError: the table has no row for its `model_type`.
@@ -174,10 +179,11 @@ def open_checkpoint(model: str | Path, *, allow_links: bool = False, family: Fam
             error.directory = directory
             raise
 
-    directory = locate(source, before_weights=row)
+    directory = locate(source, before_weights=row, weights=not headers_only)
     config, config_bytes = read_config(directory)
     chosen = row(directory)
-    tensors, shards = read_weights(directory, allow_links=allow_links)
+    is_here = not headers_only or has_weights(directory)
+    tensors, shards = read_weights(directory, allow_links=allow_links) if is_here else remote_headers(source, directory)
     anatomy = structure.anatomy_of(config, chosen, tensors, source)
     record = provenance.read(directory)
     original = tuple(record["kept_blocks"]) if record else tuple(range(anatomy.depth))
@@ -189,7 +195,7 @@ def open_checkpoint(model: str | Path, *, allow_links: bool = False, family: Fam
     stray = stray_shards(directory, set(shards))
     notes = (f"warning: {directory}: {', '.join(stray)} is named by no index and is left out",) if stray else ()
     checkpoint = Checkpoint(
-        directory, source, config, config_bytes, tensors, shards, anatomy, original, provenance=record, notes=notes
+        directory, source, config, config_bytes, tensors, shards, anatomy, original, record, notes, is_here
     )
     check_consistency(checkpoint)
     return checkpoint
@@ -251,7 +257,9 @@ def _check_head(checkpoint: Checkpoint, embedding: TensorInfo) -> None:
             f"{source}: config.json says head and embedding are not tied, but the weights lack {anatomy.head}",
             hint='the head would be random; set "tie_word_embeddings": true if they are one tensor',
         )
-    if checkpoint.tied and head is not None and (head.shape != embedding.shape or not _same_bytes(head, embedding)):
+    if not checkpoint.tied or head is None:
+        return
+    if head.shape != embedding.shape or (checkpoint.is_here and not _same_bytes(head, embedding)):
         raise ShortstackError(
             f"{source}: config.json says head and embedding are tied, but {anatomy.head} differs from the embedding",
             hint='set "tie_word_embeddings": false if the head is a tensor of its own',

@@ -51,6 +51,12 @@ def read_weights(directory: Path, *, allow_links: bool = False) -> Weights:
     raise ShortstackError(f"{directory}: no weights ({SINGLE} or {INDEX})", hint="download incomplete?")
 
 
+def has_weights(directory: Path) -> bool:
+    """Whether any weight file that counts is there (complete or not)."""
+    names = [SINGLE, PICKLED_SINGLE, PICKLED_INDEX]
+    return any((directory / name).is_file() for name in names) or bool(list(directory.glob("model-*.safetensors")))
+
+
 def stray_shards(directory: Path, shards: set[Path]) -> list[str]:
     """Weight files in the directory that the index does not name: left over, and not copied."""
     return sorted(path.name for path in directory.glob("*.safetensors") if path not in shards)

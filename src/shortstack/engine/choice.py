@@ -177,9 +177,9 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
 def _whole(
     checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions, reason: str
 ) -> Engine:
+    from shortstack.engine.loading import load_model
     from shortstack.engine.resident import WholeModel
     from shortstack.engine.sweep import windows_tensor
-    from shortstack.loading import load_model
 
     model, _, _ = load_model(
         checkpoint,

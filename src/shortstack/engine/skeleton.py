@@ -21,9 +21,9 @@ from torch import nn
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.bypass import StandIn, find_blocks
 from shortstack.engine.conversion import Conversion
+from shortstack.engine.loading import experts_for
 from shortstack.engine.loss import token_nll
 from shortstack.errors import ShortstackError
-from shortstack.loading import experts_for
 
 # How many tokens go through a block at a time: on a CPU activations stay near the cache while matrix products are large
 # enough; a GPU wants more.

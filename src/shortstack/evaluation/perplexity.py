@@ -49,7 +49,7 @@ def evaluate_ppl(
     (`ppl_L_bos_every`).
 
     Args:
-        models: checkpoint directories, hub ids, or `embedded`.
+        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
         data: texts, separated by commas: `embedded` (its held-out part), a file, or a folder.
         seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
         out: write the results here (results.json).
@@ -103,7 +103,7 @@ def _evaluate_one(
     trust_remote_code: bool,
     progress: Progress,
 ) -> list[Result]:
-    from shortstack.loading import load_model
+    from shortstack.engine.loading import load_model
 
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     model, computed, place = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -33,7 +33,7 @@ def evaluate_samples(
     """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
 
     Args:
-        models: checkpoint directories, hub ids, or `embedded`.
+        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
         prompt: what to continue.
         count: number of continuations per model.
         new_tokens: tokens per continuation; end-of-text does not end it.
@@ -98,7 +98,7 @@ def _continuations(
     import torch
     from transformers import GenerationConfig
 
-    from shortstack.loading import load_model
+    from shortstack.engine.loading import load_model
 
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     model, _, place = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
