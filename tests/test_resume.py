@@ -185,3 +185,8 @@ def test_without_an_output_nothing_is_saved(built: Built, tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     score(str(built("llama")), criterion="magnitude", save_every=0.0, quiet=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_yet_is_made(built: Built, tmp_path: Path) -> None:
+    score(str(built("llama")), criterion="magnitude", out=tmp_path / "a/b/s.json", quiet=True)
+    assert [path.name for path in (tmp_path / "a/b").iterdir()] == ["s.json"]

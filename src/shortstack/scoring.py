@@ -157,7 +157,8 @@ def score_windows(
     Args:
         calibration: windows of token ids; None where every criterion needs weights alone.
         stream_bytes: the most that streams may take at once; by default 40 % of the memory that is free.
-        work_folder: where the state of the run is saved, for a run that is killed to be continued; removed at the end.
+        work_folder: where the state of the run is saved, so that one that is killed can be continued; the caller
+            removes it once the scores are safe.
         save_every: at least this many seconds between two saved states.
 
     Raises:

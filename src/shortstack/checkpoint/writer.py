@@ -41,7 +41,6 @@ def published(
     target = Path(os.path.abspath(Path(output).expanduser()))
     try:
         _refuse_unsafe(target, inputs, force)
-        target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target):
             _remove_stale(target)
             _check_space(target.parent, nbytes)
@@ -62,11 +61,14 @@ def locked(target: Path) -> Iterator[None]:
     path = target.parent / f".{target.name}.shortstack.lock"
     lock = filelock.FileLock(path, timeout=0)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
         raise ShortstackError(
             f"{target}: another shortstack process is writing it{_holder(path)}", hint="wait for it to end"
         ) from None
+    except OSError as error:
+        raise _explained(target, error) from error
     try:
         path.write_text(f"{os.getpid()} {socket.gethostname()} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         yield
