@@ -137,15 +137,16 @@ def _explained(target: Path, error: OSError) -> ShortstackError:
     return ShortstackError(f"{place}: {reason}", hint="nothing was published; choose another --out, or check the disk")
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write one file whole or not at all, beside its final place first. Parents are made."""
+def write_file(path: Path, *data: bytes | memoryview) -> None:
+    """Write one file, piece after piece, whole or not at all: beside its final place first. Parents are made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
         temporary = path.with_name(f".{path.name}.shortstack-stage-{os.getpid()}")
         try:
             with temporary.open("wb") as stream:
-                stream.write(data)
+                for piece in data:
+                    stream.write(piece)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from shortstack.checkpoint.safetensors_header import TensorInfo, write_header
 from shortstack.checkpoint.writer import write_file
 
 _STATE = "state.safetensors"
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,17 @@ class Journal:
         """Replace the saved state."""
         if self.folder is None:
             return
-        from safetensors.torch import save
-
         whole = {**record, "key": self.key, "extra": self.extra()}
+        path = self.folder / _STATE
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_file(self.folder / _STATE, save(cpu, metadata={"record": json.dumps(whole)}))
+        listed = [
+            TensorInfo(name, _NAMES[tensor.dtype], tuple(tensor.shape), path, 0, tensor.nbytes)
+            for name, tensor in cpu.items()
+        ]
+        # Streams may take gigabytes: they are written as they lie in memory, not gathered first.
+        raw = (tensor.reshape(-1).view(torch.uint8).numpy() for tensor in cpu.values())
+        pieces = [memoryview(array) for array in raw]  # type: ignore[arg-type]
+        write_file(path, write_header(listed, {"record": json.dumps(whole)}), *pieces)
         self._saved_at = time.monotonic()
 
 
