@@ -1,6 +1,6 @@
 """shortstack: make the stack of Transformer blocks of a language model shorter.
 
-The stages are functions: `score`, `plan`, `prune`, `evaluate`, `samples`, `info`. Names are imported when first used,
+The stages are functions: `score`, `plan`, `prune`, `evaluate`, `samples`, `check`, `info`. Names are imported when first used,
 so that `import shortstack` takes no time.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shortstack.checking import check
     from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
     from shortstack.errors import ShortstackError, UsageError
     from shortstack.evaluation.perplexity import evaluate_ppl as evaluate
@@ -33,6 +34,7 @@ _WHERE = {
     "Scores": "scores:Scores",
     "ShortstackError": "errors:ShortstackError",
     "UsageError": "errors:UsageError",
+    "check": "checking:check",
     "evaluate": "evaluation.perplexity:evaluate_ppl",
     "info": "information:info",
     "load_plan": "plans:load_plan",
@@ -56,6 +58,7 @@ __all__ = [
     "Scores",
     "ShortstackError",
     "UsageError",
+    "check",
     "evaluate",
     "info",
     "load_plan",
