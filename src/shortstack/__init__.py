@@ -1,7 +1,7 @@
 """shortstack: make the stack of Transformer blocks of a language model shorter.
 
-The stages are functions: `score`, `plan`, `prune`, `evaluate`, `samples`, `check`, `info`. Names are imported when first used,
-so that `import shortstack` takes no time.
+The stages are functions: `score`, `plan`, `prune`, `evaluate`, `samples`, `check`, `info`. Names are imported when first
+used, so that `import shortstack` takes no time.
 """
 
 from __future__ import annotations
