@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,12 +244,6 @@ def _killing_at(nth: int | None) -> list[int]:
         wrap(Path, name, lambda real, path, data, *_: real(path, data[: len(data) // 2]))
     wrap(shutil, "rmtree")
     return count
-
-
-def delays(count: int, longest: float) -> Iterator[float]:
-    """Times spread over a run."""
-    for index in range(count):
-        yield longest * index / count
 
 
 if __name__ == "__main__":
