@@ -157,6 +157,7 @@ class TestBlockOrder:
             ("0,1,2,3,4,4", "row 1, cell 6: block 4 is there twice"),
             ("0,1,2,3,4,-5", "row 1, cell 6: '-5' is not a block number"),
             ("0,1,2,3,4,5.0", "cell 6: '5.0' is not a block number"),
+            ("0\x1f,1", "scores for blocks 0-1, but"),
             ("=cmd(),1", "cell 1: '=cmd.*' is not a block number"),
             ("0,1\n2,3", "expected one line of block numbers, found 2"),
             ("", "expected one line of block numbers, found 0"),
@@ -205,6 +206,12 @@ def test_protected_blocks_of_a_plan_cannot_go() -> None:
 )
 def test_amounts(text: str, number: int) -> None:
     assert parse_amount(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "5.5X", "-1", "1e9", "9" * 400, "²B"])
+def test_bad_amounts(text: str) -> None:
+    with pytest.raises(ShortstackError, match="is not a number of parameters"):
+        parse_amount(text)
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=30, unique=True))

@@ -185,7 +185,7 @@ def parse_blocks(text: str) -> list[int]:
 
 def parse_amount(text: str) -> int:
     """`5.5B` -> 5500000000 (K, M, B and T are powers of a thousand)."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kKmMbBtT]?)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,18})?)\s*([kKmMbBtT]?)\s*", text)
     if not match:
         raise UsageError(f"--params {text!r} is not a number of parameters", hint="such as 5.5B, 700M or 5524115456")
     power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}[match.group(2).lower()]

@@ -274,13 +274,15 @@ def _from_block_order(path: Path, text: str) -> Scores:
     order: list[int] = []
     for column, cell in enumerate(row.split(","), start=1):
         place = f"{path}: row {number}, cell {column}"
-        if not re.fullmatch(r"\s*\d{1,6}\s*", cell):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*", cell)
+        if not match:
             raise ShortstackError(
                 f"{place}: {cell.strip()!r} is not a block number", hint="numbers are those of the original model"
             )
-        if int(cell) in order:
-            raise ShortstackError(f"{place}: block {int(cell)} is there twice", hint="name each block once")
-        order.append(int(cell))
+        block = int(match.group(1))
+        if block in order:
+            raise ShortstackError(f"{place}: block {block} is there twice", hint="name each block once")
+        order.append(block)
     blocks = tuple(sorted(order))
     only = CriterionScores(path.name, (), blocks, known_order=tuple(order))
     return Scores(source=str(path), fingerprint=None, blocks=blocks, criteria={path.name: only})

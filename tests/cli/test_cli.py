@@ -116,6 +116,11 @@ def test_the_whole_way(built: Built, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["score"], 2, ""),
         (["score", "MODEL", "--criterion", "taylr"], 2, "error: unknown criterion 'taylr'"),
         (["score", "MODEL", "--criterion", "taylor:q=2"], 2, "error: criterion 'taylor:q=2': no parameter 'q' here"),
+        (
+            ["score", "MODEL", "--criterion", "taylor:p=²"],
+            2,
+            "error: criterion 'taylor:p=²': p=², expected a whole number",
+        ),
         (["score", "MODEL", "--criterion", "ppl,ppl"], 2, "error: --criterion 'ppl,ppl': ppl is there twice"),
         (["score", "MODEL", "--samples", "x"], 2, ""),
         (["score", "MODEL", "--data", "/no/text"], 1, "error: /no/text: no such file or folder"),

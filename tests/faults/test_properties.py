@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from shortstack.planning import plan
+from shortstack.criteria import parse_criteria
+from shortstack.evaluation.perplexity import parse_lengths
+from shortstack.planning import parse_amount, parse_blocks, plan
 from shortstack.scores import CriterionScores, Scores
 from tests.faults import examples
 
@@ -45,7 +47,7 @@ def scores_text(built: Built) -> str:
 
 
 @pytest.mark.fault(1, 2, 3, 4, 5, 6, 7, 8, 9)
-@share(30)
+@share(20)
 @given(examples.headers())
 def test_any_header(tmp_path: Path, data: bytes) -> None:
     examples.check_header(tmp_path, data)
@@ -97,3 +99,12 @@ def test_any_block_order(built: Built, text: str, remove: int) -> None:
 def test_any_scores(built: Built, scores_text: str, path: list[int], value: Any, remove: int) -> None:
     text = json.dumps(examples.edited(json.loads(scores_text), path, value))
     examples.check_record(built("llama"), "scores.json", text, "scores", remove=remove, plus=False)
+
+
+@share(10)
+@given(st.text(alphabet="0123456789,-.:= \x1f²٣kKMBTpmtaylorsumweightbatch", max_size=24) | st.text(max_size=400))
+def test_any_option(text: str) -> None:
+    for parse in (parse_blocks, parse_amount, parse_criteria, parse_lengths):
+        code, said = examples.quietly(lambda parse=parse: parse(text))
+        assert code in (0, 2)
+        assert len(said.splitlines()) <= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Entries of config.json that are lists about multi-token-prediction blocks, which go with them.
 _MTP_LISTS = ("mtp_layers_block_type", "mtp_hybrid_override_pattern", "mtp_local_layer_ids", "mtp_layer_types")
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, Any]:
@@ -117,8 +119,8 @@ def _rekeyed(entries: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     """A dict by block number (a string, possibly padded with zeros)."""
     place = {old: new for new, old in enumerate(kept)}
     width = max((len(key) for key in entries if key.startswith("0") and len(key) > 1), default=0)
-    by_number = {int(key): value for key, value in entries.items() if key.isdigit()}
-    rest = {key: value for key, value in entries.items() if not key.isdigit()}
+    by_number = {int(key): value for key, value in entries.items() if _NUMBER.fullmatch(key)}
+    rest = {key: value for key, value in entries.items() if not _NUMBER.fullmatch(key)}
     moved = {str(place[old]).zfill(width): value for old, value in sorted(by_number.items()) if old in place}
     return {**moved, **rest}
 

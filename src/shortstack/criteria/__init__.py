@@ -5,6 +5,7 @@ This module is the table, and it reads the names that users write: `ppl,taylor:p
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,7 +88,7 @@ def _parse_one(name: str) -> Criterion:
 
 
 def _whole(name: str, key: str, value: str, at_most: int = 10**6) -> int:
-    if not value.isdigit() or not 1 <= int(value) <= at_most:
+    if not re.fullmatch(r"\d{1,9}", value) or not 1 <= int(value) <= at_most:
         raise UsageError(f"criterion {name!r}: {key}={value}, expected a whole number from 1 to {at_most}")
     return int(value)
 

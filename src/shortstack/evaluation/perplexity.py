@@ -69,7 +69,7 @@ def evaluate_ppl(
         raise UsageError("no model given", hint="shortstack eval ppl MODEL...")
     if out is not None:
         check_writable_file(Path(out))
-    lengths = _parse_lengths(seq_len)
+    lengths = parse_lengths(seq_len)
     corpora = [read_corpus(source.strip(), role="evaluation") for source in data.split(",")]
     checkpoints = [open_model(model) for model in models]
     results = []
@@ -232,7 +232,8 @@ def _notes(checkpoint: Checkpoint, corpus: Corpus) -> list[str]:
     return []
 
 
-def _parse_lengths(text: str | None) -> list[int] | None:
+def parse_lengths(text: str | None) -> list[int] | None:
+    """`128,2048` -> [128, 2048]: the windows' lengths, in tokens."""
     if text is None:
         return None
     try:
