@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,8 @@ from shortstack.checkpoint.reader import Checkpoint, check_consistency, read_con
 from shortstack.checkpoint.repairs import repair_for
 from shortstack.checkpoint.safetensors_header import TensorInfo
 from shortstack.checkpoint.weight_files import read_weights, stray_shards
-from shortstack.errors import ShortstackError
+from shortstack.engine.loading import quiet_transformers
+from shortstack.errors import ShortstackError, first_line
 from shortstack.machine import available_bytes
 from shortstack.progress import Progress
 from shortstack.tables import size
@@ -202,7 +203,11 @@ class _Check:
             self._add("use_cache", "note", "is false in config.json, as training leaves it: generation will be slow")
 
     def _recorded_hashes(self) -> None:
-        record = self._step_quietly(lambda: provenance.read(self._directory))
+        try:
+            record = provenance.read(self._directory)
+        except ShortstackError as error:
+            self._add("shortstack.json", "fail", error.message)
+            return
         for name, digest in (record or {}).get("files", {}).items():
             path = self._directory / name
             with contextlib.suppress(OSError):
@@ -211,13 +216,6 @@ class _Check:
                     return
         if record:
             self._add("recorded hashes", "ok", f"{len(record.get('files', {}))} files as shortstack.json records them")
-
-    def _step_quietly(self, do: Callable[[], Any]) -> Any:
-        try:
-            return do()
-        except ShortstackError as error:
-            self._add("shortstack.json", "fail", error.message)
-            return None
 
     def _tokenizer(self, config: dict[str, Any], family: Family | None, tensors: dict[str, TensorInfo]) -> None:
         try:
@@ -254,7 +252,7 @@ class _Check:
         try:
             text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False)
         except Exception as error:  # templates are programs
-            self._add("chat template", "fail", f"cannot be rendered: {_first_line(error)}")
+            self._add("chat template", "fail", f"cannot be rendered: {first_line(error)[:200]}")
             return
         holds = "Hello" in text
         self._add("chat template", "ok" if holds else "fail", "renders a message" if holds else "loses the message")
@@ -272,7 +270,7 @@ class _Check:
         # In the checkpoint's own precision, with and without a cache may differ by rounding alone.
         self._exact = wide <= free
         try:
-            with _silent():
+            with quiet_transformers():
                 model, info = AutoModelForCausalLM.from_pretrained(
                     self._directory,
                     dtype=torch.float32 if self._exact else "auto",
@@ -280,7 +278,7 @@ class _Check:
                     trust_remote_code=self._trust,
                 )
         except Exception as error:  # transformers raises whatever a config class raises
-            self._add("loads", "fail", f"transformers cannot load it: {_first_line(error)}")
+            self._add("loads", "fail", f"transformers cannot load it: {first_line(error)[:200]}")
             return
         self._add("loads", "ok", type(model).__name__)
         for kind in ("missing_keys", "unexpected_keys"):
@@ -303,7 +301,7 @@ class _Check:
             with torch.no_grad():
                 logits = model(input_ids=ids, use_cache=False).logits
         except Exception as error:  # whatever a wrong config leads to
-            self._add("forward", "fail", f"fails: {_first_line(error)}")
+            self._add("forward", "fail", f"fails: {first_line(error)[:200]}")
             return
         if not bool(torch.isfinite(logits).all()):
             self._add("forward", "fail", "logits hold NaN or infinity")
@@ -335,33 +333,16 @@ class _Check:
         import torch
 
         try:
-            with torch.no_grad(), _silent():
+            with torch.no_grad(), quiet_transformers():
                 made = model.generate(
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=_NEW_TOKENS, do_sample=False,
                     eos_token_id=None, pad_token_id=0, **options,
                 )  # fmt: skip
         except Exception as error:  # generation fails in as many ways as there are caches
-            return _first_line(error)
+            return first_line(error)[:200]
         return [int(token) for token in made[0]]
 
 
 def _weights_text(weights: tuple[dict[str, TensorInfo], dict[Path, Any]]) -> str:
     tensors, shards = weights
     return f"{len(tensors)} tensors in {len(shards)} file{'s' if len(shards) > 1 else ''}; headers and index agree"
-
-
-def _extra(blocks: int) -> str:
-    return f", and {blocks} for multi-token prediction" if blocks else ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    from shortstack.engine.loading import quiet_transformers
-
-    with quiet_transformers():
-        yield

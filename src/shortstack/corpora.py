@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.errors import ShortstackError, UsageError, first_line, system_reason
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet")
@@ -86,7 +86,7 @@ def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None) -> C
             _read_file(file, corpus, budget)
         except OSError as error:
             raise ShortstackError(
-                f"{file}: cannot be read ({(error.strerror or str(error)).lower()})",
+                f"{file}: cannot be read ({system_reason(error)})",
                 hint="check the path and its rights",
             ) from None
     detail = f"the first {budget.read} bytes" if budget.is_cut else ""
@@ -220,9 +220,7 @@ def _parquet_rows(file: Path, budget: _Budget) -> Iterator[tuple[str, Any]]:
                     budget.is_cut = number < table.metadata.num_rows
                     return
     except pyarrow.ArrowException as error:
-        raise ShortstackError(
-            f"{file}: not a parquet file ({str(error).splitlines()[0]})", hint="download it again"
-        ) from None
+        raise ShortstackError(f"{file}: not a parquet file ({first_line(error)})", hint="download it again") from None
 
 
 def _add_rows(file: Path, rows: Iterable[tuple[str, Any]], corpus: Corpus) -> None:

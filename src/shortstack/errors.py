@@ -19,5 +19,16 @@ class ShortstackError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line: its first; its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def system_reason(error: OSError) -> str:
+    """What the system refused, such as `no space left on device`."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
 class UsageError(ShortstackError):
     """Wrong usage: options that contradict one another, a missing extra. The command line exits 2."""

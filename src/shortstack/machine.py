@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.errors import ShortstackError, UsageError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -72,8 +72,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ShortstackError(f"--device {name}: not usable here ({reason})", hint="--device cpu") from None
+        raise ShortstackError(f"--device {name}: not usable here ({first_line(error)})", hint="--device cpu") from None
     return device
 
 

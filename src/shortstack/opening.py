@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from shortstack.checkpoint.anatomy import UnknownFamilyError
-from shortstack.checkpoint.hub import locate
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.progress import Progress
 
@@ -25,13 +24,14 @@ def open_model(
     Raises:
         ShortstackError: nothing is there, it cannot be read, or its family cannot be shortened exactly.
     """
+    progress = progress or Progress()
     try:
         checkpoint = open_checkpoint(model, allow_links=allow_links, headers_only=headers_only)
     except UnknownFamilyError as error:
         from shortstack.probing import probed_family
 
-        family = probed_family(error, locate(model) if error.directory is None else error.directory, progress)
+        family = probed_family(error.model_type, error.config, progress)
         checkpoint = open_checkpoint(model, allow_links=allow_links, family=family, headers_only=headers_only)
     for note in checkpoint.notes:
-        (progress or Progress()).say(note)
+        progress.say(note)
     return checkpoint

@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.anatomy import Family, UnknownFamilyError
+from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.families import Config
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint, read_config
 from shortstack.checkpoint.structure import ranges
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 from shortstack.progress import Progress
 
 if TYPE_CHECKING:
@@ -42,27 +42,23 @@ _TINY = {
 _MOST_PARAMETERS = 50_000_000
 
 
-def probed_family(error: UnknownFamilyError, directory: Path, progress: Progress | None = None) -> Family:
-    """A row for a checkpoint's family, if it can be shortened exactly.
+def probed_family(model_type: str, config: Config, progress: Progress) -> Family:
+    """A row for the family of a checkpoint with this config, if it can be shortened exactly.
 
     Raises:
         ShortstackError: transformers has no causal language model of this type, it cannot be built tiny, or no block
             could be removed exactly.
     """
-    config, _ = read_config(directory)
-    model_type = error.model_type
-    (progress or Progress()).say(f"the family {model_type} is not in the table: trying it on a tiny model of its kind")
+    progress.say(f"the family {model_type} is not in the table: trying it on a tiny model of its kind")
     row = _Probe(model_type, config).row()
-    (progress or Progress()).say(
-        f"{model_type} can be shortened exactly; every set of blocks is tried before it is cut"
-    )
+    progress.say(f"{model_type} can be shortened exactly; every set of blocks is tried before it is cut")
     return row
 
 
 class _Probe:
     """The tiny model of one config, and what is read off it."""
 
-    def __init__(self, model_type: str, config: dict[str, Any]) -> None:
+    def __init__(self, model_type: str, config: Config) -> None:
         self._type = model_type
         self._config = config
         self._depth = next((config[key] for key in _COUNTS if type(config.get(key)) is int), 0)
@@ -120,8 +116,7 @@ class _Probe:
         except ShortstackError:
             raise
         except Exception as error:  # a config class may refuse tiny widths in any way
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise self._refusal(f"no tiny model of it can be built ({reason[:200]})") from None
+            raise self._refusal(f"no tiny model of it can be built ({first_line(error)[:200]})") from None
         return model
 
     def _read_off(self) -> Family:
@@ -194,8 +189,7 @@ class _Probe:
             if not torch.equal(found, self._passed_over(removed)):
                 return f"tried on a tiny model: without block {ranges(removed)} it computes something else"
         except Exception as error:  # whatever a shortened config or a passed-over block leads to
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return f"tried on a tiny model: {reason[:200]}"
+            return f"tried on a tiny model: {first_line(error)[:200]}"
         return None
 
     def _passed_over(self, removed: Collection[int]) -> torch.Tensor:

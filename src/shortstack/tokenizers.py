@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.repairs import repaired
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,9 +48,8 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
         return tokenizer
     except Exception as error:
         # Tokenizer files fail in many ways (the Rust library raises bare Exception), all of which a user can cause.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ShortstackError(
-            f"{source}: its tokenizer cannot be loaded: {reason}", hint="get the tokenizer's files again"
+            f"{source}: its tokenizer cannot be loaded: {first_line(error)}", hint="get the tokenizer's files again"
         ) from None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shortstack.checkpoint.families import (
     FULL,
@@ -401,7 +400,7 @@ def family_of(config: Config, place: str) -> Family:
     if not isinstance(model_type, str):
         raise ShortstackError(f"{place}: config.json has no model_type", hint="is this a Hugging Face language model?")
     if model_type not in FAMILIES:
-        raise UnknownFamilyError(place, model_type)
+        raise UnknownFamilyError(place, model_type, config)
     family = FAMILIES[model_type]
     if family.refused:
         raise ShortstackError(
@@ -412,12 +411,12 @@ def family_of(config: Config, place: str) -> Family:
 
 
 class UnknownFamilyError(ShortstackError):
-    """A `model_type` that the table has no row for; it can be probed, or is refused."""
+    """A `model_type` that the table has no row for; it can be probed by its config, or is refused."""
 
-    def __init__(self, place: str, model_type: str) -> None:
+    def __init__(self, place: str, model_type: str, config: Config) -> None:
         super().__init__(
             f"{place}: the family {model_type!r} is not in shortstack's table, so it may not shorten exactly",
             hint="`shortstack families` lists those that are known; docs/adding-a-family.md shows how to add one",
         )
         self.model_type = model_type
-        self.directory: Path | None = None
+        self.config = config

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from shortstack.checkpoint.safetensors_header import TensorInfo
 from shortstack.checkpoint.weight_files import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.tiktoken")
@@ -63,8 +63,7 @@ def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo],
     try:
         found = _asked(source, lambda: HfApi().get_safetensors_metadata(name, revision=revision or None))
     except (NotASafetensorsRepoError, SafetensorsParsingError, KeyError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ShortstackError(f"{source}: {reason}", hint="download it, and give the directory") from None
+        raise ShortstackError(f"{source}: {first_line(error)}", hint="download it, and give the directory") from None
     tensors = {}
     for file, metadata in found.files_metadata.items():
         for tensor, info in metadata.tensors.items():

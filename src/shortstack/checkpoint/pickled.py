@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint.safetensors_header import DTYPE_BITS, TensorInfo
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
@@ -69,8 +69,7 @@ def _state_dict(path: Path) -> dict[str, Any]:
             hint="get the checkpoint as safetensors, or from a source that you trust",
         ) from None
     except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ShortstackError(f"{path}: cannot be read ({reason})", hint="download the file again") from None
+        raise ShortstackError(f"{path}: cannot be read ({first_line(error)})", hint="download the file again") from None
     nested = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(nested, dict) or not nested:
         raise ShortstackError(f"{path}: holds no tensors by name", hint="expected what model.state_dict() gives")
@@ -82,7 +81,7 @@ def _state_dict(path: Path) -> dict[str, Any]:
 
 def _located(path: Path, size: int, name: str, value: Any) -> TensorInfo:
     dtype = _DTYPES.get(str(value.dtype).removeprefix("torch."))
-    if dtype is None or value.layout.__str__() != "torch.strided":
+    if dtype is None or str(value.layout) != "torch.strided":
         raise ShortstackError(f"{path}: tensor {name!r} is {value.dtype}, which safetensors does not hold")
     if not value.is_contiguous():
         raise ShortstackError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import provenance, structure
-from shortstack.checkpoint.anatomy import Family, UnknownFamilyError, family_of
+from shortstack.checkpoint.anatomy import Family, family_of
 from shortstack.checkpoint.hub import locate, remote_headers
 from shortstack.checkpoint.repairs import Repair, repair_for
 from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly
@@ -173,11 +173,7 @@ def open_checkpoint(
     source = str(model)
 
     def row(directory: Path) -> Family:
-        try:
-            return family or family_of(read_config(directory)[0], source)
-        except UnknownFamilyError as error:
-            error.directory = directory
-            raise
+        return family or family_of(read_config(directory)[0], source)
 
     directory = locate(source, before_weights=row, weights=not headers_only)
     config, config_bytes = read_config(directory)

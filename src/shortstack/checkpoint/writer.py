@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from shortstack.checkpoint import provenance
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, system_reason
 
 _SPARE_SPACE = 1.05
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -99,7 +99,7 @@ def _staged(target: Path, force: bool) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             _renamed(stage, target)
-        _sync_directory(target.parent)
+        _sync(target.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -126,7 +126,7 @@ def _renamed(stage: Path, target: Path) -> None:
 
 def _explained(target: Path, error: OSError) -> ShortstackError:
     """What the system refused, as an error that says what to do."""
-    reason = (error.strerror or str(error) or type(error).__name__).lower()
+    reason = system_reason(error)
     if error.errno in _FULL:
         return ShortstackError(
             f"{target}: could not be written ({reason}); nothing was left there", hint="make room, then run it again"
@@ -153,7 +153,7 @@ def write_file(path: Path, *data: bytes | memoryview) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise ShortstackError(f"{path}: could not be written ({(error.strerror or str(error)).lower()})") from None
+        raise ShortstackError(f"{path}: could not be written ({system_reason(error)})") from None
 
 
 def check_writable_file(path: Path) -> None:
@@ -227,19 +227,14 @@ def _check_space(folder: Path, nbytes: int) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        elif path.is_dir():
-            _sync_directory(path)
-    _sync_directory(folder)
+        if path.is_file() or path.is_dir():
+            _sync(path)
+    _sync(folder)
 
 
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file or a directory."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 from shortstack.machine import DType, available_bytes, pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ def load_with_transformers(
                 **experts_for(dtype),
             )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {reason}") from None
+        raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {first_line(error)}") from None
     return model.eval(), info
 
 

@@ -23,7 +23,7 @@ from shortstack.engine.bypass import StandIn, find_blocks
 from shortstack.engine.conversion import Conversion
 from shortstack.engine.loading import experts_for
 from shortstack.engine.loss import token_nll
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 
 # How many tokens go through a block at a time: on a CPU activations stay near the cache while matrix products are large
 # enough; a GPU wants more.
@@ -240,8 +240,9 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: 
                 config, dtype=dtype, trust_remote_code=trust_remote_code, **experts_for(dtype)
             )
     except (ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ShortstackError(f"{checkpoint.source}: transformers cannot build this model: {reason}") from None
+        raise ShortstackError(
+            f"{checkpoint.source}: transformers cannot build this model: {first_line(error)}"
+        ) from None
     return model
 
 
