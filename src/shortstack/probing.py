@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.families import Config
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint, read_config
+from shortstack.checkpoint.reader import open_checkpoint, read_config
 from shortstack.checkpoint.structure import ranges
 from shortstack.errors import ShortstackError, first_line
 from shortstack.progress import Progress
@@ -76,14 +76,14 @@ class _Probe:
         row = self._read_off()
         self._checkpoint = open_checkpoint(self._tiny, family=row)
         last = self._depth - 1
-        reasons = [self._try_out([index], row) for index in (0, last // 2, last)]
+        reasons = [self._try_out([index]) for index in (0, last // 2, last)]
         if all(reasons):
             raise self._refusal(str(reasons[1]))
-        if not self._streams(row):
+        if not self._streams():
             row = replace(row, resident="its blocks, run one at a time, do not give what the model gives")
 
         def refusal(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
-            return self._try_out(removed, row)
+            return self._try_out(removed)
 
         return replace(row, refusal=refusal)
 
@@ -160,20 +160,20 @@ class _Probe:
             raise self._refusal(f"its embedding {embedding!r} is stored under another name")
         return embedding, head
 
-    def _try_out(self, removed: Sequence[int], row: Family) -> str | None:
+    def _try_out(self, removed: Sequence[int]) -> str | None:
         """Why removing these positions is not exact, or None: from the tiny model, remembered."""
         key = tuple(sorted(removed))
         if key not in self._tried:
-            self._tried[key] = self._compared(key, row)
+            self._tried[key] = self._compared(key)
         return self._tried[key]
 
-    def _compared(self, removed: tuple[int, ...], row: Family) -> str | None:
+    def _compared(self, removed: tuple[int, ...]) -> str | None:
         import torch
         from transformers import AutoModelForCausalLM
 
         from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
 
-        checkpoint = replace_family(self._checkpoint, replace(row, refusal=None))
+        checkpoint = self._checkpoint
         kept = [index for index in range(self._depth) if index not in removed]
         out = self._folder / f"pruned-{len(self._tried)}"
         out.mkdir()
@@ -195,31 +195,23 @@ class _Probe:
     def _passed_over(self, removed: Collection[int]) -> torch.Tensor:
         import torch
 
-        from shortstack.engine.bypass import Bypass, find_blocks
+        from shortstack.engine.bypass import Bypass
 
         ids = self._ids()
-        _, blocks = find_blocks(self._model, self._depth, near=self._checkpoint.anatomy.prefix)
-        bypass = Bypass(self._model, blocks, ids[:, :4])
+        bypass = Bypass(self._model, self._checkpoint.anatomy, ids[:, :4])
         with torch.no_grad(), bypass.over(removed):
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits
 
-    def _streams(self, row: Family) -> bool:
+    def _streams(self) -> bool:
         """Whether the streaming engine gives the model's own logits."""
         import torch
 
-        from shortstack.engine.skeleton import Skeleton
-        from shortstack.engine.weights import BlockWeights
+        from shortstack.engine.streamed import streamed_logits
 
-        checkpoint = replace_family(self._checkpoint, row)
         try:
-            skeleton = Skeleton(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
-            ids = self._ids()
-            with torch.no_grad(), BlockWeights(skeleton, resident=False) as weights:
-                hidden = skeleton.first_hidden(ids)
-                for index, block in weights.each(range(self._depth)):
-                    hidden = skeleton.run_block(block, hidden, skeleton.calls(ids)[index])
-                return bool(torch.equal(skeleton.logits(hidden, ids), self._passed_over(())))
+            logits = streamed_logits(self._checkpoint, range(self._depth), self._ids())
+            return bool(torch.equal(logits, self._passed_over(())))
         except (ShortstackError, RuntimeError, ValueError, TypeError, IndexError, KeyError):
             return False
 
@@ -240,11 +232,6 @@ def _shrinks(key: str, value: Any) -> bool:
 
 def _lists(config: Mapping[str, Any], depth: int) -> dict[str, list[Any]]:
     return {key: value for key, value in config.items() if isinstance(value, list) and len(value) == depth}
-
-
-def replace_family(checkpoint: Checkpoint, family: Family) -> Checkpoint:
-    """The same checkpoint under another row."""
-    return replace(checkpoint, anatomy=replace(checkpoint.anatomy, family=family))
 
 
 def _write(directory: Path, config: dict[str, Any], copies: Sequence[Any]) -> None:

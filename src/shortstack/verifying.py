@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.copying import copied_bytes
+from shortstack.checkpoint.copying import same_bytes
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
 from shortstack.checkpoint.tensor_copy import TensorCopy
@@ -51,11 +51,12 @@ def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str
         found = _loaded_logits(pruned, ids_BT, known)
     else:
         from shortstack.engine.skeleton import NotSeparableError
+        from shortstack.engine.streamed import streamed_logits
 
         how = "the streaming engine"  # which, too, refuses any tensor that is missing or has no place
         try:
-            expected = _streamed_logits(original, kept, ids_BT)
-            found = _streamed_logits(pruned, range(pruned.depth), ids_BT)
+            expected = streamed_logits(original, kept, ids_BT)
+            found = streamed_logits(pruned, range(pruned.depth), ids_BT)
         except NotSeparableError as error:
             return (
                 f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}); logits not compared: the model does not "
@@ -85,8 +86,7 @@ def _compare_bytes(original: Checkpoint, pruned: Checkpoint, kept: list[int]) ->
     for name, copy in expected.items():
         found = pruned.tensors[name]
         same = (found.dtype, found.shape) == (copy.source.dtype, copy.shape)
-        pairs = zip(copied_bytes(copy), copied_bytes(TensorCopy(found, name)), strict=True) if same else ()
-        if not same or any(a != b for a, b in pairs):
+        if not same or not same_bytes(copy, TensorCopy(found, name)):
             raise _failed(pruned.directory, f"tensor {name!r} differs from {copy.source.name!r} of the original")
     return len(expected)
 
@@ -116,34 +116,13 @@ def _bypassed_logits(
     """(logits with the other blocks passed over, what transformers says of the original's keys)."""
     import torch
 
-    from shortstack.engine.bypass import Bypass, find_blocks
+    from shortstack.engine.bypass import Bypass
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
-    _, blocks = find_blocks(model, checkpoint.depth, near=checkpoint.anatomy.prefix)
-    bypass = Bypass(model, blocks, ids_BT[:1, :2], carried=checkpoint.anatomy.family.carried)
+    bypass = Bypass(model, checkpoint.anatomy, ids_BT[:1, :2])
     with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(kept)):
         logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
     return logits, info
-
-
-def _streamed_logits(checkpoint: Checkpoint, order: Any, ids_BT: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    from shortstack.engine.skeleton import NotSeparableError, Skeleton
-    from shortstack.engine.weights import BlockWeights
-
-    device = torch.device("cpu")
-    if checkpoint.anatomy.family.resident:
-        raise NotSeparableError(checkpoint.source, checkpoint.anatomy.family.resident)
-    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=device)
-    with (
-        torch.no_grad(),
-        BlockWeights(skeleton, resident=False) as weights,
-    ):
-        hidden = skeleton.first_hidden(ids_BT)
-        for index, block in weights.each(list(order)):
-            hidden = skeleton.run_block(block, hidden, skeleton.calls(ids_BT)[index])
-        return skeleton.logits(hidden, ids_BT)
 
 
 def _refuse_odd_keys(checkpoint: Checkpoint, info: dict[str, Any], known: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def _fill(buffer: memoryview, descriptor: int, tensor: TensorInfo, runs: Sequenc
 
 
 def copied_bytes(copy: TensorCopy) -> Iterator[bytes]:
-    """What `copy_tensors` writes for one tensor, piece by piece: for comparing it with what is there."""
+    """What `copy_tensors` writes for one tensor, piece by piece."""
     descriptor = os.open(copy.source.file, os.O_RDONLY)
     try:
         for runs in _pieces(copy):
@@ -113,6 +113,12 @@ def copied_bytes(copy: TensorCopy) -> Iterator[bytes]:
             yield bytes(buffer)
     finally:
         os.close(descriptor)
+
+
+def same_bytes(first: TensorCopy, second: TensorCopy) -> bool:
+    """Whether `copy_tensors` would write the same bytes for both."""
+    pairs = zip(copied_bytes(first), copied_bytes(second), strict=True)
+    return first.nbytes == second.nbytes and all(a == b for a, b in pairs)
 
 
 def first_nonfinite(tensors: Iterable[TensorInfo], progress: Callable[[int], object] = lambda _: None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import Any
 
 from shortstack.checkpoint import provenance, structure
 from shortstack.checkpoint.anatomy import Family, family_of
+from shortstack.checkpoint.copying import same_bytes
 from shortstack.checkpoint.hub import locate, remote_headers
 from shortstack.checkpoint.repairs import Repair, repair_for
 from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly
 from shortstack.checkpoint.structure import Anatomy, ranges
+from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.checkpoint.weight_files import checked_link, has_weights, read_weights, stray_shards
 from shortstack.errors import ShortstackError
 
@@ -255,7 +257,9 @@ def _check_head(checkpoint: Checkpoint, embedding: TensorInfo) -> None:
         )
     if not checkpoint.tied or head is None:
         return
-    if head.shape != embedding.shape or (checkpoint.is_here and not _same_bytes(head, embedding)):
+    if head.shape != embedding.shape or (
+        checkpoint.is_here and not same_bytes(TensorCopy(head, ""), TensorCopy(embedding, ""))
+    ):
         raise ShortstackError(
             f"{source}: config.json says head and embedding are tied, but {anatomy.head} differs from the embedding",
             hint='set "tie_word_embeddings": false if the head is a tensor of its own',
@@ -281,21 +285,3 @@ def _check_width(checkpoint: Checkpoint, embedding: TensorInfo) -> None:
             f"{source}: {embedding.name} is {found}, config.json says {expected}",
             hint="config.json and the weights do not belong together",
         )
-
-
-def _same_bytes(first: TensorInfo, second: TensorInfo) -> bool:
-    pairs = zip(tensor_chunks(first), tensor_chunks(second), strict=False)
-    return first.nbytes == second.nbytes and all(a == b for a, b in pairs)
-
-
-def tensor_chunks(tensor: TensorInfo, size: int = 1 << 20) -> Iterator[bytes]:
-    """The bytes of one tensor, piece by piece."""
-    with tensor.file.open("rb") as stream:
-        stream.seek(tensor.start)
-        left = tensor.nbytes
-        while left:
-            piece = stream.read(min(size, left))
-            if not piece:
-                raise ShortstackError(f"{tensor.file}: ended inside {tensor.name!r}; it was changed while it was read")
-            left -= len(piece)
-            yield piece

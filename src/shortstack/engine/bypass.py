@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from shortstack.checkpoint.structure import Anatomy
 from shortstack.errors import ShortstackError
 
 
-def find_blocks(model: nn.Module, depth: int, *, near: str = "") -> tuple[str, nn.ModuleList]:
-    """(name, list of blocks) of a model: the module list of this length, the one named like `near` if there are several.
+def find_blocks(model: nn.Module, anatomy: Anatomy) -> tuple[str, nn.ModuleList]:
+    """(name, list of blocks) of a model: the module list as long as the checkpoint is deep, the one named as on disk if
+    there are several.
 
     Raises:
         ShortstackError: there is none.
@@ -22,11 +24,11 @@ def find_blocks(model: nn.Module, depth: int, *, near: str = "") -> tuple[str, n
     lists = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth and "vision" not in name
+        if isinstance(module, nn.ModuleList) and len(module) == anatomy.depth and "vision" not in name
     ]
     if not lists:
-        raise ShortstackError(f"transformers built no list of {depth} blocks in {type(model).__name__}")
-    last = near.rstrip(".").rpartition(".")[2]
+        raise ShortstackError(f"transformers built no list of {anatomy.depth} blocks in {type(model).__name__}")
+    last = anatomy.prefix.rstrip(".").rpartition(".")[2]
     # The outermost one: lists inside blocks (of experts, say) have longer names.
     return min(lists, key=lambda found: (found[0].rpartition(".")[2] != last, found[0].count("."), found[0]))
 
@@ -50,17 +52,18 @@ class Bypass:
 
     Args:
         model: a whole model, weights in.
-        blocks: its list of blocks.
+        anatomy: of the checkpoint that it was loaded from.
         ids_BT: a few token ids to run it on.
-        carried: the argument by which a block is given what the one before it returned beside hidden states; it is
-            handed on too.
+
+    Attributes:
+        blocks: the model's list of blocks.
     """
 
-    def __init__(self, model: nn.Module, blocks: nn.ModuleList, ids_BT: torch.Tensor, *, carried: str = "") -> None:
-        self._blocks = blocks
-        self._carried = carried
+    def __init__(self, model: nn.Module, anatomy: Anatomy, ids_BT: torch.Tensor) -> None:
+        _, self.blocks = find_blocks(model, anatomy)
+        self._carried = anatomy.family.carried
         self._forms: dict[int, tuple[type, int]] = {}
-        handles = [block.register_forward_hook(self._learn(index)) for index, block in enumerate(blocks)]
+        handles = [block.register_forward_hook(self._learn(index)) for index, block in enumerate(self.blocks)]
         try:
             with torch.no_grad():
                 model(input_ids=ids_BT, use_cache=False)
@@ -76,14 +79,14 @@ class Bypass:
             skipped: which.
             run: run them all the same, for the state that other blocks take from them.
         """
-        originals = {index: self._blocks[index] for index in skipped}
+        originals = {index: self.blocks[index] for index in skipped}
         for index, block in originals.items():
-            self._blocks[index] = _PassedOver(block, self._forms[index], self._carried, run)
+            self.blocks[index] = _PassedOver(block, self._forms[index], self._carried, run)
         try:
             yield
         finally:
             for index, block in originals.items():
-                self._blocks[index] = block
+                self.blocks[index] = block
 
     def _learn(self, index: int) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:

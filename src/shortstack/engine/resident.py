@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.bypass import Bypass, find_blocks
+from shortstack.engine.bypass import Bypass
 from shortstack.engine.journal import Journal
 from shortstack.engine.loss import token_nll
 from shortstack.engine.skeleton import TOKENS_AT_A_TIME
@@ -48,14 +48,13 @@ class WholeModel:
         unremovable: Collection[int] = (),
     ) -> None:
         self._model = model
-        _, blocks = find_blocks(model, checkpoint.depth, near=checkpoint.anatomy.prefix)
-        self.blocks: list[nn.Module] = list(blocks)
+        self._bypass = Bypass(model, checkpoint.anatomy, sample_BT[:, :8])
+        self.blocks: list[nn.Module] = list(self._bypass.blocks)
         self.original_blocks = checkpoint.original_blocks
         self.device = sample_BT.device
         self.reason = reason
         self.tokens = tokens or TOKENS_AT_A_TIME.get(self.device.type, 4096)
         self._unremovable = unremovable
-        self._bypass = Bypass(model, blocks, sample_BT[:, :8], carried=checkpoint.anatomy.family.carried)
 
     @torch.no_grad()
     def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:

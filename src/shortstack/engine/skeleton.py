@@ -125,7 +125,7 @@ class Skeleton:
         self.tokens = tokens or TOKENS_AT_A_TIME.get(device.type, 4096)
         self._model = _empty_model(checkpoint, dtype, trust_remote_code)
         self._model.eval()
-        self.blocks_name, self._layers = find_blocks(self._model, checkpoint.depth, near=checkpoint.anatomy.prefix)
+        self.blocks_name, self._layers = find_blocks(self._model, checkpoint.anatomy)
         self.blocks: list[nn.Module] = list(self._layers)
         for block in self.blocks:
             if any(buffer.is_meta for buffer in block.buffers()):

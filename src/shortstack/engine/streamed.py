@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.journal import Journal
-from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.skeleton import NotSeparableError, Skeleton
 from shortstack.engine.sweep import (
     ForwardResult,
     OnGradients,
@@ -102,4 +103,21 @@ class StreamedModel:
 
     def close(self) -> None:
         """Let files and threads go."""
-        self.weights.__exit__()
+        self.weights.close()
+
+
+@torch.no_grad()
+def streamed_logits(checkpoint: Checkpoint, order: Sequence[int], ids_BT: torch.Tensor) -> torch.Tensor:
+    """Logits [B, T, V] in float32 on the CPU, with the blocks at these positions alone, in this order.
+
+    Raises:
+        NotSeparableError: its blocks cannot be run one at a time.
+    """
+    if checkpoint.anatomy.family.resident:
+        raise NotSeparableError(checkpoint.source, checkpoint.anatomy.family.resident)
+    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    with BlockWeights(skeleton, resident=False) as weights:
+        hidden_BTD = skeleton.first_hidden(ids_BT)
+        for index, block in weights.each(order):
+            hidden_BTD = skeleton.run_block(block, hidden_BTD, skeleton.calls(ids_BT)[index])
+        return skeleton.logits(hidden_BTD, ids_BT)

@@ -105,6 +105,10 @@ class BlockWeights:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let files and the reading thread go."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._files.close()
 
@@ -196,15 +200,15 @@ def load_outside_blocks(
     """
     files = _Files()
     tensors = [t for t in checkpoint.outside_blocks if not checkpoint.is_repeated_head(t.name)]
-    sizes = {tensor.name: tensor for tensor in tensors}
+    by_name = {tensor.name: tensor for tensor in tensors}
     try:
         for part in conversion.parts(tensors):
-            stored = {}
-            for name, _ in part.sources:
-                raw = torch.empty(sizes[name].nbytes, dtype=torch.uint8)
-                files.read(sizes[name], raw)
-                value = raw.view(_torch_dtype(sizes[name])).view(sizes[name].shape)
-                stored[name] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+            sources = [by_name[name] for name, _ in part.sources]
+            raw = _Buffer(buffer_bytes(sources)).fill(sources, files)
+            stored = {
+                name: value.to(device, dtype if value.is_floating_point() else value.dtype)
+                for name, value in raw.items()
+            }
             for name, value in conversion.parameters(part, stored).items():
                 _set(model, name, value)
     finally:
