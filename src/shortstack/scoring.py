@@ -128,9 +128,8 @@ def score(
             work_folder=work,
             save_every=save_every,
         )
-        if out is not None:
+        if out is not None and work is not None:
             scores.save(out)
-        if work is not None:
             shutil.rmtree(work, ignore_errors=True)
     if csv is not None:
         total = checkpoint.parameters()

@@ -13,6 +13,7 @@ import torch
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.engine import sweep, weights
 from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.streamed import streamed_logits
 from shortstack.engine.weights import BlockWeights
 from shortstack.errors import ShortstackError
 from tests import pico
@@ -89,17 +90,9 @@ def test_inputs_are_what_the_model_gives_its_blocks(built: Built) -> None:
 @pytest.mark.parametrize("family", ["llama", "falcon", "gemma2", "gpt2"])
 def test_skeleton_gives_the_models_own_logits(built: Built, family: str) -> None:
     """Recorders and injector: tuples or tensors, masks by layer type, soft-capped logits."""
-    checkpoint = open_checkpoint(built(family))
-    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     ids = torch.tensor(pico.windows(2, 20))
-    with (
-        torch.no_grad(),
-        BlockWeights(skeleton, resident=False) as source,
-    ):
-        hidden = skeleton.first_hidden(ids)
-        for index, block in source.each(range(6)):
-            hidden = skeleton.run_block(block, hidden, skeleton.calls(ids)[index])
-        found = skeleton.logits(hidden, ids)
+    found = streamed_logits(open_checkpoint(built(family)), range(6), ids)
+    with torch.no_grad():
         expected = pico.load(built(family))(input_ids=ids, use_cache=False).logits
     assert torch.equal(found, expected)
 

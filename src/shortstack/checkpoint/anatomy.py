@@ -121,7 +121,7 @@ _ROWS = [
     dataclasses.replace(_GPT2, model_type="ctrl", embedding="transformer.w.weight"),
     dataclasses.replace(_GPT2, model_type="openai-gpt", embedding="transformer.tokens_embed.weight"),
     dataclasses.replace(
-        _GPT2, model_type="bloom", counts=("n_layer", "num_hidden_layers"),
+        _GPT2, model_type="bloom",
         embedding="transformer.word_embeddings.weight",
     ),
     Family(

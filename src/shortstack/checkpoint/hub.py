@@ -174,13 +174,11 @@ def _answer(error: Exception) -> tuple[str, str]:
     answered = next((cause for cause in _causes(error) if _status(cause) is not None), None)
     status = _status(answered) if answered is not None else None
     for name, code, message, hint in _ANSWERS:
-        if isinstance(error, getattr(errors, name)) and code in (None, status):
+        fits = isinstance(error, getattr(errors, name)) or name == "HfHubHTTPError"
+        if fits and code in (None, status):
             return message, hint
     if status is None:
         return _no_answer(error)
-    for name, code, message, hint in _ANSWERS:
-        if name == "HfHubHTTPError" and code == status:
-            return message, hint
     if status >= 500:
         return f"the hub has a fault of its own (HTTP {status})", "try again later"
     return f"the hub refused it (HTTP {status})", "check the id, or your token"

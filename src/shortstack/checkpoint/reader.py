@@ -148,6 +148,16 @@ class Checkpoint:
         has = f"it has blocks {ranges(self.original_blocks)}"
         raise ShortstackError(f"{self.source}: no block {original_block}; {has} (numbers of the original model)")
 
+    @cached_property
+    def per_block_lists(self) -> dict[str, list[Any]]:
+        """Every config entry with one value per block, written out in full."""
+        return structure.per_block_lists(self.config, self.anatomy.family, self.depth, self.source)
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's own config as rules see it: with every per-block list written out."""
+        return {**self.anatomy.family.text(self.config), **self.per_block_lists}
+
     def is_repeated_head(self, name: str) -> bool:
         """Whether a tensor is the output head, stored beside the embedding that it is tied to."""
         return self.tied and name == self.anatomy.head and self.anatomy.embedding in self.tensors
@@ -230,7 +240,7 @@ def check_consistency(checkpoint: Checkpoint) -> None:
         ShortstackError: one of these.
     """
     source, config, anatomy = checkpoint.source, checkpoint.config, checkpoint.anatomy
-    structure.per_block_lists(config, anatomy.family, anatomy.depth, source)
+    _ = checkpoint.per_block_lists  # of the model's depth, or an error
     if "quantization_config" not in config:
         for tensor in checkpoint.tensors.values():
             if tensor.dtype not in FLOAT_DTYPES and tensor.name.endswith("weight"):
@@ -257,9 +267,8 @@ def _check_head(checkpoint: Checkpoint, embedding: TensorInfo) -> None:
         )
     if not checkpoint.tied or head is None:
         return
-    if head.shape != embedding.shape or (
-        checkpoint.is_here and not same_bytes(TensorCopy(head, ""), TensorCopy(embedding, ""))
-    ):
+    pair = TensorCopy(head, anatomy.head), TensorCopy(embedding, anatomy.embedding)
+    if head.shape != embedding.shape or (checkpoint.is_here and not same_bytes(*pair)):
         raise ShortstackError(
             f"{source}: config.json says head and embedding are tied, but {anatomy.head} differs from the embedding",
             hint='set "tie_word_embeddings": false if the head is a tensor of its own',

@@ -13,7 +13,7 @@ from shortstack.checkpoint.families import Config
 from shortstack.checkpoint.families.rewrites import renumbered
 from shortstack.checkpoint.families.tensors import TensorEdits
 from shortstack.checkpoint.safetensors_header import TensorInfo
-from shortstack.checkpoint.structure import MTP_COUNTS, Anatomy, per_block_lists, ranges, reading_rules
+from shortstack.checkpoint.structure import MTP_COUNTS, Anatomy, ranges, reading_rules
 from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.errors import ShortstackError
 
@@ -44,14 +44,12 @@ def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, A
         raise ShortstackError(
             f"{place}: removing block {ranges(removed)} is not exact: {reason}", hint="choose other blocks"
         )
-    lists = per_block_lists(config, family, depth, place)
-    text = {**family.text(config), **lists}  # rules see every list written out
     edited.pop("auto_map", None)  # code is not copied, and the family's own class computes the same
     inner = edited
     if family.text(config) is not config:
         edited[family.nested] = inner = dict(family.text(config))
     with reading_rules(place, family):
-        _edit_entries(inner, text, anatomy, kept, lists)
+        _edit_entries(inner, checkpoint, kept)
     if "quantization_config" in config:
         edited["quantization_config"] = quantized.shortened(config["quantization_config"], anatomy, kept, place)
     return edited
@@ -63,16 +61,13 @@ def reason_against(checkpoint: Checkpoint, kept: Sequence[int]) -> str | None:
     removed = sorted(set(range(depth)) - set(kept))
     if family.refusal is None or not removed:
         return None
-    lists = per_block_lists(checkpoint.config, family, depth, checkpoint.source)
-    text = {**family.text(checkpoint.config), **lists}
     with reading_rules(checkpoint.source, family):
-        return family.refusal(text, depth, removed, checkpoint.tensors.keys())
+        return family.refusal(checkpoint.text_config, depth, removed, checkpoint.tensors.keys())
 
 
-def _edit_entries(
-    edited: dict[str, Any], text: Config, anatomy: Anatomy, kept: Sequence[int], lists: dict[str, list[Any]]
-) -> None:
+def _edit_entries(edited: dict[str, Any], checkpoint: Checkpoint, kept: Sequence[int]) -> None:
     """Counts, lists, block numbers and rules of the language model's own config, in place."""
+    anatomy, text = checkpoint.anatomy, checkpoint.text_config
     family = anatomy.family
     given = set(edited)
     _edit_counts(edited, text, anatomy, kept)
@@ -84,7 +79,7 @@ def _edit_entries(
         edited["per_layer_config"] = _rekeyed(edited["per_layer_config"], kept)
     if family.rewrite is not None:
         edited |= family.rewrite(text, anatomy.depth, kept)
-    for key, values in lists.items():
+    for key, values in checkpoint.per_block_lists.items():
         shorter = [values[index] for index in kept]
         # A list that the config only implied is needed unless the rule, applied to what is left, says the same.
         implied = family.implied(edited, len(kept)).get(key) if family.implied and key not in given else None
@@ -141,12 +136,10 @@ def shortened_tensors(checkpoint: Checkpoint, kept: Sequence[int]) -> list[Tenso
     if len(kept) == anatomy.depth:
         return [TensorCopy(tensor, tensor.name) for tensor in tensors]
     rule = anatomy.family.tensors
-    text = anatomy.family.text(checkpoint.config)
-    lists = per_block_lists(checkpoint.config, anatomy.family, anatomy.depth, checkpoint.source)
-    with reading_rules(checkpoint.source, anatomy.family):
-        edits = (
-            rule({**text, **lists}, anatomy.prefix, anatomy.depth, checkpoint.tensors, kept) if rule else TensorEdits()
-        )
+    edits = TensorEdits()
+    if rule is not None:
+        with reading_rules(checkpoint.source, anatomy.family):
+            edits = rule(checkpoint.text_config, anatomy.prefix, anatomy.depth, checkpoint.tensors, kept)
     copies = []
     for tensor in tensors:
         block = anatomy.block_of(tensor.name)

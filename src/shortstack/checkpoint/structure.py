@@ -146,14 +146,11 @@ def per_block_lists(config: Config, family: Family, depth: int, place: str) -> d
         if isinstance(value, list):
             lists[key] = _of_depth(value, key, depth, place)
     if family.implied is not None:
-        for key, value in _implied(text, family, depth, place).items():
+        with reading_rules(place, family):
+            implied = family.implied(text, depth)
+        for key, value in implied.items():
             lists.setdefault(key, _of_depth(value, key, depth, place))
     return lists
-
-
-def _implied(text: Config, family: Family, depth: int, place: str) -> dict[str, list[Any]]:
-    with reading_rules(place, family):
-        return family.implied(text, depth) if family.implied is not None else {}
 
 
 @contextlib.contextmanager

@@ -76,18 +76,22 @@ def sliding_where_there_is_a_window(config: Config, depth: int) -> dict[str, lis
     return {"layer_types": [SLIDING if config.get("sliding_window", 4096) is not None else FULL] * depth}
 
 
+def _rope_flags(config: Config, depth: int) -> list[int]:
+    """1 where a block has rotary positions: as the config lists them, else in all but every n-th."""
+    interval = config.get("no_rope_layer_interval", 4)
+    return config.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(depth)]
+
+
 def smollm3_rope(config: Config, depth: int) -> dict[str, list[Any]]:
     """Every fourth block is without rotary positions; those attend within the window, where one is used."""
-    interval = config.get("no_rope_layer_interval", 4)
-    rope = config.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(depth)]
+    rope = _rope_flags(config, depth)
     windowed = config.get("use_sliding_window", False) and config.get("sliding_window") is not None
     return {"no_rope_layers": rope, "layer_types": [SLIDING if windowed and not has else FULL for has in rope]}
 
 
 def llama4_rope(config: Config, depth: int) -> dict[str, list[Any]]:
     """Every fourth block attends to everything and is without rotary positions; the others attend in chunks."""
-    interval = config.get("no_rope_layer_interval", 4)
-    rope = config.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(depth)]
+    rope = _rope_flags(config, depth)
     return {"no_rope_layers": rope, "layer_types": ["chunked_attention" if has else FULL for has in rope]}
 
 
@@ -108,7 +112,7 @@ def cohere2_moe_windows(config: Config, depth: int) -> dict[str, list[Any]]:
     leading, rest = config.get("prefix_dense_sliding_window_pattern", 1), config.get("sliding_window_pattern", 4)
     kinds = [FULL if (i + 1) % leading == 0 else SLIDING for i in range(dense)]
     kinds += [FULL if (i + 1) % rest == 0 else SLIDING for i in range(depth - dense)]
-    return {"layer_types": kinds, "mlp_layer_types": ["dense" if i < dense else "sparse" for i in range(depth)]}
+    return {"layer_types": kinds, **leading_dense(dense)(config, depth)}
 
 
 def exaone_windows(config: Config, depth: int) -> dict[str, list[Any]]:

@@ -12,6 +12,11 @@ from shortstack.checkpoint.families.lists import gemma4_kinds
 from shortstack.checkpoint.families.rewrites import ernie_interval, jamba_periods
 
 
+def _left(depth: int, removed: Sequence[int]) -> list[int]:
+    """Positions of the blocks that stay."""
+    return sorted(set(range(depth)) - set(removed))
+
+
 def only_the_last_blocks(reason: str, when: Callable[[Config], bool] = lambda _: True) -> Refusal:
     """Something depends on the block's number: only a suffix can go without changing the others."""
 
@@ -29,7 +34,7 @@ def never_block_0(reason: str) -> Refusal:
 
 def two_hybrid_blocks_stay(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
     """transformers ties the shared attention of a second hybrid block to the first, and fails without a second."""
-    left = [i for i, kind in enumerate(config["layers_block_type"]) if kind == "hybrid" and i not in set(removed)]
+    left = [i for i in _left(depth, removed) if config["layers_block_type"][i] == "hybrid"]
     return (
         "fewer than two hybrid blocks would stay, and transformers cannot load such a model" if len(left) < 2 else None
     )
@@ -40,7 +45,7 @@ def each_type_stays(key: str) -> Refusal:
 
     def refuse(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
         kinds = config[key]
-        lost = {kinds[index] for index in removed} - {kinds[i] for i in range(depth) if i not in set(removed)}
+        lost = {kinds[index] for index in removed} - {kinds[i] for i in _left(depth, removed)}
         return f"the model needs a block of each type, and no {sorted(lost)[0]} block would stay" if lost else None
 
     return refuse
@@ -56,7 +61,7 @@ def some_attention_stays(key: str = "layer_types", expand: Expansion | None = No
 
     def refuse(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
         kinds = (expand(config, depth) if expand else config).get(key) or []
-        left = [kinds[i] for i in range(depth) if i not in set(removed)]
+        left = [kinds[i] for i in _left(depth, removed)]
         if set(kinds) & _ATTENTION and not set(left) & _ATTENTION:
             return "no block with attention would stay, and cached generation needs one"
         return None
@@ -78,14 +83,14 @@ def first_of(*refusals: Refusal) -> Refusal:
 
 def ernie_irregular(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
     """The experts that stay must again lie at an interval."""
-    if ernie_interval(config, depth, [i for i in range(depth) if i not in set(removed)]) is None:
+    if ernie_interval(config, depth, _left(depth, removed)) is None:
         return "its config can only say that experts lie at a regular interval, and those that stay would not"
     return None
 
 
 def jamba_irregular(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
     """Attention and experts that stay must again lie periodically."""
-    found = jamba_periods(config, [i for i in range(depth) if i not in set(removed)])
+    found = jamba_periods(config, _left(depth, removed))
     if any(pair is None for pair, _ in found.values()):
         return "its config can only say that attention and experts lie periodically, and those that stay would not"
     if not found["attn"][1]:
@@ -108,7 +113,7 @@ def indexers_keep_their_source(
 
 def minimax_decays(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
     """The decay of linear attention depends on the block's number and the depth, unless it is stored."""
-    linear = any(config["layer_types"][i] == LINEAR for i in range(depth) if i not in set(removed))
+    linear = any(config["layer_types"][i] == LINEAR for i in _left(depth, removed))
     if linear and not any(name.endswith("self_attn.slope_rate") for name in names):
         return "the decay of its linear attention depends on the block's number, and the weights do not hold it"
     return None
@@ -124,7 +129,7 @@ def rwkv_rescaling(config: Config, depth: int, removed: Sequence[int], names: Co
 def gemma4_last_and_shared(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
     """The last block is always computed with full attention; and as for Gemma 3n."""
     kinds = gemma4_kinds(config, depth)["layer_types"]
-    kept = [i for i in range(depth) if i not in set(removed)]
+    kept = _left(depth, removed)
     if kinds[kept[-1]] != FULL:
         return f"the last block must attend to everything, and block {kept[-1]} does not"
     return shared_keys_keep_their_source(0)(config, depth, removed, names)
