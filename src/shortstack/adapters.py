@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint.copying import copy_tensors, new_header, write_hashed
+from shortstack.checkpoint.families.rewrites import renumbered
 from shortstack.checkpoint.module_names import Renumbering
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_header
@@ -96,12 +97,11 @@ def _tensors(adapter: Path) -> tuple[list[TensorInfo], dict[str, str]]:
 
 def _shortened(config: dict[str, Any], renumber: Renumbering, kept: Sequence[int]) -> dict[str, Any]:
     edited = dict(config)
-    place = {old: new for new, old in enumerate(kept)}
     layers = edited.get("layers_to_transform")
     if isinstance(layers, int):
         layers = [layers]
     if isinstance(layers, list):
-        edited["layers_to_transform"] = [place[index] for index in layers if index in place]
+        edited["layers_to_transform"] = renumbered([index for index in layers if type(index) is int], kept)
     for key in _NAMES:
         value = edited.get(key)
         if isinstance(value, str):

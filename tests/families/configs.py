@@ -66,20 +66,29 @@ GENERIC: dict[str, Any] = {
     "linear_value_head_dim": 16,
     "linear_conv_kernel_dim": 4,
 }
+# Parts of composites: those of GENERIC that any language model has, and that linear attention has; a vision tower.
+_WIDTHS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim",
+)  # fmt: skip
+TEXT = {key: GENERIC[key] for key in _WIDTHS}
+LINEAR = {key: GENERIC[key] for key in GENERIC if key.startswith("linear_") and key != "linear_conv_kernel_dim"}
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 64}
+_LETTERS = {"s": "sliding_attention", "f": "full_attention", "l": "linear_attention", "c": "chunked_attention"}
+
+
+def attention(letters: str) -> list[str]:
+    """One attention type per block, by its first letter."""
+    return [_LETTERS[letter] for letter in letters]
+
+
 CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v4": {},
     "gemma4_unified_text": {},
     "falcon_mamba": {},
     "minimax_m3_vl_text": {},
     "afmoe": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "num_dense_layers": 2,
     },
     "apertus": {},
@@ -109,36 +118,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "camembert": {"is_decoder": True},
     "codegen": {"rotary_dim": 8, "n_ctx": 64},
     "cohere": {},
-    "cohere2": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "cohere2": {"layer_types": attention("sfssff")},
     "cohere2_moe": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"],
     },
     "cohere_compass_text": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
@@ -146,16 +132,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "cpmant": {"dim_head": 16, "dim_ff": 96, "_drop": []},
     "ctrl": {"dff": 96},
-    "cwm": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "cwm": {"layer_types": attention("sfssff")},
     "dbrx": {
         "_drop": ["num_key_value_heads"],
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
@@ -172,16 +149,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "diffllama": {},
     "doge": {},
-    "dots1": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "dots1": {"layer_types": attention("sfssff")},
     "electra": {"is_decoder": True},
     "ernie4_5": {},
     "ernie4_5_moe": {
@@ -200,25 +168,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_layer_interval": 2,
         "moe_num_shared_experts": 1,
     },
-    "exaone4": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "exaone4": {"layer_types": attention("sfssff")},
     "exaone_moe": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"],
     },
     "falcon": {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2},
@@ -233,36 +185,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "flex_olmo": {},
     "gemma": {},
     "gemma2": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "query_pre_attn_scalar": 16,
     },
     "gemma3": {
         "_drop": ["hidden_size"],
         "text_config": {
             "model_type": "gemma3_text",
-            "vocab_size": 96,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
+            **TEXT,
             "sliding_window": 4,
-            "layer_types": [
-                "sliding_attention",
-                "full_attention",
-                "sliding_attention",
-                "sliding_attention",
-                "full_attention",
-                "full_attention",
-            ],
+            "layer_types": attention("sfssff"),
             "query_pre_attn_scalar": 16,
             "max_position_embeddings": 64,
         },
@@ -280,25 +212,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "eoi_token_index": 93,
     },
     "gemma3_text": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "query_pre_attn_scalar": 16,
     },
     "gemma3n_text": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "vocab_size_per_layer_input": 96,
         "hidden_size_per_layer_input": 8,
         "num_kv_shared_layers": 2,
@@ -307,56 +225,28 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": [96, 96, 96, 96, 96, 96],
     },
     "gemma4_text": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "vocab_size_per_layer_input": 96,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
         "global_head_dim": 16,
     },
     "gemma4_text@hetero": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "vocab_size_per_layer_input": 96,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
         "global_head_dim": 32,
     },
     "gemma4_text@lastS": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfsssf"),
         "vocab_size_per_layer_input": 96,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
         "global_head_dim": 32,
     },
     "gemma4_text@ple": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "vocab_size_per_layer_input": 96,
         "hidden_size_per_layer_input": 8,
         "num_kv_shared_layers": 2,
@@ -389,51 +279,21 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gpt_neox": {},
     "gpt_neox_japanese": {},
-    "gpt_oss": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "gpt_oss": {"layer_types": attention("sfssff")},
     "gptj": {"rotary_dim": 8},
     "granite": {},
     "granite_swa": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "layer_rope_theta": [10000.0, 20000.0, 30000.0, 40000.0, 50000.0, 60000.0],
     },
     "granitemoe": {},
     "granitemoe_swa": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "layer_rope_theta": [10000.0, 20000.0, 30000.0, 40000.0, 50000.0, 60000.0],
         "shared_intermediate_size": 32,
     },
     "granitemoehybrid": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("lfllff"),
         "shared_intermediate_size": 32,
         "mamba_n_heads": 8,
         "mamba_d_head": 16,
@@ -442,14 +302,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_chunk_size": 8,
     },
     "granitemoehybrid@dense": {
-        "layer_types": [
-            "full_attention",
-            "full_attention",
-            "full_attention",
-            "full_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("ffffff"),
         "num_local_experts": 0,
         "shared_intermediate_size": 96,
     },
@@ -495,28 +348,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "jetmoe": {"kv_channels": 16, "num_key_value_heads": 2, "num_attention_heads": 2},
     "kimi_linear": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("lfllff"),
         "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"],
         "linear_head_dim": 16,
         "linear_num_heads": 4,
         "num_key_value_heads": 4,
     },
     "laguna": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"],
         "num_attention_heads_per_layer": [4, 8, 4, 4, 8, 4],
     },
@@ -532,26 +371,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama4@composite": {
         "text_config": {
-            "vocab_size": 96,
-            "hidden_size": 64,
-            "intermediate_size": 96,
+            **TEXT,
             "intermediate_size_mlp": 96,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
             "attention_chunk_size": 4,
             "num_local_experts": 4,
             "no_rope_layers": [1, 0, 1, 1, 0, 0],
             "moe_layers": [0, 1, 4],
-            "layer_types": [
-                "chunked_attention",
-                "full_attention",
-                "chunked_attention",
-                "chunked_attention",
-                "full_attention",
-                "full_attention",
-            ],
+            "layer_types": attention("cfccff"),
         },
         "vision_config": {
             "hidden_size": 16,
@@ -567,14 +393,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_layers": [0, 1, 4],
         "attention_chunk_size": 4,
         "intermediate_size_mlp": 96,
-        "layer_types": [
-            "chunked_attention",
-            "full_attention",
-            "chunked_attention",
-            "chunked_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("cfccff"),
     },
     "longcat_flash": {
         "head_dim": 8,
@@ -590,62 +409,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
     "mbart": {"is_encoder_decoder": False, "is_decoder": True},
     "mellum": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"],
     },
     "mimo_v2_flash": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "mlp_layer_types": ["dense", "sparse", "sparse", "dense", "sparse", "sparse"],
     },
     "minicpm3": {},
     "minimax": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("lfllff"),
         "block_size": 4,
     },
     "minimax_m2": {},
-    "ministral": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "ministral": {"layer_types": attention("sfssff")},
     "ministral3": {},
     "mistral": {},
     "mixtral": {},
     "modernbert-decoder": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "local_attention": 4,
     },
     "mpt": {"expansion_ratio": 2},
@@ -663,26 +445,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "olmo": {},
     "olmo2": {},
-    "olmo3": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
-    "olmo_hybrid": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "olmo3": {"layer_types": attention("sfssff")},
+    "olmo_hybrid": {"layer_types": attention("lfllff")},
     "olmoe": {},
     "openai-gpt": {},
     "opt": {"word_embed_proj_dim": 64},
@@ -704,98 +468,29 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {"use_sliding_window": True, "max_window_layers": 2},
     "qwen3_5@composite": {
         "text_config": {
-            "vocab_size": 96,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "layer_types": [
-                "linear_attention",
-                "full_attention",
-                "linear_attention",
-                "linear_attention",
-                "full_attention",
-                "full_attention",
-            ],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
+            **TEXT,
+            "layer_types": attention("lfllff"),
+            **LINEAR,
         },
-        "vision_config": {
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-        },
+        "vision_config": dict(QWEN_VISION),
     },
     "qwen3_5_moe@composite": {
         "text_config": {
-            "vocab_size": 96,
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "layer_types": [
-                "linear_attention",
-                "full_attention",
-                "linear_attention",
-                "linear_attention",
-                "full_attention",
-                "full_attention",
-            ],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 16,
+            **TEXT,
+            "layer_types": attention("lfllff"),
+            **LINEAR,
             "num_experts": 4,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 32,
             "shared_expert_intermediate_size": 32,
         },
-        "vision_config": {
-            "depth": 1,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_heads": 2,
-            "out_hidden_size": 64,
-        },
+        "vision_config": dict(QWEN_VISION),
     },
-    "qwen3_5_moe_text": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
-    "qwen3_5_text": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ]
-    },
+    "qwen3_5_moe_text": {"layer_types": attention("lfllff")},
+    "qwen3_5_text": {"layer_types": attention("lfllff")},
     "qwen3_moe": {"mlp_only_layers": [1], "decoder_sparse_step": 2},
     "qwen3_next": {
-        "layer_types": [
-            "linear_attention",
-            "full_attention",
-            "linear_attention",
-            "linear_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("lfllff"),
         "mlp_only_layers": [1],
         "decoder_sparse_step": 2,
     },
@@ -864,27 +559,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": {
         "no_rope_layers": [1, 0, 1, 1, 0, 0],
         "use_sliding_window": True,
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
     },
     "solar_open": {},
     "stablelm": {},
     "starcoder2": {},
     "vaultgemma": {
-        "layer_types": [
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "full_attention",
-        ],
+        "layer_types": attention("sfssff"),
         "query_pre_attn_scalar": 16,
     },
     "xglm": {"attention_heads": 4},

@@ -74,9 +74,19 @@ def test_every_nth_write_fails(
 
 @pytest.mark.fault(50)
 def test_a_short_write_is_gone_on_with(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prune(str(built("llama")), out=tmp_path / "whole", blocks="1", quiet=True)
     real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[: max(1, len(data) // 2)], offset))
+    short: list[int] = []
+
+    def pwrite(descriptor: int, data: Any, offset: int) -> int:
+        short.append(len(data) // 2)
+        return real(descriptor, data[: max(1, len(data) // 2)], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
     prune(str(built("llama")), out=tmp_path / "p", blocks="1", verify=True, quiet=True)
+    assert any(short)
+    name = "model.safetensors"
+    assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.fault(54)
