@@ -42,7 +42,7 @@ def carry_adapter(
     Raises:
         ShortstackError: it is no adapter, or names blocks in a way that cannot be renumbered.
     """
-    config = _config(adapter)
+    config = read_adapter_config(adapter)
     tensors, metadata = _tensors(adapter)
     renumber = Renumbering(checkpoint.anatomy, kept, str(adapter / CONFIG))
     found = {number for tensor in tensors if (number := renumber.number_of(tensor.name)) is not None}
@@ -65,7 +65,12 @@ def carry_adapter(
     return files
 
 
-def _config(adapter: Path) -> dict[str, Any]:
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json of a PEFT adapter.
+
+    Raises:
+        ShortstackError: it is no adapter, or one whose blocks cannot be told apart.
+    """
     path = adapter / CONFIG
     try:
         config = json.loads(path.read_bytes())

@@ -41,6 +41,26 @@ COMMANDS = {
         "shortstack.pruning:prune",
         "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
     ),
+    "retrain lora": (
+        "shortstack.retraining.lora:retrain_lora",
+        "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",
+    ),
+    "retrain cpt": (
+        "shortstack.retraining.pretrain:retrain_cpt",
+        "Train a checkpoint further on text, as in pretraining.",
+    ),
+    "retrain distill": (
+        "shortstack.retraining.distill:retrain_distill",
+        "Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.",
+    ),
+    "merge": (
+        "shortstack.retraining.merge:merge",
+        "Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.",
+    ),
+    "teach": (
+        "shortstack.retraining.teaching:teach",
+        "Write down a teacher's top logits on a text, for distillation without the teacher.",
+    ),
     "eval ppl": (
         "shortstack.evaluation.perplexity:evaluate_ppl",
         "Perplexity of checkpoints on texts, with standard errors.",
@@ -49,6 +69,11 @@ COMMANDS = {
         "shortstack.evaluation.samples:evaluate_samples",
         "Continuations of one prompt by each checkpoint, with the same seed.",
     ),
+}
+# Commands of commands, with their line.
+GROUPS = {
+    "retrain": "Train a pruned checkpoint until it is well again: LoRA, continued pretraining, distillation.",
+    "eval": "Evaluate checkpoints: perplexity, sample continuations.",
 }
 
 
@@ -116,11 +141,12 @@ def _app() -> App:
         default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
         suppress_keyboard_interrupt=False,
     )
-    evaluate = App(name="eval", help="Evaluate checkpoints: perplexity, sample continuations.")
-    app.command(evaluate)
+    groups = {name: App(name=name, help=line) for name, line in GROUPS.items()}
     for name, (function, line) in COMMANDS.items():
         parent, _, last = name.rpartition(" ")
-        (evaluate if parent else app).command(function, name=last, help=line)
+        if parent and parent not in app:
+            app.command(groups[parent])
+        (groups[parent] if parent else app).command(function, name=last, help=line)
     return app
 
 

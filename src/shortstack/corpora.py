@@ -1,11 +1,12 @@
-"""Where texts come from: the embedded text, files (.txt .jsonl .json .parquet) and folders of them."""
+"""Where texts come from: the embedded text, files (.txt .jsonl .json .parquet), folders of them, sets on the hub."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -13,12 +14,11 @@ from typing import IO, Any, Literal
 from shortstack.errors import ShortstackError, UsageError, first_line, system_reason
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet")
-NAMED_SETS = ("wikitext2", "ptb", "c4", "bookcorpus", "alpaca-cleaned")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
 _LONGEST_ROW = 64 << 20  # bytes of one line
 
-Role = Literal["calibration", "evaluation"]
+Role = Literal["calibration", "evaluation", "training"]
 
 
 @dataclass(frozen=True)
@@ -66,24 +66,12 @@ def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None) -> C
     """
     if source == "embedded":
         return _embedded(role)
-    path = Path(source).expanduser()
-    if not path.exists():
-        hint = "give a file, a folder, or embedded"
-        if source in NAMED_SETS:
-            hint = f"the hub's {source} cannot be fetched by name yet: give a local copy of it"
-        raise ShortstackError(f"{source}: no such file or folder", hint=hint)
-    files = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise ShortstackError(
-                f"{source}: no text in this folder", hint=f"expected files ending in {' '.join(SUFFIXES)}"
-            )
-    budget = _Budget(limit_bytes)
+    files = source_files(source, role=role)
+    budget = Budget(limit_bytes)
     corpus = Corpus(source, "")
     for file in files:
         try:
-            _read_file(file, corpus, budget)
+            _read_file(Path(file), corpus, budget)
         except OSError as error:
             raise ShortstackError(
                 f"{file}: cannot be read ({system_reason(error)})",
@@ -96,6 +84,35 @@ def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None) -> C
     if sum(map(bool, (corpus.documents, corpus.windows, corpus.chats))) > 1:
         raise ShortstackError(f"{source}: mixes rows of text, input_ids and messages", hint="keep one kind per source")
     return corpus
+
+
+def source_files(source: str, *, role: Role) -> Sequence[Path]:
+    """The files of a SOURCE that is not `embedded`: one, those of a folder in name order, or a hub set's.
+
+    A hub set's files are downloaded when they are asked for, one by one.
+
+    Raises:
+        ShortstackError: nothing there.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if suffix_of(file) in SUFFIXES and file.is_file())
+        if not files:
+            raise ShortstackError(
+                f"{source}: no text in this folder", hint=f"expected files ending in {' '.join(SUFFIXES)}"
+            )
+        return files
+    if path.exists():
+        return [path]
+    from shortstack.hub_datasets import hub_files
+
+    return hub_files(source, role=role)
+
+
+def suffix_of(file: Path) -> str:
+    """The end of a file's name that says what it holds, such as `.jsonl` or `.jsonl.gz`."""
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
 
 
 def _embedded(role: Role) -> Corpus:
@@ -111,7 +128,7 @@ def _embedded(role: Role) -> Corpus:
 
 
 @dataclass
-class _Budget:
+class Budget:
     """How much may still be read, and the hash of what was."""
 
     limit: int | None
@@ -131,52 +148,86 @@ class _Budget:
         return -1 if self.limit is None else max(0, self.limit - self.read)
 
 
-def _read_file(file: Path, corpus: Corpus, budget: _Budget) -> None:
-    suffix = file.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ShortstackError(f"{file}: unknown kind of file", hint=f"expected one ending in {' '.join(SUFFIXES)}")
+def _read_file(file: Path, corpus: Corpus, budget: Budget) -> None:
+    if suffix_of(file) not in TEXT_SUFFIXES:
+        return _add_rows(file, file_rows(file, budget), corpus)
     if budget.left == 0:
         budget.is_cut = True
-        return
-    if suffix == ".parquet":
-        _add_rows(file, _parquet_rows(file, budget), corpus)
-        return
+        return None
     with file.open("rb") as stream:
-        if suffix in TEXT_SUFFIXES:
-            data = budget.take(stream.read(budget.left))
-            more = bool(stream.read(1))
-            budget.is_cut |= more
-            corpus.documents.append(_decoded(file, data, 0, cut=more).replace("\r\n", "\n"))
-        elif suffix == ".jsonl":
-            _add_rows(file, _json_lines(file, stream, budget), corpus)
-        else:
-            rows = _parse(file, "", _decoded(file, budget.take(stream.read()), 0))
+        data = budget.take(stream.read(budget.left))
+        more = bool(stream.read(1))
+        budget.is_cut |= more
+        corpus.documents.append(decoded(file, data, 0, cut=more).replace("\r\n", "\n"))
+    return None
+
+
+def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, Any]]:
+    """(place, row) of each row of a .jsonl, .json or .parquet file, one at a time, until the budget is spent.
+
+    Raises:
+        ShortstackError: not such a file, not UTF-8, or a broken row.
+    """
+    suffix = suffix_of(file)
+    if suffix not in SUFFIXES or suffix in TEXT_SUFFIXES:
+        raise ShortstackError(f"{file}: unknown kind of file", hint=f"expected one ending in {' '.join(SUFFIXES)}")
+    if budget is not None and budget.left == 0:
+        budget.is_cut = True
+    elif suffix == ".parquet":
+        yield from _parquet_rows(file, budget)
+    else:
+        budget = budget or Budget(None)
+        with open_rows(file) as stream:
+            if suffix.startswith(".jsonl") or _holds_lines(stream):
+                for place, row, _ in json_lines(file, stream, budget):
+                    yield place, row
+                return
+            rows = _parse(file, "", decoded(file, budget.take(stream.read()), 0))
             if not isinstance(rows, list):
                 raise ShortstackError(f"{file}: expected a JSON list of rows, found {type(rows).__name__}")
-            _add_rows(file, ((f"row {n}", row) for n, row in enumerate(rows, start=1)), corpus)
+            yield from ((f"row {n}", row) for n, row in enumerate(rows, start=1))
 
 
-def _json_lines(file: Path, stream: IO[bytes], budget: _Budget) -> Iterator[tuple[str, Any]]:
-    """(place, row) of each line that is not blank, one at a time, until the budget is spent."""
-    start = 0
-    for number in itertools.count(1):
+def open_rows(file: Path) -> IO[bytes]:
+    """A file of JSON, decompressed where its name ends in .gz."""
+    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
+
+
+def _holds_lines(stream: IO[bytes]) -> bool:
+    """Whether a .json file is one of lines, as the hub's c4 is: two rows side by side are no JSON text."""
+    first, second = stream.readline(_LONGEST_ROW).strip(), stream.readline(_LONGEST_ROW).strip()
+    stream.seek(0)
+    return first.startswith(b"{") and first.endswith(b"}") and second.startswith(b"{")
+
+
+def json_lines(
+    file: Path, stream: IO[bytes], budget: Budget, *, start: int = 0, number: int = 1
+) -> Iterator[tuple[str, Any, int]]:
+    """(place, row, where the next line starts) of each line that is not blank, until the budget is spent.
+
+    Args:
+        file: what errors call it.
+        stream: stands at byte `start`, where line `number` begins.
+        budget: what may be read.
+    """
+    for line_number in itertools.count(number):
         raw = stream.readline(_LONGEST_ROW)
         if not raw:
             return
         if len(raw) == _LONGEST_ROW:
             raise ShortstackError(
-                f"{file}, line {number}: longer than {_LONGEST_ROW >> 20} MiB", hint="is this a .txt file?"
+                f"{file}, line {line_number}: longer than {_LONGEST_ROW >> 20} MiB", hint="is this a .txt file?"
             )
-        line = _decoded(file, budget.take(raw), start).strip()
+        line = decoded(file, budget.take(raw), start).strip()
         start += len(raw)
         if line:
-            yield f"line {number}", _parse(file, f"line {number}", line)
+            yield f"line {line_number}", _parse(file, f"line {line_number}", line), start
         if budget.left == 0:
             budget.is_cut = bool(stream.read(1))
             return
 
 
-def _decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
+def decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
     """Strict UTF-8, with or without a byte order mark at the start of the file.
 
     Args:
@@ -203,7 +254,7 @@ def _parse(file: Path, place: str, text: str) -> Any:
         raise ShortstackError(f"{file}{where}: not valid JSON: {error}", hint="correct or remove it") from None
 
 
-def _parquet_rows(file: Path, budget: _Budget) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(file: Path, budget: Budget | None) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow.parquet
     except ImportError:
@@ -214,9 +265,10 @@ def _parquet_rows(file: Path, budget: _Budget) -> Iterator[tuple[str, Any]]:
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    budget.take(json.dumps(row, default=str, sort_keys=True).encode())
+                    if budget is not None:
+                        budget.take(json.dumps(row, default=str, sort_keys=True).encode())
                     yield f"row {number}", row
-                if budget.left == 0:
+                if budget is not None and budget.left == 0:
                     budget.is_cut = number < table.metadata.num_rows
                     return
     except pyarrow.ArrowException as error:
@@ -234,8 +286,15 @@ def _add_rows(file: Path, rows: Iterable[tuple[str, Any]], corpus: Corpus) -> No
             corpus.windows.append(ids)
         elif isinstance(row.get("messages"), list):
             corpus.chats.append(row["messages"])
-        elif isinstance(row.get("text"), str):
-            corpus.documents.append(row["text"])
+        elif (text := row_text(row)) is not None:
+            corpus.documents.append(text)
         else:
             found = ", ".join(map(str, row)) or "nothing"
             raise ShortstackError(f"{file}, {place}: no text, input_ids or messages (found: {found})")
+
+
+def row_text(row: dict[str, Any]) -> str | None:
+    """The text of a row, under the names that published sets give it; None where there is none."""
+    if isinstance(row.get("text"), str):
+        return str(row["text"])
+    return row["sentence"].strip() if isinstance(row.get("sentence"), str) else None  # PTB as published

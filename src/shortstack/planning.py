@@ -183,11 +183,11 @@ def parse_blocks(text: str) -> list[int]:
     return found
 
 
-def parse_amount(text: str) -> int:
+def parse_amount(text: str, option: str = "--params", what: str = "parameters") -> int:
     """`5.5B` -> 5500000000 (K, M, B and T are powers of a thousand)."""
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,18})?)\s*([kKmMbBtT]?)\s*", text)
     if not match:
-        raise UsageError(f"--params {text!r} is not a number of parameters", hint="such as 5.5B, 700M or 5524115456")
+        raise UsageError(f"{option} {text!r} is not a number of {what}", hint="such as 5.5B, 700M or 5524115456")
     power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}[match.group(2).lower()]
     return round(float(match.group(1)) * 10.0**power)
 

@@ -11,14 +11,14 @@ from typing import Any
 from shortstack.adapters import carry_adapter
 from shortstack.checkpoint import provenance
 from shortstack.checkpoint.card import model_card
-from shortstack.checkpoint.copying import copy_tensors, new_header, write_hashed
+from shortstack.checkpoint.companions import continued_record, copy_companions
+from shortstack.checkpoint.copying import copy_tensors, new_header
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.repairs import repaired
 from shortstack.checkpoint.safetensors_header import raw_header
 from shortstack.checkpoint.shortening import dropped_further_prediction, shortened_config, shortened_tensors
 from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.tensor_copy import TensorCopy
-from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE, checked_link
+from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE
 from shortstack.checkpoint.writer import published
 from shortstack.errors import UsageError
 from shortstack.opening import open_model
@@ -26,14 +26,6 @@ from shortstack.planning import PlanSource, ScoresSource, Strategy, plan_for, re
 from shortstack.plans import PrunePlan, load_plan
 from shortstack.progress import Progress
 from shortstack.tables import count, seconds, size, table
-
-# Never copied: other forms of the weights, code, and what shortstack writes itself.
-_NOT_COPIED_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".py", ".lock",
-)  # fmt: skip
-_NOT_COPIED_NAMES = ("config.json", INDEX, "README.md", provenance.FILE_NAME)
-_COPIED_FOLDERS = ("additional_chat_templates",)
-_LARGEST_COPIED_FILE = 500_000_000  # bytes; tokenizers are far smaller
 
 
 @dataclass(frozen=True)
@@ -192,10 +184,7 @@ def write_pruned(
         (directory / "config.json").write_text(
             json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-    for path in _other_files(checkpoint.directory):
-        name = str(path.relative_to(checkpoint.directory))
-        data = checked_link(path, checkpoint.directory, allow_links).read_bytes()
-        files[name] = write_hashed(directory / name, repaired(checkpoint.repair, name, data))
+    files |= copy_companions(checkpoint, directory, allow_links=allow_links)
     record = _record(checkpoint, plan, files)
     (directory / "README.md").write_text(model_card(record), encoding="utf-8")
     (directory / provenance.FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -230,43 +219,19 @@ def _copy_weights(
     return files
 
 
-def _other_files(directory: Path) -> list[Path]:
-    """Tokenizer, chat templates, generation config, licence: everything that is neither weights nor code."""
-    found = []
-    for folder in (directory, *(directory / name for name in _COPIED_FOLDERS)):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if not path.is_file() or path.name.startswith(".") or path.stat().st_size > _LARGEST_COPIED_FILE:
-                continue
-            if path.name not in _NOT_COPIED_NAMES and not path.name.endswith((*_NOT_COPIED_SUFFIXES, ".index.json")):
-                found.append(path)
-    return found
-
-
 def _record(checkpoint: Checkpoint, plan: PrunePlan, files: dict[str, str]) -> dict[str, Any]:
-    before = checkpoint.provenance or {}
-    return {
-        "schema": provenance.SCHEMA,
-        "source": before.get("source", checkpoint.source),
-        **({"revision": checkpoint.revision} if checkpoint.revision and not before else {}),
-        "source_fingerprint": before.get("source_fingerprint", checkpoint.fingerprint),
-        "original_depth": before.get("original_depth", checkpoint.depth),
-        "kept_blocks": list(plan.kept),
-        "steps": [
-            *before.get("steps", []),
-            {
-                "stage": "prune",
-                "source": checkpoint.source,
-                "fingerprint": checkpoint.fingerprint,
-                "removed_blocks": list(plan.removed),
-                "protected_blocks": list(plan.protected),
-                "criterion": plan.criterion,
-                "removal_ratio": plan.removal_ratio,
-                "why": plan.why,
-                **({"repairs": [checkpoint.repair.name]} if checkpoint.repair else {}),
-                "before": plan.before,
-                "after": plan.after,
-                "versions": provenance.versions(),
-            },
-        ],
-        "files": dict(sorted(files.items())),
+    step = {
+        "stage": "prune",
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        "removed_blocks": list(plan.removed),
+        "protected_blocks": list(plan.protected),
+        "criterion": plan.criterion,
+        "removal_ratio": plan.removal_ratio,
+        "why": plan.why,
+        **({"repairs": [checkpoint.repair.name]} if checkpoint.repair else {}),
+        "before": plan.before,
+        "after": plan.after,
+        "versions": provenance.versions(),
     }
+    return continued_record(checkpoint, step, plan.kept, files)

@@ -40,10 +40,16 @@ def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: 
         return path
     if path.exists():
         raise ShortstackError(f"{source}: is a file, expected a checkpoint directory or a hub id")
-    match = _HUB_ID.fullmatch(source)
-    if not match or ".." in source or _looks_like_a_path(source):
+    found = parse_hub_id(source)
+    if found is None or looks_like_a_path(source):
         raise ShortstackError(f"{source}: no such directory", hint="give a checkpoint directory, a hub id, or embedded")
-    return _downloaded(source, match.group("name"), match.group("revision"), before_weights, weights)
+    return _downloaded(source, *found, before_weights, weights)
+
+
+def parse_hub_id(source: str) -> tuple[str, str | None] | None:
+    """(name, revision or None) of `org/name@revision`; None for what is no hub id."""
+    match = _HUB_ID.fullmatch(source)
+    return (match.group("name"), match.group("revision")) if match and ".." not in source else None
 
 
 def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo], dict[Path, dict[str, str]]]:
@@ -61,7 +67,7 @@ def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo],
 
     name, _, revision = source.partition("@")
     try:
-        found = _asked(source, lambda: HfApi().get_safetensors_metadata(name, revision=revision or None))
+        found = asked(source, lambda: HfApi().get_safetensors_metadata(name, revision=revision or None))
     except (NotASafetensorsRepoError, SafetensorsParsingError, KeyError, ValueError) as error:
         raise ShortstackError(f"{source}: {first_line(error)}", hint="download it, and give the directory") from None
     tensors = {}
@@ -72,7 +78,7 @@ def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo],
     return tensors, {directory / file: dict(metadata.metadata) for file, metadata in found.files_metadata.items()}
 
 
-def _looks_like_a_path(source: str) -> bool:
+def looks_like_a_path(source: str) -> bool:
     """`models/vicuna` beside a folder `models` is a mistyped path, not something to ask the hub for."""
     first, _, rest = source.partition("/")
     return source.startswith(("/", ".", "~")) or (bool(rest) and Path(first).is_dir())
@@ -87,20 +93,20 @@ def _downloaded(
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     fetch = functools.partial(hf_hub_download, name, "config.json", revision=revision)
     if constants.HF_HUB_OFFLINE:
-        return Path(_asked(source, fetch)).parent  # what else must be there is checked when it is read
+        return Path(asked(source, fetch)).parent  # what else must be there is checked when it is read
     unreachable = _unreachable_hub()
     if unreachable is not None:  # the library would try for half a minute
         with contextlib.suppress(Exception):
             return Path(fetch(local_files_only=True)).parent
         message, hint = _no_answer(unreachable)
         raise ShortstackError(f"{source}: {message}", hint=hint)
-    config = Path(_asked(source, fetch))
+    config = Path(asked(source, fetch))
     before_weights(config.parent)
-    files = _asked(source, lambda: HfApi().list_repo_files(name, revision=revision))
+    files = asked(source, lambda: HfApi().list_repo_files(name, revision=revision))
     chosen = _weight_patterns(source, files)  # also where they are not wanted now: nothing there is an error
     patterns = [*_SMALL_FILES, *(chosen if weights or chosen[0].endswith(".bin") else [])]
     whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns)
-    return Path(_asked(source, whole))
+    return Path(asked(source, whole))
 
 
 def _unreachable_hub() -> Exception | None:
@@ -134,8 +140,14 @@ def _weight_patterns(source: str, files: list[str]) -> list[str]:
     )
 
 
-def _asked(source: str, ask: Callable[[], _Result]) -> _Result:
-    """Ask the hub; every way in which it can fail is a line of its own."""
+def asked(source: str, ask: Callable[[], _Result], *, what: str = "model") -> _Result:
+    """Ask the hub; every way in which it can fail is a line of its own.
+
+    Args:
+        source: what errors call the thing that was asked for.
+        ask: the call.
+        what: the kind of thing, as errors name it.
+    """
     import httpx
     from huggingface_hub import errors
 
@@ -150,6 +162,8 @@ def _asked(source: str, ask: Callable[[], _Result]) -> _Result:
         message, hint = _answer(error)
     except OSError as error:
         message, hint = _no_answer(error)
+    if what != "model":
+        message, hint = (text.replace("no such directory", "no such file").replace("model", what) for text in (message, hint))
     raise ShortstackError(f"{source}: {message}", hint=hint) from None
 
 

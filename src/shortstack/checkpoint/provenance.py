@@ -13,6 +13,8 @@ from shortstack.records import block_numbers, mapping
 
 FILE_NAME = "shortstack.json"
 SCHEMA = 1
+# What retraining leaves beside the weights: about one run, and not copied when the checkpoint is worked on further.
+RETRAINING_FILES = ("metrics.jsonl", "loss.png")
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -39,10 +41,10 @@ def read(directory: Path) -> dict[str, Any] | None:
     return {**record, "original_depth": depth, "steps": steps, "files": files}
 
 
-def versions() -> dict[str, str]:
-    """Versions that a figure may depend on, without importing anything heavy."""
+def versions(*also: str) -> dict[str, str]:
+    """Versions that a figure may depend on (those of `also` too), without importing anything heavy."""
     found = {"python": platform.python_version()}
-    for name in ("shortstack", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
+    for name in ("shortstack", "torch", "transformers", "tokenizers", "safetensors", "numpy", *also):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

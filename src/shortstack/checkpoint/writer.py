@@ -25,7 +25,12 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 @contextlib.contextmanager
 def published(
-    output: str | Path, *, inputs: Sequence[Path] = (), nbytes: int = 0, force: bool = False
+    output: str | Path,
+    *,
+    inputs: Sequence[Path] = (),
+    nbytes: int = 0,
+    force: bool = False,
+    is_locked: bool = False,
 ) -> Iterator[Path]:
     """Give a staging directory that becomes `output` when the body ends well, and vanishes when it does not.
 
@@ -34,19 +39,36 @@ def published(
         inputs: directories that must not be touched: `output` may be none of them, nor lie inside one.
         nbytes: what will be written, to fail before the work rather than after it.
         force: replace an existing `output`, if shortstack made it.
+        is_locked: the caller holds the output's lock already.
 
     Raises:
         ShortstackError: the output may not be written there, or another process is writing it.
     """
-    target = Path(os.path.abspath(Path(output).expanduser()))
+    target = absolute(output)
     try:
         _refuse_unsafe(target, inputs, force)
-        with locked(target):
+        with contextlib.nullcontext() if is_locked else locked(target):
             _remove_stale(target)
             _check_space(target.parent, nbytes)
             yield from _staged(target, force)
     except OSError as error:
         raise _explained(target, error) from error
+
+
+def absolute(output: str | Path) -> Path:
+    """An output's path in full; links in it stay as they are."""
+    return Path(os.path.abspath(Path(output).expanduser()))
+
+
+def check_output(output: str | Path, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
+    """Fail now rather than after hours of work where `published` would refuse the output.
+
+    Raises:
+        ShortstackError: the output may not be written there.
+    """
+    target = absolute(output)
+    _refuse_unsafe(target, inputs, force)
+    check_writable_file(target.parent / f".{target.name}.shortstack-probe")
 
 
 @contextlib.contextmanager
@@ -89,7 +111,7 @@ def _staged(target: Path, force: bool) -> Iterator[Path]:
     stage.mkdir()
     try:
         yield stage
-        _sync_tree(stage)
+        sync_tree(stage)
         if os.path.lexists(target):
             _refuse_unsafe(target, (), force)  # it may have appeared meanwhile
         if target.exists():
@@ -118,7 +140,7 @@ def _renamed(stage: Path, target: Path) -> None:
                 place = target / path.relative_to(stage)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, place)
-            _sync_tree(target)
+            sync_tree(target)
         except BaseException:
             shutil.rmtree(target, ignore_errors=True)
             raise
@@ -225,7 +247,8 @@ def _check_space(folder: Path, nbytes: int) -> None:
         )
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Flush a folder and all that is in it."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() or path.is_dir():
             _sync(path)

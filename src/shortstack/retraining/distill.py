@@ -1,0 +1,224 @@
+"""Distillation: the pruned model learns what the dense one would have said, from the dense one or from its notes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.opening import open_model
+from shortstack.progress import Progress
+from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.pretrain import BETAS
+from shortstack.retraining.results import RetrainEstimate, RetrainResult
+from shortstack.retraining.run import Recipe, parse_tokens, retrain
+
+if TYPE_CHECKING:
+    import torch
+
+    from shortstack.retraining.objectives import Objective
+    from shortstack.retraining.teaching import Lessons
+
+_DEFAULTS = TrainingOptions()
+
+
+def retrain_distill(
+    model: str,
+    *,
+    out: Path,
+    teacher: str | None = None,
+    data: str | None = None,
+    offline: Path | None = None,
+    train: str = "all",
+    temperature: float | None = None,
+    kl_weight: float = 1.0,
+    loss_weight: float = 0.5,
+    hidden_weight: float = 0.0,
+    lr: float = 1e-4,
+    weight_decay: float = 0.1,
+    epochs: float = 1,
+    tokens: str | None = None,
+    seq_len: int = 2048,
+    batch: int = 64,
+    micro_batch: int = 4,
+    warmup: int = 100,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.05,
+    isolate_documents: bool = True,
+    options: TrainingOptions = _DEFAULTS,
+) -> RetrainResult | RetrainEstimate | None:
+    """Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.
+
+    The loss is kl_weight x KL(teacher || student) + loss_weight x next-token loss + hidden_weight x the distance of
+    hidden states, a mean over predicted tokens. Hidden states are compared by the map in shortstack.json: what a
+    surviving block gives against what the same block gives in the dense model.
+
+    Args:
+        model: the pruned checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: the checkpoint to make.
+        teacher: the dense checkpoint, run beside the student; by default the one that shortstack.json names.
+        data: text, or rows of instructions; with --teacher.
+        offline: a folder of `shortstack teach`, instead of --teacher and --data.
+        train: `all`, `lora`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`.
+        temperature: softens both distributions; by default 1, offline the one that was taught at.
+        kl_weight: of the distance to the teacher's distribution.
+        loss_weight: of the next token's own loss.
+        hidden_weight: of the distance of hidden states; not offline.
+        lr: the learning rate at the end of the warm-up.
+        weight_decay: of AdamW.
+        epochs: passes over the data.
+        tokens: train on so many tokens instead, such as `10M`.
+        seq_len: tokens per window, or after which a row is cut off; at most the model's positions.
+        batch: rows per step, over all processes.
+        micro_batch: rows at a time in one process.
+        warmup: steps until the learning rate is reached; a tenth of a run that is too short for them.
+        rank: of the adapter, for `--train lora`.
+        alpha: the adapter is scaled by alpha / rank.
+        dropout: of the adapter's input.
+        isolate_documents: attention stays within a document, in families where positions that start again do that.
+        options: how the run goes.
+
+    Returns:
+        Figures before, after and of the dense model; with `dry_run` what the run would be.
+
+    Raises:
+        ShortstackError: student, teacher and data do not go together, or the loss is no longer finite.
+    """
+    from shortstack.retraining.trainable import LoRA
+
+    weights = {"kl_weight": kl_weight, "loss_weight": loss_weight, "hidden_weight": hidden_weight}
+    if any(value < 0 for value in weights.values()) or not kl_weight + loss_weight + hidden_weight > 0:
+        raise UsageError("--kl-weight, --loss-weight and --hidden-weight: expected none below 0, and one above")
+    progress = Progress(quiet=True)
+    student = open_model(model, progress=progress)
+    if offline is not None:
+        from shortstack.retraining.teaching import open_lessons, taught_feed
+
+        if teacher is not None or data is not None or hidden_weight:
+            raise UsageError("--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it")
+        lessons = open_lessons(Path(offline))
+        made = _Offline(lessons, _same_temperature(lessons, temperature), weights)
+        made.check(student)
+    else:
+        if data is None:
+            raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
+        made = _Online(_dense(student, teacher), temperature or 1.0, weights, options)  # type: ignore[assignment]
+        made.check(student)
+    lora = train == "lora"
+    recipe = Recipe(
+        method="distill",
+        train=train,
+        learning_rate=lr,
+        schedule="cosine",
+        warmup_steps=warmup,
+        batch=batch,
+        micro_batch=micro_batch,
+        seq_len=seq_len,
+        keep="last",
+        epochs=epochs,
+        tokens=parse_tokens(tokens),
+        betas=BETAS,
+        weight_decay=0.0 if lora else weight_decay,
+        lora=LoRA(rank, alpha, dropout) if lora else None,
+        isolate_documents=isolate_documents,
+        distillation=made.described(),
+    )
+    feed_from = (lambda fitted: taught_feed(lessons, fitted, options.seed)) if offline is not None else None
+    return retrain(model, data, out, recipe, options, make_objective=made.objective, feed_from=feed_from)
+
+
+def _same_temperature(lessons: Lessons, asked: float | None) -> float:
+    taught = float(lessons.record["settings"]["temperature"])
+    if asked is not None and asked != taught:
+        raise UsageError(
+            f"--temperature {asked}: {lessons.folder} was taught at {taught}", hint="leave it out, or teach again"
+        )
+    return taught
+
+
+def _dense(student: Checkpoint, teacher: str | None) -> Checkpoint:
+    source = teacher or (student.provenance or {}).get("source")
+    if source is None:
+        raise UsageError(f"{student.source}: does not say which model it was made of", hint="--teacher DENSE")
+    return open_model(source, progress=Progress(quiet=True))
+
+
+class _Offline:
+    """The teacher's notes."""
+
+    def __init__(self, lessons: Lessons, temperature: float, weights: dict[str, float]) -> None:
+        self._lessons, self._temperature, self._weights = lessons, temperature, weights
+
+    def check(self, student: Checkpoint) -> None:
+        """Refuse notes of another vocabulary."""
+        rows = student.tensors[student.anatomy.embedding].shape[0]
+        _check_vocabulary(student, rows, int(self._lessons.record["vocabulary"]), str(self._lessons.record["teacher"]))
+
+    def described(self) -> dict[str, Any]:
+        """For records."""
+        record = self._lessons.record
+        return {**self._weights, "temperature": self._temperature, "teacher": record["fingerprint"],
+                "top_k": record["settings"]["top_k"]}  # fmt: skip
+
+    def objective(self, model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Objective:
+        """The loss; the teacher's part comes with each batch."""
+        from shortstack.retraining.objectives import Distillation
+
+        return Distillation(temperature=self._temperature, **self._weights)
+
+
+class _Online:
+    """The teacher itself, beside the student."""
+
+    def __init__(
+        self, teacher: Checkpoint, temperature: float, weights: dict[str, float], options: TrainingOptions
+    ) -> None:
+        self._teacher, self._temperature, self._weights, self._options = teacher, temperature, weights, options
+
+    def check(self, student: Checkpoint) -> None:
+        """Refuse a teacher of another vocabulary, or one whose blocks the student's are not."""
+        teacher = self._teacher
+        sizes = [c.tensors[c.anatomy.embedding].shape[0] for c in (student, teacher)]
+        _check_vocabulary(student, sizes[0], sizes[1], teacher.source)
+        if self._weights["hidden_weight"] and not set(student.original_blocks) <= set(teacher.original_blocks):
+            raise ShortstackError(
+                f"{student.source}: its blocks are not all in {teacher.source}, so hidden states cannot be compared",
+                hint="give the model that it was pruned from, or --hidden-weight 0",
+            )
+
+    def described(self) -> dict[str, Any]:
+        """For records."""
+        return {**self._weights, "temperature": self._temperature, "teacher": self._teacher.fingerprint}
+
+    def objective(self, model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Objective:
+        """The loss, with the teacher loaded and each of the student's blocks beside its original."""
+        from shortstack.engine.bypass import find_blocks
+        from shortstack.engine.loading import load_model
+        from shortstack.retraining.objectives import Distillation
+
+        name: Any = str(dtype).removeprefix("torch.")
+        dense, _, _ = load_model(
+            self._teacher, dtype=name, device=str(device), trust_remote_code=self._options.trust_remote_code
+        )
+        dense.requires_grad_(False)
+        _, ours = find_blocks(model, checkpoint.anatomy)
+        _, theirs = find_blocks(dense, self._teacher.anatomy)
+        pairs = (
+            [
+                (ours[place], theirs[self._teacher.position_of(original)])
+                for place, original in enumerate(checkpoint.original_blocks)
+            ]
+            if self._weights["hidden_weight"]
+            else []
+        )
+        return Distillation(temperature=self._temperature, teacher=dense, block_pairs=pairs, **self._weights)
+
+
+def _check_vocabulary(student: Checkpoint, ours: int, theirs: int, teacher: str) -> None:
+    if ours != theirs:
+        raise ShortstackError(
+            f"{student.source} has {ours} tokens, the teacher {teacher} {theirs}: their logits cannot be compared",
+            hint="give the model that the student was pruned from",
+        )

@@ -1,0 +1,129 @@
+"""Fold an adapter into the checkpoint it was trained on: a plain checkpoint that loads everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.adapters import read_adapter_config
+from shortstack.checkpoint.provenance import versions
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.writer import published
+from shortstack.errors import ShortstackError, first_line
+from shortstack.opening import open_model
+from shortstack.progress import Progress
+from shortstack.retraining.extras import need_extra
+from shortstack.retraining.options import SaveDType
+from shortstack.tables import seconds
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What was merged into what, and where the result is."""
+
+    out: Path
+    adapter: Path
+    base: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1, "out": str(self.out), "adapter": str(self.adapter), "base": self.base, "seconds": self.seconds
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        return f"{self.out}: {self.adapter} folded into {self.base} in {seconds(self.seconds)}"
+
+
+def merge(
+    adapter: Path,
+    *,
+    out: Path,
+    base: str | None = None,
+    save_dtype: SaveDType | None = None,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> MergeResult:
+    """Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.
+
+    Each weight becomes W + scale * B A, computed in float32 and rounded once to the type that W is stored in.
+
+    Args:
+        adapter: the adapter's directory.
+        out: the directory to make.
+        base: the checkpoint that it was trained on; by default the one that adapter_config.json names.
+        save_dtype: what to store the result in; by default each tensor as the base has it.
+        force: replace an output that shortstack made before.
+        trust_remote_code: run code that comes with the checkpoint.
+        quiet: no progress on stderr.
+
+    Returns:
+        What was merged.
+
+    Raises:
+        ShortstackError: it is no adapter, or does not fit the base.
+    """
+    need_extra("merge", "peft")
+    started = time.perf_counter()
+    adapter = Path(adapter)
+    named = read_adapter_config(adapter).get("base_model_name_or_path")
+    if base is None and not named:
+        raise ShortstackError(f"{adapter}: does not say which checkpoint it was trained on", hint="--base MODEL")
+    checkpoint = open_model(base or str(named), progress=Progress(quiet=quiet))
+    step = {
+        "stage": "merge",
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        "adapter": str(adapter),
+        "adapter_sha256": hashlib.sha256(_weights(adapter).read_bytes()).hexdigest(),
+        "versions": versions("peft"),
+    }
+    nbytes = checkpoint.nbytes
+    with published(out, inputs=[checkpoint.directory, adapter], nbytes=nbytes, force=force) as stage:
+        from shortstack.retraining.saving import write_checkpoint
+
+        model = merged_model(checkpoint, adapter, trust_remote_code=trust_remote_code)
+        write_checkpoint(checkpoint, model, stage, step, save_dtype=save_dtype)
+    return MergeResult(Path(out), adapter, checkpoint.source, time.perf_counter() - started)
+
+
+def merged_model(checkpoint: Checkpoint, adapter: Path, *, trust_remote_code: bool = False) -> Any:
+    """The base model on the CPU with the adapter folded in (PEFT's own merge, checked for values that are not finite).
+
+    Raises:
+        ShortstackError: the adapter does not fit this checkpoint.
+    """
+    import warnings
+
+    from peft import PeftModel
+
+    from shortstack.retraining.saving import stored_model
+
+    model = stored_model(checkpoint, trust_remote_code=trust_remote_code)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PEFT warns of keys that it does not find, and goes on
+            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
+            return adapted.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError, KeyError, UserWarning, OSError) as error:
+        raise ShortstackError(
+            f"{adapter}: does not fit {checkpoint.source}: {first_line(error)}",
+            hint="--base MODEL: the very checkpoint that it was trained on",
+        ) from None
+
+
+def _weights(adapter: Path) -> Path:
+    found = next((adapter / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (adapter / n).is_file()), None)
+    if found is None:
+        raise ShortstackError(f"{adapter}: no weights (adapter_model.safetensors)", hint="get the adapter again")
+    if found.suffix == ".bin":
+        raise ShortstackError(
+            f"{found}: a pickled adapter; merge reads safetensors only", hint="save it again with a current PEFT"
+        )
+    return found

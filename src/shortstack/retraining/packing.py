@@ -1,0 +1,394 @@
+"""Text -> packed windows, as a stream that any number of processes and workers share and that starts anywhere.
+
+Documents are cut into pieces of a few windows. Pieces are shuffled in groups and dealt out to *lanes*, one for each
+place in the global batch; a lane strings its pieces together (BOS, text, end of text) and cuts windows from them. Lane n
+fills place n of every batch: which process or worker runs it changes nothing, each reads all rows and tokenizes its own
+lanes' pieces alone, and where every lane stands is a few numbers, saved with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shortstack.corpora import (
+    TEXT_SUFFIXES,
+    Budget,
+    decoded,
+    file_rows,
+    json_lines,
+    open_rows,
+    row_text,
+    source_files,
+    suffix_of,
+)
+from shortstack.errors import ShortstackError, system_reason
+from shortstack.retraining.batches import Batch, Shares
+from shortstack.retraining.data import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GROUP = 1024  # pieces that are shuffled together
+_PIECE_WINDOWS = 4  # windows that a piece is about as long as
+_CHARACTERS_PER_TOKEN = 4
+_HELD_OUT_EVERY = 20  # of the first pieces every 20th is held out, as many as are needed
+_EDGE = 1 << 16  # bytes at both ends of a file that its hash is made of
+_COUNTED = 64 << 20  # bytes of text that are tokenized whole to learn how many tokens they are
+
+# Where reading goes on: (file, byte or row in it, number of the line there, part of that row).
+Place = tuple[int, int, int, int]
+_START: Place = (0, 0, 1, 0)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Texts, one piece after the other, from any place on.
+
+    Attributes:
+        source: what the user called them.
+        sha256: over the names, sizes and ends of the files.
+        files: where they are read from, or
+        documents: the texts themselves (the embedded ones).
+        nbytes: of all files that are on this disk; None where some are still on the hub.
+    """
+
+    source: str
+    sha256: str
+    files: Sequence[Path]
+    documents: Sequence[str] = field(default=(), repr=False)
+    nbytes: int | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What a record says about the texts."""
+        return {"source": self.source, "sha256": self.sha256, "rows": len(self.documents) or len(self.files)}
+
+    def pieces(self, characters: int, start: Place = _START) -> Iterator[tuple[Place, str, bool]]:
+        """(where reading goes on after it, text, whether a document ends with it) of each piece that is not blank."""
+        read = self._from_documents if self.documents else self._from_files
+        for place, text, ends in read(characters, start):
+            if text.strip():
+                yield place, text, ends
+
+    def _from_documents(self, characters: int, start: Place) -> Iterator[tuple[Place, str, bool]]:
+        for number in range(start[0], len(self.documents)):
+            yield from _parts(self.documents[number], characters, start, (number, 0, 1), (number + 1, 0, 1))
+
+    def _from_files(self, characters: int, start: Place) -> Iterator[tuple[Place, str, bool]]:
+        for number in range(start[0], len(self.files)):
+            file = Path(self.files[number])
+            here = start if number == start[0] else (number, 0, 1, 0)
+            try:
+                if suffix_of(file) in TEXT_SUFFIXES:
+                    yield from _text_pieces(file, characters, here)
+                else:
+                    yield from _row_pieces(file, characters, here)
+            except OSError as error:
+                raise ShortstackError(f"{file}: cannot be read ({system_reason(error)})") from None
+
+
+def open_texts(source: str) -> TextSource:
+    """A SOURCE of text: `embedded`, a file, a folder, or a set on the hub.
+
+    Raises:
+        ShortstackError: nothing there.
+    """
+    if source == "embedded":
+        from shortstack.corpora import read_corpus
+
+        corpus = read_corpus(source, role="training")
+        size = sum(len(document.encode()) for document in corpus.documents)
+        return TextSource(source, corpus.sha256, [], corpus.documents, size)
+    files = source_files(source, role="training")
+    digest = hashlib.sha256()
+    if not isinstance(files, list):  # on the hub: the names are all there is so far
+        for name in files.names:  # type: ignore[attr-defined]
+            digest.update(name.encode() + b"\0")
+        return TextSource(source, digest.hexdigest(), files)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_EDGE))
+            stream.seek(max(0, size - _EDGE))
+            digest.update(stream.read(_EDGE))
+    return TextSource(source, digest.hexdigest(), files, nbytes=sum(file.stat().st_size for file in files))
+
+
+def _parts(
+    text: str, characters: int, start: Place, row: tuple[int, int, int], after: tuple[int, int, int]
+) -> Iterator[tuple[Place, str, bool]]:
+    """A row's text in pieces; those before `start` are passed over."""
+    cuts = cut_text(text, characters)
+    first = start[3] if row[:2] == start[:2] else 0
+    for part, piece in enumerate(cuts):
+        if part >= first:
+            ends = part == len(cuts) - 1
+            yield ((*after, 0) if ends else (*row, part + 1)), piece, ends
+
+
+def cut_text(text: str, characters: int) -> list[str]:
+    """A text in pieces of about so many characters, cut where a line ends, else where a word does."""
+    pieces = []
+    begin = 0
+    while len(text) - begin > 1.5 * characters:
+        limit = begin + characters
+        cut = max(text.rfind("\n", begin + characters // 2, limit), 0) or text.rfind(" ", begin + 1, limit)
+        cut = limit if cut <= begin else cut
+        pieces.append(text[begin:cut])
+        begin = cut
+    return [*pieces, text[begin:]]
+
+
+def _text_pieces(file: Path, characters: int, start: Place) -> Iterator[tuple[Place, str, bool]]:
+    """A text file is one document, read a piece at a time, however large."""
+    number, offset, line, _ = start
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        while offset < size:
+            taken = stream.read(2 * characters)
+            if offset + len(taken) < size:
+                cut = taken.rfind(b"\n", characters // 2) + 1 or taken.rfind(b" ") + 1
+                # No line and no word ends here: cut before a character, not inside one.
+                while not cut and (taken[-1] & 0xC0) == 0x80:
+                    taken = taken[:-1]
+                taken = taken[:cut] if cut else taken[:-1]
+            text = decoded(file, taken, offset).replace("\r\n", "\n")
+            offset += len(taken)
+            stream.seek(offset)
+            ends = offset >= size
+            yield ((number + 1, 0, 1, 0) if ends else (number, offset, line, 0)), text, ends
+
+
+def _row_pieces(file: Path, characters: int, start: Place) -> Iterator[tuple[Place, str, bool]]:
+    number, offset, line, _ = start
+    if suffix_of(file).startswith(".jsonl"):
+        with open_rows(file) as stream:
+            stream.seek(offset)
+            for place, row, after in json_lines(file, stream, Budget(None), start=offset, number=line):
+                line = int(place.rpartition(" ")[2])
+                text = _text_of(file, place, row)
+                yield from _parts(text, characters, start, (number, offset, line), (number, after, line + 1))
+                offset = after
+        return
+    for row_number, (place, row) in enumerate(file_rows(file)):
+        if row_number >= offset:
+            text = _text_of(file, place, row)
+            yield from _parts(text, characters, start, (number, row_number, 1), (number, row_number + 1, 1))
+
+
+def _text_of(file: Path, place: str, row: Any) -> str:
+    text = row_text(row) if isinstance(row, dict) else None
+    if text is None:
+        found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise ShortstackError(f"{file}, {place}: no text (found: {found})", hint="rows of text need the field text")
+    return text
+
+
+class Encoder:
+    """Pieces -> token ids: BOS in front where the tokenizer puts one, end of text behind a document."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        bos = tokenizer.bos_token_id
+        puts_bos = bos is not None and list(tokenizer("a", verbose=False)["input_ids"])[:1] == [bos]
+        self._before = [int(bos)] if puts_bos and bos is not None else []
+        self._after = [int(tokenizer.eos_token_id)] if tokenizer.eos_token_id is not None else []
+
+    def __call__(self, text: str, ends: bool) -> list[int]:
+        """The ids of one piece."""
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*self._before, *ids, *(self._after if ends else [])]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How windows are made of a source.
+
+    Attributes:
+        source: the texts.
+        encode: pieces -> ids.
+        seq_len: tokens per window.
+        seed: of the shuffling.
+        held_out: windows for validation; their pieces are never trained on.
+        isolated: whether attention is to stay within a document (positions start again in each).
+    """
+
+    source: TextSource
+    encode: Encoder
+    seq_len: int
+    seed: int
+    held_out: int = 0
+    isolated: bool = True
+
+    @property
+    def characters(self) -> int:
+        """Characters of a piece."""
+        return _PIECE_WINDOWS * _CHARACTERS_PER_TOKEN * self.seq_len
+
+    def is_held_out(self, number: int) -> bool:
+        """Whether piece `number` of the source is for validation."""
+        pieces = math.ceil(self.held_out / (_PIECE_WINDOWS - 1))
+        return self.held_out > 0 and number % _HELD_OUT_EVERY == 10 and number < _HELD_OUT_EVERY * pieces
+
+    def held_out_windows(self) -> list[Batch]:
+        """Windows of the pieces that are not trained on, at most `held_out` of them."""
+        lane = _Lane(0)
+        windows: list[Batch] = []
+        last = _HELD_OUT_EVERY * math.ceil(self.held_out / (_PIECE_WINDOWS - 1))
+        for number, (_, text, ends) in enumerate(self.source.pieces(self.characters)):
+            if number >= last or len(windows) >= self.held_out:
+                break
+            if self.is_held_out(number):
+                lane.add(number, self.encode(text, ends), ())
+            while lane.tokens >= self.seq_len and len(windows) < self.held_out:
+                windows.append(self.window(*lane.take(self.seq_len)))
+        return windows
+
+    def count_tokens(self) -> int | None:
+        """Tokens in one pass over what is trained on; None where that is too much to count."""
+        if self.source.nbytes is None or self.source.nbytes > _COUNTED:
+            return None
+        pieces = enumerate(self.source.pieces(self.characters))
+        return sum(len(self.encode(text, ends)) for n, (_, text, ends) in pieces if not self.is_held_out(n))
+
+    def window(self, ids: list[int], starts: list[int]) -> Batch:
+        """One window: input_ids, position_ids, targets, [T]; `starts` are the places where a document begins."""
+        ids_T = torch.tensor(ids)
+        targets_T = torch.cat([ids_T[1:], torch.tensor([IGNORED])])
+        positions_T = torch.arange(len(ids))
+        for start in starts:
+            if start > 0:
+                targets_T[start - 1] = IGNORED  # a new document does not follow from the one before it
+                if self.isolated:
+                    positions_T[start:] = torch.arange(len(ids) - start)
+        return {"input_ids": ids_T, "position_ids": positions_T, "targets": targets_T}
+
+
+@dataclass
+class _Lane:
+    """One place of the global batch: the pieces that are to be cut into its next windows."""
+
+    number: int
+    next_piece: int = 0  # pieces before this one have been used up
+    offset: int = 0  # tokens of `next_piece` that have been used up
+    queue: deque[tuple[int, list[int], tuple[Any, ...]]] = field(default_factory=deque)
+    tokens: int = 0
+
+    def add(self, piece: int, ids: list[int], group: tuple[Any, ...]) -> None:
+        self.queue.append((piece, ids, group))
+        self.tokens += len(ids) - (self.offset if piece == self.next_piece else 0)
+        if len(self.queue) == 1 and piece != self.next_piece:
+            self.next_piece, self.offset = piece, 0
+
+    def take(self, length: int) -> tuple[list[int], list[int]]:
+        """The next `length` tokens, and where in them a piece begins."""
+        ids: list[int] = []
+        starts: list[int] = []
+        while len(ids) < length:
+            _, piece, _ = self.queue[0]
+            if self.offset == 0:
+                starts.append(len(ids))
+            part = piece[self.offset : self.offset + length - len(ids)]
+            ids += part
+            self.offset += len(part)
+            if self.offset == len(piece):
+                finished, *_ = self.queue.popleft()
+                self.next_piece = self.queue[0][0] if self.queue else finished + 1
+                self.offset = 0
+        self.tokens -= length
+        return ids, starts
+
+    def state(self) -> dict[str, Any] | None:
+        """Where it stands; None where its next piece has not been read yet."""
+        if not self.queue:
+            return None
+        return {"piece": self.next_piece, "offset": self.offset, "group": list(self.queue[0][2])}
+
+
+class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """The micro-batches of one process, step after step, without end; each carries where its lanes stand after it.
+
+    Args:
+        packing: how windows are made.
+        shares: which places of the global batch are this process's.
+        state: lane -> where it stands, from a checkpoint; of lanes that are not in it, the beginning.
+    """
+
+    def __init__(self, packing: Packing, shares: Shares, state: dict[str, Any] | None = None) -> None:
+        self._packing = packing
+        self._shares = shares
+        self._state = state or {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        slots = self._shares.slots()[number::count]
+        lanes = {place: self._lane(place) for slot in slots for place in slot}
+        reader = self._reader(lanes)
+        while True:
+            for slot in slots:
+                yield self._micro_batch([lanes[place] for place in slot], lanes, reader)
+
+    def _micro_batch(self, chosen: list[_Lane], lanes: dict[int, _Lane], reader: Iterator[Any]) -> Batch:
+        windows = []
+        for lane in chosen:
+            # One token more than a window: so that where it stands next is known.
+            while lane.tokens <= self._packing.seq_len:
+                piece, text, ends, group = next(reader)
+                owner = lanes.get(piece % self._shares.batch)
+                if owner is not None and piece >= owner.next_piece:
+                    owner.add(piece, self._packing.encode(text, ends), group)
+            windows.append(self._packing.window(*lane.take(self._packing.seq_len)))
+        batch: Batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
+        batch["stream"] = {str(lane.number): lane.state() for lane in chosen}
+        return batch
+
+    def _lane(self, number: int) -> _Lane:
+        saved = self._state.get(str(number))
+        return _Lane(number, saved["piece"], saved["offset"]) if saved else _Lane(number)
+
+    def _reader(self, lanes: dict[int, _Lane]) -> Iterator[tuple[int, str, bool, tuple[Any, ...]]]:
+        """(number, text, whether its document ends, its group) of pieces, from the earliest group that a lane needs."""
+        groups = [self._state[str(place)]["group"] if str(place) in self._state else None for place in lanes]
+        known = [group for group in groups if group is not None]
+        begin = min(known, key=lambda group: group[0]) if len(known) == len(groups) else None
+        # A group: (number of its first piece, epoch, how many pieces of the source came before it, where it begins).
+        first, epoch, before, place = begin if begin is not None else (0, 0, 0, _START)
+        while True:
+            texts = self._packing.source.pieces(self._packing.characters, tuple(place))  # type: ignore[arg-type]
+            exhausted = False
+            while not exhausted:
+                group = (first, epoch, before, place)
+                members: list[tuple[str, bool]] = []
+                while len(members) < _GROUP:
+                    found = next(texts, None)
+                    if found is None:
+                        exhausted = True
+                        break
+                    place, text, ends = found
+                    if not self._packing.is_held_out(before):
+                        members.append((text, ends))
+                    before += 1
+                random.Random(f"{self._packing.seed}:{epoch}:{group[2]}").shuffle(members)
+                for text, ends in members:
+                    yield first, text, ends, group
+                    first += 1
+            if first == 0:
+                raise ShortstackError(f"{self._packing.source.source}: no usable text (empty or blank)")
+            epoch, before, place = epoch + 1, 0, _START
+
+
+def free_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

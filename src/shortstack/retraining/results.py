@@ -1,0 +1,111 @@
+"""What a retraining run found: before, after, dense, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.tables import count, seconds, size, table
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """A run that ended well.
+
+    Attributes:
+        out: the new checkpoint.
+        method: lora, cpt or distill.
+        steps, tokens: what it was trained for; of tokens, those that went through the model.
+        rows: "before", "after" and, where it is known, "dense" -> parameters and figures (validation: nats per predicted
+            token; ppl:NAME: perplexity of a text).
+        adapter: where the adapter is, for LoRA.
+        notes: what a reader of the table should know.
+    """
+
+    out: Path
+    method: str
+    steps: int
+    tokens: int
+    seconds: float
+    rows: dict[str, dict[str, Any]]
+    adapter: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "out": str(self.out),
+            "method": self.method,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "models": self.rows,
+            "adapter": str(self.adapter) if self.adapter else None,
+            "notes": self.notes,
+        }
+
+    def to_text(self) -> str:
+        """The table, and where everything is."""
+        names = list(dict.fromkeys(name for row in self.rows.values() for name in row["figures"]))
+        header = ["", "parameters", *("validation loss" if name == "validation" else name for name in names)]
+        rows = [
+            [which, count(row["parameters"]), *(_shown(row["figures"].get(name)) for name in names)]
+            for which, row in self.rows.items()
+        ]
+        lines = [
+            f"{self.out}: retrained ({self.method}) for {self.steps} steps, {self.tokens} tokens, in {seconds(self.seconds)}",
+            table(header, rows),
+        ]
+        if self.adapter:
+            lines.append(f"the adapter alone is in {self.adapter}")
+        return "\n".join([*lines, *self.notes])
+
+
+@dataclass(frozen=True)
+class RetrainEstimate:
+    """What a run would be (`--dry-run`).
+
+    Attributes:
+        trained, parameters: parameters that are trained, and all.
+        steps, tokens: of the whole run.
+        data: what is trained on.
+        bytes_per_device: weights, gradients, optimizer state, and the rest as it was measured.
+        seconds_per_step: from three measured ones.
+    """
+
+    method: str
+    trained: int
+    parameters: int
+    steps: int
+    tokens: int
+    data: dict[str, Any]
+    bytes_per_device: dict[str, int]
+    seconds_per_step: float
+    processes: int = 1
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"schema": 1, **self.__dict__, "seconds": self.steps * self.seconds_per_step}
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        memory = self.bytes_per_device
+        rows = [
+            ("trained", f"{count(self.trained)} of {count(self.parameters)} parameters"),
+            ("data", str(self.data.get("source"))),
+            ("steps", str(self.steps)),
+            ("tokens", count(self.tokens)),
+            *((f"memory: {name}", size(value)) for name, value in memory.items()),
+            ("memory per device", size(sum(memory.values()))),
+            ("time", f"{seconds(self.steps * self.seconds_per_step)} ({self.seconds_per_step:.2f} s a step, measured)"),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"dry run of {self.method}: nothing was trained", *(f"  {name:{width}}  {value}" for name, value in rows)]
+        return "\n".join([*lines, *self.notes])
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

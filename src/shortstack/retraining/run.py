@@ -1,0 +1,476 @@
+"""One retraining run, whatever the method: open, check, train or go on, save, publish, compare."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shortstack.checkpoint.provenance import versions
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.writer import absolute, check_output, locked, published
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.opening import open_model
+from shortstack.progress import Progress
+from shortstack.retraining.extras import need_extra
+from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.results import RetrainEstimate, RetrainResult
+from shortstack.retraining.session import STREAM, Process, Session
+from shortstack.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from shortstack.retraining.feeds import Feed
+    from shortstack.retraining.heldout import HeldOut
+    from shortstack.retraining.objectives import Objective
+    from shortstack.retraining.trainable import LoRA
+    from shortstack.retraining.trainer import RetrainTrainer
+
+_SHORTEST_WARM_UP = 10  # a tenth of a run that is shorter than ten times its warm-up
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All numbers of one run: what is trained, on how much, how fast.
+
+    Attributes:
+        method: lora, cpt or distill.
+        train: `lora`, or what `trainable.set_trainable` takes.
+        learning_rate, schedule, warmup_steps: the rate rises over the warm-up, then falls to nothing.
+        betas, weight_decay: of AdamW.
+        epochs, tokens: how much is trained on; tokens count more.
+        batch, micro_batch: rows per step over all processes, and at a time in one.
+        seq_len: tokens of a window, or the cutoff of a row.
+        keep: the saved step with the lowest validation loss, or the last.
+        lora: settings of the adapter, where one is trained.
+        distillation: weights and temperature, and the teacher's fingerprint.
+    """
+
+    method: str
+    train: str
+    learning_rate: float
+    schedule: Literal["linear", "cosine"]
+    warmup_steps: int
+    batch: int
+    micro_batch: int
+    seq_len: int
+    keep: Literal["best", "last"]
+    epochs: float | None = None
+    tokens: int | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    lora: LoRA | None = None
+    group_by_length: bool = False
+    isolate_documents: bool = True
+    load_in_4bit: bool = False
+    distillation: dict[str, Any] | None = None
+
+
+# Given the student, its checkpoint, its dtype and device: what is made small.
+MakeObjective = Callable[[Any, Checkpoint, "torch.dtype", "torch.device"], "Objective"]
+# Given the tokenizer and the recipe: what is trained on, where that is not a SOURCE.
+OpenFeed = Callable[[Recipe], "Feed"]
+
+
+def retrain(
+    model: str,
+    data: str | None,
+    out: Path,
+    recipe: Recipe,
+    options: TrainingOptions,
+    *,
+    make_objective: MakeObjective | None = None,
+    feed_from: OpenFeed | None = None,
+    merge: bool = True,
+) -> RetrainResult | RetrainEstimate | None:
+    """Train a checkpoint by a recipe and write the result; None in processes other than the first.
+
+    Raises:
+        ShortstackError: anything that a user can cause; docs/faults.md has a list.
+    """
+    need_extra(f"retrain {recipe.method}", "accelerate", *(["peft"] if recipe.lora else []))
+    started = time.perf_counter()
+    process = Process.from_environment()
+    progress = Progress(quiet=options.quiet or not process.leads)
+    checkpoint = open_model(model, progress=progress)
+    _check_request(checkpoint, out, recipe, options)
+    recipe = _fitted(checkpoint, recipe, progress)
+    run = _Run(checkpoint, Path(out), recipe, options, process, progress, make_objective, merge, started)
+    work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
+    with contextlib.nullcontext() if options.dry_run or not process.leads else locked(absolute(out)):
+        run.prepare(data, feed_from, work)
+        if options.dry_run:
+            return run.estimate()
+        run.train()
+        if not process.leads:
+            return None
+        result = run.publish()
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def parse_tokens(text: str | None) -> int | None:
+    """`1B` -> 1000000000; None where nothing was said.
+
+    Raises:
+        UsageError: no such number, or none at all.
+    """
+    if text is None:
+        return None
+    from shortstack.planning import parse_amount
+
+    tokens = parse_amount(text, "--tokens", "tokens")
+    if tokens < 1:
+        raise UsageError(f"--tokens {text}: expected at least 1")
+    return tokens
+
+
+def _check_request(checkpoint: Checkpoint, out: Path, recipe: Recipe, options: TrainingOptions) -> None:
+    if "quantization_config" in checkpoint.config:
+        raise ShortstackError(
+            f"{checkpoint.source}: is quantized; its weights cannot be trained", hint="retrain first, quantize after that"
+        )
+    for name in ("save_every", "eval_every", "log_every"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
+    if options.max_steps is not None and options.max_steps < 1:
+        raise UsageError(f"--max-steps {options.max_steps}: expected at least 1")
+    if not 0 < recipe.learning_rate < 1:
+        raise UsageError(f"--lr {recipe.learning_rate}: expected a number between 0 and 1, such as 1e-4")
+    if not options.dry_run:
+        check_output(out, inputs=[checkpoint.directory], force=options.force)
+
+
+def _fitted(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Recipe:
+    positions = checkpoint.positions
+    if positions is not None and recipe.seq_len > positions:
+        progress.say(f"{checkpoint.source} has {positions} positions: {recipe.seq_len} tokens are cut to {positions}")
+        return replace(recipe, seq_len=positions)
+    return recipe
+
+
+@dataclass
+class _Run:
+    """One run, from its request to its result."""
+
+    checkpoint: Checkpoint
+    out: Path
+    recipe: Recipe
+    options: TrainingOptions
+    process: Process
+    progress: Progress
+    make_objective: MakeObjective | None
+    merge: bool
+    started: float
+
+    def prepare(self, data: str | None, feed_from: OpenFeed | None, work: Path) -> None:
+        """Read the data, count the steps, and find where to begin."""
+        from shortstack.retraining.batches import Shares
+        from shortstack.retraining.monitor import check_trackers
+        from shortstack.retraining.place import Place
+
+        options, recipe = self.options, self.recipe
+        check_trackers(options.report_to)
+        self.place = Place.find(options.device, options.dtype, self.checkpoint, self.process)
+        self.feed = feed_from(recipe) if feed_from is not None else self._read(str(data))
+        self.held_out = self._held_out()
+        self.shares = Shares(recipe.batch, recipe.micro_batch, self.process.rank, self.process.world)
+        # Which tokens are trained on is the recipe's affair; a limit of steps cuts it short.
+        if options.max_steps is not None and recipe.tokens is None:
+            self.steps = options.max_steps
+        else:
+            self.steps = self.feed.steps(recipe.batch, epochs=recipe.epochs, tokens=recipe.tokens)
+            self.steps = min(self.steps, options.max_steps or self.steps)
+        self._shorten_warm_up()
+        self.session = Session(work, self._key(), self.process)
+        self.resumed: Path | None = None
+        if not options.dry_run:
+            self.resumed = self.session.begin(
+                restart=options.restart,
+                force=options.force,
+                weights_only=options.weights_only_resume,
+                progress=self.progress,
+            )
+
+    def _read(self, data: str) -> Feed:
+        from shortstack.retraining.feeds import open_feed
+
+        self.tokenizer = load_tokenizer(self.checkpoint, trust_remote_code=self.options.trust_remote_code)
+        return open_feed(
+            data,
+            self.tokenizer,
+            seq_len=self.recipe.seq_len,
+            seed=self.options.seed,
+            validation=self.options.validation,
+            isolated=self.recipe.isolate_documents,
+            group_by_length=self.recipe.group_by_length,
+            progress=self.progress,
+        )
+
+    def _held_out(self) -> HeldOut:
+        from shortstack.retraining.heldout import HeldOut, text_batches
+
+        texts, described = {}, {}
+        if self.options.eval_data:
+            tokenizer = load_tokenizer(self.checkpoint, trust_remote_code=self.options.trust_remote_code)
+            texts, described = text_batches(
+                self.options.eval_data, tokenizer, self.checkpoint, limit=self.options.eval_windows
+            )
+        return HeldOut(self.feed.held_out, texts, described)
+
+    def _shorten_warm_up(self) -> None:
+        limit = max(1, self.steps // _SHORTEST_WARM_UP)
+        if self.recipe.warmup_steps > limit:
+            self.progress.say(f"warm-up of {self.recipe.warmup_steps} steps shortened to {limit}: {self.steps} steps in all")
+            self.recipe = replace(self.recipe, warmup_steps=limit)
+
+    def _key(self) -> dict[str, Any]:
+        """All that makes the run: a checkpoint of a run with another key is not gone on with."""
+        return {
+            "model": self.checkpoint.fingerprint,
+            "data": self.feed.described["sha256"],
+            "eval data": {name: record["sha256"] for name, record in self.held_out.described.items()},
+            "recipe": {**asdict(self.recipe), "betas": list(self.recipe.betas)},
+            "steps": self.steps,
+            "validation": self.options.validation,
+            "seed": self.options.seed,
+            "save_every": self.options.save_every,
+            "world size": self.process.world,
+            "parallelism": self.place.parallelism,
+            "device": self.place.device.type,
+            "dtype": self.place.name,
+            "versions": versions("peft", "accelerate"),
+        }
+
+    # ---- the work
+
+    def _loaded(self) -> tuple[Any, Objective]:
+        """The model with what is to be trained, and what is to be made small."""
+        import torch
+
+        from shortstack.retraining.objectives import NextToken
+        from shortstack.retraining.trainable import set_trainable, trained_count, with_adapter
+
+        torch.manual_seed(self.options.seed)  # the adapter's beginning
+        checkpoint, recipe = self.checkpoint, self.recipe
+        model = self.place.load(
+            checkpoint, trains_all=recipe.lora is None, in_4bit=recipe.load_in_4bit, options=self.options
+        )
+        if recipe.lora is not None:
+            model = with_adapter(model, checkpoint, recipe.lora)
+        else:
+            set_trainable(model, checkpoint, recipe.train)
+            if checkpoint.tied and {"head", "embeddings"} & set(recipe.train.split(",")):
+                self.progress.say(f"{checkpoint.source}: head and embedding are one tensor: both are trained")
+        self.trained, self.parameters = trained_count(model)
+        self.progress.say(f"{self.trained} of {self.parameters} parameters are trained, in {self.place.name}")
+        self._check_isolation(model)
+        if self.make_objective is None:
+            return model, NextToken()
+        return model, self.make_objective(model, checkpoint, self.place.dtype, self.place.device)
+
+    def _check_isolation(self, model: Any) -> None:
+        from shortstack.retraining.feeds import StreamFeed
+        from shortstack.retraining.trainable import isolates_documents
+
+        if isinstance(self.feed, StreamFeed) and self.recipe.isolate_documents:
+            rows = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].shape[0]
+            if not isolates_documents(model, rows):
+                self.progress.say(
+                    f"{self.checkpoint.source}: attention crosses the documents of a window in this family "
+                    "(tried on two short ones); the loss does not"
+                )
+
+    def train(self) -> None:
+        """Train, or go on, to the last step; then the best or the last weights are in the model."""
+        from shortstack.retraining.monitor import Monitor
+        from shortstack.retraining.trainer import RetrainTrainer, steps_done
+
+        model, objective = self._loaded()
+        done = steps_done(self.resumed)
+        stream = {}
+        if self.resumed is not None and (self.resumed / STREAM).is_file():
+            stream = json.loads((self.resumed / STREAM).read_bytes())
+        loader = self.feed.loader(self.shares, done, self.steps, stream, self.options.workers)
+        monitor = Monitor(self.progress, self.steps, self._flops_per_token(), self.place.peak_flops() if self.process.leads else 0)
+        options = self.options
+        self.trainer: RetrainTrainer = RetrainTrainer(
+            model,
+            self.place.arguments(self.recipe, options, self.steps, self.shares, self.session.checkpoints),
+            objective=objective,
+            loader=loader,
+            session=self.session,
+            monitor=monitor,
+            measure=lambda measured: self.held_out.measure(measured, self.place.device, self.process),
+            keep_best=self.recipe.keep == "best",
+            rhythm=(options.log_every, options.eval_every, options.save_every),
+        )
+        self.trainer.restore_best()
+        self.trainer.restore_stream(stream)
+        self.trainer.guard.tokens = max((line.get("tokens", 0) for line in self.session.read_metrics()), default=0)
+        with self.place.fast_products(self.checkpoint, self.session):
+            if done < self.steps or self.place.is_sharded:
+                self.trainer.train(resume_from_checkpoint=str(self.resumed) if self.resumed else None)
+            else:
+                self.trainer._load_from_checkpoint(str(self.resumed))
+        best = self.trainer.best.get("step")
+        if self.recipe.keep == "best" and best is not None and best != self.steps:
+            self.progress.say(f"the weights of step {best} had the lowest validation loss and are kept")
+            self.trainer._load_from_checkpoint(str(self.session.at(best)), self.trainer.model_wrapped)
+        self.weights = self.trainer.trained_parameters()  # gathered by all processes together
+
+    def _flops_per_token(self) -> float:
+        """Two for each weight forwards, two for each activation's gradient, two more for each weight's own."""
+        embedding = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].numel
+        products = self.checkpoint.parameters() - (0 if self.checkpoint.tied else embedding)
+        return (4 if self.recipe.lora is not None else 6) * products
+
+    def estimate(self) -> RetrainEstimate:
+        """What the run would be, from three measured steps."""
+        from shortstack.retraining.estimate import measured_estimate
+
+        model, objective = self._loaded()
+        seconds, memory = measured_estimate(
+            model, objective, self.feed, self.shares, self.place, options=self.options, recipe=self.recipe
+        )
+        return RetrainEstimate(
+            method=self.recipe.method,
+            trained=self.trained,
+            parameters=self.parameters,
+            steps=self.steps,
+            tokens=round(self.steps * self.recipe.batch * self.feed.tokens_per_row),
+            data=self.feed.described,
+            bytes_per_device=memory,
+            seconds_per_step=seconds,
+            processes=self.process.world,
+        )
+
+    def publish(self) -> RetrainResult:
+        """Write the output, and compare what is on the disk with what there was."""
+        from shortstack.retraining.monitor import plot_losses
+        from shortstack.retraining.saving import stored_model, write_checkpoint
+        from shortstack.retraining.trainer import put_trained
+
+        options, recipe = self.options, self.recipe
+        tokens = self.trainer.guard.tokens
+        step = {
+            "stage": "retrain",
+            "method": recipe.method,
+            "source": self.checkpoint.source,
+            "fingerprint": self.checkpoint.fingerprint,
+            "data": self.feed.described,
+            "recipe": {key: value for key, value in asdict(recipe).items() if value is not None},
+            "steps": self.steps,
+            "kept_step": self.trainer.best.get("step", self.steps) if recipe.keep == "best" else self.steps,
+            "tokens": tokens,
+            "seed": options.seed,
+            "processes": self.process.world,
+            "parallelism": self.place.parallelism,
+            "dtype": self.place.name,
+            "device": self.place.device.type,
+            **({"forced": self.session.forced} if self.session.forced else {}),
+            "versions": versions("peft", "accelerate"),
+        }
+        metrics = self.session.read_metrics()
+        inputs = [self.checkpoint.directory]
+        with published(self.out, inputs=inputs, nbytes=self.checkpoint.nbytes, force=options.force, is_locked=True) as stage:
+            adapter = None
+            if recipe.lora is not None:
+                adapter = self._saved_adapter(stage)
+            self.trainer = None  # type: ignore[assignment]  # its model and optimizer are no longer needed
+            self.place.release()
+            if recipe.lora is None or self.merge:
+                if adapter is not None:
+                    from shortstack.retraining.merge import merged_model
+
+                    model = merged_model(self.checkpoint, adapter, trust_remote_code=options.trust_remote_code)
+                else:
+                    model = stored_model(self.checkpoint, trust_remote_code=options.trust_remote_code)
+                    put_trained(model, self.weights)
+                write_checkpoint(self.checkpoint, model, stage, step, save_dtype=options.save_dtype)
+                del model
+            else:
+                (stage / "shortstack.json").write_text(json.dumps({"schema": 1, "adapter_of": step}, indent=1) + "\n")
+            shutil.copyfile(self.session.metrics, stage / "metrics.jsonl")
+            if not plot_losses(metrics, stage / "loss.png", f"{recipe.method} of {self.checkpoint.source}"):
+                self.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
+            rows, notes = self._compared(stage if recipe.lora is None or self.merge else None)
+            (stage / "retraining.json").write_text(json.dumps({"models": rows}, indent=1) + "\n", encoding="utf-8")
+        return RetrainResult(
+            out=self.out,
+            method=recipe.method,
+            steps=self.steps,
+            tokens=tokens,
+            seconds=time.perf_counter() - self.started,
+            rows=rows,
+            adapter=self.out / "adapter" if recipe.lora is not None else None,
+            notes=notes,
+        )
+
+    def _saved_adapter(self, stage: Path) -> Path:
+        from shortstack.retraining.saving import as_usual
+        from shortstack.retraining.trainer import put_trained
+
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        folder = stage / "adapter"
+        if self.place.is_sharded:
+            # The factors were gathered; everything else of a fresh model is the input's.
+            from shortstack.retraining.saving import stored_model
+            from shortstack.retraining.trainable import with_adapter
+
+            assert self.recipe.lora is not None
+            model = with_adapter(stored_model(self.checkpoint), self.checkpoint, self.recipe.lora)
+            put_trained(model, self.weights)
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        as_usual(folder)
+        return folder
+
+    def _compared(self, after: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Figures of what lies on the disk, all measured in the same way."""
+        from shortstack.checkpoint.reader import open_checkpoint
+        from shortstack.engine.loading import load_model
+
+        notes: list[str] = []
+        chosen = {"before": self.checkpoint}
+        if after is not None:
+            chosen["after"] = open_checkpoint(after, family=self.checkpoint.anatomy.family)
+        dense = self._dense(notes)
+        if dense is not None:
+            chosen["dense"] = dense
+        rows = {}
+        for which, checkpoint in chosen.items():
+            model, _, place = load_model(
+                checkpoint,
+                dtype=self.options.dtype,
+                device=self.options.device,
+                trust_remote_code=self.options.trust_remote_code,
+            )
+            rows[which] = {"parameters": checkpoint.parameters(), "figures": self.held_out.measure(model, place)}
+            del model
+        return rows, notes
+
+    def _dense(self, notes: list[str]) -> Checkpoint | None:
+        record = self.checkpoint.provenance or {}
+        source = self.options.dense or record.get("source")
+        if source is None or (self.options.dense is None and not record.get("steps")):
+            return None
+        if self.options.dense is None and source != "embedded" and not Path(source).is_dir():
+            notes.append(f"the dense model ({source}) is not on this disk: --dense MODEL puts it into the table")
+            return None
+        try:
+            dense = open_model(source, progress=self.progress)
+        except ShortstackError as error:
+            notes.append(f"the dense model is not in the table: {error.message}")
+            return None
+        if self.options.dense is None and dense.fingerprint != record.get("source_fingerprint"):
+            notes.append(f"{source} is no longer what was pruned: it is not in the table")
+            return None
+        return dense
+

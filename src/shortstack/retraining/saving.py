@@ -1,0 +1,123 @@
+"""Trained weights -> a plain checkpoint: names, types and everything beside the weights as the input has them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint.card import model_card
+from shortstack.checkpoint.companions import continued_record, copy_companions
+from shortstack.checkpoint.copying import first_nonfinite
+from shortstack.checkpoint.provenance import FILE_NAME
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.weight_files import read_weights
+from shortstack.engine.loading import load_with_transformers, quiet_transformers
+from shortstack.errors import ShortstackError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+_LARGEST_SHARD = "5GB"
+
+
+def stored_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
+    """The whole model on the CPU in its own precision (float32 where its tensors have several).
+
+    Raises:
+        ShortstackError: transformers cannot load it, or would invent weights.
+    """
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if checkpoint.is_parameter(tensor.name)}
+    dtype = DTYPES.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
+    model, info = load_with_transformers(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ShortstackError(f"{checkpoint.source}: the weights lack {missing[0]!r}, which would be random")
+    return model
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, model: Any, directory: Path, step: dict[str, Any], *, save_dtype: str | None = None
+) -> None:
+    """Write a model as a plain checkpoint, with what goes along and the record of how it came about.
+
+    Args:
+        checkpoint: what the model was loaded from: its config, names, types and other files.
+        model: with new values in some of its parameters.
+        directory: an empty one (a stage).
+        step: what was done, for shortstack.json.
+        save_dtype: what every tensor is stored in; by default each as it was.
+
+    Raises:
+        ShortstackError: a value is not finite in the type it is stored in, or transformers wrote other tensors than the
+            input has.
+    """
+    _cast(checkpoint, model, save_dtype)
+    with quiet_transformers():
+        model.save_pretrained(directory, max_shard_size=_LARGEST_SHARD)
+    for written in (*directory.glob("*.jinja"), directory / "generation_config.json"):
+        written.unlink(missing_ok=True)  # the input's own is copied
+    as_usual(directory)
+    _check_written(checkpoint, directory, save_dtype)
+    config = dict(checkpoint.config)
+    if save_dtype is not None:
+        config = _with_dtype(config, save_dtype)
+    data = checkpoint.config_bytes if config == checkpoint.config else (json.dumps(config, indent=2) + "\n").encode()
+    (directory / "config.json").write_bytes(data)
+    files = copy_companions(checkpoint, directory)
+    record = continued_record(checkpoint, step, checkpoint.original_blocks, files)
+    (directory / "README.md").write_text(model_card(record), encoding="utf-8")
+    (directory / FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def as_usual(directory: Path) -> None:
+    """Give files the rights that a new file has here; libraries that write by a temporary file leave 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.rglob("*.safetensors"):
+        path.chmod(0o644 & ~mask)
+
+
+def _cast(checkpoint: Checkpoint, model: Any, save_dtype: str | None) -> None:
+    """Each parameter into the type it is stored in; tied ones stay one."""
+    main = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            known = checkpoint.tensors.get(name)
+            dtype = save_dtype or (known.dtype if known is not None else main)
+            parameter.data = parameter.data.to(DTYPES.get(dtype, torch.float32))
+
+
+def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | None) -> None:
+    tensors, _ = read_weights(directory)
+    expected = {t.name: t.shape for t in checkpoint.tensors.values() if checkpoint.is_parameter(t.name)}
+    found = {name: tensor.shape for name, tensor in tensors.items() if not checkpoint.is_repeated_head(name)}
+    # Checkpoints of a bare base model lack the outermost name; what is written has it.
+    base = checkpoint.anatomy.family.prefix.partition(".")[0] + "."
+    same = expected == found or {name.removeprefix(base): shape for name, shape in found.items()} == {
+        name.removeprefix(base): shape for name, shape in expected.items()
+    }
+    if not same:
+        odd = sorted({*expected.items()} ^ {*found.items()})[0][0]
+        raise ShortstackError(
+            f"{checkpoint.source}: transformers writes other tensors than it read ({odd}); nothing was published"
+        )
+    broken = first_nonfinite(tensors.values())
+    if broken is not None:
+        raise ShortstackError(
+            f"{checkpoint.source}: {broken} is not finite once it is stored{f' in {save_dtype}' if save_dtype else ''}",
+            hint="--save-dtype bfloat16 has the range of float32",
+        )
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with another stored type, in whichever entries say it."""
+    edited = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            edited[key] = dtype
+    return edited

@@ -1,0 +1,152 @@
+"""Which parameters are trained: adapters on the projections of every block, all of them, or a named part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.engine.bypass import find_blocks
+from shortstack.errors import ShortstackError, UsageError
+
+# Linear layers that choose experts: their outputs are not projections of hidden states.
+_ROUTERS = ("gate", "router", "shared_expert_gate")
+_PARTS = "all, last:N, first:N, head, norm, embeddings, separated by commas"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Settings of an adapter (Hu et al. 2021); the defaults are the published ones.
+
+    Attributes:
+        rank: of the two factors.
+        alpha: their product is multiplied by alpha / rank.
+        dropout: of what goes into the first factor, in training.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.05
+
+
+def projections(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """Names of the linear layers inside the blocks, found by what they are: for Llama-like models the published seven."""
+    name, blocks = find_blocks(model, checkpoint.anatomy)
+    found = []
+    for inner, module in blocks.named_modules():
+        is_linear = isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
+        if is_linear and inner.rpartition(".")[2] not in _ROUTERS:
+            found.append(f"{name}.{inner}")
+    if not found:
+        raise ShortstackError(
+            f"{checkpoint.source}: no linear layers in its blocks to put adapters on", hint="retrain cpt trains them all"
+        )
+    return found
+
+
+def short_names(model: nn.Module, chosen: list[str]) -> list[str]:
+    """The last parts of the names, where they mean these modules and no others; else the names in full."""
+    short = sorted({name.rpartition(".")[2] for name in chosen})
+    meant = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in short}
+    return short if meant == set(chosen) else chosen
+
+
+def with_adapter(model: Any, checkpoint: Checkpoint, settings: LoRA) -> Any:
+    """The model with adapters on its projections and everything else frozen (PEFT).
+
+    Raises:
+        ShortstackError: PEFT cannot adapt this model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+        target_modules=short_names(model, projections(model, checkpoint)),
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
+    )
+    # What PEFT writes into adapter_config.json as the base.
+    model.config._name_or_path = checkpoint.source if checkpoint.revision else str(checkpoint.directory.absolute())
+    try:
+        adapted = get_peft_model(model, config)
+    except (ValueError, NotImplementedError) as error:
+        raise ShortstackError(f"{checkpoint.source}: PEFT cannot adapt it: {error}", hint="retrain cpt") from None
+    return adapted
+
+
+def set_trainable(model: nn.Module, checkpoint: Checkpoint, what: str) -> list[str]:
+    """Train these parameters and freeze all others.
+
+    Args:
+        model: a whole model.
+        checkpoint: what it was loaded from.
+        what: `all`, or some of `last:N`, `first:N` (blocks), `head`, `norm` (the final one) and `embeddings`, separated
+            by commas.
+
+    Returns:
+        The names of the parameters that are trained.
+
+    Raises:
+        UsageError: not such a list, or more blocks than there are.
+    """
+    parts = [part.strip() for part in what.split(",")]
+    if parts == ["all"]:
+        model.requires_grad_(True)
+        return [name for name, _ in model.named_parameters()]
+    chosen: set[int] = set()
+    for part in parts:
+        chosen |= {id(parameter) for parameter in _part(model, checkpoint, part)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _part(model: Any, checkpoint: Checkpoint, part: str) -> list[nn.Parameter]:
+    _, blocks = find_blocks(model, checkpoint.anatomy)
+    kind, _, number = part.partition(":")
+    if kind in ("last", "first") and number.isascii() and number.isdigit():
+        count = int(number)
+        if not 1 <= count <= len(blocks):
+            raise UsageError(f"--train {part}: the model has {len(blocks)} blocks")
+        return list((blocks[-count:] if kind == "last" else blocks[:count]).parameters())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if part == "head":
+        return list(head.parameters())
+    if part == "embeddings":
+        return list(embedding.parameters())
+    if part == "norm":
+        others = {id(p) for module in (blocks, head, embedding) if module is not None for p in module.parameters()}
+        return [parameter for parameter in model.parameters() if id(parameter) not in others]
+    raise UsageError(f"--train {part!r}: unknown", hint=f"known: {_PARTS}")
+
+
+def trained_count(model: nn.Module) -> tuple[int, int]:
+    """(parameters that are trained, all parameters)."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+
+
+def isolates_documents(model: Any, rows: int) -> bool:
+    """Whether positions that start again keep the documents of a window apart in this model: tried on two short ones."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    ids_BT = torch.randint(rows, (1, 12), generator=generator).to(device)
+    positions_BT = torch.cat([torch.arange(7), torch.arange(5)])[None].to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits[0, 7:].float()
+            alone = model(input_ids=ids_BT[:, 7:], position_ids=positions_BT[:, 7:], use_cache=False).logits[0].float()
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if packed.dtype == torch.float32 and alone.abs().max() < 1e3 else 1e-2
+    return bool((packed - alone).abs().max() <= tolerance * alone.abs().max().clamp(min=1.0))

@@ -1,0 +1,300 @@
+"""The loop: transformers' Trainer, with our own batches, sums of losses, complete checkpoints and stops.
+
+What is changed and why: batches come from an order that the number of processes does not change (the Trainer's depends on
+it); losses are sums over predicted tokens divided by their number over all processes; a checkpoint holds the trained
+parameters by name, and counts when it is complete; a loss that is not finite ends the run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from shortstack.errors import ShortstackError, first_line
+from shortstack.retraining.batches import Batch, predicted_tokens
+from shortstack.retraining.monitor import Monitor
+from shortstack.retraining.objectives import Objective
+from shortstack.retraining.session import STREAM, Session, step_of
+
+TRAINED = "trained.safetensors"
+_BEST = "best.json"
+
+
+class NonFiniteLossError(ShortstackError):
+    """The loss of a step is NaN or infinite."""
+
+
+class RetrainTrainer(Trainer):
+    """The Trainer, on our batches and objective.
+
+    Args:
+        objective: what is made small.
+        loader: this process's micro-batches, beginning with the step after `resumed`.
+        session: the work folder.
+        monitor: says how it goes.
+        measure: figures on what is held out, by name; run by every process.
+        keep_best: remember the saved step with the lowest validation loss.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        objective: Objective,
+        loader: Iterable[Batch],
+        session: Session,
+        monitor: Monitor,
+        measure: Callable[[Any], dict[str, float]],
+        keep_best: bool,
+        rhythm: tuple[int, int, int],
+    ) -> None:
+        self.session, self.monitor = session, monitor
+        super().__init__(model, args, callbacks=[_Rhythm(*rhythm), _Guard(self)])
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.model_accepts_loss_kwargs = True  # losses come divided by the number of predicted tokens
+        self._objective, self._batches, self._measure = objective, loader, measure
+        self._keep_best = keep_best
+        self._stream: dict[str, Any] = {}
+        self._parts: dict[str, torch.Tensor] = {}
+        self._tokens = 0
+        self.best: dict[str, Any] = {}
+
+    def get_train_dataloader(self) -> Any:
+        """Our own, which this process alone reads: nothing is left for accelerate to divide."""
+        return self._batches
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
+        """The micro-batches of one step, and how many tokens they predict over all processes."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))  # none, where all steps were done before
+        for batch in batches:
+            self._stream |= batch.pop("stream", {})
+        counts = torch.tensor(
+            [sum(map(predicted_tokens, batches)), sum(batch["input_ids"].numel() for batch in batches)], device=device
+        )
+        predicted, self._tokens = map(int, self._summed(counts).tolist())
+        return batches, torch.tensor(predicted, device=device)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The sum of losses over all predicted tokens of the step's global batch, divided by their number."""
+        sums = self._objective(model, inputs)
+        # Gradients are averaged over processes; the sum over all of them is wanted.
+        scale = self.accelerator.num_processes / num_items_in_batch
+        for name, value in sums.items():
+            self._parts[name] = self._parts.get(name, 0) + value.detach().double() * scale
+        return sums["loss"] * scale
+
+    def step_losses(self) -> dict[str, float]:
+        """The losses of the step that has just been computed, over all processes, and forget them."""
+        names = list(self._parts)
+        values = self._summed(torch.stack([self._parts[name].double() for name in names]))
+        self._parts = {}
+        return dict(zip(names, (values / self.accelerator.num_processes).tolist(), strict=True))
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        if self.accelerator.num_processes > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    # ---- what is said
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A line of metrics, a line on stderr, and what the trackers get."""
+        if "loss" not in logs and "validation" not in logs:
+            return
+        record: dict[str, Any] = {"step": self.state.global_step}
+        if "loss" in logs:
+            record |= {**self.guard.mean_losses(), "grad_norm": logs.get("grad_norm")}
+            record |= {"learning_rate": logs.get("learning_rate"), "tokens": self.guard.tokens, **self.monitor.figures()}
+        else:
+            record |= logs
+        self.session.log(record)
+        if self.is_world_process_zero():
+            self.monitor.say(record)
+        shown = {name: value for name, value in record.items() if name != "step" and value is not None}
+        self.state.log_history.append({**shown, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(shown))
+
+    @property
+    def guard(self) -> _Guard:
+        """The callback that keeps the losses between two logging steps."""
+        found: _Guard = next(cb for cb in self.callback_handler.callbacks if isinstance(cb, _Guard))
+        return found
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure what is held out."""
+        started = time.perf_counter()
+        figures = self._measure(self.model_wrapped if self.is_fsdp_enabled else self.model)
+        self.monitor.pause(started)
+        if figures:
+            self.log(dict(figures))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(figures))
+        return figures
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        started = time.perf_counter()
+        step = self.state.global_step
+        folder = self.session.at(step)
+        if step in self.session.complete_steps():
+            return
+        try:
+            super()._save_checkpoint(model, trial)
+            stream = self._gathered_stream()
+            if self.is_world_process_zero():
+                if stream:
+                    (folder / STREAM).write_text(json.dumps(stream), encoding="utf-8")
+                self._note_best(step)
+                self.session.complete(folder)
+                self.session.rotate(self.best.get("step"))
+        except (OSError, RuntimeError, ShortstackError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            steps = self.session.complete_steps()
+            kept = f"the one of step {steps[-1]} is kept" if steps else "there is none before it"
+            raise ShortstackError(
+                f"{folder}: the checkpoint could not be saved ({first_line(error)}); {kept}",
+                hint="make room, then run the same command again: it goes on from there",
+            ) from error
+        self.accelerator.wait_for_everyone()
+        self.monitor.pause(started)
+
+    def _gathered_stream(self) -> dict[str, Any]:
+        if self.accelerator.num_processes == 1:
+            return self._stream
+        gathered: list[Any] = [None] * self.accelerator.num_processes
+        torch.distributed.all_gather_object(gathered, self._stream)
+        return {lane: state for part in gathered for lane, state in part.items()}
+
+    def restore_stream(self, stream: dict[str, Any]) -> None:
+        """Where the lanes stood at the checkpoint that is gone on from."""
+        self._stream = dict(stream)
+
+    def restore_best(self) -> None:
+        """Which saved step was the best so far, and that its checkpoint is still there."""
+        path = self.session.folder / _BEST
+        if path.is_file():
+            best = json.loads(path.read_bytes())
+            self.best = best if best["step"] in self.session.complete_steps() else {}
+
+    def _note_best(self, step: int) -> None:
+        losses = [line for line in self.session.read_metrics() if line["step"] == step and "validation" in line]
+        if self._keep_best and losses:
+            loss = losses[-1]["validation"]
+            if math.isfinite(loss) and loss < self.best.get("validation", math.inf):
+                self.best = {"step": step, "validation": loss}
+                (self.session.folder / _BEST).write_text(json.dumps(self.best), encoding="utf-8")
+
+    def trained_parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters that are trained, by name, on the CPU; gathered where they are sharded (call on every process)."""
+        model = self.accelerator.unwrap_model(self.model)
+        found = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+                found[name] = whole.detach().cpu()
+        return found
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """What is trained and nothing else: the rest is in the input."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        put_trained(self.accelerator.unwrap_model(self.model), load_file(Path(resume_from_checkpoint) / TRAINED))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        # Read on the CPU and put where the parameters are by the optimizer itself: the Trainer's way of reading it right
+        # onto the device of each of several processes fails on a CPU.
+        for name, receiver in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+            path = Path(checkpoint) / name
+            if path.is_file():  # the session has looked: only --weights-only-resume goes on without
+                receiver.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def put_trained(model: Any, trained: dict[str, torch.Tensor]) -> None:
+    """Set parameters by name; every one of them must be there, in this shape.
+
+    Raises:
+        ShortstackError: they are another model's.
+    """
+    parameters = dict(model.named_parameters())
+    wrong = [name for name, value in trained.items() if name not in parameters or parameters[name].shape != value.shape]
+    if wrong:
+        raise ShortstackError(f"the checkpoint's {wrong[0]} does not fit the model ({len(wrong)} of {len(trained)})")
+    with torch.no_grad():
+        for name, value in trained.items():
+            parameters[name].copy_(value)
+
+
+class _Rhythm(TrainerCallback):
+    """When to log, to evaluate and to save: every so many steps, and at the end. What is saved is evaluated first."""
+
+    def __init__(self, log_every: int, eval_every: int, save_every: int) -> None:
+        self._log, self._eval, self._save = log_every, eval_every, save_every
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> Any:
+        step, last = state.global_step, state.global_step >= state.max_steps
+        control.should_save = last or step % self._save == 0
+        control.should_log = control.should_save or step % self._log == 0 or step == 1
+        control.should_evaluate = control.should_save or step % self._eval == 0
+        return control
+
+
+class _Guard(TrainerCallback):
+    """Looks at every step's loss before the weights change, and keeps the losses for the next line."""
+
+    def __init__(self, trainer: RetrainTrainer) -> None:
+        self._trainer = trainer
+        self._losses: list[dict[str, float]] = []
+        self.tokens = 0
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        losses = self._trainer.step_losses()
+        if not math.isfinite(losses["loss"]):
+            steps = self._trainer.session.complete_steps()
+            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was saved before"
+            raise NonFiniteLossError(
+                f"the loss of step {state.global_step + 1} is {losses['loss']}: training stopped; {kept}",
+                hint="a lower --lr, --dtype bfloat16 instead of float16, or look at the data; then --restart",
+            )
+        self._losses.append(losses)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        self.tokens += self._trainer._tokens
+        self._trainer.monitor.step_done(state.global_step, self._trainer._tokens)
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means since they were last asked for."""
+        losses, self._losses = self._losses, []
+        return {name: math.fsum(step[name] for step in losses) / len(losses) for name in losses[0]} if losses else {}
+
+
+def steps_done(checkpoint: Path | None) -> int:
+    """Steps behind a checkpoint; 0 without one."""
+    return step_of(checkpoint) if checkpoint is not None else 0
