@@ -76,6 +76,13 @@ class Place:
         """Whether every process holds a part of the model only."""
         return self.parallelism == "FSDP2"
 
+    def meet(self, process: Process) -> None:
+        """Wait until every process that trains together is here."""
+        if process.world > 1:
+            from accelerate import PartialState
+
+            PartialState(cpu=self.device.type == "cpu").wait_for_everyone()
+
     def load(self, checkpoint: Checkpoint, *, trains_all: bool, in_4bit: bool, options: TrainingOptions) -> Any:
         """The whole model, ready to be trained: in float32 where its own weights are, else in what is computed in."""
         weights: DType = "float32" if trains_all or self.device.type == "cpu" else self.name  # type: ignore[assignment]

@@ -190,13 +190,17 @@ class _Run:
         self._shorten_warm_up()
         self.session = Session(work, self._key(), self.process)
         self.resumed: Path | None = None
-        if not options.dry_run:
-            self.resumed = self.session.begin(
-                restart=options.restart,
-                force=options.force,
-                weights_only=options.weights_only_resume,
-                progress=self.progress,
-            )
+        if options.dry_run:
+            return
+        for leads in (True, False):  # the first process decides, the others follow
+            if self.process.leads == leads:
+                self.resumed = self.session.begin(
+                    restart=options.restart,
+                    force=options.force,
+                    weights_only=options.weights_only_resume,
+                    progress=self.progress,
+                )
+            self.place.meet(self.process)
 
     def _read(self, data: str) -> Feed:
         from shortstack.retraining.feeds import open_feed
@@ -319,11 +323,14 @@ class _Run:
                 self.trainer.train(resume_from_checkpoint=str(self.resumed) if self.resumed else None)
             else:
                 self.trainer._load_from_checkpoint(str(self.resumed))
+        self.place.meet(self.process)
+        self.trainer.restore_best()  # what the first process noted
         best = self.trainer.best.get("step")
         if self.recipe.keep == "best" and best is not None and best != self.steps:
             self.progress.say(f"the weights of step {best} had the lowest validation loss and are kept")
             self.trainer._load_from_checkpoint(str(self.session.at(best)), self.trainer.model_wrapped)
         self.weights = self.trainer.trained_parameters()  # gathered by all processes together
+        self.place.meet(self.process)
 
     def _flops_per_token(self) -> float:
         """Two for each weight forwards, two for each activation's gradient, two more for each weight's own."""

@@ -78,12 +78,14 @@ class Session:
         return self.folder / _METRICS
 
     def begin(self, *, restart: bool, force: bool, weights_only: bool, progress: Progress) -> Path | None:
-        """Make the folder, or find the checkpoint to go on from.
+        """Make the folder, or find the checkpoint to go on from. The first process does this before the others.
 
         Raises:
             ShortstackError: what is there belongs to another run, or its newest complete checkpoint has lost files.
         """
-        if restart and self.process.leads:
+        if not self.process.leads:
+            return self._newest(weights_only)
+        if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         differs = self._differences()
         if differs and not force:
@@ -93,14 +95,13 @@ class Session:
             )
         self.forced += differs
         found = self._newest(weights_only)
-        if self.process.leads:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._drop_incomplete()
-            record = {"key": self.key, "forced": [*self._record().get("forced", []), *differs]}
-            write_file(self.folder / _RUN, (json.dumps(record, indent=1) + "\n").encode())
-            self._cut_metrics(step_of(found) if found else 0)
-            if found is not None:
-                progress.say(f"going on from step {step_of(found)} ({found})")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._drop_incomplete()
+        record = {"key": self.key, "forced": [*self._record().get("forced", []), *differs]}
+        write_file(self.folder / _RUN, (json.dumps(record, indent=1) + "\n").encode())
+        self._cut_metrics(step_of(found) if found else 0)
+        if found is not None:
+            progress.say(f"going on from step {step_of(found)} ({found})")
         return found
 
     def complete(self, checkpoint: Path) -> None:
