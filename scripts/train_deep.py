@@ -84,7 +84,10 @@ def train(model: LlamaForCausalLM, stream: torch.Tensor, windows_WT: torch.Tenso
         if (step + 1) % 250 == 0 or step + 1 == steps:
             perplexity = math.exp(windows_nll(model, windows_WT[:200]))
             seconds = time.perf_counter() - started
-            say(log, f"step {step + 1} loss {sum(losses) / len(losses):.4f} held-out ppl {perplexity:.2f} ({seconds:.0f} s)")
+            say(
+                log,
+                f"step {step + 1} loss {sum(losses) / len(losses):.4f} held-out ppl {perplexity:.2f} ({seconds:.0f} s)",
+            )
             losses = []
 
 

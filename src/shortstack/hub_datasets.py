@@ -37,9 +37,7 @@ class HubSet:
 
 
 NAMED_SETS = {
-    "wikitext2": HubSet(
-        "Salesforce/wikitext", "wikitext-2-raw-v1/train-*.parquet", "wikitext-2-raw-v1/test-*.parquet"
-    ),
+    "wikitext2": HubSet("Salesforce/wikitext", "wikitext-2-raw-v1/train-*.parquet", "wikitext-2-raw-v1/test-*.parquet"),
     "ptb": HubSet(
         "ptb-text-only/ptb_text_only",
         "penn_treebank/train/*.parquet",
@@ -47,9 +45,7 @@ NAMED_SETS = {
         _PARQUET,
     ),
     "c4": HubSet("allenai/c4", "en/c4-train.*.json.gz", "en/c4-validation.*.json.gz"),
-    "bookcorpus": HubSet(
-        "bookcorpus/bookcorpus", "plain_text/train/*.parquet", "plain_text/train/*.parquet", _PARQUET
-    ),
+    "bookcorpus": HubSet("bookcorpus/bookcorpus", "plain_text/train/*.parquet", "plain_text/train/*.parquet", _PARQUET),
     "alpaca-cleaned": HubSet("yahma/alpaca-cleaned", "*.json", "*.json"),
 }
 _SPLITS: dict[str, tuple[str, ...]] = {"evaluation": ("test", "validation", "valid", "dev"), "": ("train",)}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shortstack.cli import COMMANDS, run
+from shortstack.retraining.options import TrainingOptions
 
 Built = Callable[..., Path]
 
@@ -36,12 +37,31 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert "--json" in shown
     if command:
         module, _, name = COMMANDS[command][0].partition(":")
-        for parameter in inspect.signature(getattr(importlib.import_module(module), name)).parameters:
+        parameters = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        if "options" in parameters:  # a record, whose fields are options of their own
+            parameters.remove("options")
+            parameters += TrainingOptions.__dataclass_fields__
+        for parameter in parameters:
             assert parameter.upper() in shown or f"--{parameter.replace('_', '-')}" in shown
 
 
+TRAINING = (
+    "--max-steps --save-every --eval-every --log-every --validation --eval-data --eval-windows --dense --dtype --device "
+    "--seed --save-dtype --gradient-checkpointing --workers --report-to --dry-run --restart --weights-only-resume --force "
+    "--trust-remote-code --quiet "
+)
 # The flags are promised (design): a name that changes breaks scripts.
 FROZEN = {
+    "retrain lora": TRAINING + "--data --out --rank --alpha --dropout --lr --epochs --tokens --batch --micro-batch "
+    "--cutoff --warmup --group-by-length --merge --no-merge --load-in-4bit",
+    "retrain cpt": TRAINING + "--data --out --train --tokens --seq-len --lr --weight-decay --batch --micro-batch "
+    "--warmup --isolate-documents",
+    "retrain distill": TRAINING + "--out --teacher --data --offline --train --temperature --kl-weight --loss-weight "
+    "--hidden-weight --lr --weight-decay --epochs --tokens --seq-len --batch --micro-batch --warmup --rank --alpha "
+    "--dropout --isolate-documents",
+    "merge": "--out --base --save-dtype --force --trust-remote-code --quiet",
+    "teach": "--data --out --top-k --temperature --tokens --seq-len --validation --isolate-documents --micro-batch "
+    "--dtype --device --seed --force --trust-remote-code --quiet",
     "quickstart": "--out --force --quiet",
     "info": "--allow-links",
     "check": "--trust-remote-code --quiet",
@@ -221,7 +241,7 @@ def test_nothing_below_imports_from_above() -> None:
     root = Path(shortstack.__file__).parent
     stages = (
         "scoring", "planning", "pruning", "verifying", "quickstart", "information", "evaluation", "cli", "checking",
-        "probing", "opening", "families", "adapters", "plans", "scoring_run",
+        "probing", "opening", "families", "adapters", "plans", "scoring_run", "retraining",
     )  # fmt: skip
     forbidden = {"checkpoint": (*stages, "engine", "criteria"), "engine": stages, "criteria": (*stages, "engine")}
     for folder, above in forbidden.items():

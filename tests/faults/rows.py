@@ -72,6 +72,11 @@ ROWS: dict[int, tuple[str, str]] = {
     62: ("umask and modes", "0644 less the umask"),
     63: ("out of memory while scoring", "less at a time down to one window, then block by block, then a clear error"),
     64: ("activations that are not finite", "an error for that block, with the precision to use"),
+    65: ("a loss that is not finite in retraining", "training stops with the step; the last checkpoint is kept"),
+    67: ("a newest training checkpoint that is partial", "never used: the last complete one is"),
+    68: ("a training checkpoint without optimizer, schedule or random state", "refused; --weights-only-resume goes on"),
+    69: ("a resume with other data, settings, processes or model", "refused, naming what differs; --force records it"),
+    70: ("a run that is cut off and resumed", "the same losses and weights, bit for bit, on a CPU"),
     77: ("terminal escapes in names", "control characters are taken out of all that is said"),
     78: ("odd file names: newlines, leading dashes, long, decomposed", "taken as they are; no shell sees them"),
     79: ("formulas in CSV exports", "cells are numbers and fixed words"),
@@ -86,7 +91,6 @@ ROWS: dict[int, tuple[str, str]] = {
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {
-    "retraining": (65, 67, 68, 69, 70),
     "zero-shot evaluation and benchmarks": (66, 86, 87, 90),
     "recipes": (71, 72, 73, 74),
     "reports and model cards": (75, 76),

@@ -24,9 +24,7 @@ def command(way: str, model: Path, data: Path, out: Path, *more: str) -> list[st
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("way", ["lora", "cpt"])
-def test_two_processes_train_as_one(
-    way: str, kind: str, pruned: Path, rows: Path, text: Path, tmp_path: Path
-) -> None:
+def test_two_processes_train_as_one(way: str, kind: str, pruned: Path, rows: Path, text: Path, tmp_path: Path) -> None:
     """The same rows in every step, sums over predicted tokens: the same losses at the same global batch."""
     data = rows if way == "lora" else text
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -54,7 +52,7 @@ def test_fsdp2_goes_on_with_another_number_of_processes(pruned: Path, text: Path
     said, _ = refused.communicate(timeout=240)
     assert refused.returncode != 0
     assert "world size was 2, now 4" in said
-    assert "Traceback" not in said.replace("Traceback (most recent call last):\n  File \"<frozen runpy>\"", "")
+    assert "Traceback" not in said.replace('Traceback (most recent call last):\n  File "<frozen runpy>"', "")
     said = finished(launched("fsdp2", 4, [*arguments, "--force"], tmp_path))
     assert "going on from step" in said
     assert losses(out) == pytest.approx(losses(alone), rel=1e-4)

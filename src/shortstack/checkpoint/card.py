@@ -39,7 +39,9 @@ def model_card(record: dict[str, Any]) -> str:
     if trained:
         lines.append("Evaluate it on your own task: figures on one text say little about another.")
     else:
-        lines.append("Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect")
+        lines.append(
+            "Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect"
+        )
         lines.append("worse text than the original's until it is retrained, and evaluate it on your own task.")
     return "\n".join([*lines, "`shortstack.json` holds the full record; the licence is the original model's.", ""])
 
@@ -55,7 +57,9 @@ def _described(step: dict[str, Any]) -> str:
         )
     if step.get("stage") == "retrain":
         data = _plain(str(nested(step, "data", "source")))
-        return f"1. retrained ({step.get('method')}) for {step.get('steps')} steps, {step.get('tokens')} tokens of {data}"
+        return (
+            f"1. retrained ({step.get('method')}) for {step.get('steps')} steps, {step.get('tokens')} tokens of {data}"
+        )
     return f"1. {_plain(str(step.get('stage')))}: an adapter was folded into the weights"
 
 

@@ -163,7 +163,9 @@ def asked(source: str, ask: Callable[[], _Result], *, what: str = "model") -> _R
     except OSError as error:
         message, hint = _no_answer(error)
     if what != "model":
-        message, hint = (text.replace("no such directory", "no such file").replace("model", what) for text in (message, hint))
+        message, hint = (
+            text.replace("no such directory", "no such file").replace("model", what) for text in (message, hint)
+        )
     raise ShortstackError(f"{source}: {message}", hint=hint) from None
 
 

@@ -97,7 +97,9 @@ def retrain_distill(
         from shortstack.retraining.teaching import open_lessons, taught_feed
 
         if teacher is not None or data is not None or hidden_weight:
-            raise UsageError("--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it")
+            raise UsageError(
+                "--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it"
+            )
         lessons = open_lessons(Path(offline))
         made = _Offline(lessons, _same_temperature(lessons, temperature), weights)
         made.check(student)

@@ -40,7 +40,9 @@ class Feed(Protocol):
     def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
         """Optimizer steps of so many epochs, or of so many tokens."""
 
-    def loader(self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int) -> Iterable[Batch]:
+    def loader(
+        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+    ) -> Iterable[Batch]:
         """This process's micro-batches from a step on."""
 
 
@@ -72,7 +74,9 @@ class ExampleFeed:
         rows = tokens / self.tokens_per_row if tokens is not None else (epochs or 1) * len(self.items)
         return max(1, math.ceil(rows / batch))
 
-    def loader(self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int) -> Iterable[Batch]:
+    def loader(
+        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+    ) -> Iterable[Batch]:
         """This process's micro-batches from a step on."""
         order = Order(self.lengths, self.seed, self.group_by_length, shares.batch, self.files)
         return DataLoader(
@@ -114,7 +118,9 @@ class StreamFeed:
             tokens = math.ceil((epochs or 1) * self.tokens_per_epoch)
         return max(1, math.ceil(tokens / (batch * self.packing.seq_len)))
 
-    def loader(self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int) -> Iterable[Batch]:
+    def loader(
+        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+    ) -> Iterable[Batch]:
         """This process's micro-batches from where its lanes stood on."""
         while workers and shares.accumulation % workers:
             workers -= 1  # each worker makes the same micro-batches of every step

@@ -119,7 +119,9 @@ def merged_model(checkpoint: Checkpoint, adapter: Path, *, trust_remote_code: bo
 
 
 def _weights(adapter: Path) -> Path:
-    found = next((adapter / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (adapter / n).is_file()), None)
+    found = next(
+        (adapter / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (adapter / n).is_file()), None
+    )
     if found is None:
         raise ShortstackError(f"{adapter}: no weights (adapter_model.safetensors)", hint="get the adapter again")
     if found.suffix == ".bin":

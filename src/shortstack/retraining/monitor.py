@@ -71,7 +71,9 @@ class Monitor:
                            ("tokens_per_second", "{:.0f} tokens/s"), ("share_of_peak", "{:.0%} of peak")):  # fmt: skip
             if record.get(name) is not None:
                 parts.append(form.format(record[name]))
-        parts += [f"{name.removeprefix('ppl:')} ppl {value:.2f}" for name, value in record.items() if name[:4] == "ppl:"]
+        parts += [
+            f"{name.removeprefix('ppl:')} ppl {value:.2f}" for name, value in record.items() if name[:4] == "ppl:"
+        ]
         if record.get("seconds_left") is not None:
             parts.append(f"{seconds(record['seconds_left'])} left")
         self.progress.say("  ".join(parts))

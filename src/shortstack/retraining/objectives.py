@@ -104,9 +104,7 @@ class Distillation:
         loss = self.kl_weight * parts["kl"] + self.loss_weight * parts["nll"]
         if matched:
             chosen_BT = batch["targets"] != IGNORED
-            distances = [
-                relative_distance(a[chosen_BT], b[chosen_BT]).sum() for a, b in zip(ours, theirs, strict=True)
-            ]
+            distances = [relative_distance(a[chosen_BT], b[chosen_BT]).sum() for a, b in zip(ours, theirs, strict=True)]
             parts["hidden"] = torch.stack(distances).mean()
             loss = loss + self.hidden_weight * parts["hidden"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}

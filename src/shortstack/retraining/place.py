@@ -89,9 +89,7 @@ class Place:
         if in_4bit:
             return self._load_in_4bit(checkpoint, options.trust_remote_code)
         where = "cpu" if self.is_sharded or self.device.type == "cpu" else str(self.device)
-        model, _, _ = load_model(
-            checkpoint, dtype=weights, device=where, trust_remote_code=options.trust_remote_code
-        )
+        model, _, _ = load_model(checkpoint, dtype=weights, device=where, trust_remote_code=options.trust_remote_code)
         return model
 
     def _load_in_4bit(self, checkpoint: Checkpoint, trust_remote_code: bool) -> Any:

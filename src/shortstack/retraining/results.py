@@ -103,7 +103,10 @@ class RetrainEstimate:
             ("time", f"{seconds(self.steps * self.seconds_per_step)} ({self.seconds_per_step:.2f} s a step, measured)"),
         ]
         width = max(len(name) for name, _ in rows)
-        lines = [f"dry run of {self.method}: nothing was trained", *(f"  {name:{width}}  {value}" for name, value in rows)]
+        lines = [
+            f"dry run of {self.method}: nothing was trained",
+            *(f"  {name:{width}}  {value}" for name, value in rows),
+        ]
         return "\n".join([*lines, *self.notes])
 
 

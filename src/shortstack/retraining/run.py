@@ -134,7 +134,8 @@ def parse_tokens(text: str | None) -> int | None:
 def _check_request(checkpoint: Checkpoint, out: Path, recipe: Recipe, options: TrainingOptions) -> None:
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
-            f"{checkpoint.source}: is quantized; its weights cannot be trained", hint="retrain first, quantize after that"
+            f"{checkpoint.source}: is quantized; its weights cannot be trained",
+            hint="retrain first, quantize after that",
         )
     for name in ("save_every", "eval_every", "log_every"):
         if getattr(options, name) < 1:
@@ -231,7 +232,9 @@ class _Run:
     def _shorten_warm_up(self) -> None:
         limit = max(1, self.steps // _SHORTEST_WARM_UP)
         if self.recipe.warmup_steps > limit:
-            self.progress.say(f"warm-up of {self.recipe.warmup_steps} steps shortened to {limit}: {self.steps} steps in all")
+            self.progress.say(
+                f"warm-up of {self.recipe.warmup_steps} steps shortened to {limit}: {self.steps} steps in all"
+            )
             self.recipe = replace(self.recipe, warmup_steps=limit)
 
     def _key(self) -> dict[str, Any]:
@@ -302,7 +305,9 @@ class _Run:
         if self.resumed is not None and (self.resumed / STREAM).is_file():
             stream = json.loads((self.resumed / STREAM).read_bytes())
         loader = self.feed.loader(self.shares, done, self.steps, stream, self.options.workers)
-        monitor = Monitor(self.progress, self.steps, self._flops_per_token(), self.place.peak_flops() if self.process.leads else 0)
+        monitor = Monitor(
+            self.progress, self.steps, self._flops_per_token(), self.place.peak_flops() if self.process.leads else 0
+        )
         options = self.options
         self.trainer: RetrainTrainer = RetrainTrainer(
             model,
@@ -386,7 +391,9 @@ class _Run:
         }
         metrics = self.session.read_metrics()
         inputs = [self.checkpoint.directory]
-        with published(self.out, inputs=inputs, nbytes=self.checkpoint.nbytes, force=options.force, is_locked=True) as stage:
+        with published(
+            self.out, inputs=inputs, nbytes=self.checkpoint.nbytes, force=options.force, is_locked=True
+        ) as stage:
             adapter = None
             if recipe.lora is not None:
                 adapter = self._saved_adapter(stage)
@@ -480,4 +487,3 @@ class _Run:
             notes.append(f"{source} is no longer what was pruned: it is not in the table")
             return None
         return dense
-

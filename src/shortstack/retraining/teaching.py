@@ -275,7 +275,9 @@ class _Lesson:
                 )
         return rows
 
-    def _save(self, name: str, rows: Sequence[dict[str, np.ndarray]], stream: dict[str, Any], record: dict[str, Any]) -> None:
+    def _save(
+        self, name: str, rows: Sequence[dict[str, np.ndarray]], stream: dict[str, Any], record: dict[str, Any]
+    ) -> None:
         """One shard, then the record that counts it."""
         small = np.uint16 if _vocabulary(self.teacher) <= 1 << 16 else np.uint32
         logprobs_NK = np.concatenate([row["top_logprobs"] for row in rows])
@@ -335,7 +337,9 @@ def open_lessons(folder: Path) -> Lessons:
     except (OSError, ValueError):
         record = {}
     if not isinstance(record, dict) or record.get("kind") != _KIND:
-        raise ShortstackError(f"{folder}: was not written by shortstack teach", hint="shortstack teach TEACHER --out DIR")
+        raise ShortstackError(
+            f"{folder}: was not written by shortstack teach", hint="shortstack teach TEACHER --out DIR"
+        )
     for name, shard in record["shards"].items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
@@ -377,7 +381,9 @@ class TaughtRows(Sequence[dict[str, np.ndarray]]):
         try:
             return np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise ShortstackError(f"{path}: cannot be read ({first_line(error)})", hint="run shortstack teach again") from None
+            raise ShortstackError(
+                f"{path}: cannot be read ({first_line(error)})", hint="run shortstack teach again"
+            ) from None
 
     def _read(self, number: int) -> list[dict[str, np.ndarray]]:
         with self._opened(number) as arrays:

@@ -42,7 +42,8 @@ def projections(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
             found.append(f"{name}.{inner}")
     if not found:
         raise ShortstackError(
-            f"{checkpoint.source}: no linear layers in its blocks to put adapters on", hint="retrain cpt trains them all"
+            f"{checkpoint.source}: no linear layers in its blocks to put adapters on",
+            hint="retrain cpt trains them all",
         )
     return found
 

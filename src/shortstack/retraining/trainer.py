@@ -121,7 +121,11 @@ class RetrainTrainer(Trainer):
         record: dict[str, Any] = {"step": self.state.global_step}
         if "loss" in logs:
             record |= {**self.guard.mean_losses(), "grad_norm": logs.get("grad_norm")}
-            record |= {"learning_rate": logs.get("learning_rate"), "tokens": self.guard.tokens, **self.monitor.figures()}
+            record |= {
+                "learning_rate": logs.get("learning_rate"),
+                "tokens": self.guard.tokens,
+                **self.monitor.figures(),
+            }
         else:
             record |= logs
         self.session.log(record)
