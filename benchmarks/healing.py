@@ -1,0 +1,197 @@
+"""What heals a cut: LoRA, continued pretraining, partial tuning and distillation at equal tokens, on real text.
+
+    python benchmarks/healing.py --quick                                  # the embedded model, half removed, minutes
+    python benchmarks/healing.py --deep DIR --data ../shared/data         # both models, all figures, plots
+
+DIR is what `python scripts/train_deep.py --out DIR` makes. Every run sees the same number of tokens of the same text;
+perplexity is of text that neither training nor scoring saw, on windows of 128 tokens. One JSON line per figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import say
+
+from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.pruning import prune
+from shortstack.retraining.distill import retrain_distill
+from shortstack.retraining.lora import retrain_lora
+from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.pretrain import retrain_cpt
+from shortstack.scoring import score
+
+# The learning rate of each way that did best on these small models (docs/experiments.md); the published 1e-4 is for 7B.
+RATES = {"lora": 3e-3, "cpt": 1e-3, "partial": 1e-3, "distill": 1e-3, "random": 3e-3}
+SEQ_LEN, BATCH = 256, 16
+
+
+@dataclass
+class Subject:
+    """One model, its text, and where its copies go."""
+
+    name: str
+    model: str
+    training: str
+    heldout: str
+    folder: Path
+    steps: int
+    windows: int | None
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
+
+    @property
+    def heldout_name(self) -> str:
+        return f"ppl:{Path(self.heldout).name}"
+
+    def pruned(self, removed: int) -> Path:
+        """The model without the blocks whose removal costs least, one by one; no block is protected."""
+        scores = self.folder / "scores.json"
+        if not scores.exists():
+            score(self.model, data=self.training, criterion="ppl", samples=10, out=scores, quiet=True)
+        out = self.folder / f"minus-{removed}"
+        prune(self.model, scores=scores, criterion="ppl", remove=removed, plus=False, out=out, quiet=True)
+        return out
+
+    def healed(self, ratio: str, start: Path, way: str) -> None:
+        """One run; its figures and its curve."""
+        options = TrainingOptions(
+            max_steps=self.steps, eval_every=max(1, self.steps // 8), save_every=10**6, log_every=max(1, self.steps // 8),
+            validation=0, eval_data=self.heldout, eval_windows=self.windows, quiet=True, dense=self.model,
+        )  # fmt: skip
+        out = self.folder / f"{start.name}-{way}"
+        shared: dict[str, Any] = {
+            "data": self.training, "out": out, "lr": RATES[way], "batch": BATCH, "micro_batch": BATCH, "options": options
+        }  # fmt: skip
+        if way == "lora":
+            result = retrain_lora(str(start), cutoff=SEQ_LEN, **shared)
+        elif way == "distill":
+            result = retrain_distill(str(start), teacher=self.model, seq_len=SEQ_LEN, **shared)
+        else:
+            train = "last:3,head,norm" if way == "partial" else "all"
+            result = retrain_cpt(str(start), train=train, seq_len=SEQ_LEN, **shared)
+        rows = {which: row["figures"][self.heldout_name] for which, row in result.rows.items()}
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        curve = [(line["step"], line[self.heldout_name]) for line in lines if self.heldout_name in line]
+        self.found.setdefault(ratio, {"dense": rows["dense"], "pruned": rows["before"]})[way] = rows["after"]
+        self.curves.setdefault(ratio, {})[way] = curve
+        say(
+            "healing", model=self.name, removed=ratio, way=way, dense=rows["dense"], pruned=rows["before"],
+            healed=rows["after"], tokens=result.tokens, seconds=result.seconds, lr=RATES[way],
+        )  # fmt: skip
+        shutil.rmtree(out)
+
+
+def random_like(checkpoint: Path, out: Path) -> Path:
+    """A checkpoint of the same shape whose weights are as a model begins."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shutil.copytree(checkpoint, out)
+    torch.manual_seed(1234)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(checkpoint), dtype=torch.float32)
+    dtype = {"BF16": torch.bfloat16}.get(next(iter(open_checkpoint(checkpoint).tensors.values())).dtype, torch.float32)
+    model.to(dtype).save_pretrained(out)
+    return out
+
+
+def measured(subject: Subject, ways: list[str], ratios: dict[str, int]) -> None:
+    """All runs of one model."""
+    for ratio, removed in ratios.items():
+        start = subject.pruned(removed)
+        for way in ways:
+            subject.healed(ratio, start, way)
+    severe = list(ratios)[-1]
+    start = subject.folder / f"minus-{ratios[severe]}"
+    subject.healed(severe, random_like(start, subject.folder / "random"), "random")
+
+
+def lora_on_instructions(shared: Path, folder: Path, steps: int) -> None:
+    """The published LoRA on a real model: validation loss before and after; merged against base and adapter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model, out = shared / "models/stories260k", folder / "instructed"
+    options = TrainingOptions(max_steps=steps, save_every=max(1, steps // 4), eval_every=max(1, steps // 4), quiet=True)
+    data = str(shared / "instruct/alpaca_small.json")
+    result = retrain_lora(str(model), data=data, out=out, lr=3e-3, batch=16, micro_batch=16, options=options)
+    ids = torch.arange(3, 67)[None]
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        apart = PeftModel.from_pretrained(base, out / "adapter").eval()(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()(ids).logits
+    rows = {which: row["figures"]["validation"] for which, row in result.rows.items()}
+    say(
+        "lora on instructions", model="stories260k", rows=2000, steps=result.steps, validation_before=rows["before"],
+        validation_after=rows["after"], merged_minus_unmerged=float((apart - merged).abs().max()),
+    )  # fmt: skip
+
+
+def plot(subjects: list[Subject], path: Path) -> None:
+    """Held-out perplexity over tokens, a panel per model and ratio."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [(subject, ratio) for subject in subjects for ratio in subject.curves]
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (subject, ratio) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for way, curve in subject.curves[ratio].items():
+            start = [] if way == "random" else [(0, subject.found[ratio]["pruned"])]
+            points = [(step * SEQ_LEN * BATCH / 1e6, ppl) for step, ppl in [*start, *curve]]
+            axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=way)
+        axes.axhline(subject.found[ratio]["dense"], color="black", linewidth=0.8, linestyle="--", label="dense")
+        axes.set(title=f"{subject.name}, {ratio} of the blocks removed", xlabel="million tokens", yscale="log")
+        axes.set_ylabel("held-out perplexity (128 tokens)")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--deep", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--steps", type=int, default=None)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    steps = arguments.steps or (30 if arguments.quick else 250)
+    ways = ["lora", "cpt", "partial", "distill"]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        windows = 64 if arguments.quick else None
+        subjects = [Subject("embedded", "embedded", "embedded", "embedded", folder / "embedded", steps, windows)]
+        if arguments.deep is not None:
+            deep = arguments.deep
+            subjects.append(
+                Subject("deep", str(deep), str(deep / "training"), str(deep / "heldout"), folder / "deep", steps, 400)
+            )
+        elif not arguments.quick:
+            sys.exit("--deep DIR: what scripts/train_deep.py made; or --quick")
+        for subject in subjects:
+            subject.folder.mkdir()
+            depth = open_checkpoint(subject.model).depth
+            ratios = {"half": depth // 2} if arguments.quick else {"a quarter": depth // 4, "half": depth // 2}
+            measured(subject, ways, ratios)
+        if (arguments.data / "models/stories260k").is_dir():
+            lora_on_instructions(arguments.data, folder, 20 if arguments.quick else 200)
+        if arguments.plot is not None:
+            plot(subjects, arguments.plot)
+        for subject in subjects:
+            for ratio, found in subject.found.items():
+                say("healing, ppl", model=subject.name, removed=ratio, **found)
+
+
+if __name__ == "__main__":
+    main()
