@@ -83,6 +83,12 @@ class Place:
 
             PartialState(cpu=self.device.type == "cpu").wait_for_everyone()
 
+    def part(self, process: Process) -> None:
+        """End what the processes have in common: from here on each goes its own way."""
+        if process.world > 1:
+            self.meet(process)
+            torch.distributed.destroy_process_group()
+
     def load(self, checkpoint: Checkpoint, *, trains_all: bool, in_4bit: bool, options: TrainingOptions) -> Any:
         """The whole model, ready to be trained: in float32 where its own weights are, else in what is computed in."""
         weights: DType = "float32" if trains_all or self.device.type == "cpu" else self.name  # type: ignore[assignment]

@@ -335,7 +335,7 @@ class _Run:
             self.progress.say(f"the weights of step {best} had the lowest validation loss and are kept")
             self.trainer._load_from_checkpoint(str(self.session.at(best)), self.trainer.model_wrapped)
         self.weights = self.trainer.trained_parameters()  # gathered by all processes together
-        self.place.meet(self.process)
+        self.place.part(self.process)
 
     def _flops_per_token(self) -> float:
         """Two for each weight forwards, two for each activation's gradient, two more for each weight's own."""
