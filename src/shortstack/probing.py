@@ -172,6 +172,7 @@ class _Probe:
         from transformers import AutoModelForCausalLM
 
         from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
+        from shortstack.engine.loading import aligned
 
         checkpoint = self._checkpoint
         kept = [index for index in range(self._depth) if index not in removed]
@@ -185,7 +186,7 @@ class _Probe:
                 return f"tried on a tiny model: {odd[0]} is missing or left over"
             ids = self._ids()
             with torch.no_grad():
-                found = pruned.eval()(input_ids=ids, use_cache=False).logits
+                found = aligned(pruned.eval())(input_ids=ids, use_cache=False).logits
             if not torch.equal(found, self._passed_over(removed)):
                 return f"tried on a tiny model: without block {ranges(removed)} it computes something else"
         except Exception as error:  # whatever a shortened config or a passed-over block leads to

@@ -11,7 +11,7 @@ from shortstack.checkpoint.copying import same_bytes
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.checkpoint.shortening import shortened_config, shortened_tensors
 from shortstack.checkpoint.tensor_copy import TensorCopy
-from shortstack.engine.loading import load_with_transformers
+from shortstack.engine.loading import aligned, load_with_transformers
 from shortstack.errors import ShortstackError
 from shortstack.machine import available_bytes
 from shortstack.plans import PrunePlan
@@ -106,7 +106,7 @@ def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor, known: dict[str
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
     _refuse_odd_keys(checkpoint, info, known)
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+        logits: torch.Tensor = aligned(model)(input_ids=ids_BT, use_cache=False).logits
     return logits
 
 
@@ -119,7 +119,7 @@ def _bypassed_logits(
     from shortstack.engine.bypass import Bypass
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
-    bypass = Bypass(model, checkpoint.anatomy, ids_BT[:1, :2])
+    bypass = Bypass(aligned(model), checkpoint.anatomy, ids_BT[:1, :2])
     with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(kept)):
         logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
     return logits, info

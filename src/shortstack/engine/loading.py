@@ -38,6 +38,17 @@ def load_with_transformers(
     return model.eval(), info
 
 
+def aligned(model: Any) -> Any:
+    """The same model with every weight moved to memory of the allocator's alignment.
+
+    transformers maps weights where they lie in the file, at any multiple of their size; some CPUs then add up the
+    products of experts in another order, and two models with equal weights differ in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
 def experts_for(dtype: torch.dtype) -> dict[str, str]:
     """How mixtures of experts are to be computed: the fused products that transformers prefers know no float64."""
     return {"experts_implementation": "eager"} if str(dtype) == "torch.float64" else {}
