@@ -2,6 +2,7 @@
 
     python benchmarks/healing.py --quick                                  # the embedded model, half removed, minutes
     python benchmarks/healing.py --deep DIR --data ../shared/data         # both models, all figures, plots
+    python benchmarks/healing.py --deep DIR --sweep --steps 60            # learning rates, before all that
 
 DIR is what `python scripts/train_deep.py --out DIR` makes. Every run sees the same number of tokens of the same text;
 perplexity is of text that neither training nor scoring saw, on windows of 128 tokens. One JSON line per figure.
@@ -14,18 +15,19 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common import say
-
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.pruning import prune
 from shortstack.retraining.distill import retrain_distill
 from shortstack.retraining.lora import retrain_lora
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.pretrain import retrain_cpt
+from shortstack.retraining.results import RetrainResult
 from shortstack.scoring import score
 
 # The learning rate of each way that did best on these small models (docs/experiments.md); the published 1e-4 is for 7B.
@@ -60,15 +62,11 @@ class Subject:
         prune(self.model, scores=scores, criterion="ppl", remove=removed, plus=False, out=out, quiet=True)
         return out
 
-    def healed(self, ratio: str, start: Path, way: str) -> None:
-        """One run; its figures and its curve."""
-        options = TrainingOptions(
-            max_steps=self.steps, eval_every=max(1, self.steps // 8), save_every=10**6, log_every=max(1, self.steps // 8),
-            validation=0, eval_data=self.heldout, eval_windows=self.windows, quiet=True, dense=self.model,
-        )  # fmt: skip
+    def run(self, start: Path, way: str, rate: float, options: TrainingOptions) -> tuple[RetrainResult, Path]:
+        """Train a copy in one of the ways."""
         out = self.folder / f"{start.name}-{way}"
         shared: dict[str, Any] = {
-            "data": self.training, "out": out, "lr": RATES[way], "batch": BATCH, "micro_batch": BATCH, "options": options
+            "data": self.training, "out": out, "lr": rate, "batch": BATCH, "micro_batch": BATCH, "options": options
         }  # fmt: skip
         if way == "lora":
             result = retrain_lora(str(start), cutoff=SEQ_LEN, **shared)
@@ -77,6 +75,17 @@ class Subject:
         else:
             train = "last:3,head,norm" if way == "partial" else "all"
             result = retrain_cpt(str(start), train=train, seq_len=SEQ_LEN, **shared)
+        assert isinstance(result, RetrainResult)
+        return result, out
+
+    def healed(self, ratio: str, start: Path, way: str) -> None:
+        """One run; its figures and its curve."""
+        every = max(1, self.steps // 8)
+        options = TrainingOptions(
+            max_steps=self.steps, eval_every=every, save_every=10**6, log_every=every, validation=0,
+            eval_data=self.heldout, eval_windows=self.windows, quiet=True, dense=self.model,
+        )  # fmt: skip
+        result, out = self.run(start, way, RATES[way], options)
         rows = {which: row["figures"][self.heldout_name] for which, row in result.rows.items()}
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         curve = [(line["step"], line[self.heldout_name]) for line in lines if self.heldout_name in line]
@@ -87,6 +96,18 @@ class Subject:
             healed=rows["after"], tokens=result.tokens, seconds=result.seconds, lr=RATES[way],
         )  # fmt: skip
         shutil.rmtree(out)
+
+    def swept(self, start: Path, way: str, rates: Sequence[float]) -> None:
+        """Loss on a part of the training text that is held out, for each learning rate; the evaluation text is not seen."""
+        found = {}
+        for rate in rates:
+            options = TrainingOptions(
+                max_steps=self.steps, eval_every=10**6, save_every=10**6, validation=100, quiet=True
+            )
+            result, out = self.run(start, way, rate, options)
+            found[f"{rate:g}"] = result.rows["after"]["figures"]["validation"]
+            shutil.rmtree(out)
+        say("learning rates", model=self.name, way=way, steps=self.steps, **found)
 
 
 def random_like(checkpoint: Path, out: Path) -> Path:
@@ -111,6 +132,16 @@ def measured(subject: Subject, ways: list[str], ratios: dict[str, int]) -> None:
     severe = list(ratios)[-1]
     start = subject.folder / f"minus-{ratios[severe]}"
     subject.healed(severe, random_like(start, subject.folder / "random"), "random")
+
+
+def sweep(subject: Subject) -> None:
+    """Learning rates at the severe ratio."""
+    half = open_checkpoint(subject.model).depth // 2
+    start = subject.pruned(half)
+    subject.swept(start, "lora", (1e-3, 3e-3, 1e-2))
+    for way in ("cpt", "partial", "distill"):
+        subject.swept(start, way, (3e-4, 1e-3, 3e-3))
+    subject.swept(random_like(start, subject.folder / "random"), "random", (1e-3, 3e-3, 1e-2))
 
 
 def lora_on_instructions(shared: Path, folder: Path, steps: int) -> None:
@@ -160,6 +191,7 @@ def plot(subjects: list[Subject], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--deep", type=Path)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -181,9 +213,14 @@ def main() -> None:
             sys.exit("--deep DIR: what scripts/train_deep.py made; or --quick")
         for subject in subjects:
             subject.folder.mkdir()
+            if arguments.sweep:
+                sweep(subject)
+                continue
             depth = open_checkpoint(subject.model).depth
             ratios = {"half": depth // 2} if arguments.quick else {"a quarter": depth // 4, "half": depth // 2}
             measured(subject, ways, ratios)
+        if arguments.sweep:
+            return
         if (arguments.data / "models/stories260k").is_dir():
             lora_on_instructions(arguments.data, folder, 20 if arguments.quick else 200)
         if arguments.plot is not None:

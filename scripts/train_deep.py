@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 import torch
-from train_embedded import SEED, heldout_windows, say, train_tokenizer, windows_nll
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from shortstack.embedded import Document
+from train_embedded import SEED, heldout_windows, say, train_tokenizer, windows_nll
 
 SEQ_LEN = 256
 BATCH = 16

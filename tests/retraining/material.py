@@ -6,7 +6,10 @@ import json
 import random
 from pathlib import Path
 
-WORDS = "the with while yield import from class def return lambda block layer head norm token window".split()
+WORDS = [
+    *("the", "with", "while", "yield", "import", "from", "class", "def"),
+    *("return", "lambda", "block", "layer", "head", "norm", "token", "window"),
+]
 
 
 def sentence(generator: random.Random, words: int) -> str:

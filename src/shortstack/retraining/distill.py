@@ -11,14 +11,16 @@ from shortstack.opening import open_model
 from shortstack.progress import Progress
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.pretrain import BETAS
+from shortstack.retraining.recipe import Recipe, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
-from shortstack.retraining.run import Recipe, parse_tokens, retrain
+from shortstack.retraining.run import retrain
 
 if TYPE_CHECKING:
     import torch
 
+    from shortstack.retraining.feeds import Feed
+    from shortstack.retraining.lessons import Lessons
     from shortstack.retraining.objectives import Objective
-    from shortstack.retraining.teaching import Lessons
 
 _DEFAULTS = TrainingOptions()
 
@@ -88,25 +90,25 @@ def retrain_distill(
     """
     from shortstack.retraining.trainable import LoRA
 
-    weights = {"kl_weight": kl_weight, "loss_weight": loss_weight, "hidden_weight": hidden_weight}
+    weights: dict[str, Any] = {"kl_weight": kl_weight, "loss_weight": loss_weight, "hidden_weight": hidden_weight}
     if any(value < 0 for value in weights.values()) or not kl_weight + loss_weight + hidden_weight > 0:
         raise UsageError("--kl-weight, --loss-weight and --hidden-weight: expected none below 0, and one above")
     progress = Progress(quiet=True)
     student = open_model(model, progress=progress)
     if offline is not None:
-        from shortstack.retraining.teaching import open_lessons, taught_feed
+        from shortstack.retraining.lessons import open_lessons, taught_feed
 
         if teacher is not None or data is not None or hidden_weight:
             raise UsageError(
                 "--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it"
             )
         lessons = open_lessons(Path(offline))
-        made = _Offline(lessons, _same_temperature(lessons, temperature), weights)
+        made: _Offline | _Online = _Offline(lessons, _same_temperature(lessons, temperature), weights)
         made.check(student)
     else:
         if data is None:
             raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
-        made = _Online(_dense(student, teacher), temperature or 1.0, weights, options)  # type: ignore[assignment]
+        made = _Online(_dense(student, teacher), temperature or 1.0, weights, options)
         made.check(student)
     lora = train == "lora"
     recipe = Recipe(
@@ -127,8 +129,12 @@ def retrain_distill(
         isolate_documents=isolate_documents,
         distillation=made.described(),
     )
-    feed_from = (lambda fitted: taught_feed(lessons, fitted, options.seed)) if offline is not None else None
-    return retrain(model, data, out, recipe, options, make_objective=made.objective, feed_from=feed_from)
+
+    def feed_from(fitted: Recipe) -> Feed:
+        return taught_feed(lessons, fitted, options.seed)
+
+    taught = feed_from if offline is not None else None
+    return retrain(model, data, out, recipe, options, make_objective=made.objective, feed_from=taught)
 
 
 def _same_temperature(lessons: Lessons, asked: float | None) -> float:
@@ -150,7 +156,7 @@ def _dense(student: Checkpoint, teacher: str | None) -> Checkpoint:
 class _Offline:
     """The teacher's notes."""
 
-    def __init__(self, lessons: Lessons, temperature: float, weights: dict[str, float]) -> None:
+    def __init__(self, lessons: Lessons, temperature: float, weights: dict[str, Any]) -> None:
         self._lessons, self._temperature, self._weights = lessons, temperature, weights
 
     def check(self, student: Checkpoint) -> None:
@@ -175,7 +181,7 @@ class _Online:
     """The teacher itself, beside the student."""
 
     def __init__(
-        self, teacher: Checkpoint, temperature: float, weights: dict[str, float], options: TrainingOptions
+        self, teacher: Checkpoint, temperature: float, weights: dict[str, Any], options: TrainingOptions
     ) -> None:
         self._teacher, self._temperature, self._weights, self._options = teacher, temperature, weights, options
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shortstack.retraining.objectives import Objective
     from shortstack.retraining.options import TrainingOptions
     from shortstack.retraining.place import Place
-    from shortstack.retraining.run import Recipe
+    from shortstack.retraining.recipe import Recipe
 
 _STEPS = 3
 
@@ -51,7 +51,7 @@ def measured_estimate(
             started = time.perf_counter()
             with torch.autocast(place.device.type, place.dtype, enabled=place.dtype != torch.float32):
                 loss = objective(model, batch)["loss"] / max(1, predicted_tokens(batch))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             _wait(place)
             passed = time.perf_counter()
             optimizer.step()

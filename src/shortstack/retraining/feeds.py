@@ -14,7 +14,8 @@ from shortstack.errors import UsageError
 from shortstack.progress import Progress
 from shortstack.retraining.batches import Batch, Examples, Order, Shares, StepSampler, collated, predicted_tokens
 from shortstack.retraining.data import Example, kind_of, read_instructions, split_off
-from shortstack.retraining.packing import Encoder, PackedStream, Packing, open_texts
+from shortstack.retraining.packing import Encoder, PackedStream, Packing
+from shortstack.retraining.texts import open_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,12 +31,14 @@ class Feed(Protocol):
     Attributes:
         described: for records: source, sha256, rows.
         held_out: batches that are never trained on.
-        tokens_per_row: in the mean, padding apart; for estimates.
     """
 
     described: dict[str, Any]
     held_out: list[Batch]
-    tokens_per_row: float
+
+    @property
+    def tokens_per_row(self) -> float:
+        """In the mean, padding apart; for estimates."""
 
     def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
         """Optimizer steps of so many epochs, or of so many tokens."""
@@ -81,7 +84,7 @@ class ExampleFeed:
         order = Order(self.lengths, self.seed, self.group_by_length, shares.batch, self.files)
         return DataLoader(
             Examples(self.items, self.make),
-            batch_sampler=StepSampler(order, shares, first_step, steps),  # type: ignore[arg-type]
+            batch_sampler=StepSampler(order, shares, first_step, steps),
             collate_fn=self.make,
             num_workers=workers,
             # Its own generator: the global one, which dropout uses, must stay as a checkpoint had it.

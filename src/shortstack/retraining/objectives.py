@@ -112,7 +112,7 @@ class Distillation:
 
 def in_parts(measure: Any, *tensors: torch.Tensor, temperature: float) -> torch.Tensor:
     """A sum over rows, so many rows at a time that their float32 logits stay small."""
-    parts = zip(*(tensor.split(_ROWS_AT_A_TIME) for tensor in tensors), strict=True)
+    parts = zip(*(torch.split(tensor, _ROWS_AT_A_TIME) for tensor in tensors), strict=True)
     total: torch.Tensor = sum((measure(*part, temperature=temperature) for part in parts), tensors[0].new_zeros(()))
     return total.float()
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from shortstack.retraining.batches import Shares
-    from shortstack.retraining.run import Recipe
+    from shortstack.retraining.recipe import Recipe
 
 Parallelism = Literal["one process", "DDP", "FSDP2"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.recipe import Recipe, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
-from shortstack.retraining.run import Recipe, parse_tokens, retrain
+from shortstack.retraining.run import retrain
 
 BETAS = (0.9, 0.95)
 _DEFAULTS = TrainingOptions()

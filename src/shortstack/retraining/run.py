@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.provenance import versions
+from shortstack.checkpoint.provenance import FILE_NAME, versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import absolute, check_output, locked, published
 from shortstack.errors import ShortstackError, UsageError
@@ -19,6 +19,7 @@ from shortstack.opening import open_model
 from shortstack.progress import Progress
 from shortstack.retraining.extras import need_extra
 from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.recipe import Recipe
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.session import STREAM, Process, Session
 from shortstack.tokenizers import load_tokenizer
@@ -26,50 +27,13 @@ from shortstack.tokenizers import load_tokenizer
 if TYPE_CHECKING:
     import torch
 
+    from shortstack.retraining.batches import Batch
     from shortstack.retraining.feeds import Feed
     from shortstack.retraining.heldout import HeldOut
     from shortstack.retraining.objectives import Objective
-    from shortstack.retraining.trainable import LoRA
     from shortstack.retraining.trainer import RetrainTrainer
 
 _SHORTEST_WARM_UP = 10  # a tenth of a run that is shorter than ten times its warm-up
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All numbers of one run: what is trained, on how much, how fast.
-
-    Attributes:
-        method: lora, cpt or distill.
-        train: `lora`, or what `trainable.set_trainable` takes.
-        learning_rate, schedule, warmup_steps: the rate rises over the warm-up, then falls to nothing.
-        betas, weight_decay: of AdamW.
-        epochs, tokens: how much is trained on; tokens count more.
-        batch, micro_batch: rows per step over all processes, and at a time in one.
-        seq_len: tokens of a window, or the cutoff of a row.
-        keep: the saved step with the lowest validation loss, or the last.
-        lora: settings of the adapter, where one is trained.
-        distillation: weights and temperature, and the teacher's fingerprint.
-    """
-
-    method: str
-    train: str
-    learning_rate: float
-    schedule: Literal["linear", "cosine"]
-    warmup_steps: int
-    batch: int
-    micro_batch: int
-    seq_len: int
-    keep: Literal["best", "last"]
-    epochs: float | None = None
-    tokens: int | None = None
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    lora: LoRA | None = None
-    group_by_length: bool = False
-    isolate_documents: bool = True
-    load_in_4bit: bool = False
-    distillation: dict[str, Any] | None = None
 
 
 # Given the student, its checkpoint, its dtype and device: what is made small.
@@ -113,22 +77,6 @@ def retrain(
         result = run.publish()
         shutil.rmtree(work, ignore_errors=True)
     return result
-
-
-def parse_tokens(text: str | None) -> int | None:
-    """`1B` -> 1000000000; None where nothing was said.
-
-    Raises:
-        UsageError: no such number, or none at all.
-    """
-    if text is None:
-        return None
-    from shortstack.planning import parse_amount
-
-    tokens = parse_amount(text, "--tokens", "tokens")
-    if tokens < 1:
-        raise UsageError(f"--tokens {text}: expected at least 1")
-    return tokens
 
 
 def _check_request(checkpoint: Checkpoint, out: Path, recipe: Recipe, options: TrainingOptions) -> None:
@@ -221,7 +169,8 @@ class _Run:
     def _held_out(self) -> HeldOut:
         from shortstack.retraining.heldout import HeldOut, text_batches
 
-        texts, described = {}, {}
+        texts: dict[str, list[Batch]] = {}
+        described: dict[str, dict[str, Any]] = {}
         if self.options.eval_data:
             tokenizer = load_tokenizer(self.checkpoint, trust_remote_code=self.options.trust_remote_code)
             texts, described = text_batches(
@@ -365,13 +314,42 @@ class _Run:
 
     def publish(self) -> RetrainResult:
         """Write the output, and compare what is on the disk with what there was."""
+        from shortstack.checkpoint.reader import open_checkpoint
+        from shortstack.retraining.comparison import compare
         from shortstack.retraining.monitor import plot_losses
-        from shortstack.retraining.saving import stored_model, write_checkpoint
-        from shortstack.retraining.trainer import put_trained
 
-        options, recipe = self.options, self.recipe
+        options, checkpoint = self.options, self.checkpoint
         tokens = self.trainer.guard.tokens
-        step = {
+        with published(
+            self.out, inputs=[checkpoint.directory], nbytes=checkpoint.nbytes, force=options.force, is_locked=True
+        ) as stage:
+            self._write(stage, self._record(tokens))
+            shutil.copyfile(self.session.metrics, stage / "metrics.jsonl")
+            title = f"{self.recipe.method} of {checkpoint.source}"
+            if not plot_losses(self.session.read_metrics(), stage / "loss.png", title):
+                self.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
+            after = open_checkpoint(stage, family=checkpoint.anatomy.family) if self._writes_checkpoint else None
+            rows, notes = compare(checkpoint, after, self.held_out, options, self.progress)
+            (stage / "retraining.json").write_text(json.dumps({"models": rows}, indent=1) + "\n", encoding="utf-8")
+        return RetrainResult(
+            out=self.out,
+            method=self.recipe.method,
+            steps=self.steps,
+            tokens=tokens,
+            seconds=time.perf_counter() - self.started,
+            rows=rows,
+            adapter=self.out / "adapter" if self.recipe.lora is not None else None,
+            notes=notes,
+        )
+
+    @property
+    def _writes_checkpoint(self) -> bool:
+        return self.recipe.lora is None or self.merge
+
+    def _record(self, tokens: int) -> dict[str, Any]:
+        """This step of the checkpoint's history."""
+        recipe = self.recipe
+        return {
             "stage": "retrain",
             "method": recipe.method,
             "source": self.checkpoint.source,
@@ -381,7 +359,7 @@ class _Run:
             "steps": self.steps,
             "kept_step": self.trainer.best.get("step", self.steps) if recipe.keep == "best" else self.steps,
             "tokens": tokens,
-            "seed": options.seed,
+            "seed": self.options.seed,
             "processes": self.process.world,
             "parallelism": self.place.parallelism,
             "dtype": self.place.name,
@@ -389,101 +367,31 @@ class _Run:
             **({"forced": self.session.forced} if self.session.forced else {}),
             "versions": versions("peft", "accelerate"),
         }
-        metrics = self.session.read_metrics()
-        inputs = [self.checkpoint.directory]
-        with published(
-            self.out, inputs=inputs, nbytes=self.checkpoint.nbytes, force=options.force, is_locked=True
-        ) as stage:
-            adapter = None
-            if recipe.lora is not None:
-                adapter = self._saved_adapter(stage)
-            self.trainer = None  # type: ignore[assignment]  # its model and optimizer are no longer needed
-            self.place.release()
-            if recipe.lora is None or self.merge:
-                if adapter is not None:
-                    from shortstack.retraining.merge import merged_model
 
-                    model = merged_model(self.checkpoint, adapter, trust_remote_code=options.trust_remote_code)
-                else:
-                    model = stored_model(self.checkpoint, trust_remote_code=options.trust_remote_code)
-                    put_trained(model, self.weights)
-                write_checkpoint(self.checkpoint, model, stage, step, save_dtype=options.save_dtype)
-                del model
-            else:
-                (stage / "shortstack.json").write_text(json.dumps({"schema": 1, "adapter_of": step}, indent=1) + "\n")
-            shutil.copyfile(self.session.metrics, stage / "metrics.jsonl")
-            if not plot_losses(metrics, stage / "loss.png", f"{recipe.method} of {self.checkpoint.source}"):
-                self.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
-            rows, notes = self._compared(stage if recipe.lora is None or self.merge else None)
-            (stage / "retraining.json").write_text(json.dumps({"models": rows}, indent=1) + "\n", encoding="utf-8")
-        return RetrainResult(
-            out=self.out,
-            method=recipe.method,
-            steps=self.steps,
-            tokens=tokens,
-            seconds=time.perf_counter() - self.started,
-            rows=rows,
-            adapter=self.out / "adapter" if recipe.lora is not None else None,
-            notes=notes,
-        )
-
-    def _saved_adapter(self, stage: Path) -> Path:
-        from shortstack.retraining.saving import as_usual
+    def _write(self, stage: Path, step: dict[str, Any]) -> None:
+        """The adapter, where there is one, and the checkpoint, where one is wanted."""
+        from shortstack.retraining.merge import merged_model
+        from shortstack.retraining.saving import stored_model, write_adapter, write_checkpoint
+        from shortstack.retraining.trainable import with_adapter
         from shortstack.retraining.trainer import put_trained
 
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        folder = stage / "adapter"
-        if self.place.is_sharded:
-            # The factors were gathered; everything else of a fresh model is the input's.
-            from shortstack.retraining.saving import stored_model
-            from shortstack.retraining.trainable import with_adapter
-
-            assert self.recipe.lora is not None
-            model = with_adapter(stored_model(self.checkpoint), self.checkpoint, self.recipe.lora)
-            put_trained(model, self.weights)
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)
-        as_usual(folder)
-        return folder
-
-    def _compared(self, after: Path | None) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Figures of what lies on the disk, all measured in the same way."""
-        from shortstack.checkpoint.reader import open_checkpoint
-        from shortstack.engine.loading import load_model
-
-        notes: list[str] = []
-        chosen = {"before": self.checkpoint}
-        if after is not None:
-            chosen["after"] = open_checkpoint(after, family=self.checkpoint.anatomy.family)
-        dense = self._dense(notes)
-        if dense is not None:
-            chosen["dense"] = dense
-        rows = {}
-        for which, checkpoint in chosen.items():
-            model, _, place = load_model(
-                checkpoint,
-                dtype=self.options.dtype,
-                device=self.options.device,
-                trust_remote_code=self.options.trust_remote_code,
-            )
-            rows[which] = {"parameters": checkpoint.parameters(), "figures": self.held_out.measure(model, place)}
+        checkpoint, lora, trust = self.checkpoint, self.recipe.lora, self.options.trust_remote_code
+        adapter = stage / "adapter"
+        if lora is not None:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            if self.place.is_sharded:  # its weights lie in pieces: the gathered ones go into a fresh model
+                model = with_adapter(stored_model(checkpoint, trust_remote_code=trust), checkpoint, lora)
+                put_trained(model, self.weights)
+            write_adapter(model, adapter)
             del model
-        return rows, notes
-
-    def _dense(self, notes: list[str]) -> Checkpoint | None:
-        record = self.checkpoint.provenance or {}
-        source = self.options.dense or record.get("source")
-        if source is None or (self.options.dense is None and not record.get("steps")):
-            return None
-        if self.options.dense is None and source != "embedded" and not Path(source).is_dir():
-            notes.append(f"the dense model ({source}) is not on this disk: --dense MODEL puts it into the table")
-            return None
-        try:
-            dense = open_model(source, progress=self.progress)
-        except ShortstackError as error:
-            notes.append(f"the dense model is not in the table: {error.message}")
-            return None
-        if self.options.dense is None and dense.fingerprint != record.get("source_fingerprint"):
-            notes.append(f"{source} is no longer what was pruned: it is not in the table")
-            return None
-        return dense
+        del self.trainer  # its model and optimizer are no longer needed
+        self.place.release()
+        if not self._writes_checkpoint:
+            (stage / FILE_NAME).write_text(json.dumps({"schema": 1, "adapter_of": step}, indent=1) + "\n")
+            return
+        if lora is not None:
+            model = merged_model(checkpoint, adapter, trust_remote_code=trust)
+        else:
+            model = stored_model(checkpoint, trust_remote_code=trust)
+            put_trained(model, self.weights)
+        write_checkpoint(checkpoint, model, stage, step, save_dtype=self.options.save_dtype)

@@ -61,7 +61,7 @@ def write_checkpoint(
         model.save_pretrained(directory, max_shard_size=_LARGEST_SHARD)
     for written in (*directory.glob("*.jinja"), directory / "generation_config.json"):
         written.unlink(missing_ok=True)  # the input's own is copied
-    as_usual(directory)
+    _as_usual(directory)
     _check_written(checkpoint, directory, save_dtype)
     config = dict(checkpoint.config)
     if save_dtype is not None:
@@ -74,7 +74,14 @@ def write_checkpoint(
     (directory / FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def as_usual(directory: Path) -> None:
+def write_adapter(model: Any, directory: Path) -> None:
+    """PEFT's own form of an adapter, without its card of blanks."""
+    model.save_pretrained(directory)
+    (directory / "README.md").unlink(missing_ok=True)
+    _as_usual(directory)
+
+
+def _as_usual(directory: Path) -> None:
     """Give files the rights that a new file has here; libraries that write by a temporary file leave 0600."""
     mask = os.umask(0)
     os.umask(mask)

@@ -65,7 +65,7 @@ def with_adapter(model: Any, checkpoint: Checkpoint, settings: LoRA) -> Any:
 
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         bias="none",
         task_type="CAUSAL_LM",

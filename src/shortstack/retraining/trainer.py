@@ -35,7 +35,7 @@ class NonFiniteLossError(ShortstackError):
     """The loss of a step is NaN or infinite."""
 
 
-class RetrainTrainer(Trainer):
+class RetrainTrainer(Trainer):  # type: ignore[misc]
     """The Trainer, on our batches and objective.
 
     Args:
@@ -61,6 +61,7 @@ class RetrainTrainer(Trainer):
         rhythm: tuple[int, int, int],
     ) -> None:
         self.session, self.monitor = session, monitor
+        self.control: Any
         super().__init__(model, args, callbacks=[_Rhythm(*rhythm), _Guard(self)])
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -98,7 +99,8 @@ class RetrainTrainer(Trainer):
         scale = self.accelerator.num_processes / num_items_in_batch
         for name, value in sums.items():
             self._parts[name] = self._parts.get(name, 0) + value.detach().double() * scale
-        return sums["loss"] * scale
+        loss: torch.Tensor = sums["loss"] * scale
+        return loss
 
     def step_losses(self) -> dict[str, float]:
         """The losses of the step that has just been computed, over all processes, and forget them."""
@@ -256,7 +258,7 @@ def put_trained(model: Any, trained: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(value)
 
 
-class _Rhythm(TrainerCallback):
+class _Rhythm(TrainerCallback):  # type: ignore[misc]
     """When to log, to evaluate and to save: every so many steps, and at the end. What is saved is evaluated first."""
 
     def __init__(self, log_every: int, eval_every: int, save_every: int) -> None:
@@ -270,7 +272,7 @@ class _Rhythm(TrainerCallback):
         return control
 
 
-class _Guard(TrainerCallback):
+class _Guard(TrainerCallback):  # type: ignore[misc]
     """Looks at every step's loss before the weights change, and keeps the losses for the next line."""
 
     def __init__(self, trainer: RetrainTrainer) -> None:
