@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -237,9 +237,3 @@ def _chat(place: str, messages: Any, tokenizer: PreTrainedTokenizerBase) -> tupl
             )
         labels[len(before) : len(after)] = ids[len(before) : len(after)]
     return ids, labels
-
-
-def examples_from_windows(windows: Iterable[Sequence[int]]) -> Iterator[Example]:
-    """Windows of token ids in which every token but the first is predicted."""
-    for window in windows:
-        yield Example(list(window), [IGNORED, *window[1:]])

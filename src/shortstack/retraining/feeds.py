@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from shortstack.errors import UsageError
 from shortstack.progress import Progress
-from shortstack.retraining.batches import Batch, Examples, Order, Shares, StepSampler, collated, predicted_tokens
+from shortstack.retraining.batches import Batch, Examples, Order, Shares, StepSampler, collated
 from shortstack.retraining.data import Example, kind_of, read_instructions, split_off
 from shortstack.retraining.packing import Encoder, PackedStream, Packing
 from shortstack.retraining.texts import open_texts
@@ -213,8 +213,3 @@ def _text_feed(
 
 def _stacked(windows: Sequence[Batch]) -> Batch:
     return {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
-
-
-def held_out_tokens(feed: Feed) -> int:
-    """Predicted tokens of what is held out."""
-    return sum(predicted_tokens(batch) for batch in feed.held_out)

@@ -102,6 +102,7 @@ def merged_model(checkpoint: Checkpoint, adapter: Path, *, trust_remote_code: bo
     import warnings
 
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     from shortstack.retraining.saving import stored_model
 
@@ -110,7 +111,15 @@ def merged_model(checkpoint: Checkpoint, adapter: Path, *, trust_remote_code: bo
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # PEFT warns of keys that it does not find, and goes on
             adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
-            return adapted.merge_and_unload(safe_merge=True)
+            for layer in adapted.modules():
+                if isinstance(layer, BaseTunerLayer):
+                    # PEFT rounds the product to the weight's type before it adds it; in float32 there is one rounding.
+                    weight = layer.get_base_layer().weight
+                    stored, weight.data = weight.dtype, weight.data.float()
+                    layer.merge(safe_merge=True)
+                    weight = layer.get_base_layer().weight
+                    weight.data = weight.data.to(stored)
+            return adapted.unload()
     except (ValueError, RuntimeError, KeyError, UserWarning, OSError) as error:
         raise ShortstackError(
             f"{adapter}: does not fit {checkpoint.source}: {first_line(error)}",
