@@ -66,7 +66,8 @@ class Subject:
         """Train a copy in one of the ways."""
         out = self.folder / f"{start.name}-{way}"
         shared: dict[str, Any] = {
-            "data": self.training, "out": out, "lr": rate, "batch": BATCH, "micro_batch": BATCH, "options": options
+            "data": self.training, "out": out, "lr": rate, "batch": BATCH, "micro_batch": BATCH, "options": options,
+            "warmup": self.steps // 10,
         }  # fmt: skip
         if way == "lora":
             result = retrain_lora(str(start), cutoff=SEQ_LEN, **shared)

@@ -1,7 +1,7 @@
 """shortstack: make the stack of Transformer blocks of a language model shorter.
 
-The stages are functions: `score`, `plan`, `prune`, `evaluate`, `samples`, `check`, `info`. Names are imported when first
-used, so that `import shortstack` takes no time.
+The stages are functions: `score`, `plan`, `prune`, `retrain_lora`, `retrain_cpt`, `retrain_distill`, `merge`, `teach`,
+`evaluate`, `samples`, `check`, `info`. Names are imported when first used, so that `import shortstack` takes no time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from shortstack.planning import plan
     from shortstack.plans import PrunePlan, load_plan
     from shortstack.pruning import PruneResult, prune
+    from shortstack.retraining.distill import retrain_distill
+    from shortstack.retraining.lora import retrain_lora
+    from shortstack.retraining.merge import MergeResult, merge
+    from shortstack.retraining.options import TrainingOptions
+    from shortstack.retraining.pretrain import retrain_cpt
+    from shortstack.retraining.results import RetrainEstimate, RetrainResult
+    from shortstack.retraining.teaching import TeachResult, teach
     from shortstack.scores import CriterionScores, Scores, load_scores
     from shortstack.scoring import score
 
@@ -27,23 +34,33 @@ _WHERE = {
     "CriterionScores": "scores:CriterionScores",
     "Figure": "evaluation.results:Figure",
     "Info": "information:Info",
+    "MergeResult": "retraining.merge:MergeResult",
     "PrunePlan": "plans:PrunePlan",
     "PruneResult": "pruning:PruneResult",
     "Result": "evaluation.results:Result",
     "Results": "evaluation.results:Results",
+    "RetrainEstimate": "retraining.results:RetrainEstimate",
+    "RetrainResult": "retraining.results:RetrainResult",
     "Scores": "scores:Scores",
     "ShortstackError": "errors:ShortstackError",
+    "TeachResult": "retraining.teaching:TeachResult",
+    "TrainingOptions": "retraining.options:TrainingOptions",
     "UsageError": "errors:UsageError",
     "check": "checking:check",
     "evaluate": "evaluation.perplexity:evaluate_ppl",
     "info": "information:info",
     "load_plan": "plans:load_plan",
     "load_scores": "scores:load_scores",
+    "merge": "retraining.merge:merge",
     "open_checkpoint": "checkpoint.reader:open_checkpoint",
     "plan": "planning:plan",
     "prune": "pruning:prune",
+    "retrain_cpt": "retraining.pretrain:retrain_cpt",
+    "retrain_distill": "retraining.distill:retrain_distill",
+    "retrain_lora": "retraining.lora:retrain_lora",
     "samples": "evaluation.samples:evaluate_samples",
     "score": "scoring:score",
+    "teach": "retraining.teaching:teach",
 }
 
 __all__ = [
@@ -51,23 +68,33 @@ __all__ = [
     "CriterionScores",
     "Figure",
     "Info",
+    "MergeResult",
     "PrunePlan",
     "PruneResult",
     "Result",
     "Results",
+    "RetrainEstimate",
+    "RetrainResult",
     "Scores",
     "ShortstackError",
+    "TeachResult",
+    "TrainingOptions",
     "UsageError",
     "check",
     "evaluate",
     "info",
     "load_plan",
     "load_scores",
+    "merge",
     "open_checkpoint",
     "plan",
     "prune",
+    "retrain_cpt",
+    "retrain_distill",
+    "retrain_lora",
     "samples",
     "score",
+    "teach",
 ]
 
 

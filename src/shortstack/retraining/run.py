@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shortstack.retraining.objectives import Objective
     from shortstack.retraining.trainer import RetrainTrainer
 
-_SHORTEST_WARM_UP = 10  # a tenth of a run that is shorter than ten times its warm-up
+_SHORTEST_WARM_UP = 10  # a tenth of a run that its warm-up would fill by more than half
 
 
 # Given the student, its checkpoint, its dtype and device: what is made small.
@@ -179,12 +179,12 @@ class _Run:
         return HeldOut(self.feed.held_out, texts, described)
 
     def _shorten_warm_up(self) -> None:
-        limit = max(1, self.steps // _SHORTEST_WARM_UP)
-        if self.recipe.warmup_steps > limit:
+        if self.recipe.warmup_steps > self.steps // 2:
+            shorter = self.steps // _SHORTEST_WARM_UP
             self.progress.say(
-                f"warm-up of {self.recipe.warmup_steps} steps shortened to {limit}: {self.steps} steps in all"
+                f"warm-up of {self.recipe.warmup_steps} steps shortened to {shorter}: {self.steps} steps in all"
             )
-            self.recipe = replace(self.recipe, warmup_steps=limit)
+            self.recipe = replace(self.recipe, warmup_steps=shorter)
 
     def _key(self) -> dict[str, Any]:
         """All that makes the run: a checkpoint of a run with another key is not gone on with."""

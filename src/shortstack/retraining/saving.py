@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
 from shortstack.checkpoint.card import model_card
 from shortstack.checkpoint.companions import continued_record, copy_companions
@@ -57,6 +58,8 @@ def write_checkpoint(
             input has.
     """
     _cast(checkpoint, model, save_dtype)
+    # Published ones hold settings (vicuna's temperature without sampling) that transformers refuses to write again.
+    model.generation_config = GenerationConfig()
     with quiet_transformers():
         model.save_pretrained(directory, max_shard_size=_LARGEST_SHARD)
     for written in (*directory.glob("*.jinja"), directory / "generation_config.json"):

@@ -122,7 +122,10 @@ def _part(model: Any, checkpoint: Checkpoint, part: str) -> list[nn.Parameter]:
     if part == "embeddings":
         return list(embedding.parameters())
     if part == "norm":
-        others = {id(p) for module in (blocks, head, embedding) if module is not None for p in module.parameters()}
+        positions = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        others = {
+            id(p) for module in (blocks, head, embedding, *positions) if module is not None for p in module.parameters()
+        }
         return [parameter for parameter in model.parameters() if id(parameter) not in others]
     raise UsageError(f"--train {part!r}: unknown", hint=f"known: {_PARTS}")
 

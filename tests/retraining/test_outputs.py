@@ -1,0 +1,225 @@
+"""What comes out: a plain checkpoint that is the running model, with everything else as it was, and its history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import shortstack
+from shortstack.errors import ShortstackError
+from shortstack.pruning import prune
+from shortstack.retraining.merge import merge
+from shortstack.retraining.results import RetrainEstimate, RetrainResult
+from tests import pico
+
+Built = Callable[..., Path]
+Retrained = Callable[..., Any]
+LONG = {"max_position_embeddings": 512}
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=torch.tensor(pico.windows(2, 20)), use_cache=False).logits
+    return found
+
+
+@pytest.fixture(scope="module")
+def adapted(retrained: Retrained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("adapted") / "out"
+    retrained("lora", out)
+    return out
+
+
+def test_merged_is_what_the_adapter_gives(adapted: Path, pruned: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    apart = logits(PeftModel.from_pretrained(pico.load(pruned), adapted / "adapter"))
+    merged = logits(pico.load(adapted))
+    assert torch.allclose(merged, apart, atol=1e-4)
+    assert not torch.allclose(merged, logits(pico.load(pruned)), atol=1e-2)
+    # The same from the adapter alone, whose base is named in it.
+    result = merge(adapted / "adapter", out=tmp_path / "merged", quiet=True)
+    assert "folded into" in result.to_text()
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "merged", adapted))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_merging_into_half_precision_rounds_once(adapted: Path, pruned: Path, tmp_path: Path) -> None:
+    for dtype in ("bfloat16", "float16"):
+        half = tmp_path / f"half-{dtype}"
+        model = pico.load(pruned, getattr(torch, dtype))
+        model.save_pretrained(half)
+        pico.tokenizer().save_pretrained(half)
+        merge(adapted / "adapter", base=str(half), out=tmp_path / dtype, quiet=True)
+        found = load_file(tmp_path / dtype / "model.safetensors")
+        base = load_file(half / "model.safetensors")
+        factors = load_file(adapted / "adapter/adapter_model.safetensors")
+        name = "model.layers.1.mlp.up_proj"
+        a, b = (factors[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
+        expected = (base[f"{name}.weight"].float() + (b @ a) * 2).to(getattr(torch, dtype))
+        assert torch.equal(found[f"{name}.weight"], expected)
+
+
+def test_an_adapter_of_another_model_is_refused(adapted: Path, built: Built, tmp_path: Path) -> None:
+    for other in (built("llama", hidden_size=64), built("gpt2")):
+        with pytest.raises(ShortstackError, match="does not fit") as error:
+            merge(adapted / "adapter", base=str(other), out=tmp_path / "out", quiet=True)
+        assert "--base MODEL" in error.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_without_weights_or_with_broken_ones(adapted: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "adapter"
+    broken.mkdir()
+    (broken / "adapter_config.json").write_bytes((adapted / "adapter/adapter_config.json").read_bytes())
+    with pytest.raises(ShortstackError, match=r"no weights \(adapter_model.safetensors\)"):
+        merge(broken, out=tmp_path / "out", quiet=True)
+    factors = load_file(adapted / "adapter/adapter_model.safetensors")
+    poisoned = next(iter(factors))
+    save_file({**factors, poisoned: factors[poisoned] * float("nan")}, broken / "adapter_model.safetensors")
+    with pytest.raises(ShortstackError, match="NaN"):
+        merge(broken, out=tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_merge_there_is_the_adapter_alone(retrained: Retrained, tmp_path: Path) -> None:
+    result = retrained("lora", tmp_path / "out", merge=False, max_steps=2)
+    assert not (tmp_path / "out/model.safetensors").exists()
+    assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+    assert list(result.rows) == ["before", "dense"]
+
+
+@pytest.mark.parametrize("way", ["lora", "cpt"])
+def test_everything_else_is_as_it_was(way: str, built: Built, retrained: Retrained, tmp_path: Path) -> None:
+    """Tensor types and names, config (use_cache too), tokenizer, generation config."""
+    dense = built("qwen2", dtype=torch.bfloat16, use_cache=False, **LONG)
+    model = tmp_path / "model"
+    prune(str(dense), blocks="2", out=model, quiet=True)
+    # As published ones have them: settings of sampling without sampling, and in the wrong place.
+    (model / "generation_config.json").write_text('{"temperature": 0.3}')
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "temperature": 0.9, "max_length": 20}))
+    retrained(way, tmp_path / "out", model=model, max_steps=2)
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, tmp_path / "out"))
+    assert {name: (t.dtype, t.shape) for name, t in before.items()} == {n: (t.dtype, t.shape) for n, t in after.items()}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (model / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    assert json.loads((tmp_path / "out/config.json").read_text())["use_cache"] is False
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == (model / "config.json").stat().st_mode & 0o777
+    assert torch.isfinite(logits(pico.load(tmp_path / "out"))).all()
+
+
+@pytest.mark.parametrize("save_dtype", ["float16", "bfloat16"])
+def test_saved_in_another_type(save_dtype: str, retrained: Retrained, tmp_path: Path) -> None:
+    retrained("lora", tmp_path / "out", max_steps=1, save_dtype=save_dtype)
+    stored = load_file(tmp_path / "out/model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {getattr(torch, save_dtype)}
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["dtype"] == save_dtype
+
+
+def test_what_does_not_fit_the_type_is_refused(copied: Built, retrained: Retrained, tmp_path: Path) -> None:
+    model = copied("llama", **LONG)
+    stored = load_file(model / "model.safetensors")
+    stored["model.embed_tokens.weight"][3, 0] = 1e6
+    save_file(stored, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ShortstackError, match="is not finite once it is stored in float16"):
+        retrained("lora", tmp_path / "out", model=model, max_steps=1, save_dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cpt_then_lora_keeps_the_chain(retrained: Retrained, pruned: Path, dense: Path, tmp_path: Path) -> None:
+    retrained("cpt", tmp_path / "cpt", max_steps=2)
+    result = retrained("lora", tmp_path / "lora", model=tmp_path / "cpt", max_steps=2)
+    record = json.loads((tmp_path / "lora/shortstack.json").read_text())
+    assert [(step["stage"], step.get("method")) for step in record["steps"]] == [
+        ("prune", None), ("retrain", "cpt"), ("retrain", "lora")
+    ]  # fmt: skip
+    assert record["source"] == json.loads((pruned / "shortstack.json").read_text())["source"]
+    assert record["kept_blocks"] == [0, 1, 4, 5]
+    assert record["steps"][2]["source"] == str(tmp_path / "cpt")
+    assert list(result.rows) == ["before", "after", "dense"]
+    card = (tmp_path / "lora/README.md").read_text()
+    assert card.index("cpt") < card.index("lora")
+    # A retrained checkpoint is pruned and retrained again like any other.
+    prune(str(tmp_path / "lora"), blocks="1", out=tmp_path / "again", quiet=True)
+    assert json.loads((tmp_path / "again/shortstack.json").read_text())["kept_blocks"] == [0, 4, 5]
+
+
+def test_the_table_is_of_what_lies_on_the_disk(retrained: Retrained, text: Path, pruned: Path, tmp_path: Path) -> None:
+    result = retrained("cpt", tmp_path / "out", eval_data=str(text), max_steps=4)
+    for row, model in (("before", pruned), ("after", tmp_path / "out")):
+        found = shortstack.evaluate(str(model), data=str(text), seq_len="128", quiet=True).results[0].figures["ppl_128"]
+        assert result.rows[row]["figures"]["ppl:text.jsonl"] == pytest.approx(found.value, rel=1e-5)
+    shown = result.to_text()
+    assert all(word in shown for word in ("before", "after", "dense", "validation loss", "ppl:text.jsonl"))
+    stored = json.loads((tmp_path / "out/retraining.json").read_text())["models"]
+    assert stored == result.rows
+    assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_is_kept_not_the_last(retrained: Retrained, tmp_path: Path) -> None:
+    """LoRA as published: a rate that wrecks the model after a while."""
+    result = retrained("lora", tmp_path / "out", lr=0.5, warmup=0, alpha=100)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    validated = {line["step"]: line["validation"] for line in lines if "validation" in line}
+    best = min(validated, key=lambda step: validated[step])
+    assert best != 8, "the test needs a run that gets worse"
+    assert json.loads((tmp_path / "out/shortstack.json").read_text())["steps"][-1]["kept_step"] == best
+    assert result.rows["after"]["figures"]["validation"] == pytest.approx(validated[best], rel=1e-3)
+
+
+@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline"])
+def test_a_dry_run_trains_nothing(way: str, retrained: Retrained, tmp_path: Path) -> None:
+    found = retrained(way, tmp_path / "out", dry_run=True)
+    assert isinstance(found, RetrainEstimate)
+    assert list(tmp_path.iterdir()) == []
+    assert found.steps == 8
+    assert found.seconds_per_step > 0
+    assert (found.trained == found.parameters) == (way != "lora")
+    assert found.bytes_per_device["optimizer"] == 2 * found.bytes_per_device["gradients"] == 8 * found.trained
+    shown = found.to_text()
+    assert "nothing was trained" in shown
+    assert "memory per device" in shown
+
+
+def test_steps_and_tokens_of_a_dry_run_are_those_of_the_run(retrained: Retrained, tmp_path: Path) -> None:
+    expected = retrained("cpt", tmp_path / "o", dry_run=True, max_steps=None, tokens="3K")
+    result = retrained("cpt", tmp_path / "out", max_steps=None, tokens="3K")
+    assert isinstance(result, RetrainResult)
+    assert (result.steps, result.tokens) == (expected.steps, expected.tokens) == (24, 3072)
+
+
+def test_the_cutoff_is_clamped_with_a_line(
+    built: Built, retrained: Retrained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retrained("cpt", tmp_path / "out", model=built("llama"), seq_len=100, max_steps=1, quiet=False)
+    assert "has 64 positions: 100 tokens are cut to 64" in capsys.readouterr().err
+
+
+def test_an_output_that_is_there_is_kept(retrained: Retrained, adapted: Path, pruned: Path, tmp_path: Path) -> None:
+    from tests.kills import hashes
+
+    before = hashes(adapted)
+    with pytest.raises(ShortstackError, match="exists"):
+        retrained("lora", adapted)
+    assert hashes(adapted) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("x")
+    with pytest.raises(ShortstackError, match="exists"):
+        retrained("cpt", tmp_path / "mine", force=True)
+    with pytest.raises(ShortstackError, match=r"input|itself|inside"):
+        retrained("cpt", pruned, force=True)
+
+
+def test_a_tracker_that_is_not_installed_is_named(retrained: Retrained, tmp_path: Path) -> None:
+    with pytest.raises(ShortstackError, match="trackio"):
+        retrained("cpt", tmp_path / "out", report_to="trackio")
+    with pytest.raises(ShortstackError, match="excel"):
+        retrained("cpt", tmp_path / "out", report_to="excel")
