@@ -7,6 +7,7 @@ from its standard input. A child kills itself with SIGKILL in the middle of its 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -23,11 +24,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Warm:
-    """The warmed process, seen from the tests."""
+    """The warmed process, seen from the tests.
+
+    Args:
+        modules: what it imports besides what every command needs.
+    """
+
+    def __init__(self, *modules: str) -> None:
+        self._modules = modules
 
     def __enter__(self) -> Warm:
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.kills"],
+            [sys.executable, "-W", "ignore", "-m", "tests.kills", *self._modules],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
@@ -42,11 +50,22 @@ class Warm:
             self._process.stdout.close()
 
     def run(
-        self, argv: list[str], log: Path, *, kill_at: int | None = None, delay: float | None = None, piece: int = 8192
+        self,
+        argv: list[str],
+        log: Path,
+        *,
+        kill_at: int | None = None,
+        delay: float | None = None,
+        sign: Path | None = None,
+        piece: int = 8192,
     ) -> dict[str, Any]:
-        """Run a command in a fork: {"code": exit code or -9, "writes": how many it made}."""
+        """Run a command in a fork: {"code": exit code or -9, "writes": how many it made}.
+
+        It is killed in its `kill_at`-th write, after `delay` seconds, or once the file `sign` is there.
+        """
         assert self._process.stdin is not None
         job = {"argv": argv, "log": str(log), "kill_at": kill_at, "delay": delay, "piece": piece}
+        job["sign"] = None if sign is None else str(sign)
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return self._read()
@@ -174,6 +193,8 @@ def main() -> None:
     import shortstack.pruning
     import shortstack.scoring  # noqa: F401
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     torch.set_num_threads(1)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -194,7 +215,15 @@ def _forked(job: dict[str, Any]) -> dict[str, Any]:
     if job["delay"] is not None:
         time.sleep(job["delay"])
         os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+    done, status = 0, 0
+    while job["sign"] is not None and not done:
+        if os.path.exists(job["sign"]):
+            os.kill(pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+        done, status = os.waitpid(pid, os.WNOHANG)
+    if not done:
+        _, status = os.waitpid(pid, 0)
     with os.fdopen(reader) as stream:
         told = stream.read()
     return {"code": os.waitstatus_to_exitcode(status), "writes": int(told or 0)}

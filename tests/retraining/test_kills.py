@@ -1,0 +1,94 @@
+"""SIGKILL at any moment of a run: the same command goes on, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kills import Sweep, Warm, hashes
+from tests.retraining.test_resume import figures
+
+pytestmark = pytest.mark.fault(51, 52, 70)
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm("shortstack.retraining.trainer", "peft", "accelerate", "matplotlib.figure") as process:
+        yield process
+
+
+@pytest.fixture
+def arguments(rows: Path, text: Path, dense: Path, lessons: Path) -> dict[str, list[str]]:
+    return {
+        "lora": ["lora", "--data", str(rows), "--cutoff", "400"],
+        "cpt": ["cpt", "--data", str(text), "--seq-len", "32"],
+        "distill": ["distill", "--data", str(text), "--seq-len", "32", "--teacher", str(dense)],
+        "offline": ["distill", "--offline", str(lessons), "--seq-len", "32"],
+    }
+
+
+def outcome(out: Path) -> object:
+    """The weights to the byte, and every figure that was logged."""
+    found = hashes(out)
+    adapter = found.get("adapter/adapter_model.safetensors")
+    return found["model.safetensors"], found["config.json"], adapter, figures(out)
+
+
+def sweep_of(way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, folder: Path) -> Sweep:
+    method, *rest = arguments[way]
+    argv = [
+        "retrain", method, str(pruned), *rest, "--out", str(folder / "out"), "--batch", "4", "--micro-batch", "2",
+        "--lr", "1e-2", "--max-steps", str(STEPS), "--save-every", "2", "--eval-every", "2", "--log-every", "1",
+    ]  # fmt: skip
+    return Sweep(warm, pruned, folder, argv, "out", outcome)
+
+
+@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline"])
+def test_killed_it_goes_on(way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path) -> None:
+    """Before the first checkpoint, in the middle, right before the end."""
+    sweep = sweep_of(way, warm, arguments, pruned, tmp_path / "f")
+    work = tmp_path / "f/.out.shortstack-work"
+    sweep.kill(sign=work / "run.json")
+    assert "going on" not in said(tmp_path)
+    for step in (6, 10):
+        sweep.kill(sign=work / f"checkpoints/checkpoint-{step}/complete.json")
+        assert f"going on from step {step} " in said(tmp_path)
+    assert sweep.kills == 3
+
+
+def said(tmp_path: Path) -> str:
+    """By the run after the kill."""
+    return (tmp_path / "log.txt").read_text()
+
+
+def test_killed_again_and_again(warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path) -> None:
+    sweep = sweep_of("cpt", warm, arguments, pruned, tmp_path / "f")
+    sweep.empty()
+    for before, step in ((None, 4), (4, 8), (8, 10)):
+        sign = tmp_path / f"f/.out.shortstack-work/checkpoints/checkpoint-{step}/complete.json"
+        assert warm.run(sweep.argv, tmp_path / "log.txt", sign=sign)["code"] == -signal.SIGKILL
+        assert before is None or f"going on from step {before} " in said(tmp_path)
+    sweep.check_and_run_again()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline"])
+def test_killed_at_many_moments(
+    way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path
+) -> None:
+    sweep = sweep_of(way, warm, arguments, pruned, tmp_path / "f")
+    sweep.empty()
+    started = time.perf_counter()
+    sweep.check_and_run_again()
+    longest = time.perf_counter() - started
+    went_on = 0
+    for share in range(1, 26):
+        sweep.kill(delay=longest * share / 25)
+        went_on += "going on from step" in said(tmp_path)
+    assert sweep.kills >= 10, "the runs ended before they were killed"
+    assert went_on >= 5
