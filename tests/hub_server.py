@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+COMMITS = {"main": "a" * 40, "v2": "b" * 40, "refs/convert/parquet": "c" * 40}
 # repository -> (status, the hub's error code)
 REFUSALS = {
     "org/unauthorized": (401, ""),
@@ -60,29 +60,38 @@ def _handler(repositories: dict[str, Path], requests: list[str]) -> type[BaseHTT
                 time.sleep(3)
             if path in ("", "slow"):
                 return self._send(200, b"", {}, body=False)
-            api = path.startswith("api/models/")
-            parts = path.removeprefix("api/models/").split("/")
-            name = "/".join(parts[:2])
+            parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+            api = parts[0] == "api"
+            if api:
+                parts = parts[1:] if parts[1] == "datasets" else parts[2:]
+            length = 3 if parts[:1] == ["datasets"] else 2
+            name, parts = "/".join(parts[:length]), parts[length:]
             if name in REFUSALS:
                 return self._refuse(*REFUSALS[name])
             if name not in repositories:
                 return self._refuse(404, "RepoNotFound")
-            revision = parts[3] if len(parts) > 3 else "main"
+            revision = parts[1] if len(parts) > 1 else "main"
             commit = COMMITS.get(revision, revision if revision in COMMITS.values() else None)
             if commit is None:
                 return self._refuse(404, "RevisionNotFound")
             if api:
-                return self._describe(repositories[name], parts[2] if len(parts) > 2 else "revision", commit, name)
-            return self._file(repositories[name], "/".join(parts[4:]), commit, body)
+                return self._describe(repositories[name], parts[0] if parts else "revision", commit, name)
+            return self._file(repositories[name], "/".join(parts[2:]), commit, body)
 
         def _describe(self, folder: Path, what: str, commit: str, name: str) -> None:
-            files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            names = {path: str(path.relative_to(folder)) for path in files}
             if what == "tree":
                 found: object = [
-                    {"type": "file", "path": p.name, "size": p.stat().st_size, "oid": _etag(p)} for p in files
+                    {"type": "file", "path": names[p], "size": p.stat().st_size, "oid": _etag(p)} for p in files
                 ]
             else:
-                found = {"id": name, "modelId": name, "sha": commit, "siblings": [{"rfilename": p.name} for p in files]}
+                found = {
+                    "id": name,
+                    "modelId": name,
+                    "sha": commit,
+                    "siblings": [{"rfilename": names[p]} for p in files],
+                }
             self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=True)
 
         def _file(self, folder: Path, name: str, commit: str, body: bool) -> None:
