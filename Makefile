@@ -46,7 +46,7 @@ $(VENV)/.created:
 
 $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 	@echo "installing (a few minutes the first time) ..."
-	$(PIP) install -c constraints.txt -e .
+	$(PIP) install -c constraints.txt -e '.[retrain]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

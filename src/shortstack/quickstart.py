@@ -1,7 +1,8 @@
-"""The whole way on the small model in the package: info, score, plan, prune, evaluate, and what it cost."""
+"""The whole way on the small model in the package: info, score, plan, prune, retrain, evaluate, and what it cost."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import time
@@ -17,6 +18,10 @@ from shortstack.tables import count, seconds, size, table
 
 CRITERIA = "ppl,taylor,magnitude"
 PROMPT = "The with statement is used to"
+# A few seconds of distillation. The weights have seen this text often: its own next tokens have nothing to teach any
+# more, the dense model's distributions do.
+_HEALING = {"seq_len": 256, "batch": 8, "micro_batch": 8, "lr": 1e-3, "loss_weight": 0.0}
+_HEALING_STEPS = 40
 _TOLERANCE = 0.10  # of the model card's perplexity: the text differs a little between Python versions
 
 
@@ -71,7 +76,8 @@ class QuickstartResult:
             "  shortstack info MODEL",
             "  shortstack score MODEL --data TEXT --criterion ppl,taylor,magnitude --out scores.json",
             "  shortstack prune MODEL --scores scores.json --criterion ppl --remove 6 --verify --out PRUNED",
-            "  shortstack eval ppl MODEL PRUNED --data OTHER_TEXT",
+            "  shortstack retrain lora PRUNED --data INSTRUCTIONS --out RETRAINED",
+            "  shortstack eval ppl MODEL PRUNED RETRAINED --data OTHER_TEXT",
         ]
         return "\n".join(lines)
 
@@ -79,7 +85,9 @@ class QuickstartResult:
 def quickstart(
     *, out: Path = Path("shortstack-quickstart"), force: bool = False, quiet: bool = False
 ) -> QuickstartResult:
-    """Take the small model in the package through info, score, plan, prune and evaluate. Under a minute.
+    """Take the small model in the package through info, score, plan, prune, retrain and evaluate. About a minute.
+
+    Retraining is left out where its packages are not installed (`pip install 'shortstack[retrain]'`).
 
     Args:
         out: the folder that everything is left in.
@@ -87,7 +95,7 @@ def quickstart(
         quiet: no progress on stderr.
 
     Returns:
-        Dense and pruned perplexity, sizes and continuations.
+        Dense, pruned and retrained perplexity, sizes and continuations.
 
     Raises:
         ShortstackError: the dense perplexity is more than 10 % off the model card's, so something here is wrong.
@@ -103,24 +111,28 @@ def quickstart(
     progress = Progress(quiet=quiet)
     out = Path(out)
     pruned = out / "pruned"
-    progress.say("1/5 info: what the embedded model is\n")
+    progress.say("1/6 info: what the embedded model is\n")
     facts = info("embedded")
     progress.say(facts.to_text() + "\n")
-    progress.say("2/5 score: what each block is worth, by three criteria\n")
+    progress.say("2/6 score: what each block is worth, by three criteria\n")
     scores = score("embedded", criterion=CRITERIA, out=out / "scores.json", csv=out / "csv", quiet=quiet)
     progress.say(scores.to_text() + "\n")
-    progress.say("3/5 plan: the quarter of the blocks that matters least by ppl\n")
+    progress.say("3/6 plan: the quarter of the blocks that matters least by ppl\n")
     made = plan(
         "embedded", scores=out / "scores.json", criterion="ppl", remove=facts.blocks // 4, out=out / "plan.json"
     )
     progress.say(made.to_text() + "\n")
-    progress.say("4/5 prune: a checkpoint without them, verified\n")
+    progress.say("4/6 prune: a checkpoint without them, verified\n")
     progress.say(prune("embedded", plan=made, out=pruned, verify=True, force=force, quiet=quiet).to_text() + "\n")
-    progress.say("5/5 evaluate: what that cost, on text that neither training nor scoring saw\n")
-    results = evaluate_ppl("embedded", str(pruned), seq_len="128", out=out / "results.json", quiet=quiet)
-    samples = evaluate_samples("embedded", str(pruned), prompt=PROMPT, count=1, new_tokens=40)
+    models = {"dense": "embedded", "pruned": str(pruned)}
+    retrained = _retrained(pruned, out / "retrained", force=force, progress=progress)
+    if retrained is not None:
+        models["retrained"] = str(retrained)
+    progress.say("6/6 evaluate: what that cost, on text that neither training nor scoring saw\n")
+    results = evaluate_ppl(*models.values(), seq_len="128", out=out / "results.json", quiet=quiet)
+    samples = evaluate_samples(*models.values(), prompt=PROMPT, count=1, new_tokens=40)
     rows = {}
-    for name, result in zip(("dense", "pruned"), results.results, strict=True):
+    for name, result in zip(models, results.results, strict=True):
         figure = result.figures["ppl_128"]
         rows[name] = {
             "blocks": facts.blocks if name == "dense" else len(made.kept),
@@ -134,15 +146,31 @@ def quickstart(
         out=out,
         removed=list(made.removed),
         rows=rows,
-        samples={
-            name: result.per_item["texts"][0] for name, result in zip(("dense", "pruned"), samples.results, strict=True)
-        },
+        samples={name: result.per_item["texts"][0] for name, result in zip(models, samples.results, strict=True)},
         card_ppl=card_perplexity(),
         seconds=time.perf_counter() - started,
     )
     write_file(out / "quickstart.json", (json.dumps(found.to_json(), indent=1) + "\n").encode())
     check_dense(rows["dense"]["ppl"], found.card_ppl)
     return found
+
+
+def _retrained(pruned: Path, out: Path, *, force: bool, progress: Progress) -> Path | None:
+    """The pruned model after a few seconds of distillation from the dense one; None without the packages for it."""
+    from shortstack.retraining.distill import retrain_distill
+    from shortstack.retraining.options import TrainingOptions
+
+    if importlib.util.find_spec("accelerate") is None:
+        progress.say("5/6 retrain: left out, it needs pip install 'shortstack[retrain]'\n")
+        return None
+    progress.say("5/6 retrain: the dense model teaches the pruned one for a few seconds (distillation)\n")
+    options = TrainingOptions(
+        max_steps=_HEALING_STEPS, save_every=10**6, eval_every=10**6, log_every=10, validation=0, force=force,
+        restart=True, quiet=progress.quiet,
+    )  # fmt: skip
+    retrain_distill(str(pruned), teacher="embedded", data="embedded", out=out, options=options, **_HEALING)  # type: ignore[arg-type]
+    progress.say("")
+    return out
 
 
 def card_perplexity() -> float:

@@ -105,7 +105,6 @@ BROKEN = [
 ]
 
 
-@pytest.mark.fault(66)
 @pytest.mark.parametrize(("rows", "says"), BROKEN)
 def test_a_broken_row_is_named(rows: list[Any], says: str, tokenizer: Any, tmp_path: Path) -> None:
     data = written(tmp_path / "d.jsonl", rows)

@@ -210,7 +210,6 @@ def test_every_form_of_file_gives_the_same_windows(suffix: str, tokenizer: Any, 
     assert torch.equal(windows(packing, shares, 3, state), expected[5:])
 
 
-@pytest.mark.fault(66)
 def test_a_row_without_text_is_named(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "fine"}\n{"title": "no text"}\n')

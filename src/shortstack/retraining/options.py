@@ -26,7 +26,7 @@ class TrainingOptions:
         eval_data: texts whose perplexity (windows of 128, as published) is followed, separated by commas.
         eval_windows: at most this many windows of each of these texts; by default all.
         dense: the checkpoint that was pruned, for the table at the end; by default where shortstack.json says it is.
-        dtype: what to compute in; `auto` is float32 on a CPU, bfloat16 or float16 elsewhere as the checkpoint has it.
+        dtype: what to compute in; `auto` is float32 on a CPU, bfloat16 on a GPU that knows it.
         device: `auto`, `cpu` or `cuda`.
         seed: of the split, the order, the dropout and the adapter's beginning.
         save_dtype: what to store the result in; by default each tensor as the checkpoint has it.

@@ -183,11 +183,11 @@ class Place:
                 session.remember("linear", library)
             yield
 
-    def peak_flops(self) -> float:
-        """What the device reaches in a matrix product in this precision."""
+    def peak_flops(self, process: Process) -> float:
+        """What all devices together reach in matrix products in this precision; processes on a CPU share it."""
         from shortstack.retraining.monitor import matmul_flops
 
-        return matmul_flops(self.device, self.dtype)
+        return matmul_flops(self.device, self.dtype) * (process.world if self.device.type == "cuda" else 1)
 
     def release(self) -> None:
         """Give back what a model that is no longer there took."""

@@ -255,7 +255,10 @@ class _Run:
             stream = json.loads((self.resumed / STREAM).read_bytes())
         loader = self.feed.loader(self.shares, done, self.steps, stream, self.options.workers)
         monitor = Monitor(
-            self.progress, self.steps, self._flops_per_token(), self.place.peak_flops() if self.process.leads else 0
+            self.progress,
+            self.steps,
+            self._flops_per_token(),
+            self.place.peak_flops(self.process) if self.process.leads else 0,
         )
         options = self.options
         self.trainer: RetrainTrainer = RetrainTrainer(
