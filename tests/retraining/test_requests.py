@@ -1,0 +1,105 @@
+"""What is refused before anything is done, and in which words; configurations that are shipped."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortstack.cli import run
+from shortstack.errors import ShortstackError, UsageError
+from tests.retraining.processes import ROOT
+
+Retrained = Callable[..., Any]
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """As if a package were not installed."""
+    real = importlib.util.find_spec
+
+    def hide(name: str) -> None:
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda asked, *more: None if asked == name else real(asked, *more)
+        )
+
+    return hide
+
+
+@pytest.mark.parametrize(("way", "package"), [("lora", "peft"), ("cpt", "accelerate"), ("distill", "accelerate")])
+def test_a_missing_package_is_named_with_its_extra(
+    way: str, package: str, without: Callable[[str], None], pruned: Path, rows: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    without(package)
+    code = run(["retrain", way, str(pruned), "--data", str(rows), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert f"retrain {way} needs {package}" in said
+    assert "pip install 'shortstack[retrain]'" in said
+
+
+def test_four_bits_need_their_package(retrained: Retrained, without: Callable[[str], None], tmp_path: Path) -> None:
+    without("bitsandbytes")
+    with pytest.raises(UsageError, match="--load-in-4bit needs bitsandbytes") as error:
+        retrained("lora", tmp_path / "out", load_in_4bit=True)
+    assert error.value.hint == "pip install bitsandbytes"
+
+
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"save_every": 0}, "--save-every 0: expected at least 1"),
+    ({"max_steps": 0}, "--max-steps 0: expected at least 1"),
+    ({"lr": 0.0}, "--lr 0.0: expected a number between 0 and 1"),
+    ({"lr": 3.0}, "--lr 3.0"),
+    ({"tokens": "many"}, "--tokens"),
+    ({"tokens": "0"}, "--tokens"),
+    ({"batch": 3}, "--batch 3 is not a multiple of 2"),
+    ({"train": "tail"}, "--train 'tail': unknown"),
+    ({"dtype": "float64"}, "--dtype float64: not for training"),
+    ({"device": "cuda"}, "cuda"),
+    ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("changed", "says"), CASES, ids=[str(case[0]) for case in CASES])
+def test_a_request_that_makes_no_sense(
+    changed: dict[str, Any], says: str, retrained: Retrained, tmp_path: Path
+) -> None:
+    import torch
+
+    if changed == {"device": "cuda"} and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ShortstackError, match=says) as error:
+        retrained("cpt", tmp_path / "out", **changed)
+    assert len(error.value.message.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_checkpoint_is_not_trained(
+    copied: Callable[..., Path], retrained: Retrained, tmp_path: Path
+) -> None:
+    import json
+
+    model = copied("llama")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
+    with pytest.raises(ShortstackError, match="quantized") as error:
+        retrained("cpt", tmp_path / "out", model=model)
+    assert "retrain first" in (error.value.hint or "")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_configurations_are_what_accelerate_reads(path: Path) -> None:
+    """Every entry is known to it, and every file shards as shortstack supports it."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.distributed_type.value == "FSDP"
+    assert config.fsdp_config["fsdp_version"] == 2
+    assert config.fsdp_config["fsdp_state_dict_type"] == "SHARDED_STATE_DICT"
+    assert config.num_processes == 8 * config.num_machines
