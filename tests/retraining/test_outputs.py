@@ -223,3 +223,11 @@ def test_a_tracker_that_is_not_installed_is_named(retrained: Retrained, tmp_path
         retrained("cpt", tmp_path / "out", report_to="trackio")
     with pytest.raises(ShortstackError, match="excel"):
         retrained("cpt", tmp_path / "out", report_to="excel")
+
+
+def test_an_adapter_on_four_bits(retrained: Retrained, tmp_path: Path) -> None:
+    """The base is held in 4 bit while training; what comes out is merged into the weights as they are stored."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
+    result = retrained("lora", tmp_path / "out", load_in_4bit=True, max_steps=4)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()} == {torch.float32}
+    assert result.rows["after"]["figures"]["validation"] < result.rows["before"]["figures"]["validation"]

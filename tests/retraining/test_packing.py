@@ -133,19 +133,24 @@ def test_epochs_are_shuffled_anew(tokenizer: Any, tmp_path: Path) -> None:
 
 
 def test_what_is_held_out_is_never_trained_on(tokenizer: Any, tmp_path: Path) -> None:
-    packing = packing_of(numbered(tmp_path / "t.jsonl", 200, words=30), tokenizer, held_out=12)
+    packing, chosen = packing_of(numbered(tmp_path / "t.jsonl", 200, words=30), tokenizer).holding_out(12)
 
     def documents(ids: torch.Tensor) -> set[str]:
         """Documents whose tenth word stands in these windows."""
         return set(re.findall(r"(d\d+)w9 ", tokenizer.decode(ids.flatten().tolist())))
 
-    held_out = torch.stack([window["input_ids"] for window in packing.held_out_windows()])
+    held_out = torch.stack([window["input_ids"] for window in chosen])
     lanes = windows(packing, Shares(4, 4), 400).unbind(dim=1)
     trained = set.union(*map(documents, lanes))
     assert len(held_out) == 12
     assert documents(held_out)
-    assert len(trained) == 200 - 4  # more than an epoch; of the first 80 documents every 20th is held out
+    assert len(trained) == 200 - 2  # more than an epoch; two documents make twelve windows
     assert not documents(held_out) & trained
+
+
+def test_short_documents_make_as_many_windows_for_validation(tokenizer: Any, tmp_path: Path) -> None:
+    source = numbered(tmp_path / "t.jsonl", 400, words=2)
+    assert [len(packing_of(source, tokenizer).holding_out(asked)[1]) for asked in (0, 3, 6, 100)] == [0, 3, 6, 9]
 
 
 def test_a_document_is_not_predicted_from_the_one_before(tokenizer: Any, tmp_path: Path) -> None:

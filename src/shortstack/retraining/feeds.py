@@ -197,8 +197,9 @@ def _text_feed(
     progress: Progress,
 ) -> StreamFeed:
     asked = _HELD_OUT_WINDOWS if validation is None else validation
-    packing = Packing(open_texts(source), Encoder(tokenizer), seq_len, seed, asked, isolated)
-    windows = packing.held_out_windows()
+    packing, windows = Packing(open_texts(source), Encoder(tokenizer), seq_len, seed, isolated=isolated).holding_out(
+        asked
+    )
     held_out = in_batches(windows, _stacked)
     counted = packing.count_tokens()
     tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"

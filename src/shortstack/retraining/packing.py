@@ -8,11 +8,11 @@ lanes' pieces alone, and where every lane stands is a few numbers, saved with a 
 
 from __future__ import annotations
 
-import math
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,7 +57,7 @@ class Packing:
         encode: pieces -> ids.
         seq_len: tokens per window.
         seed: of the shuffling.
-        held_out: windows for validation; their pieces are never trained on.
+        held_out_before: of the pieces before this one every 20th is for validation and never trained on.
         isolated: whether attention is to stay within a document (positions start again in each).
     """
 
@@ -65,7 +65,7 @@ class Packing:
     encode: Encoder
     seq_len: int
     seed: int
-    held_out: int = 0
+    held_out_before: int = 0
     isolated: bool = True
 
     @property
@@ -75,22 +75,23 @@ class Packing:
 
     def is_held_out(self, number: int) -> bool:
         """Whether piece `number` of the source is for validation."""
-        pieces = math.ceil(self.held_out / (_PIECE_WINDOWS - 1))
-        return self.held_out > 0 and number % _HELD_OUT_EVERY == 10 and number < _HELD_OUT_EVERY * pieces
+        return number % _HELD_OUT_EVERY == _HELD_OUT_EVERY // 2 and number < self.held_out_before
 
-    def held_out_windows(self) -> list[Batch]:
-        """Windows of the pieces that are not trained on, at most `held_out` of them."""
+    def holding_out(self, windows: int) -> tuple[Packing, list[Batch]]:
+        """(the same without the pieces that so many windows are made of, those windows): fewer, where text is short."""
+        everywhere = replace(self, held_out_before=sys.maxsize)
         lane = _Lane(0)
-        windows: list[Batch] = []
-        last = _HELD_OUT_EVERY * math.ceil(self.held_out / (_PIECE_WINDOWS - 1))
+        found: list[Batch] = []
+        last = 0
         for number, (_, text, ends) in enumerate(self.source.pieces(self.characters)):
-            if number >= last or len(windows) >= self.held_out:
+            if len(found) >= windows:
                 break
-            if self.is_held_out(number):
+            if everywhere.is_held_out(number):
+                last = number + 1
                 lane.add(number, self.encode(text, ends), ())
-            while lane.tokens >= self.seq_len and len(windows) < self.held_out:
-                windows.append(self.window(*lane.take(self.seq_len)))
-        return windows
+            while lane.tokens >= self.seq_len and len(found) < windows:
+                found.append(self.window(*lane.take(self.seq_len)))
+        return replace(self, held_out_before=last), found
 
     def count_tokens(self) -> int | None:
         """Tokens in one pass over what is trained on; None where that is too much to count."""
