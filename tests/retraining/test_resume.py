@@ -167,6 +167,21 @@ def test_another_run_is_refused_with_what_differs(
     assert step["forced"] == ["recipe.learning_rate was 0.01, now 0.02"]
 
 
+def test_an_interrupt_says_what_comes_next(
+    retrained: Retrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Session.complete
+
+    def complete(self: Session, checkpoint: Path) -> None:
+        real(self, checkpoint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "complete", complete)
+    with pytest.raises(KeyboardInterrupt):
+        retrained("cpt", tmp_path / "out", quiet=False)
+    assert "the same command goes on from step 2\n" in capsys.readouterr().err
+
+
 def test_restart_begins_anew(
     cut_off: Path, retrained: Retrained, whole: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

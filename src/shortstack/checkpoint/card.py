@@ -20,7 +20,9 @@ def model_card(record: dict[str, Any]) -> str:
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         front["base_model"] = source
     trained = [step for step in steps if step.get("stage") != "prune"]
-    title = f"{_plain(source)} without {len(removed)} of its {record['original_depth']} Transformer blocks"
+    title = _plain(source)
+    if removed:
+        title += f" without {len(removed)} of its {record['original_depth']} Transformer blocks"
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False).strip(),

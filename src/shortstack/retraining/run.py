@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.provenance import FILE_NAME, versions
+from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.writer import absolute, check_output, locked, published
+from shortstack.checkpoint.writer import absolute, check_output, locked
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.opening import open_model
 from shortstack.progress import Progress
@@ -65,16 +65,23 @@ def retrain(
     checkpoint = open_model(model, progress=progress)
     _check_request(checkpoint, out, recipe, options)
     recipe = _fitted(checkpoint, recipe, progress)
-    run = _Run(checkpoint, Path(out), recipe, options, process, progress, make_objective, merge, started)
+    run = Run(checkpoint, Path(out), recipe, options, process, progress, make_objective, merge, started)
     work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
     with contextlib.nullcontext() if options.dry_run or not process.leads else locked(absolute(out)):
         run.prepare(data, feed_from, work)
         if options.dry_run:
             return run.estimate()
-        run.train()
+        try:
+            run.train()
+        except KeyboardInterrupt:
+            steps = run.session.complete_steps()
+            progress.say(f"the same command goes on from step {steps[-1]}" if steps else "no checkpoint was saved yet")
+            raise
         if not process.leads:
             return None
-        result = run.publish()
+        from shortstack.retraining.publishing import publish
+
+        result = publish(run)
         shutil.rmtree(work, ignore_errors=True)
     return result
 
@@ -105,7 +112,7 @@ def _fitted(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Recip
 
 
 @dataclass
-class _Run:
+class Run:
     """One run, from its request to its result."""
 
     checkpoint: Checkpoint
@@ -243,6 +250,11 @@ class _Run:
                     "(tried on two short ones); the loss does not"
                 )
 
+    @property
+    def writes_checkpoint(self) -> bool:
+        """Whether the output is a checkpoint, and not an adapter alone."""
+        return self.recipe.lora is None or self.merge
+
     def train(self) -> None:
         """Train, or go on, to the last step; then the best or the last weights are in the model."""
         from shortstack.retraining.monitor import Monitor
@@ -314,87 +326,3 @@ class _Run:
             seconds_per_step=seconds,
             processes=self.process.world,
         )
-
-    def publish(self) -> RetrainResult:
-        """Write the output, and compare what is on the disk with what there was."""
-        from shortstack.checkpoint.reader import open_checkpoint
-        from shortstack.retraining.comparison import compare
-        from shortstack.retraining.monitor import plot_losses
-
-        options, checkpoint = self.options, self.checkpoint
-        tokens = self.trainer.guard.tokens
-        with published(
-            self.out, inputs=[checkpoint.directory], nbytes=checkpoint.nbytes, force=options.force, is_locked=True
-        ) as stage:
-            self._write(stage, self._record(tokens))
-            shutil.copyfile(self.session.metrics, stage / "metrics.jsonl")
-            title = f"{self.recipe.method} of {checkpoint.source}"
-            if not plot_losses(self.session.read_metrics(), stage / "loss.png", title):
-                self.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
-            after = open_checkpoint(stage, family=checkpoint.anatomy.family) if self._writes_checkpoint else None
-            rows, notes = compare(checkpoint, after, self.held_out, options, self.progress)
-            (stage / "retraining.json").write_text(json.dumps({"models": rows}, indent=1) + "\n", encoding="utf-8")
-        return RetrainResult(
-            out=self.out,
-            method=self.recipe.method,
-            steps=self.steps,
-            tokens=tokens,
-            seconds=time.perf_counter() - self.started,
-            rows=rows,
-            adapter=self.out / "adapter" if self.recipe.lora is not None else None,
-            notes=notes,
-        )
-
-    @property
-    def _writes_checkpoint(self) -> bool:
-        return self.recipe.lora is None or self.merge
-
-    def _record(self, tokens: int) -> dict[str, Any]:
-        """This step of the checkpoint's history."""
-        recipe = self.recipe
-        return {
-            "stage": "retrain",
-            "method": recipe.method,
-            "source": self.checkpoint.source,
-            "fingerprint": self.checkpoint.fingerprint,
-            "data": self.feed.described,
-            "recipe": {key: value for key, value in asdict(recipe).items() if value is not None},
-            "steps": self.steps,
-            "kept_step": self.trainer.best.get("step", self.steps) if recipe.keep == "best" else self.steps,
-            "tokens": tokens,
-            "seed": self.options.seed,
-            "processes": self.process.world,
-            "parallelism": self.place.parallelism,
-            "dtype": self.place.name,
-            "device": self.place.device.type,
-            **({"forced": self.session.forced} if self.session.forced else {}),
-            "versions": versions("peft", "accelerate"),
-        }
-
-    def _write(self, stage: Path, step: dict[str, Any]) -> None:
-        """The adapter, where there is one, and the checkpoint, where one is wanted."""
-        from shortstack.retraining.merge import merged_model
-        from shortstack.retraining.saving import stored_model, write_adapter, write_checkpoint
-        from shortstack.retraining.trainable import with_adapter
-        from shortstack.retraining.trainer import put_trained
-
-        checkpoint, lora, trust = self.checkpoint, self.recipe.lora, self.options.trust_remote_code
-        adapter = stage / "adapter"
-        if lora is not None:
-            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-            if self.place.is_sharded:  # its weights lie in pieces: the gathered ones go into a fresh model
-                model = with_adapter(stored_model(checkpoint, trust_remote_code=trust), checkpoint, lora)
-                put_trained(model, self.weights)
-            write_adapter(model, adapter)
-            del model
-        del self.trainer  # its model and optimizer are no longer needed
-        self.place.release()
-        if not self._writes_checkpoint:
-            (stage / FILE_NAME).write_text(json.dumps({"schema": 1, "adapter_of": step}, indent=1) + "\n")
-            return
-        if lora is not None:
-            model = merged_model(checkpoint, adapter, trust_remote_code=trust)
-        else:
-            model = stored_model(checkpoint, trust_remote_code=trust)
-            put_trained(model, self.weights)
-        write_checkpoint(checkpoint, model, stage, step, save_dtype=self.options.save_dtype)
