@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import subprocess
@@ -14,7 +15,8 @@ from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.cli import run
 from shortstack.embedded import ASSETS, MODEL_DIRECTORY
 from shortstack.errors import ShortstackError
-from shortstack.quickstart import card_perplexity, check_dense
+from shortstack.progress import Progress
+from shortstack.quickstart import card_perplexity, check_dense, retrained_copy
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,16 +33,19 @@ def test_quickstart_ends_well_and_leaves_everything(finished: tuple[Path, subpro
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     names = {path.name for path in out.iterdir()}
-    assert {"scores.json", "plan.json", "pruned", "results.json", "quickstart.json", "csv"} <= names
-    assert open_checkpoint(out / "pruned").depth == 9
+    assert {"scores.json", "plan.json", "pruned", "retrained", "results.json", "quickstart.json", "csv"} <= names
+    assert open_checkpoint(out / "pruned").depth == open_checkpoint(out / "retrained").depth == 9
+    stages = [step["stage"] for step in json.loads((out / "retrained/shortstack.json").read_text())["steps"]]
+    assert stages == ["prune", "retrain"]
 
 
 def test_quickstart_shows_what_it_cost(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, done = finished
     record = json.loads((out / "quickstart.json").read_text())
-    dense, pruned = record["models"]["dense"], record["models"]["pruned"]
+    dense, pruned, retrained = (record["models"][name] for name in ("dense", "pruned", "retrained"))
     assert dense["ppl"] == pytest.approx(record["card_ppl"], rel=0.1)
-    assert pruned["ppl"] > dense["ppl"]
+    assert dense["ppl"] < retrained["ppl"] < pruned["ppl"]
+    assert retrained["parameters"] == pruned["parameters"]
     assert pruned["parameters"] < dense["parameters"]
     assert f"{dense['ppl']:.2f}" in done.stdout
     assert "[dense]" in done.stdout
@@ -52,6 +57,15 @@ def test_quickstart_twice_needs_force(finished: tuple[Path, subprocess.Completed
     out, _ = finished
     assert run(["quickstart", "--out", str(out), "--quiet"]) == 1
     assert run(["quickstart", "--out", str(out), "--quiet", "--force"]) == 0
+
+
+def test_without_its_packages_retraining_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else real(name))
+    assert retrained_copy(tmp_path, tmp_path / "out", force=False, progress=Progress()) is None
+    assert "left out, it needs pip install 'shortstack[retrain]'" in capsys.readouterr().err
 
 
 def test_a_dense_perplexity_that_is_not_the_cards_fails() -> None:

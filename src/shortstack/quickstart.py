@@ -20,7 +20,7 @@ CRITERIA = "ppl,taylor,magnitude"
 PROMPT = "The with statement is used to"
 # A few seconds of distillation. The weights have seen this text often: its own next tokens have nothing to teach any
 # more, the dense model's distributions do.
-_HEALING = {"seq_len": 256, "batch": 8, "micro_batch": 8, "lr": 1e-3, "loss_weight": 0.0}
+_HEALING = {"seq_len": 256, "batch": 8, "micro_batch": 8, "lr": 3e-4, "loss_weight": 0.0}
 _HEALING_STEPS = 40
 _TOLERANCE = 0.10  # of the model card's perplexity: the text differs a little between Python versions
 
@@ -125,7 +125,7 @@ def quickstart(
     progress.say("4/6 prune: a checkpoint without them, verified\n")
     progress.say(prune("embedded", plan=made, out=pruned, verify=True, force=force, quiet=quiet).to_text() + "\n")
     models = {"dense": "embedded", "pruned": str(pruned)}
-    retrained = _retrained(pruned, out / "retrained", force=force, progress=progress)
+    retrained = retrained_copy(pruned, out / "retrained", force=force, progress=progress)
     if retrained is not None:
         models["retrained"] = str(retrained)
     progress.say("6/6 evaluate: what that cost, on text that neither training nor scoring saw\n")
@@ -155,7 +155,7 @@ def quickstart(
     return found
 
 
-def _retrained(pruned: Path, out: Path, *, force: bool, progress: Progress) -> Path | None:
+def retrained_copy(pruned: Path, out: Path, *, force: bool, progress: Progress) -> Path | None:
     """The pruned model after a few seconds of distillation from the dense one; None without the packages for it."""
     from shortstack.retraining.distill import retrain_distill
     from shortstack.retraining.options import TrainingOptions
