@@ -21,7 +21,7 @@ _EVERYWHERE = Group("Options of every command", sort_key=10)
 COMMANDS = {
     "quickstart": (
         "shortstack.quickstart:quickstart",
-        "Take the small model in the package through info, score, plan, prune and evaluate.",
+        "Take the small model in the package through info, score, plan, prune, retrain and evaluate.",
     ),
     "info": (
         "shortstack.information:info",
