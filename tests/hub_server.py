@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40, "refs/convert/parquet": "c" * 40}
 # repository -> (status, the hub's error code)
@@ -53,6 +53,17 @@ def _handler(repositories: dict[str, Path], requests: list[str]) -> type[BaseHTT
         def do_HEAD(self) -> None:
             self._answer(body=False)
 
+        def do_POST(self) -> None:
+            """Which of some paths there are, and what they are (`paths-info`)."""
+            asked = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()).get("paths", [])
+            parts = urlsplit(self.path).path.strip("/").split("/")
+            requests.append(f"POST {'/'.join(parts)}")
+            folder = repositories.get("/".join(parts[1:4]))
+            if folder is None or "paths-info" not in parts:
+                return self._refuse(404, "RepoNotFound")
+            found = [_entry(folder / path, path) for path in asked if (folder / path).exists()]
+            return self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=True)
+
         def _answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path).strip("/")
             requests.append(f"{self.command} {path}")
@@ -75,24 +86,27 @@ def _handler(repositories: dict[str, Path], requests: list[str]) -> type[BaseHTT
             if commit is None:
                 return self._refuse(404, "RevisionNotFound")
             if api:
-                return self._describe(repositories[name], parts[0] if parts else "revision", commit, name)
+                below = "/".join(parts[2:])
+                return self._describe(repositories[name], parts[0] if parts else "revision", commit, name, below)
             return self._file(repositories[name], "/".join(parts[2:]), commit, body)
 
-        def _describe(self, folder: Path, what: str, commit: str, name: str) -> None:
-            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-            names = {path: str(path.relative_to(folder)) for path in files}
+        def _describe(self, folder: Path, what: str, commit: str, name: str, below: str) -> None:
             if what == "tree":
-                found: object = [
-                    {"type": "file", "path": names[p], "size": p.stat().st_size, "oid": _etag(p)} for p in files
-                ]
+                if not (folder / below).is_dir():
+                    return self._refuse(404, "EntryNotFound")
+                recursive = "recursive=true" in urlsplit(self.path).query.lower()
+                inside = sorted((folder / below).rglob("*") if recursive else (folder / below).iterdir())
+                found: object = [_entry(path, str(path.relative_to(folder))) for path in inside]
             else:
+                files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+                names = {path: str(path.relative_to(folder)) for path in files}
                 found = {
                     "id": name,
                     "modelId": name,
                     "sha": commit,
                     "siblings": [{"rfilename": names[p]} for p in files],
                 }
-            self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=True)
+            return self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body=True)
 
         def _file(self, folder: Path, name: str, commit: str, body: bool) -> None:
             path = folder / name
@@ -124,6 +138,13 @@ def _handler(repositories: dict[str, Path], requests: list[str]) -> type[BaseHTT
                 self.wfile.write(data)
 
     return Handler
+
+
+def _entry(path: Path, name: str) -> dict[str, object]:
+    """A file or folder as the hub's tree shows it."""
+    if path.is_dir():
+        return {"type": "directory", "path": name, "size": 0, "oid": "0" * 40}
+    return {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)}
 
 
 def _etag(path: Path) -> str:

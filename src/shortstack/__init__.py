@@ -1,7 +1,8 @@
 """shortstack: make the stack of Transformer blocks of a language model shorter.
 
 The stages are functions: `score`, `plan`, `prune`, `retrain_lora`, `retrain_cpt`, `retrain_distill`, `merge`, `teach`,
-`evaluate`, `samples`, `check`, `info`. Names are imported when first used, so that `import shortstack` takes no time.
+`evaluate_ppl` (also `evaluate`), `evaluate_zeroshot`, `evaluate_generation`, `samples`, `evaluate_all`, `compare`, `check`,
+`info`. Names are imported when first used, so that `import shortstack` takes no time.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shortstack.checking import check
     from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+    from shortstack.comparing import Comparison, compare
     from shortstack.errors import ShortstackError, UsageError
+    from shortstack.evaluation.everything import evaluate_all
+    from shortstack.evaluation.generation import evaluate_generation
+    from shortstack.evaluation.options import EvaluationOptions
+    from shortstack.evaluation.perplexity import evaluate_ppl
     from shortstack.evaluation.perplexity import evaluate_ppl as evaluate
-    from shortstack.evaluation.results import Figure, Result, Results
+    from shortstack.evaluation.results import Figure, Result, Results, load_results
     from shortstack.evaluation.samples import evaluate_samples as samples
+    from shortstack.evaluation.zeroshot import evaluate_zeroshot
     from shortstack.information import Info, info
     from shortstack.planning import plan
     from shortstack.plans import PrunePlan, load_plan
@@ -31,7 +38,9 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Checkpoint": "checkpoint.reader:Checkpoint",
+    "Comparison": "comparing:Comparison",
     "CriterionScores": "scores:CriterionScores",
+    "EvaluationOptions": "evaluation.options:EvaluationOptions",
     "Figure": "evaluation.results:Figure",
     "Info": "information:Info",
     "MergeResult": "retraining.merge:MergeResult",
@@ -47,9 +56,15 @@ _WHERE = {
     "TrainingOptions": "retraining.options:TrainingOptions",
     "UsageError": "errors:UsageError",
     "check": "checking:check",
+    "compare": "comparing:compare",
     "evaluate": "evaluation.perplexity:evaluate_ppl",
+    "evaluate_all": "evaluation.everything:evaluate_all",
+    "evaluate_generation": "evaluation.generation:evaluate_generation",
+    "evaluate_ppl": "evaluation.perplexity:evaluate_ppl",
+    "evaluate_zeroshot": "evaluation.zeroshot:evaluate_zeroshot",
     "info": "information:info",
     "load_plan": "plans:load_plan",
+    "load_results": "evaluation.results:load_results",
     "load_scores": "scores:load_scores",
     "merge": "retraining.merge:merge",
     "open_checkpoint": "checkpoint.reader:open_checkpoint",
@@ -65,7 +80,9 @@ _WHERE = {
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "CriterionScores",
+    "EvaluationOptions",
     "Figure",
     "Info",
     "MergeResult",
@@ -81,9 +98,15 @@ __all__ = [
     "TrainingOptions",
     "UsageError",
     "check",
+    "compare",
     "evaluate",
+    "evaluate_all",
+    "evaluate_generation",
+    "evaluate_ppl",
+    "evaluate_zeroshot",
     "info",
     "load_plan",
+    "load_results",
     "load_scores",
     "merge",
     "open_checkpoint",

@@ -65,15 +65,31 @@ COMMANDS = {
         "shortstack.evaluation.perplexity:evaluate_ppl",
         "Perplexity of checkpoints on texts, with standard errors.",
     ),
+    "eval zeroshot": (
+        "shortstack.evaluation.zeroshot:evaluate_zeroshot",
+        "Zero-shot accuracy of checkpoints on the seven published tasks, and their mean.",
+    ),
+    "eval generation": (
+        "shortstack.evaluation.generation:evaluate_generation",
+        "Health of what checkpoints write: repetition, end of text, foreign script, perplexity under the dense model.",
+    ),
     "eval samples": (
         "shortstack.evaluation.samples:evaluate_samples",
         "Continuations of one prompt by each checkpoint, with the same seed.",
+    ),
+    "eval all": (
+        "shortstack.evaluation.everything:evaluate_all",
+        "Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.",
+    ),
+    "compare": (
+        "shortstack.comparing:compare",
+        "Set the results of several models side by side, with differences and their paired standard errors.",
     ),
 }
 # Commands of commands, with their line.
 GROUPS = {
     "retrain": "Train a pruned checkpoint until it is well again: LoRA, continued pretraining, distillation.",
-    "eval": "Evaluate checkpoints: perplexity, sample continuations.",
+    "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation health, samples.",
 }
 
 
@@ -178,3 +194,4 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars are asked for by name

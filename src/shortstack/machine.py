@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import resource
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +25,42 @@ def peak_rss_bytes() -> int:
     """The most memory that this process held so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Usage:
+    """What a piece of work took.
+
+    Attributes:
+        seconds: wall-clock.
+        peak_rss_bytes: the most memory that the process held meanwhile.
+        peak_device_bytes: the most that was allocated on the CUDA device; None without one.
+    """
+
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+    peak_device_bytes: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return dict(self.__dict__)
+
+
+@contextlib.contextmanager
+def used(device: torch.device | None = None) -> Iterator[Usage]:
+    """Measure what the body takes; the record is filled in when it ends."""
+    on_cuda = device is not None and device.type == "cuda"
+    with contextlib.suppress(OSError):  # Linux: the peak begins anew; elsewhere it is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5")
+    if on_cuda:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    usage, started = Usage(), time.perf_counter()
+    yield usage
+    usage.seconds, usage.peak_rss_bytes = time.perf_counter() - started, peak_rss_bytes()
+    if on_cuda:
+        usage.peak_device_bytes = int(torch.cuda.max_memory_allocated(device))
 
 
 def return_free_memory() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from shortstack.checkpoint.anatomy import UnknownFamilyError
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.errors import ShortstackError
 from shortstack.progress import Progress
 
 
@@ -35,3 +38,27 @@ def open_model(
     for note in checkpoint.notes:
         progress.say(note)
     return checkpoint
+
+
+def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> tuple[Checkpoint | None, str]:
+    """(the dense model that a checkpoint was made of, or None; why it is not there, where it should be).
+
+    Args:
+        checkpoint: a pruned or retrained one, or any other.
+        asked: which one the user says it is; by default the one that shortstack.json names, if it is on this disk and
+            still the same.
+        progress: where lines are said.
+    """
+    record = checkpoint.provenance or {}
+    source = asked or record.get("source")
+    if source is None or (asked is None and not record.get("steps")):
+        return None, ""
+    if asked is None and source != "embedded" and not Path(source).is_dir():
+        return None, f"the dense model ({source}) is not on this disk: --dense MODEL names it"
+    try:
+        dense = open_model(source, progress=progress)
+    except ShortstackError as error:
+        return None, f"the dense model cannot be opened: {error.message}"
+    if asked is None and dense.fingerprint != record.get("source_fingerprint"):
+        return None, f"{source} is no longer what was pruned"
+    return dense, ""

@@ -23,7 +23,9 @@ class Progress:
         from tqdm import tqdm
 
         scaled = unit == "B"
-        with tqdm(total=total, desc=what, unit=unit, unit_scale=scaled, leave=False, file=sys.stderr) as shown:
+        with tqdm(
+            total=total, desc=what, unit=unit, unit_scale=scaled, leave=False, file=sys.stderr, disable=False
+        ) as shown:
             yield shown.update
 
     def say(self, line: str) -> None:

@@ -8,13 +8,16 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.writer import write_file
 from shortstack.embedded import MODEL_DIRECTORY, python_name
 from shortstack.errors import ShortstackError
 from shortstack.progress import Progress
 from shortstack.tables import count, seconds, size, table
+
+if TYPE_CHECKING:
+    from shortstack.evaluation.results import Results
 
 CRITERIA = "ppl,taylor,magnitude"
 PROMPT = "The with statement is used to"
@@ -100,8 +103,6 @@ def quickstart(
     Raises:
         ShortstackError: the dense perplexity is more than 10 % off the model card's, so something here is wrong.
     """
-    from shortstack.evaluation.perplexity import evaluate_ppl
-    from shortstack.evaluation.samples import evaluate_samples
     from shortstack.information import info
     from shortstack.planning import plan
     from shortstack.pruning import prune
@@ -129,8 +130,7 @@ def quickstart(
     if retrained is not None:
         models["retrained"] = str(retrained)
     progress.say("6/6 evaluate: what that cost, on text that neither training nor scoring saw\n")
-    results = evaluate_ppl(*models.values(), seq_len="128", out=out / "results.json", quiet=quiet)
-    samples = evaluate_samples(*models.values(), prompt=PROMPT, count=1, new_tokens=40)
+    results, samples = _evaluated(list(models.values()), out, quiet)
     rows = {}
     for name, result in zip(models, results.results, strict=True):
         figure = result.figures["ppl_128"]
@@ -153,6 +153,17 @@ def quickstart(
     write_file(out / "quickstart.json", (json.dumps(found.to_json(), indent=1) + "\n").encode())
     check_dense(rows["dense"]["ppl"], found.card_ppl)
     return found
+
+
+def _evaluated(models: list[str], out: Path, quiet: bool) -> tuple[Results, Results]:
+    """Perplexities and continuations, computed here and now."""
+    from shortstack.evaluation.options import EvaluationOptions
+    from shortstack.evaluation.perplexity import evaluate_ppl
+    from shortstack.evaluation.samples import evaluate_samples
+
+    options = EvaluationOptions(fresh=True, quiet=quiet)
+    results = evaluate_ppl(*models, seq_len="128", out=out / "results.json", options=options)
+    return results, evaluate_samples(*models, prompt=PROMPT, count=1, new_tokens=40, options=options)
 
 
 def retrained_copy(pruned: Path, out: Path, *, force: bool, progress: Progress) -> Path | None:

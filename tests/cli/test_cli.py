@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from shortstack.cli import COMMANDS, run
-from shortstack.retraining.options import TrainingOptions
 
 Built = Callable[..., Path]
 
@@ -37,10 +36,12 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
     assert "--json" in shown
     if command:
         module, _, name = COMMANDS[command][0].partition(":")
-        parameters = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        function = getattr(importlib.import_module(module), name)
+        parameters = list(inspect.signature(function).parameters)
         if "options" in parameters:  # a record, whose fields are options of their own
+            record = inspect.signature(function).parameters["options"].default
             parameters.remove("options")
-            parameters += TrainingOptions.__dataclass_fields__
+            parameters += record.__dataclass_fields__
         for parameter in parameters:
             assert parameter.upper() in shown or f"--{parameter.replace('_', '-')}" in shown
 
@@ -50,6 +51,7 @@ TRAINING = (
     "--seed --save-dtype --gradient-checkpointing --workers --report-to --dry-run --restart --weights-only-resume --force "
     "--trust-remote-code --quiet "
 )
+EVALUATING = "--batch --dtype --device --fresh --trust-remote-code --quiet "
 # The flags are promised (design): a name that changes breaks scripts.
 FROZEN = {
     "retrain lora": TRAINING + "--data --out --rank --alpha --dropout --lr --epochs --tokens --batch --micro-batch "
@@ -73,9 +75,12 @@ FROZEN = {
     "prune": "--adapter --allow-links "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
-    "eval ppl": "--data --seq-len --out --batch --dtype --device --trust-remote-code --quiet",
-    "eval samples": "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out --dtype --device "
-    "--trust-remote-code",
+    "eval ppl": EVALUATING + "--data --data-dir --seq-len --out",
+    "eval zeroshot": EVALUATING + "--tasks --tasks-dir --limit --num-fewshot --out --csv",
+    "eval generation": EVALUATING + "--prompts --new-tokens --probes --dense --seed --out",
+    "eval samples": EVALUATING + "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out",
+    "eval all": EVALUATING + "--data --data-dir --seq-len --tasks --tasks-dir --limit --dense --seed --out",
+    "compare": "--base --published --out",
 }
 
 

@@ -6,16 +6,21 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.errors import ShortstackError
-from shortstack.evaluation.perplexity import cut_windows, evaluate_ppl
+from shortstack.evaluation.options import EvaluationOptions
+from shortstack.evaluation.perplexity import cut_windows, evaluate_ppl, window_nll
 from shortstack.evaluation.samples import evaluate_samples
 from tests import oracle, pico
 
 Built = Callable[..., Path]
+QUIET = EvaluationOptions(quiet=True)
+FRESH = EvaluationOptions(fresh=True)
 
 
 @pytest.fixture
@@ -37,7 +42,8 @@ def test_windows_from_the_definition() -> None:
 @pytest.mark.parametrize("bos_every", [False, True])
 def test_equals_ten_naive_lines(built: Built, text: Path, bos_every: bool, batch: int | None) -> None:
     model = built("llama")
-    (result,) = evaluate_ppl(str(model), data=str(text), seq_len="32", batch=batch, quiet=True).results
+    options = EvaluationOptions(batch=batch or "auto", quiet=True)
+    (result,) = evaluate_ppl(str(model), data=str(text), seq_len="32", options=options).results
     rows = [json.loads(line)["text"] for line in text.read_text().splitlines()]
     ids = pico.tokenizer()("\n\n".join(rows), add_special_tokens=False)["input_ids"]
     stream = ids if bos_every else [1, *ids]
@@ -54,8 +60,26 @@ def test_equals_ten_naive_lines(built: Built, text: Path, bos_every: bool, batch
     assert result.per_item["ppl_32_bos_every" if bos_every else "ppl_32"] == pytest.approx(nll.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("length", [2, 7, 64])
+@pytest.mark.parametrize("batch", ["auto", 1, 5])
+def test_every_length_and_batch_equals_padded_batches_of_transformers(built: Built, length: int, batch: Any) -> None:
+    """The oracle runs the windows side by side with longer ones, padded on the left, under a mask."""
+    directory, windows = built("llama"), pico.windows(11, length, seed=length)
+    found = window_nll(
+        pico.load(directory), windows, open_checkpoint(directory), batch=batch, device=torch.device("cpu")
+    )
+    padding = 64 - length
+    ids = torch.tensor([[0] * padding + window for window in windows])
+    mask = torch.tensor([[0] * padding + [1] * length for _ in windows])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = pico.load(directory)(ids, attention_mask=mask, position_ids=positions).logits[:, padding:-1].double()
+    expected = -logits.log_softmax(-1).gather(2, ids[:, padding + 1 :, None])[..., 0].mean(1)
+    assert found == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 def test_bos_everywhere_beyond_the_positions_is_null_with_a_line(built: Built, text: Path) -> None:
-    found = evaluate_ppl(str(built("llama")), data=str(text), seq_len="64", quiet=True)
+    found = evaluate_ppl(str(built("llama")), data=str(text), seq_len="64", options=QUIET)
     figure = found.results[0].figures["ppl_64_bos_every"]
     assert figure.value is None
     assert "65 tokens, but the model has 64 positions" in figure.note
@@ -66,7 +90,7 @@ def test_bos_everywhere_beyond_the_positions_is_null_with_a_line(built: Built, t
 def test_too_little_text(built: Built, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("short")
     with pytest.raises(ShortstackError, match="a window of 32 tokens needs 32 tokens, there are 5"):
-        evaluate_ppl(str(built("llama")), data=str(tmp_path / "x.txt"), seq_len="32", quiet=True)
+        evaluate_ppl(str(built("llama")), data=str(tmp_path / "x.txt"), seq_len="32", options=QUIET)
 
 
 def test_nan_is_an_error_and_not_a_figure(copied: Built, text: Path) -> None:
@@ -77,14 +101,14 @@ def test_nan_is_an_error_and_not_a_figure(copied: Built, text: Path) -> None:
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ShortstackError, match="not finite"):
-        evaluate_ppl(str(model), data=str(text), seq_len="32", quiet=True)
+        evaluate_ppl(str(model), data=str(text), seq_len="32", options=QUIET)
 
 
 def test_several_models_and_texts_side_by_side(built: Built, text: Path, tmp_path: Path) -> None:
     (tmp_path / "y.txt").write_text("another text. " * 40)
     found = evaluate_ppl(
         str(built("llama")), str(built("gemma2")), data=f"{text},{tmp_path / 'y.txt'}", seq_len="16,32",
-        out=tmp_path / "r.json", quiet=True,
+        out=tmp_path / "r.json", options=QUIET,
     )  # fmt: skip
     assert len(found.results) == 4
     records = json.loads((tmp_path / "r.json").read_text())
@@ -99,7 +123,10 @@ def test_several_models_and_texts_side_by_side(built: Built, text: Path, tmp_pat
 def test_samples_are_the_same_for_the_same_seed(built: Built) -> None:
     options = {"prompt": "abc", "count": 2, "new_tokens": 12}
     state = torch.random.get_rng_state()
-    first, second = (evaluate_samples(str(built("llama")), **options).results[0].per_item["texts"] for _ in range(2))  # type: ignore[arg-type]
+    first, second = (
+        evaluate_samples(str(built("llama")), **options, options=FRESH).results[0].per_item["texts"]  # type: ignore[arg-type]
+        for _ in range(2)
+    )
     assert torch.equal(state, torch.random.get_rng_state())
     assert first == second
     assert len(first) == 2
@@ -115,4 +142,4 @@ def test_samples_beyond_the_positions(built: Built) -> None:
 def test_no_tokenizer(copied: Built, text: Path) -> None:
     model = copied("llama", with_tokenizer=False)
     with pytest.raises(ShortstackError, match="no tokenizer in the directory"):
-        evaluate_ppl(str(model), data=str(text), quiet=True)
+        evaluate_ppl(str(model), data=str(text), options=QUIET)

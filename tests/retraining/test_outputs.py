@@ -155,7 +155,7 @@ def test_cpt_then_lora_keeps_the_chain(retrained: Retrained, pruned: Path, dense
 def test_the_table_is_of_what_lies_on_the_disk(retrained: Retrained, text: Path, pruned: Path, tmp_path: Path) -> None:
     result = retrained("cpt", tmp_path / "out", eval_data=str(text), max_steps=4)
     for row, model in (("before", pruned), ("after", tmp_path / "out")):
-        found = shortstack.evaluate(str(model), data=str(text), seq_len="128", quiet=True).results[0].figures["ppl_128"]
+        found = shortstack.evaluate(str(model), data=str(text), seq_len="128").results[0].figures["ppl_128"]
         assert result.rows[row]["figures"]["ppl:text.jsonl"] == pytest.approx(found.value, rel=1e-5)
     shown = result.to_text()
     assert all(word in shown for word in ("before", "after", "dense", "validation loss", "ppl:text.jsonl"))

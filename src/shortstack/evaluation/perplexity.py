@@ -5,23 +5,22 @@ Legend: W windows, T tokens.
 
 from __future__ import annotations
 
+import functools
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.calibration import check_windows
+from shortstack.calibration import check_windows, marked_windows
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.writer import check_writable_file
-from shortstack.corpora import Corpus, read_corpus
+from shortstack.corpora import Corpus
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.results import Figure, Result, Results
-from shortstack.machine import DType, peak_rss_bytes
-from shortstack.opening import open_model
+from shortstack.evaluation.subjects import Subject, evaluated, open_subjects
+from shortstack.evaluation.texts import evaluation_texts
 from shortstack.progress import Progress
 from shortstack.records import nested
-from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -29,18 +28,16 @@ if TYPE_CHECKING:
 DEFAULT_SEQ_LENS = (128, 2048)
 _LOGITS_BYTES = 128 << 20  # logits held at once, float32
 _TOKENS_AT_A_TIME = 4096
+_DEFAULTS = EvaluationOptions()
 
 
 def evaluate_ppl(
     *models: str,
     data: str = "embedded",
+    data_dir: Path | None = None,
     seq_len: str | None = None,
     out: Path | None = None,
-    batch: int | None = None,
-    dtype: DType = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-    quiet: bool = False,
+    options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
     """Perplexity of checkpoints on texts, with standard errors. Lower is better.
 
@@ -50,14 +47,12 @@ def evaluate_ppl(
 
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
-        data: texts, separated by commas: `embedded` (its held-out part), a file, or a folder.
+        data: texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
+            published figures are of), a file, a folder, or a hub set.
+        data_dir: a folder with local copies of the published sets; by default they come from the hub.
         seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
         out: write the results here (results.json).
-        batch: windows at a time; by default as many as are fast.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        trust_remote_code: run code that comes with the checkpoint.
-        quiet: no progress on stderr.
+        options: how it is run.
 
     Returns:
         A result per checkpoint and text.
@@ -65,22 +60,70 @@ def evaluate_ppl(
     Raises:
         ShortstackError: a checkpoint or text cannot be read, or is too short for one window.
     """
-    if not models:
-        raise UsageError("no model given", hint="shortstack eval ppl MODEL...")
-    if out is not None:
-        check_writable_file(Path(out))
     lengths = parse_lengths(seq_len)
-    corpora = [read_corpus(source.strip(), role="evaluation") for source in data.split(",")]
-    checkpoints = [open_model(model) for model in models]
+    subjects = open_subjects("ppl", models, options, out)
+    texts = evaluation_texts(data, data_dir)
+    return evaluated(subjects, lambda subject: subject_ppl(subject, texts, lengths), out)
+
+
+def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int] | None) -> list[Result]:
+    """A result per text, of one checkpoint."""
+    positions = subject.checkpoint.positions
+    chosen = list(lengths or [n for n in DEFAULT_SEQ_LENS if n == DEFAULT_SEQ_LENS[0] or (positions or n) >= n])
     results = []
-    for checkpoint in checkpoints:
-        results += _evaluate_one(
-            checkpoint, corpora, lengths, batch, dtype, device, trust_remote_code, Progress(quiet=quiet)
+    for corpus in texts:
+        key = {
+            "what": "ppl",
+            "source": corpus.source,  # notes name it
+            "data": corpus.sha256,
+            "rows": corpus.rows,
+            "lengths": chosen,
+            "batch": subject.options.batch,
+        }
+        measure = functools.partial(_measured, subject, corpus, chosen)
+        found, usage = subject.found(f"ppl on {corpus.source}", key, measure)
+        results.append(
+            Result.of(
+                subject,
+                "ppl",
+                usage,
+                data=corpus.described(),
+                settings={"joined_by": "\n\n"},
+                figures={name: Figure.from_json(figure) for name, figure in found["figures"].items()},
+                per_item=found["per_item"],
+                notes=found["notes"],
+            )
         )
-    found = Results(tuple(results))
-    if out is not None:
-        found.save(out)
-    return found
+    return results
+
+
+def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int]) -> dict[str, Any]:
+    """Figures, per-window values and notes of one text."""
+    checkpoint, tokenizer = subject.checkpoint, subject.tokenizer
+    ids = list(tokenizer("\n\n".join(_texts(corpus)), add_special_tokens=False, verbose=False)["input_ids"])
+    figures: dict[str, Any] = {}
+    per_item: dict[str, list[float]] = {}
+    notes = _overlaps(checkpoint, corpus, ids)
+    for length in lengths:
+        for bos_every in (False, True):
+            name = f"ppl_{length}" + ("_bos_every" if bos_every else "")
+            windows, reason = _windows_or_reason(ids, tokenizer.bos_token_id, length, bos_every, checkpoint.positions)
+            if reason:
+                figures[name] = Figure(None, None, "ppl", 0, reason).to_json()
+                notes.append(f"{checkpoint.source}: {name} is not there: {reason}")
+                continue
+            if not windows:
+                raise ShortstackError(
+                    f"{corpus.source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}",
+                    hint="give more text, or a smaller --seq-len",
+                )
+            nll_W = window_nll(
+                subject.model, windows, checkpoint, batch=subject.options.batch, device=subject.place,
+                progress=subject.progress,
+            )  # fmt: skip
+            figures[name] = perplexity_figure(nll_W, len(windows[0]) - 1).to_json()
+            per_item[name] = nll_W
+    return {"figures": figures, "per_item": per_item, "notes": notes}
 
 
 def cut_windows(ids: Sequence[int], bos: int | None, seq_len: int, *, bos_every: bool) -> list[list[int]]:
@@ -93,71 +136,12 @@ def cut_windows(ids: Sequence[int], bos: int | None, seq_len: int, *, bos_every:
     return [[bos, *window] for window in windows] if bos is not None and bos_every else windows
 
 
-def _evaluate_one(
-    checkpoint: Checkpoint,
-    corpora: Sequence[Corpus],
-    lengths: Sequence[int] | None,
-    batch: int | None,
-    dtype: DType,
-    device: str,
-    trust_remote_code: bool,
-    progress: Progress,
-) -> list[Result]:
-    from shortstack.engine.loading import load_model
-
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    model, computed, place = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    positions = checkpoint.positions
-    chosen = lengths or [n for n in DEFAULT_SEQ_LENS if n == DEFAULT_SEQ_LENS[0] or (positions or n) >= n]
-    results = []
-    for corpus in corpora:
-        started = time.perf_counter()
-        text = "\n\n".join(_texts(corpus))
-        ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        figures: dict[str, Figure] = {}
-        per_item: dict[str, list[Any]] = {}
-        notes = _notes(checkpoint, corpus)
-        for length in chosen:
-            for bos_every in (False, True):
-                name = f"ppl_{length}" + ("_bos_every" if bos_every else "")
-                windows, reason = _windows_or_reason(ids, tokenizer.bos_token_id, length, bos_every, positions)
-                if reason:
-                    figures[name] = Figure(None, None, "ppl", 0, reason)
-                    notes.append(f"{checkpoint.source}: {name} is not there: {reason}")
-                    continue
-                if not windows:
-                    raise ShortstackError(
-                        f"{corpus.source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}",
-                        hint="give more text, or a smaller --seq-len",
-                    )
-                nll_W = window_nll(model, windows, checkpoint, batch=batch, device=place, progress=progress)
-                figures[name] = _perplexity(nll_W, len(windows[0]) - 1)
-                per_item[name] = nll_W
-        results.append(
-            Result(
-                model=checkpoint.source,
-                fingerprint=checkpoint.fingerprint,
-                what="ppl",
-                data=corpus.described(),
-                settings={"dtype": str(computed).removeprefix("torch."), "device": str(place), "joined_by": "\n\n"},
-                figures=figures,
-                parameters=checkpoint.parameters(),
-                nbytes=checkpoint.nbytes,
-                seconds=time.perf_counter() - started,
-                peak_rss_bytes=peak_rss_bytes(),
-                per_item=per_item,
-                notes=notes,
-            )
-        )
-    return results
-
-
 def window_nll(
     model: Any,
     windows: Sequence[Sequence[int]],
     checkpoint: Checkpoint,
     *,
-    batch: int | None = None,
+    batch: int | Literal["auto"] = "auto",
     device: torch.device,
     progress: Progress | None = None,
 ) -> list[float]:
@@ -175,7 +159,7 @@ def window_nll(
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
     length = len(windows[0])
     by_logits = max(1, _LOGITS_BYTES // (length * rows * 4))
-    at_once = batch or max(1, min(by_logits, _TOKENS_AT_A_TIME // length))
+    at_once = max(1, min(by_logits, _TOKENS_AT_A_TIME // length)) if batch == "auto" else batch
     found: list[float] = []
     with (
         (progress or Progress(quiet=True)).bar("windows", len(windows)) as advance,
@@ -196,7 +180,8 @@ def window_nll(
     return found
 
 
-def _perplexity(nll_W: Sequence[float], predicted: int) -> Figure:
+def perplexity_figure(nll_W: Sequence[float], predicted: int) -> Figure:
+    """exp of the mean NLL, with its standard error over windows; `predicted` tokens in each."""
     windows = len(nll_W)
     mean = math.fsum(nll_W) / windows
     value = math.exp(mean) if mean < 709 else None
@@ -224,12 +209,31 @@ def _texts(corpus: Corpus) -> list[str]:
     return corpus.documents
 
 
-def _notes(checkpoint: Checkpoint, corpus: Corpus) -> list[str]:
-    """Warn where the text is the one that the blocks were chosen on."""
+def _overlaps(checkpoint: Checkpoint, corpus: Corpus, ids: Sequence[int]) -> list[str]:
+    """Warn where the model has met this text: the blocks were chosen on it, or the weights trained on it."""
+    notes = []
     for step in (checkpoint.provenance or {}).get("steps", []):
-        if nested(step, "why", "scores", "calibration", "sha256") == corpus.sha256:
-            return [f"warning: {checkpoint.source} was pruned by scores on this very text ({corpus.source})"]
-    return []
+        calibration = nested(step, "why", "scores", "calibration")
+        if nested(calibration, "sha256") == corpus.sha256:
+            notes.append(f"warning: {checkpoint.source} was pruned by scores on this very text ({corpus.source})")
+        elif found := marked_windows(nested(calibration, "marks"), ids):
+            notes.append(
+                f"warning: {checkpoint.source} was pruned by scores on text that stands in {corpus.source} "
+                f"({found} of its calibration windows)"
+            )
+        trained = nested(step, "data", "source") if step.get("stage") == "retrain" else None
+        if isinstance(trained, str) and _same_place(trained, corpus.source):
+            notes.append(f"warning: {checkpoint.source} was trained on this very text ({corpus.source})")
+    return list(dict.fromkeys(notes))
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two sources are one file or folder, or one lies in the other."""
+    paths = [Path(source).expanduser() for source in (one, other)]
+    if not all(path.exists() for path in paths):
+        return False  # named sets have a part for training and one for evaluation
+    first, second = (path.resolve() for path in paths)
+    return first == second or first in second.parents or second in first.parents
 
 
 def parse_lengths(text: str | None) -> list[int] | None:

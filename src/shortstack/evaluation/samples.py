@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.writer import check_writable_file
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.results import Result, Results
-from shortstack.machine import DType, peak_rss_bytes
-from shortstack.opening import open_model
-from shortstack.tokenizers import load_tokenizer
+from shortstack.evaluation.subjects import Subject, evaluated, open_subjects
 
+_DEFAULTS = EvaluationOptions()
 PUBLISHED_PROMPT = "The Leaning Tower of Pisa is known for"
 
 
@@ -26,9 +24,7 @@ def evaluate_samples(
     temperature: float = 1.0,
     seed: int = 1234,
     out: Path | None = None,
-    dtype: DType = "auto",
-    device: str = "auto",
-    trust_remote_code: bool = False,
+    options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
     """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
 
@@ -42,9 +38,7 @@ def evaluate_samples(
         temperature: 0 takes the most likely token always.
         seed: of the sampling, the same for every model.
         out: write the results here (results.json).
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        trust_remote_code: run code that comes with the checkpoint.
+        options: how it is run.
 
     Returns:
         A result per checkpoint; the texts are its items.
@@ -52,79 +46,67 @@ def evaluate_samples(
     Raises:
         ShortstackError: a checkpoint cannot be loaded, or prompt and continuation are longer than its positions.
     """
-    if not models:
-        raise UsageError("no model given", hint="shortstack eval samples MODEL...")
-    if count < 1 or new_tokens < 1 or temperature < 0 or top_k < 1 or not 0 < top_p <= 1:
-        raise UsageError("count, new tokens and top-k are at least 1, temperature at least 0, top-p in (0, 1]")
-    if out is not None:
-        check_writable_file(Path(out))
-    settings = {
-        "prompt": prompt,
-        "count": count,
-        "new_tokens": new_tokens,
-        "top_k": top_k,
-        "top_p": top_p,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    results = []
-    for checkpoint in [open_model(model) for model in models]:
-        started = time.perf_counter()
-        texts = _continuations(checkpoint, settings, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        results.append(
-            Result(
-                model=checkpoint.source,
-                fingerprint=checkpoint.fingerprint,
-                what="samples",
-                data={},
-                settings=settings,
-                figures={},
-                parameters=checkpoint.parameters(),
-                nbytes=checkpoint.nbytes,
-                seconds=time.perf_counter() - started,
-                peak_rss_bytes=peak_rss_bytes(),
-                per_item={"texts": texts},
-            )
-        )
-    found = Results(tuple(results))
-    if out is not None:
-        found.save(out)
-    return found
+    request = SampleRequest(prompt, count, new_tokens, top_k, top_p, temperature, seed)
+    subjects = open_subjects("samples", models, options, out)
+    return evaluated(subjects, lambda subject: [subject_samples(subject, request)], out)
 
 
-def _continuations(
-    checkpoint: Checkpoint, settings: dict[str, object], *, dtype: DType, device: str, trust_remote_code: bool
-) -> list[str]:
+@dataclass(frozen=True)
+class SampleRequest:
+    """What is asked of every model; the defaults are the published ones.
+
+    Attributes:
+        prompt: what to continue.
+        count, new_tokens: continuations, and tokens of each.
+        top_k, top_p, temperature, seed: how they are drawn.
+    """
+
+    prompt: str = PUBLISHED_PROMPT
+    count: int = 5
+    new_tokens: int = 128
+    top_k: int = 50
+    top_p: float = 0.95
+    temperature: float = 1.0
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.new_tokens, self.top_k) < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UsageError("count, new tokens and top-k are at least 1, temperature at least 0, top-p in (0, 1]")
+
+
+def subject_samples(subject: Subject, request: SampleRequest) -> Result:
+    """The continuations by one checkpoint."""
+    settings = asdict(request)
+    found, usage = subject.found(
+        "samples", {"what": "samples", **settings}, lambda: {"texts": _continuations(subject, request)}
+    )
+    return Result.of(subject, "samples", usage, data={}, settings=settings, figures={}, per_item=found)
+
+
+def _continuations(subject: Subject, request: SampleRequest) -> list[str]:
     import torch
     from transformers import GenerationConfig
 
-    from shortstack.engine.loading import load_model
-
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    model, _, place = load_model(checkpoint, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    ids = tokenizer(str(settings["prompt"]), return_tensors="pt")["input_ids"].to(place)
-    new_tokens, positions = int(str(settings["new_tokens"])), checkpoint.positions
+    checkpoint, tokenizer, model, place = subject.checkpoint, subject.tokenizer, subject.model, subject.place
+    ids = tokenizer(request.prompt, return_tensors="pt")["input_ids"].to(place)
+    new_tokens, positions = request.new_tokens, checkpoint.positions
     if positions is not None and ids.shape[1] + new_tokens > positions:
         raise ShortstackError(
             f"{checkpoint.source}: {ids.shape[1]} prompt tokens and {new_tokens} new ones, but {positions} positions",
             hint="fewer --new-tokens, or a shorter --prompt",
         )
-    sampled = settings["temperature"] != 0
+    sampled = request.temperature != 0
     generation = GenerationConfig(
         do_sample=sampled,
-        num_return_sequences=settings["count"] if sampled else 1,
+        num_return_sequences=request.count if sampled else 1,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         eos_token_id=tokenizer.eos_token_id,
-        **(
-            {"top_k": settings["top_k"], "top_p": settings["top_p"], "temperature": settings["temperature"]}
-            if sampled
-            else {}
-        ),
+        **({"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature} if sampled else {}),
     )
     devices = [place] if place.type == "cuda" else []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(str(settings["seed"])))
+        torch.manual_seed(request.seed)
         texts = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)
     return [str(tokenizer.decode(text, skip_special_tokens=True)) for text in texts]

@@ -13,9 +13,9 @@ from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import published
 from shortstack.errors import ShortstackError, first_line
+from shortstack.extras import need_extra
 from shortstack.opening import open_model
 from shortstack.progress import Progress
-from shortstack.retraining.extras import need_extra
 from shortstack.retraining.options import SaveDType
 from shortstack.tables import seconds
 

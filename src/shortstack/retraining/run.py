@@ -15,9 +15,9 @@ from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import absolute, check_output, locked
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.extras import need_extra
 from shortstack.opening import open_model
 from shortstack.progress import Progress
-from shortstack.retraining.extras import need_extra
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.recipe import Recipe
 from shortstack.retraining.results import RetrainEstimate, RetrainResult

@@ -1,4 +1,4 @@
-"""The packages that retraining needs beyond the core, and what to install where one is missing."""
+"""The packages that parts of shortstack need beyond the core, and what to install where one is missing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,217 @@
+"""Zero-shot accuracy on the seven published tasks, or on any other of lm-evaluation-harness, side by side."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.checkpoint.writer import check_writable_file, write_file
+from shortstack.errors import UsageError
+from shortstack.evaluation.options import EvaluationOptions
+from shortstack.evaluation.results import Figure, Result, Results
+from shortstack.evaluation.subjects import Subject, evaluated, open_subjects
+from shortstack.evaluation.tasks import TASKS, local_rows
+from shortstack.extras import need_extra
+from shortstack.machine import Usage
+from shortstack.progress import Progress
+
+if TYPE_CHECKING:
+    from shortstack.evaluation.harness import LoadedTask
+
+MEAN = "AVE"  # as the published tables call it
+_DEFAULTS = EvaluationOptions()
+
+
+def evaluate_zeroshot(
+    *models: str,
+    tasks: str | None = None,
+    tasks_dir: Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    out: Path | None = None,
+    csv: Path | None = None,
+    options: EvaluationOptions = _DEFAULTS,
+) -> Results:
+    """Zero-shot accuracy of checkpoints on the seven published tasks, and their mean. Higher is better.
+
+    The tasks are lm-evaluation-harness's own: prompts, choices and metrics. Published are accuracy on BoolQ, PIQA, WinoGrande
+    and ARC-easy, and accuracy by length-normalized likelihood on HellaSwag, ARC-challenge and OpenBookQA (Shortened LLaMA,
+    section "evaluation").
+
+    Args:
+        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+        tasks: names separated by commas; by default the published seven. Any task of the harness can be named.
+        tasks_dir: a folder with each task's own published files, or rows of `query`, `choices` and `gold`; by default the
+            rows come from the hub.
+        limit: the first so many rows of each task.
+        num_fewshot: examples in front of each question; by default as the task says, which for these is none.
+        out: write the results here (results.json).
+        csv: write the scores here as the published tables have them: a row of tasks, one of metrics, one of scores (a file,
+            or for several models a folder).
+        options: how it is run.
+
+    Returns:
+        A result per checkpoint.
+
+    Raises:
+        ShortstackError: a checkpoint or a task's rows cannot be used; names file and row.
+    """
+    need_extra("eval zeroshot", "lm_eval", install="'shortstack[eval]'")
+    subjects = open_subjects("zeroshot", models, options, out)
+    if csv is not None:
+        check_writable_file(Path(csv) if len(models) == 1 else Path(csv) / "model.csv")
+    plan = open_tasks(tasks, tasks_dir, limit, num_fewshot, Progress(quiet=options.quiet))
+    found = evaluated(subjects, lambda subject: [subject_zeroshot(subject, plan)], out)
+    if csv is not None:
+        write_published_csv(found, Path(csv))
+    return found
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """What is asked of every model.
+
+    Attributes:
+        tasks: as the harness runs them.
+        limit: the first so many rows.
+        num_fewshot: as it was asked for.
+    """
+
+    tasks: list[LoadedTask]
+    limit: int | None
+    num_fewshot: int | None
+
+
+def open_tasks(
+    tasks: str | None, tasks_dir: Path | None, limit: int | None, num_fewshot: int | None, progress: Progress
+) -> TaskPlan:
+    """Find the rows of every task, and say what was found.
+
+    Raises:
+        ShortstackError: an option means nothing, or a task's rows cannot be had.
+    """
+    names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"--tasks {tasks!r}: expected names separated by commas, each once")
+    if (limit is not None and limit < 1) or (num_fewshot is not None and num_fewshot < 0):
+        raise UsageError(
+            f"--limit {limit} --num-fewshot {num_fewshot}: expected at least 1 row, and at least 0 examples"
+        )
+    rows = {}
+    if tasks_dir is not None:
+        folder = Path(tasks_dir)
+        if not folder.is_dir():
+            raise UsageError(f"--tasks-dir {tasks_dir}: no such folder")
+        unknown = [name for name in names if name not in TASKS]
+        if unknown:
+            raise UsageError(
+                f"--tasks-dir: no local form of {', '.join(unknown)} is known", hint=f"known: {', '.join(TASKS)}"
+            )
+        for name in names:
+            rows[name] = local_rows(name, folder, with_training=bool(num_fewshot))
+            files = " and ".join(file.name for file in rows[name].files)
+            progress.say(
+                f"{name}: {len(rows[name].rows)} rows, {rows[name].form} form, {rows[name].files[0].parent}: {files}"
+            )
+    from shortstack.evaluation.harness import load_tasks
+
+    return TaskPlan(load_tasks(names, rows, num_fewshot), limit, num_fewshot)
+
+
+def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
+    """All tasks on one checkpoint; what an earlier run has done of them is not done again."""
+    from shortstack.evaluation.harness import HarnessModel, run_task
+
+    lm = functools.cache(lambda: HarnessModel(subject))  # made when the first task is not there yet
+    figures: dict[str, Figure] = {}
+    per_item: dict[str, list[float]] = {}
+    total = Usage()
+    for loaded in plan.tasks:
+        key = {
+            "what": "zeroshot", "task": loaded.name, "version": loaded.version, "data": loaded.data["sha256"],
+            "form": loaded.data["form"], "limit": plan.limit, "num_fewshot": plan.num_fewshot,
+            "batch": subject.options.batch,
+        }  # fmt: skip
+
+        def run(loaded: LoadedTask = loaded) -> dict[str, Any]:
+            subject.progress.say(f"{subject.name}: {loaded.name} ...")
+            findings = run_task(lm(), loaded, limit=plan.limit)
+            return {"figures": findings.figures, "per_row": findings.per_row}
+
+        found, usage = subject.found(loaded.name, key, run)
+        rows = min(plan.limit or loaded.data["rows"], loaded.data["rows"])
+        for metric in _in_order(loaded.name, found["figures"]):
+            value, stderr = found["figures"][metric]
+            unit = "accuracy" if metric.startswith("acc") or metric == "exact_match" else metric
+            figures[f"{loaded.name} {metric}"] = Figure(value, stderr, unit, rows)
+        per_item |= {f"{loaded.name} {metric}": values for metric, values in found["per_row"].items()}
+        total = _sum_of(total, usage)
+    if all(loaded.name in TASKS for loaded in plan.tasks):
+        figures[MEAN] = mean_of([figures[f"{loaded.name} {TASKS[loaded.name].metric}"] for loaded in plan.tasks])
+    settings = {"limit": plan.limit, "num_fewshot": plan.num_fewshot, "softmax_dtype": "float32"}
+    return Result.of(
+        subject, "zeroshot", total, data=_described(plan), settings=settings, figures=figures, per_item=per_item
+    )
+
+
+def _in_order(task: str, metrics: dict[str, Any]) -> list[str]:
+    """The published metric first."""
+    return sorted(metrics, key=lambda metric: (metric != (TASKS[task].metric if task in TASKS else ""), metric))
+
+
+def mean_of(figures: Sequence[Figure]) -> Figure:
+    """The plain mean of figures of different rows, with its standard error."""
+    values = [figure.value for figure in figures if figure.value is not None]
+    errors = [figure.stderr for figure in figures]
+    stderr = None
+    if all(error is not None for error in errors):
+        stderr = math.sqrt(math.fsum(error**2 for error in errors if error is not None)) / len(figures)
+    return Figure(math.fsum(values) / len(figures), stderr, figures[0].unit, sum(figure.n for figure in figures))
+
+
+def _sum_of(one: Usage, other: Usage) -> Usage:
+    devices = [usage.peak_device_bytes for usage in (one, other) if usage.peak_device_bytes is not None]
+    return Usage(
+        one.seconds + other.seconds, max(one.peak_rss_bytes, other.peak_rss_bytes), max(devices) if devices else None
+    )
+
+
+def _described(plan: TaskPlan) -> dict[str, Any]:
+    """What a record says about all rows."""
+    tasks = {loaded.name: loaded.data for loaded in plan.tasks}
+    digest = hashlib.sha256(json.dumps({name: data["sha256"] for name, data in tasks.items()}, sort_keys=True).encode())
+    names = list(tasks)
+    source = "the seven published tasks" if names == list(TASKS) else ", ".join(names)
+    return {
+        "source": source + (f", the first {plan.limit} rows of each" if plan.limit else ""),
+        "sha256": digest.hexdigest(), "rows": sum(data["rows"] for data in tasks.values()), "tasks": tasks,
+    }  # fmt: skip
+
+
+def write_published_csv(results: Results, path: Path) -> None:
+    """The published layout: a row of tasks, one of metrics, one of scores in percent; the mean comes last."""
+    for result in results.results:
+        chosen = [
+            (task, metric, figure.value)
+            for name, figure in result.figures.items()
+            for task, _, metric in [name.partition(" ")]
+            if name != MEAN and metric == (TASKS[task].metric if task in TASKS else metric)
+        ]
+        if MEAN in result.figures:
+            chosen.append((MEAN, "mean", result.figures[MEAN].value))
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["tasks", *(task for task, _, _ in chosen)])
+        writer.writerow(["metric", *(metric for _, metric, _ in chosen)])
+        writer.writerow(["score", *("" if value is None else f"{100 * value:.2f}" for _, _, value in chosen)])
+        single = len(results.results) == 1
+        name = result.model.strip("/").replace("/", "_").lstrip("._") or "model"
+        write_file(path if single else path / f"{name}.csv", stream.getvalue().encode())
