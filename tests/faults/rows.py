@@ -52,7 +52,7 @@ ROWS: dict[int, tuple[str, str]] = {
     42: ("text that is not UTF-8; byte order marks, NUL, CRLF", "strict, with the byte; a mark is taken, CRLF read as LF"),
     43: ("rows without text, or broken rows", "refused: file, line and the fields found"),
     44: ("50 GB in one line", "read up to a budget, which the record states"),
-    45: ("evaluation on the calibration text", "a warning, by the texts' hashes"),
+    45: ("evaluation on the calibration text", "a warning, by hashes of the text and of pieces of its windows"),
     46: ("a plan or block order with duplicates, negative or other numbers, formulas", "refused: row and cell"),
     47: ("removing no block, all, all but one", "a copy to the byte; refused; done"),
     48: ("pruning what was pruned before", "block numbers stay those of the original model"),
@@ -73,6 +73,7 @@ ROWS: dict[int, tuple[str, str]] = {
     63: ("out of memory while scoring", "less at a time down to one window, then block by block, then a clear error"),
     64: ("activations that are not finite", "an error for that block, with the precision to use"),
     65: ("a loss that is not finite in retraining", "training stops with the step; the last checkpoint is kept"),
+    66: ("a model of NaN, or NaN for one row, in zero-shot", "an error that names the row: it has no accuracy"),
     67: ("a newest training checkpoint that is partial", "never used: the last complete one is"),
     68: ("a training checkpoint without optimizer, schedule or random state", "refused; --weights-only-resume goes on"),
     69: ("a resume with other data, settings, processes or model", "refused, naming what differs; --force records it"),
@@ -91,7 +92,7 @@ ROWS: dict[int, tuple[str, str]] = {
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {
-    "zero-shot evaluation and benchmarks": (66, 86, 87, 90),
+    "benchmarks and quantized copies": (86, 87, 90),
     "recipes": (71, 72, 73, 74),
     "reports and model cards": (75, 76),
     "the demo page": (80, 81, 82, 83),

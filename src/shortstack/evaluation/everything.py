@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shortstack.evaluation.generation import GenerationRequest, judged_results
+from shortstack.evaluation.generation import judged_results
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.perplexity import parse_lengths, subject_ppl
+from shortstack.evaluation.prompting import GenerationRequest
 from shortstack.evaluation.results import Results
 from shortstack.evaluation.samples import SampleRequest, subject_samples
 from shortstack.evaluation.subjects import open_subjects

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.corpora import TEXT_SUFFIXES, file_rows, row_text, suffix_of
-from shortstack.errors import ShortstackError, UsageError, system_reason
+from shortstack.errors import UsageError
 from shortstack.evaluation.judging import find_judge, judgement
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.perplexity import perplexity_figure
-from shortstack.evaluation.probes import Probe, make_probes
+from shortstack.evaluation.prompting import NEW_TOKENS, PROBES, GenerationRequest
 from shortstack.evaluation.results import Figure, Result, Results, mean_figure
 from shortstack.evaluation.subjects import open_subjects
 from shortstack.evaluation.writing import DECODINGS, Written, subject_texts
 
-_PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts.json"
 _MEASURES = ("distinct_1", "distinct_2", "distinct_4", "longest_repeat", "loops", "ended", "length", "foreign")
-NEW_TOKENS, PROBES = 96, 40
 _UNITS = {"longest_repeat": "tokens", "length": "tokens"}
 _DEFAULTS = EvaluationOptions()
 
@@ -75,61 +69,6 @@ def evaluate_generation(
     return found
 
 
-@dataclass(frozen=True)
-class GenerationRequest:
-    """What is asked of every model.
-
-    Attributes:
-        prompts: rows of `register` and `text`.
-        probes: questions with one right answer.
-    """
-
-    prompts: list[dict[str, str]]
-    source: str
-    new_tokens: int
-    probes: list[Probe]
-    seed: int
-
-    @classmethod
-    def read(
-        cls, prompts: Path | None = None, new_tokens: int = NEW_TOKENS, probes: int = PROBES, seed: int = 1234
-    ) -> GenerationRequest:
-        """The prompts of a file, or shortstack's own.
-
-        Raises:
-            ShortstackError: the file cannot be read, or holds no prompt.
-        """
-        rows = json.loads(_PROMPTS.read_bytes()) if prompts is None else _prompts_of(Path(prompts))
-        source = "shortstack's own prompts" if prompts is None else str(prompts)
-        return cls(rows, source, new_tokens, make_probes(probes, seed), seed)
-
-    @property
-    def sha256(self) -> str:
-        """Of all that is asked."""
-        asked = [self.prompts, [[probe.prompt, probe.answer] for probe in self.probes], self.new_tokens, self.seed]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def _prompts_of(file: Path) -> list[dict[str, str]]:
-    try:
-        if suffix_of(file) in TEXT_SUFFIXES:
-            texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        else:
-            texts = []
-            for place, row in file_rows(file):
-                found = row_text(row) if isinstance(row, dict) else None
-                if not found:
-                    raise ShortstackError(f"{file}, {place}: no text", hint="a prompt is a row with the field text")
-                texts.append(found)
-    except OSError as error:
-        raise ShortstackError(f"{file}: cannot be read ({system_reason(error)})") from None
-    except UnicodeDecodeError as error:
-        raise ShortstackError(f"{file}: not UTF-8 at byte {error.start}", hint="convert the file to UTF-8") from None
-    if not texts:
-        raise ShortstackError(f"{file}: no prompts", hint="a .txt file with a prompt a line, or rows of text")
-    return [{"register": "given", "text": text} for text in texts]
-
-
 def judged_results(
     written: Sequence[Written], request: GenerationRequest, dense: str | None, options: EvaluationOptions
 ) -> list[Result]:
@@ -158,8 +97,7 @@ def _result(
         per_item[kind] = [answer["right"] for answer in one.found["probes"] if answer["kind"] == kind]
         figures[kind] = mean_figure(per_item[kind], "accuracy")
     per_item["probes"] = one.found["probes"]
-    return Result.of(
-        one.subject,
+    return one.subject.result(
         "generation",
         one.usage,
         data={"source": request.source, "sha256": request.sha256, "rows": len(request.prompts)},

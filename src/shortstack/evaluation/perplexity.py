@@ -83,8 +83,7 @@ def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int
         measure = functools.partial(_measured, subject, corpus, chosen)
         found, usage = subject.found(f"ppl on {corpus.source}", key, measure)
         results.append(
-            Result.of(
-                subject,
+            subject.result(
                 "ppl",
                 usage,
                 data=corpus.described(),

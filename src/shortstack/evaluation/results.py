@@ -7,17 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.writer import write_file
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.records import mapping, number, text
 from shortstack.tables import count, seconds, size, table
-
-if TYPE_CHECKING:
-    from shortstack.evaluation.subjects import Subject
-    from shortstack.machine import Usage
 
 SCHEMA = 1
 _WIDE = 6  # figures; with more than these a row per figure is easier to read than a column
@@ -99,37 +95,6 @@ class Result:
     peak_device_bytes: int | None = None
     per_item: dict[str, list[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls,
-        subject: Subject,
-        what: str,
-        usage: Usage,
-        *,
-        data: dict[str, Any],
-        settings: dict[str, Any],
-        figures: dict[str, Figure],
-        per_item: dict[str, list[Any]],
-        notes: Sequence[str] = (),
-    ) -> Result:
-        """What was found on a subject."""
-        checkpoint = subject.checkpoint
-        return cls(
-            model=checkpoint.source,
-            fingerprint=checkpoint.fingerprint,
-            what=what,
-            data=data,
-            settings={**subject.settings, **settings},
-            figures=figures,
-            parameters=checkpoint.parameters(),
-            nbytes=checkpoint.nbytes,
-            seconds=usage.seconds,
-            peak_rss_bytes=usage.peak_rss_bytes,
-            peak_device_bytes=usage.peak_device_bytes,
-            per_item=per_item,
-            notes=list(notes),
-        )
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""

@@ -80,7 +80,7 @@ def subject_samples(subject: Subject, request: SampleRequest) -> Result:
     found, usage = subject.found(
         "samples", {"what": "samples", **settings}, lambda: {"texts": _continuations(subject, request)}
     )
-    return Result.of(subject, "samples", usage, data={}, settings=settings, figures={}, per_item=found)
+    return subject.result("samples", usage, data={}, settings=settings, figures={}, per_item=found)
 
 
 def _continuations(subject: Subject, request: SampleRequest) -> list[str]:

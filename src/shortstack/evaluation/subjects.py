@@ -15,7 +15,7 @@ from shortstack.checkpoint.writer import check_writable_file
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.kept import kept_or_made
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.results import Result, Results
+from shortstack.evaluation.results import Figure, Result, Results
 from shortstack.machine import Usage, pick_device, pick_dtype, used
 from shortstack.opening import open_model
 from shortstack.progress import Progress
@@ -124,6 +124,34 @@ class Subject:
             what=f"{self.name}: {what}",
         )
         return record["found"], Usage(**record["usage"])
+
+    def result(
+        self,
+        what: str,
+        usage: Usage,
+        *,
+        data: dict[str, Any],
+        settings: dict[str, Any],
+        figures: dict[str, Figure],
+        per_item: dict[str, list[Any]],
+        notes: Sequence[str] = (),
+    ) -> Result:
+        """The record of what was found on this checkpoint."""
+        return Result(
+            model=self.name,
+            fingerprint=self.checkpoint.fingerprint,
+            what=what,
+            data=data,
+            settings={**self.settings, **settings},
+            figures=figures,
+            parameters=self.checkpoint.parameters(),
+            nbytes=self.checkpoint.nbytes,
+            seconds=usage.seconds,
+            peak_rss_bytes=usage.peak_rss_bytes,
+            peak_device_bytes=usage.peak_device_bytes,
+            per_item=per_item,
+            notes=list(notes),
+        )
 
     def _identity(self) -> dict[str, Any]:
         """What makes this checkpoint this one: its fingerprint sees both ends of a tensor, times of change the rest."""

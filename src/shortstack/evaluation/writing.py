@@ -18,7 +18,7 @@ from shortstack.evaluation.subjects import Subject
 from shortstack.machine import Usage
 
 if TYPE_CHECKING:
-    from shortstack.evaluation.generation import GenerationRequest
+    from shortstack.evaluation.prompting import GenerationRequest
 
 DECODINGS = ("greedy", "drawn")
 _PROBE_TOKENS = 24  # new ones; an answer of five words fits

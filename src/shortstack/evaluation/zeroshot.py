@@ -157,8 +157,8 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
     if all(loaded.name in TASKS for loaded in plan.tasks):
         figures[MEAN] = mean_of([figures[f"{loaded.name} {TASKS[loaded.name].metric}"] for loaded in plan.tasks])
     settings = {"limit": plan.limit, "num_fewshot": plan.num_fewshot, "softmax_dtype": "float32"}
-    return Result.of(
-        subject, "zeroshot", total, data=_described(plan), settings=settings, figures=figures, per_item=per_item
+    return subject.result(
+        "zeroshot", total, data=_described(plan), settings=settings, figures=figures, per_item=per_item
     )
 
 
