@@ -97,7 +97,9 @@ class Subject:
         assert isinstance(result, RetrainResult)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         shutil.rmtree(out)
-        return result, [(line["step"], line["ppl:test.txt"]) for line in lines if "ppl:test.txt" in line]
+        curve = [(line["step"], line["ppl:test.txt"]) for line in lines if "ppl:test.txt" in line]
+        assert curve[-1][0] == self.steps
+        return result, curve
 
     def healed(self, ratio: str, start: Path, way: str, rates: Sequence[float]) -> None:
         """One way at its better rate; its figures and its curve."""
@@ -196,12 +198,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # The embedded model knows its training text nearly by heart: much more of it makes any copy worse.
-        steps, windows = (30, 32) if arguments.quick else (50, 150)
+        steps, windows = (30, 32) if arguments.quick else (50, 100)
         rates = {way: found[-1:] for way, found in RATES["embedded"].items()} if arguments.quick else RATES["embedded"]
         subjects = [Subject("embedded", "embedded", "embedded", "embedded", folder / "embedded", steps, windows, rates)]
         if arguments.deep is not None:
             texts = [str(arguments.deep / part) for part in ("training", "heldout")]
-            subjects.append(Subject("deep", str(arguments.deep), *texts, folder / "deep", 120, 150, RATES["deep"]))
+            subjects.append(Subject("deep", str(arguments.deep), *texts, folder / "deep", 80, 100, RATES["deep"]))
         for subject in subjects:
             subject.folder.mkdir()
             depth = open_checkpoint(subject.model).depth

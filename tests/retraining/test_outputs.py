@@ -164,6 +164,14 @@ def test_the_table_is_of_what_lies_on_the_disk(retrained: Retrained, text: Path,
     assert (tmp_path / "out/loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_text_is_followed_where_nothing_is_held_out(retrained: Retrained, text: Path, tmp_path: Path) -> None:
+    retrained("cpt", tmp_path / "out", eval_data=str(text), validation=0, max_steps=4)
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    followed = {line["step"]: line["ppl:text.jsonl"] for line in lines if "ppl:text.jsonl" in line}
+    assert list(followed) == [2, 4]
+    assert not any("validation" in line for line in lines)
+
+
 def test_the_best_is_kept_not_the_last(retrained: Retrained, tmp_path: Path) -> None:
     """LoRA as published: a rate that wrecks the model after a while."""
     result = retrained("lora", tmp_path / "out", lr=0.5, warmup=0, alpha=100)

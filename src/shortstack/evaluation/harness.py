@@ -7,6 +7,7 @@ computed by `logprobs.py`.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -157,10 +158,12 @@ def _set_fewshot(task: Any, asked: int | None) -> None:
 
 
 def _hub_data(task: Any) -> dict[str, Any]:
-    docs = task.eval_docs
-    fingerprint = getattr(docs, "_fingerprint", None)
+    digest, rows = hashlib.sha256(), 0
+    for doc in task.eval_docs:
+        digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
+        rows += 1
     source = ":".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
-    return {"source": source, "form": "hub", "sha256": fingerprint, "rows": len(docs)}
+    return {"source": source, "form": "hub", "sha256": digest.hexdigest(), "rows": rows}
 
 
 def run_task(lm: HarnessModel, loaded: LoadedTask, *, limit: int | None) -> TaskFindings:

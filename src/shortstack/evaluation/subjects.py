@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+# Files beside config and weights that figures depend on: the tokenizer's, and what ends a text.
+_BESIDE = ("*token*", "vocab*", "merges.txt", "*.model", "generation_config.json")
+
 
 class Subject:
     """One checkpoint under evaluation.
@@ -155,15 +158,17 @@ class Subject:
 
     def _identity(self) -> dict[str, Any]:
         """What makes this checkpoint this one: its fingerprint sees both ends of a tensor, times of change the rest."""
-        tokenizer = hashlib.sha256()
-        for path in sorted(self.checkpoint.directory.glob("*token*")):
-            tokenizer.update(path.name.encode() + path.read_bytes())
+        beside = hashlib.sha256()
+        for path in sorted(
+            {path for name in _BESIDE for path in self.checkpoint.directory.glob(name) if path.is_file()}
+        ):
+            beside.update(path.name.encode() + path.read_bytes())
         record = json.dumps(self.checkpoint.provenance, sort_keys=True, default=str).encode()
         files = [path.stat() for path in self.checkpoint.shards]
         return {
             "fingerprint": self.checkpoint.fingerprint,
             "files": [[stat.st_size, stat.st_mtime_ns] for stat in files],
-            "tokenizer": tokenizer.hexdigest(),
+            "beside": beside.hexdigest(),
             "record": hashlib.sha256(record).hexdigest(),
         }
 

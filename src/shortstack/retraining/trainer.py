@@ -118,8 +118,8 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A line of metrics, a line on stderr, and what the trackers get."""
-        if "loss" not in logs and "validation" not in logs:
-            return
+        if "loss" not in logs and not any(name == "validation" or name.startswith("ppl:") for name in logs):
+            return  # what the Trainer says at its end
         record: dict[str, Any] = {"step": self.state.global_step}
         if "loss" in logs:
             record |= {**self.guard.mean_losses(), "grad_norm": logs.get("grad_norm")}
