@@ -35,6 +35,7 @@ format: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/evaluation.py
 
 clean:
 	rm -rf $(VENV) shortstack-quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -131,14 +131,14 @@ def random_like(checkpoint: Path, out: Path) -> Path:
 
 
 def measured(subject: Subject, ratios: dict[str, int]) -> None:
-    """All runs of one model."""
+    """All runs of one model, the most severe ratio first."""
+    severe = next(iter(ratios))
     for ratio, removed in ratios.items():
         start = subject.pruned(removed)
         for way, rates in subject.rates.items():
             subject.healed(ratio, start, way, rates)
-    severe = list(ratios)[-1]
-    start = subject.folder / f"minus-{ratios[severe]}"
-    subject.healed(severe, random_like(start, subject.folder / "random"), "random", FROM_RANDOM)
+        if ratio == severe:
+            subject.healed(ratio, random_like(start, subject.folder / "random"), "random", FROM_RANDOM)
 
 
 def lora_on_instructions(shared: Path, folder: Path, steps: int) -> None:
@@ -198,17 +198,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         # The embedded model knows its training text nearly by heart: much more of it makes any copy worse.
-        steps, windows = (30, 32) if arguments.quick else (50, 100)
+        steps, windows = 30, 32 if arguments.quick else 100
         rates = {way: found[-1:] for way, found in RATES["embedded"].items()} if arguments.quick else RATES["embedded"]
         subjects = [Subject("embedded", "embedded", "embedded", "embedded", folder / "embedded", steps, windows, rates)]
         if arguments.deep is not None:
             texts = [str(arguments.deep / part) for part in ("training", "heldout")]
-            subjects.append(Subject("deep", str(arguments.deep), *texts, folder / "deep", 80, 100, RATES["deep"]))
+            subjects.insert(0, Subject("deep", str(arguments.deep), *texts, folder / "deep", 80, 100, RATES["deep"]))
         for subject in subjects:
             subject.folder.mkdir()
             depth = open_checkpoint(subject.model).depth
             measured(
-                subject, {"half": depth // 2} if arguments.quick else {"a quarter": depth // 4, "half": depth // 2}
+                subject, {"half": depth // 2} if arguments.quick else {"half": depth // 2, "a quarter": depth // 4}
             )
         if (arguments.data / "models/stories260k").is_dir():
             lora_on_instructions(arguments.data, folder, 20 if arguments.quick else 200)

@@ -145,6 +145,9 @@ def test_published_figures_stand_beside(shared: Path, tmp_path: Path) -> None:
     assert by_name["ppl", "ppl_128"] == [18.8495]
     assert by_name["zeroshot", "boolq acc"] == [pytest.approx(0.718043)]
     text = found.to_text()
+    assert "published figures are of all rows" not in text
+    limited = accuracy("d", {"boolq acc": [1, 0]}, settings={"limit": 2, "dtype": "float32"})
+    assert "published figures are of all rows" in compared([limited], None, [one]).to_text()
     assert "5.52B" in text
     assert "18.85" in text
     with pytest.raises(UsageError) as raised:

@@ -47,6 +47,10 @@ def test_quickstart_shows_what_it_cost(finished: tuple[Path, subprocess.Complete
     assert dense["ppl"] < retrained["ppl"] < pruned["ppl"]
     assert retrained["parameters"] == pruned["parameters"]
     assert pruned["parameters"] < dense["parameters"]
+    assert dense["change"] is None
+    for row in (pruned, retrained):
+        assert row["change"]["value"] == pytest.approx(row["ppl"] / dense["ppl"] - 1)
+        assert row["change"]["stderr"] < row["stderr"] / dense["ppl"] / 3  # pairs of windows tell more
     assert f"{dense['ppl']:.2f}" in done.stdout
     assert "[dense]" in done.stdout
     assert "shortstack score MODEL" in done.stdout

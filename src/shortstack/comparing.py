@@ -213,6 +213,8 @@ def compared(results: Sequence[Result], base: str | None, beside: Sequence[Publi
         group = [_last(results, key, what, sha256) for key in order]
         figures += _compared_group(what, data, group, beside)
         notes += _incomparable(what, data, group)
+        if beside and any(result is not None and result.settings.get("limit") for result in group):
+            notes.append(f"{what} on {data}: published figures are of all rows")
     facts = [models[key] for key in order]
     return Comparison(
         names, [fact.parameters for fact in facts], [fact.nbytes for fact in facts], figures, list(beside), notes

@@ -63,14 +63,14 @@ class QuickstartResult:
                 f"{row['parameters'] / dense['parameters'] - 1:+.1%}" if row is not dense else "",
                 size(row["bytes"]),
                 f"{row['ppl']:.2f} ±{row['stderr']:.2f}",
-                f"{row['ppl'] / dense['ppl'] - 1:+.1%}" if row is not dense else "",
+                f"{row['change']['value']:+.1%} ±{100 * row['change']['stderr']:.1f}" if row["change"] else "",
             ]
             for name, row in self.rows.items()
         ]
         lines = [
             f"Perplexity on held-out text ({dense['tokens']} tokens of {python_name()}'s documentation, windows of 128):",
             "",
-            table(["", "blocks", "parameters", "change", "bytes", "ppl", "change"], rows),
+            table(["", "blocks", "parameters", "change", "bytes", "ppl", "change (of the same windows)"], rows),
             "",
             *(f"[{name}] {_one_line(text)}" for name, text in self.samples.items()),
             "",
@@ -103,6 +103,7 @@ def quickstart(
     Raises:
         ShortstackError: the dense perplexity is more than 10 % off the model card's, so something here is wrong.
     """
+    from shortstack.comparing import compared
     from shortstack.information import info
     from shortstack.planning import plan
     from shortstack.pruning import prune
@@ -132,7 +133,8 @@ def quickstart(
     progress.say("6/6 evaluate: what that cost, on text that neither training nor scoring saw\n")
     results, samples = _evaluated(list(models.values()), out, quiet)
     rows = {}
-    for name, result in zip(models, results.results, strict=True):
+    (compared_figure,) = (one for one in compared(results.results, None, []).figures if one.name == "ppl_128")
+    for name, result, change in zip(models, results.results, compared_figure.differences, strict=True):
         figure = result.figures["ppl_128"]
         rows[name] = {
             "blocks": facts.blocks if name == "dense" else len(made.kept),
@@ -140,6 +142,7 @@ def quickstart(
             "bytes": result.nbytes,
             "ppl": figure.value,
             "stderr": figure.stderr,
+            "change": None if change is None else change.to_json(),
             "tokens": figure.n,
         }
     found = QuickstartResult(

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_SEQ_LENS = (128, 2048)
-_LOGITS_BYTES = 128 << 20  # logits held at once, float32
-_TOKENS_AT_A_TIME = 4096
+# Logits held at once, float32: on a CPU what its caches still help with, but enough tokens for the matrix products.
+_LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
+_FEWEST_TOKENS, _MOST_TOKENS = 1024, 8192  # at a time
 _DEFAULTS = EvaluationOptions()
 
 
@@ -157,8 +158,9 @@ def window_nll(
     check_windows(checkpoint, windows)
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
     length = len(windows[0])
-    by_logits = max(1, _LOGITS_BYTES // (length * rows * 4))
-    at_once = max(1, min(by_logits, _TOKENS_AT_A_TIME // length)) if batch == "auto" else batch
+    by_logits = _LOGITS_BYTES.get(device.type, 128 << 20) // (length * rows * 4)
+    fitting = max(1, _FEWEST_TOKENS // length, min(by_logits, _MOST_TOKENS // length))
+    at_once = fitting if batch == "auto" else batch
     found: list[float] = []
     with (
         (progress or Progress(quiet=True)).bar("windows", len(windows)) as advance,
