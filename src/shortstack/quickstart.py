@@ -132,7 +132,7 @@ def quickstart(
         models["retrained"] = str(retrained)
     progress.say("6/6 evaluate: what that cost, on text that neither training nor scoring saw\n")
     results, samples = _evaluated(list(models.values()), out, quiet)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     (compared_figure,) = (one for one in compared(results.results, None, []).figures if one.name == "ppl_128")
     for name, result, change in zip(models, results.results, compared_figure.differences, strict=True):
         figure = result.figures["ppl_128"]
