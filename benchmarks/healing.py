@@ -4,8 +4,8 @@
     python benchmarks/healing.py --deep DIR --plot PNG                    # both models, both ratios, everything
 
 DIR is what `python scripts/train_deep.py --out DIR` makes. Every run sees the same number of tokens of the same text. Text
-that neither training nor scoring saw is cut in two: each way's learning rate is the better of two on one half (`dev`),
-its figure is the perplexity of the other half (`test`), on windows of 128 tokens. One JSON line per figure.
+that neither training nor scoring saw is cut in two: each way's learning rate is the better of two on one half (`dev`, after
+the severe cut), its figure is the perplexity of the other half (`test`), on windows of 128 tokens. One JSON line per figure.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Subject:
     steps: int
     windows: int
     rates: dict[str, tuple[float, ...]]
+    better: dict[str, float] = field(default_factory=dict)
     found: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, dict[str, list[tuple[int, float]]]] = field(default_factory=dict)
 
@@ -102,10 +103,10 @@ class Subject:
         return result, curve
 
     def healed(self, ratio: str, start: Path, way: str, rates: Sequence[float]) -> None:
-        """One way at its better rate; its figures and its curve."""
+        """One way at its better rate, by the dev half; its figures and its curve."""
         runs = {rate: self.run(start, way, rate) for rate in rates}
         dev = {rate: result.rows["after"]["figures"]["ppl:dev.txt"] for rate, (result, _) in runs.items()}
-        rate = min(dev, key=lambda rate: dev[rate])
+        rate = self.better[way] = min(dev, key=lambda rate: dev[rate])
         result, curve = runs[rate]
         rows = {which: row["figures"]["ppl:test.txt"] for which, row in result.rows.items()}
         self.found.setdefault(ratio, {"dense": rows["dense"], "pruned": rows["before"]})[way] = rows["after"]
@@ -113,7 +114,7 @@ class Subject:
         say(
             "healing", model=self.name, removed=ratio, way=way, dense=rows["dense"], pruned=rows["before"],
             healed=rows["after"], lr=rate, dev={f"{rate:g}": round(ppl, 2) for rate, ppl in dev.items()},
-            tokens=result.tokens, seconds=result.seconds,
+            tokens=result.tokens, seconds=result.seconds, curve=curve,
         )  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def measured(subject: Subject, ratios: dict[str, int]) -> None:
     for ratio, removed in ratios.items():
         start = subject.pruned(removed)
         for way, rates in subject.rates.items():
-            subject.healed(ratio, start, way, rates)
+            subject.healed(ratio, start, way, rates if ratio == severe else (subject.better[way],))
         if ratio == severe:
             subject.healed(ratio, random_like(start, subject.folder / "random"), "random", FROM_RANDOM)
 
@@ -203,7 +204,7 @@ def main() -> None:
         subjects = [Subject("embedded", "embedded", "embedded", "embedded", folder / "embedded", steps, windows, rates)]
         if arguments.deep is not None:
             texts = [str(arguments.deep / part) for part in ("training", "heldout")]
-            subjects.insert(0, Subject("deep", str(arguments.deep), *texts, folder / "deep", 80, 100, RATES["deep"]))
+            subjects.insert(0, Subject("deep", str(arguments.deep), *texts, folder / "deep", 60, 100, RATES["deep"]))
         for subject in subjects:
             subject.folder.mkdir()
             depth = open_checkpoint(subject.model).depth

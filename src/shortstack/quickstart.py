@@ -68,9 +68,10 @@ class QuickstartResult:
             for name, row in self.rows.items()
         ]
         lines = [
-            f"Perplexity on held-out text ({dense['tokens']} tokens of {python_name()}'s documentation, windows of 128):",
+            f"Perplexity on held-out text ({dense['tokens']} tokens of {python_name()}'s documentation, windows of 128;",
+            "a change has the error of the windows' own changes):",
             "",
-            table(["", "blocks", "parameters", "change", "bytes", "ppl", "change (of the same windows)"], rows),
+            table(["", "blocks", "parameters", "change", "bytes", "ppl", "change"], rows),
             "",
             *(f"[{name}] {_one_line(text)}" for name, text in self.samples.items()),
             "",

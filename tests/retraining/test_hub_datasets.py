@@ -103,6 +103,22 @@ def test_a_stream_fetches_what_it_reads(hub: tuple[str, list[str]], pruned: Path
     assert fetched == {"en/c4-train.00000-of-01024.json.gz", "wikitext-2-raw-v1/test-00000-of-00001.parquet"}
 
 
+def test_the_published_split_is_evaluated_by_name(hub: tuple[str, list[str]], pruned: Path, tmp_path: Path) -> None:
+    endpoint, requests = hub
+    requests.clear()
+    done = shortstack(
+        endpoint, tmp_path / "home", "eval", "ppl", str(pruned), "--data", "wikitext2,ptb", "--seq-len", "64", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert files_of(requests) == {
+        "wikitext-2-raw-v1/test-00000-of-00001.parquet", "penn_treebank/validation/0000.parquet"
+    }  # fmt: skip
+    first, second = (record["data"] for record in json.loads(done.stdout))
+    assert (first["source"], second["source"]) == ("wikitext2", "ptb")
+    assert first["rows"] == second["rows"] == 30
+    assert first["detail"].startswith("hub, test-00000")
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [("org/nothing", "org/nothing"), ("nowhere", "give a file, a folder, embedded, a hub id, or one of")],

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.corpora import read_corpus
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.perplexity import cut_windows
+from shortstack.evaluation.texts import evaluation_texts
 from shortstack.retraining.batches import Batch, predicted_tokens
 from shortstack.retraining.session import Process
 
@@ -87,10 +87,8 @@ def text_batches(
     """(name -> batches, name -> what a record says) of texts to follow: windows of 128, BOS once in front, as published."""
     batches: dict[str, list[Batch]] = {}
     described: dict[str, Any] = {}
-    for source in (part.strip() for part in (sources or "").split(",")):
-        if not source:
-            continue
-        corpus = read_corpus(source, role="evaluation")
+    for corpus in evaluation_texts(sources or "", None):
+        source = corpus.source
         if not corpus.documents:
             raise ShortstackError(f"{source}: perplexity needs text, these are rows of another kind")
         length = min(_PPL_WINDOW, checkpoint.positions or _PPL_WINDOW)
