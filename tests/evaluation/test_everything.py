@@ -85,6 +85,7 @@ def test_and_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 _PEAKS = """
+from shortstack.machine import used
 import numpy as np
 with used() as large:
     block = np.ones(200 << 20, dtype=np.uint8)
