@@ -150,7 +150,7 @@ class Comparison:
             unit = figure.unit if figure is not None else ""
             cells += [shown_figure(figure), _shown(difference, unit)]
         unit = next((figure.unit for figure in one.figures if figure is not None), "")
-        published = ["" if value is None else _plain(value, unit) for value in one.published]
+        published = ["" if value is None else shown_figure(Figure(value, None, unit, 0)) for value in one.published]
         return [one.name, *cells, *published]
 
 
@@ -264,13 +264,12 @@ def _incomparable(what: str, data: str, group: Sequence[Result | None]) -> list[
         other = _other_settings(base, result)
         if other:
             notes.append(f"{what} on {data}: {result.model} was measured with another {', '.join(other)}: not compared")
-        elif one_dtype(base) != one_dtype(result):
-            notes.append(f"{what} on {data}: {base.model} in {one_dtype(base)}, {result.model} in {one_dtype(result)}")
+        elif _dtype_of(base) != _dtype_of(result):
+            notes.append(f"{what} on {data}: {base.model} in {_dtype_of(base)}, {result.model} in {_dtype_of(result)}")
     return notes
 
 
-def one_dtype(result: Result) -> str:
-    """The precision that a result was computed in."""
+def _dtype_of(result: Result) -> str:
     return str(result.settings.get("dtype", "unknown"))
 
 
@@ -340,7 +339,3 @@ def _shown(difference: Difference | None, unit: str) -> str:
         return f"{mark}{100 * difference.value:+.1f}{sign}{error}"
     error = "" if difference.stderr is None else f" ±{difference.stderr:.2g}"
     return f"{mark}{difference.value:+.3g}{error}"
-
-
-def _plain(value: float, unit: str) -> str:
-    return f"{value:.1%}" if unit in ("accuracy", "share") else f"{value:.4g}"

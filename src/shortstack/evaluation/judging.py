@@ -33,7 +33,13 @@ def find_judge(written: Sequence[Written], dense: str | None, options: Evaluatio
 
 def judgement(judge: Subject, one: Written) -> dict[str, list[float | None]]:
     """Per decoding, the mean NLL per token of each text under the judge, in nats; None where it cannot read the text."""
-    asked = {name: [_as_judge_reads(judge, one, row) for row in one.found[name]] for name in DECODINGS}
+    alike = judge.tokenizer.get_vocab() == one.subject.tokenizer.get_vocab()
+    asked = {
+        name: [
+            (row["prompt_ids"], row["ids"]) if alike else _as_judge_reads(judge, one, row) for row in one.found[name]
+        ]
+        for name in DECODINGS
+    }
     digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     key = {"what": "judgement", "texts": digest}
     what = f"perplexity of what {one.subject.name} wrote"
@@ -51,9 +57,7 @@ def _nll(judge: Subject, requests: Sequence[tuple[list[int], list[int]]]) -> lis
 
 
 def _as_judge_reads(judge: Subject, one: Written, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """(context, continuation) in the judge's tokens: the writer's own where the two read alike."""
-    if judge.tokenizer.get_vocab() == one.subject.tokenizer.get_vocab():
-        return row["prompt_ids"], row["ids"]
+    """(context, continuation) in the tokens of a judge of another vocabulary."""
     prompt = one.subject.tokenizer.decode(row["prompt_ids"], skip_special_tokens=True)
     context = list(judge.tokenizer(prompt, verbose=False)["input_ids"])
     whole = list(judge.tokenizer(row["text"], verbose=False)["input_ids"])
