@@ -229,6 +229,8 @@ def test_examples_in_the_prompt(built: Built, rows: Path, tmp_path: Path) -> Non
         for n in (0, 2)
     )
     assert (none.settings["num_fewshot"], two.settings["num_fewshot"]) == (0, 2)
+    assert "training_sha256" not in none.data["tasks"]["boolq"]
+    assert two.data["tasks"]["boolq"]["training_sha256"]
 
 
 @pytest.mark.fault(66)

@@ -8,6 +8,7 @@ is turned into the same rows, and only where a task's preprocessing has been don
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,11 @@ class LocalRows:
     def described(self) -> dict[str, Any]:
         """What a record says about them."""
         names = ", ".join(str(file) for file in self.files)
-        return {"source": names, "form": self.form, "sha256": self.sha256, "rows": len(self.rows)}
+        found = {"source": names, "form": self.form, "sha256": self.sha256, "rows": len(self.rows)}
+        if self.training:  # examples from here stand in the prompts
+            rows = json.dumps(self.training, sort_keys=True).encode()
+            found["training_sha256"] = hashlib.sha256(rows).hexdigest()
+        return found
 
 
 def local_rows(task: str, folder: Path, *, with_training: bool = False) -> LocalRows:

@@ -137,8 +137,8 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
     for loaded in plan.tasks:
         key = {
             "what": "zeroshot", "task": loaded.name, "version": loaded.version, "data": loaded.data["sha256"],
-            "form": loaded.data["form"], "limit": plan.limit, "num_fewshot": plan.num_fewshot,
-            "batch": subject.options.batch,
+            "form": loaded.data["form"], "training": loaded.data.get("training_sha256"),
+            "limit": plan.limit, "num_fewshot": plan.num_fewshot, "batch": subject.options.batch,
         }  # fmt: skip
 
         def run(loaded: LoadedTask = loaded) -> dict[str, Any]:
