@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from tests.kills import Sweep, Warm, kill_command, prune_sweep, score_sweep  # noqa: E402
 
-COMMANDS = 20  # one in so many kills is of the whole command, start-up included
+VERBS = 20  # one in so many kills is of the whole command, start-up included
 
 
 def examples(count: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def kills(count: int, seed: int) -> dict[str, Any]:
         while killed + commands < count:
             sweep = generator.choice(sweeps)
             before = sweep.kills
-            if generator.randrange(COMMANDS) == 0:
+            if generator.randrange(VERBS) == 0:
                 sweep.empty()
                 longest = 0.3 if sweep.argv[0] == "prune" else 5.0
                 commands += kill_command(sweep.argv, generator.uniform(0.02, longest)) == -9

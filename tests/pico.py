@@ -41,6 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
     "qwen2": SLIDING,
     "qwen3": SLIDING,
+    "gemma": {},
     "gemma2": {"sliding_window": 4, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 4, "query_pre_attn_scalar": 8, "sliding_window_pattern": 3},
     "gpt2": GPT2,

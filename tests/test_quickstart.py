@@ -15,8 +15,7 @@ from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.cli import run
 from shortstack.embedded import ASSETS, MODEL_DIRECTORY
 from shortstack.errors import ShortstackError
-from shortstack.progress import Progress
-from shortstack.quickstart import card_perplexity, check_dense, retrained_copy
+from shortstack.quickstart import card_perplexity, check_dense, quickstart
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +32,18 @@ def test_quickstart_ends_well_and_leaves_everything(finished: tuple[Path, subpro
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     names = {path.name for path in out.iterdir()}
-    assert {"scores.json", "plan.json", "pruned", "retrained", "results.json", "quickstart.json", "csv"} <= names
+    assert {
+        "score",
+        "plan",
+        "pruned",
+        "retrained",
+        "ppl",
+        "samples",
+        "run.json",
+        "recipe.yaml",
+        "quickstart.json",
+    } <= names
+    assert json.loads((out / "run.json").read_text())["recipe"] == "quickstart"
     assert open_checkpoint(out / "pruned").depth == open_checkpoint(out / "retrained").depth == 9
     stages = [step["stage"] for step in json.loads((out / "retrained/shortstack.json").read_text())["steps"]]
     assert stages == ["prune", "retrain"]
@@ -57,19 +67,34 @@ def test_quickstart_shows_what_it_cost(finished: tuple[Path, subprocess.Complete
     assert "lowest = least important" in done.stderr
 
 
-def test_quickstart_twice_needs_force(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    out, _ = finished
-    assert run(["quickstart", "--out", str(out), "--quiet"]) == 1
-    assert run(["quickstart", "--out", str(out), "--quiet", "--force"]) == 0
-
-
-def test_without_its_packages_retraining_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_second_time_every_step_is_done_already(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out, done = finished
+    assert run(["quickstart", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("done by an earlier run") == 7
+    table = [line for line in done.stdout.splitlines() if line.startswith(("dense", "pruned", "retrained"))]
+    assert [line for line in shown.out.splitlines() if line in table] == table
+    assert run(["run", "quickstart", "--out", str(out)]) == 0  # the command is the recipe of that name
+    assert capsys.readouterr().err.count("done by an earlier run") == 7
+
+
+@pytest.mark.slow
+def test_with_force_everything_is_done_again(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, _ = finished
+    before = (out / "pruned/config.json").stat().st_mtime_ns
+    assert run(["quickstart", "--out", str(out), "--quiet", "--force"]) == 0
+    assert (out / "pruned/config.json").stat().st_mtime_ns != before
+
+
+@pytest.mark.slow
+def test_without_its_packages_retraining_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else real(name))
-    assert retrained_copy(tmp_path, tmp_path / "out", force=False, progress=Progress()) is None
-    assert "left out, it needs pip install 'shortstack[retrain]'" in capsys.readouterr().err
+    found = quickstart(out=tmp_path / "out", quiet=True)
+    assert list(found.rows) == ["dense", "pruned"]
+    assert not (tmp_path / "out/retrained").exists()
 
 
 def test_a_dense_perplexity_that_is_not_the_cards_fails() -> None:

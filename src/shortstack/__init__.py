@@ -1,8 +1,9 @@
 """shortstack: make the stack of Transformer blocks of a language model shorter.
 
 The stages are functions: `score`, `plan`, `prune`, `retrain_lora`, `retrain_cpt`, `retrain_distill`, `merge`, `teach`,
-`evaluate_ppl` (also `evaluate`), `evaluate_zeroshot`, `evaluate_generation`, `samples`, `evaluate_all`, `compare`, `check`,
-`info`. Names are imported when first used, so that `import shortstack` takes no time.
+`evaluate_ppl` (also `evaluate`), `evaluate_zeroshot`, `evaluate_generation`, `samples`, `evaluate_all`, `compare`, `agree`,
+`check`, `info`; `run` chains them by a recipe. Names are imported when first used, so that `import shortstack` takes no
+time.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shortstack.agreement import Agreements, agree
     from shortstack.checking import check
     from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
     from shortstack.comparing import Comparison, compare
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from shortstack.planning import plan
     from shortstack.plans import PrunePlan, load_plan
     from shortstack.pruning import PruneResult, prune
+    from shortstack.recipes.rehearsing import Rehearsal
+    from shortstack.recipes.running import RunResult, run
     from shortstack.retraining.distill import retrain_distill
     from shortstack.retraining.lora import retrain_lora
     from shortstack.retraining.merge import MergeResult, merge
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
     from shortstack.scoring import score
 
 _WHERE = {
+    "Agreements": "agreement:Agreements",
     "Checkpoint": "checkpoint.reader:Checkpoint",
     "Comparison": "comparing:Comparison",
     "CriterionScores": "scores:CriterionScores",
@@ -46,15 +51,18 @@ _WHERE = {
     "MergeResult": "retraining.merge:MergeResult",
     "PrunePlan": "plans:PrunePlan",
     "PruneResult": "pruning:PruneResult",
+    "Rehearsal": "recipes.rehearsing:Rehearsal",
     "Result": "evaluation.results:Result",
     "Results": "evaluation.results:Results",
     "RetrainEstimate": "retraining.results:RetrainEstimate",
     "RetrainResult": "retraining.results:RetrainResult",
+    "RunResult": "recipes.running:RunResult",
     "Scores": "scores:Scores",
     "ShortstackError": "errors:ShortstackError",
     "TeachResult": "retraining.teaching:TeachResult",
     "TrainingOptions": "retraining.options:TrainingOptions",
     "UsageError": "errors:UsageError",
+    "agree": "agreement:agree",
     "check": "checking:check",
     "compare": "comparing:compare",
     "evaluate": "evaluation.perplexity:evaluate_ppl",
@@ -73,12 +81,14 @@ _WHERE = {
     "retrain_cpt": "retraining.pretrain:retrain_cpt",
     "retrain_distill": "retraining.distill:retrain_distill",
     "retrain_lora": "retraining.lora:retrain_lora",
+    "run": "recipes.running:run",
     "samples": "evaluation.samples:evaluate_samples",
     "score": "scoring:score",
     "teach": "retraining.teaching:teach",
 }
 
 __all__ = [
+    "Agreements",
     "Checkpoint",
     "Comparison",
     "CriterionScores",
@@ -88,15 +98,18 @@ __all__ = [
     "MergeResult",
     "PrunePlan",
     "PruneResult",
+    "Rehearsal",
     "Result",
     "Results",
     "RetrainEstimate",
     "RetrainResult",
+    "RunResult",
     "Scores",
     "ShortstackError",
     "TeachResult",
     "TrainingOptions",
     "UsageError",
+    "agree",
     "check",
     "compare",
     "evaluate",
@@ -115,6 +128,7 @@ __all__ = [
     "retrain_cpt",
     "retrain_distill",
     "retrain_lora",
+    "run",
     "samples",
     "score",
     "teach",

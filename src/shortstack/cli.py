@@ -14,83 +14,9 @@ from cyclopts import App, Group, Parameter
 
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.tables import plain
+from shortstack.verbs import GROUPS, VERBS
 
 _EVERYWHERE = Group("Options of every command", sort_key=10)
-
-# Command -> (function, one line for the overview: the first sentence of its docstring, which a test compares).
-COMMANDS = {
-    "quickstart": (
-        "shortstack.quickstart:quickstart",
-        "Take the small model in the package through info, score, plan, prune, retrain and evaluate.",
-    ),
-    "info": (
-        "shortstack.information:info",
-        "Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.",
-    ),
-    "check": (
-        "shortstack.checking:check",
-        "Check that a checkpoint loads and generates as it should, whoever made it.",
-    ),
-    "families": (
-        "shortstack.families:families",
-        "Show which model families can be shortened exactly, which are refused, and why.",
-    ),
-    "score": ("shortstack.scoring:score", "Measure how much each block matters."),
-    "plan": ("shortstack.planning:plan", "Choose the blocks to remove, and show what that saves."),
-    "prune": (
-        "shortstack.pruning:prune",
-        "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
-    ),
-    "retrain lora": (
-        "shortstack.retraining.lora:retrain_lora",
-        "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",
-    ),
-    "retrain cpt": (
-        "shortstack.retraining.pretrain:retrain_cpt",
-        "Train a checkpoint further on text, as in pretraining.",
-    ),
-    "retrain distill": (
-        "shortstack.retraining.distill:retrain_distill",
-        "Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.",
-    ),
-    "merge": (
-        "shortstack.retraining.merge:merge",
-        "Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.",
-    ),
-    "teach": (
-        "shortstack.retraining.teaching:teach",
-        "Write down a teacher's top logits on a text, for distillation without the teacher.",
-    ),
-    "eval ppl": (
-        "shortstack.evaluation.perplexity:evaluate_ppl",
-        "Perplexity of checkpoints on texts, with standard errors.",
-    ),
-    "eval zeroshot": (
-        "shortstack.evaluation.zeroshot:evaluate_zeroshot",
-        "Zero-shot accuracy of checkpoints on the seven published tasks, and their mean.",
-    ),
-    "eval generation": (
-        "shortstack.evaluation.generation:evaluate_generation",
-        "Health of what checkpoints write: repetition, end of text, foreign script, perplexity under the dense model.",
-    ),
-    "eval samples": (
-        "shortstack.evaluation.samples:evaluate_samples",
-        "Continuations of one prompt by each checkpoint, with the same seed.",
-    ),
-    "eval all": (
-        "shortstack.evaluation.everything:evaluate_all",
-        "Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.",
-    ),
-    "compare": (
-        "shortstack.comparing:compare",
-        "Set the results of several models side by side, with differences and their paired standard errors.",
-    ),
-}
-# Commands of commands, with their line.
-GROUPS = {
-    "retrain": "Train a pruned checkpoint until it is well again: LoRA, continued pretraining, distillation.",
-    "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation health, samples.",
-}
 
 
 def run(argv: list[str]) -> int:
@@ -158,7 +84,7 @@ def _app() -> App:
         suppress_keyboard_interrupt=False,
     )
     groups = {name: App(name=name, help=line) for name, line in GROUPS.items()}
-    for name, (function, line) in COMMANDS.items():
+    for name, (function, line) in VERBS.items():
         parent, _, last = name.rpartition(" ")
         if parent and parent not in app:
             app.command(groups[parent])
@@ -168,7 +94,7 @@ def _app() -> App:
 
 def _shown_default(value: Any) -> Any:
     """Defaults are shown where they say something: not for switches that are off."""
-    return None if value is False else value
+    return None if value is False or value == () else value
 
 
 def _version() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import IO, Any, Literal
 from shortstack.errors import ShortstackError, UsageError, first_line, system_reason
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst")
 
 _LONGEST_ROW = 64 << 20  # bytes of one line
 
@@ -112,7 +113,7 @@ def source_files(source: str, *, role: Role) -> Sequence[Path]:
 def suffix_of(file: Path) -> str:
     """The end of a file's name that says what it holds, such as `.jsonl` or `.jsonl.gz`."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
-    return "".join(suffixes[-2:]) if suffixes[-1:] == [".gz"] else "".join(suffixes[-1:])
+    return "".join(suffixes[-2:]) if suffixes[-1:] in ([".gz"], [".zst"]) else "".join(suffixes[-1:])
 
 
 def _embedded(role: Role) -> Corpus:
@@ -188,9 +189,45 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
             yield from ((f"row {n}", row) for n, row in enumerate(rows, start=1))
 
 
-def open_rows(file: Path) -> IO[bytes]:
-    """A file of JSON, decompressed where its name ends in .gz."""
-    return gzip.open(file, "rb") if file.suffix.lower() == ".gz" else file.open("rb")  # type: ignore[return-value]
+def open_rows(file: Path, start: int = 0) -> IO[bytes]:
+    """A file of JSON from byte `start` of its text, decompressed where its name ends in .gz or .zst."""
+    suffix = file.suffix.lower()
+    if suffix == ".zst":
+        return _open_zstd(file, start)
+    stream: IO[bytes] = (gzip.open if suffix == ".gz" else open)(file, "rb")  # type: ignore[assignment]
+    stream.seek(start)
+    return stream
+
+
+def _open_zstd(file: Path, start: int) -> IO[bytes]:
+    try:
+        import zstandard
+    except ImportError:
+        raise UsageError(f"{file}: reading .zst needs zstandard", hint="pip install 'shortstack[retrain]'") from None
+
+    class Frames(io.RawIOBase):
+        """Decompressed bytes, with the errors that files have."""
+
+        def __init__(self) -> None:
+            self._frames = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            try:
+                return int(self._frames.readinto(buffer))
+            except zstandard.ZstdError as error:
+                raise OSError(0, f"not a zstd file, or a broken one: {error}") from None
+
+        def close(self) -> None:
+            self._frames.close()  # type: ignore[no-untyped-call]
+            super().close()
+
+    stream = io.BufferedReader(Frames())
+    while start > 0:  # a stream of frames cannot be entered in the middle
+        start -= len(stream.read(min(start, 1 << 20))) or start
+    return stream
 
 
 def _holds_lines(stream: IO[bytes]) -> bool:

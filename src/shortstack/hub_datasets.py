@@ -67,7 +67,7 @@ def hub_files(source: str, *, role: Role) -> Sequence[Path]:
     if known is not None:
         repository, revision = known.repository, known.revision
     else:
-        repository, revision = _parsed(source)
+        repository, revision = hub_set_id(source)
     names = _file_names(source, repository, revision)
     if known is not None:
         chosen = fnmatch.filter(names, known.evaluation if role == "evaluation" else known.training)
@@ -112,7 +112,12 @@ class HubFiles(Sequence[Path]):
         return self._known[index]
 
 
-def _parsed(source: str) -> tuple[str, str | None]:
+def hub_set_id(source: str) -> tuple[str, str | None]:
+    """(id, revision or None) of a set on the hub that is not one of the published names.
+
+    Raises:
+        ShortstackError: it is no hub id, so it was meant as a path, and nothing is there.
+    """
     from shortstack.corpora import SUFFIXES, suffix_of
 
     found = parse_hub_id(source)

@@ -16,7 +16,8 @@ from shortstack.checkpoint.writer import check_writable_file, write_file
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.opening import open_model
 from shortstack.plans import PrunePlan
-from shortstack.scores import Scores, load_scores
+from shortstack.published_orders import open_scores
+from shortstack.scores import Scores
 
 PROTECTED_FIRST = 4
 PROTECTED_LAST = 2
@@ -71,7 +72,8 @@ def plan(
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: write the plan here, as JSON.
         blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
-        scores: a scores.json of `shortstack score`, or a block_order.csv (block numbers, first removed first).
+        scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first removed first), or
+            `published:[MODEL:]CRITERION`.
         criterion: which of the scores to use; may be left out when the file holds one.
         remove: how many blocks to remove.
         ratio: remove the most blocks whose share of the parameters is at most this.
@@ -130,13 +132,13 @@ def plan_for(
     if len(amounts) != 1:
         found = "none" if not amounts else " and ".join(amounts)
         raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
-    ranking = scores if isinstance(scores, Scores) else load_scores(scores)
+    ranking = scores if isinstance(scores, Scores) else open_scores(scores, checkpoint)
     ranking.check_belongs_to(checkpoint)
     chosen = ranking.criterion(criterion)
     protected, note = protected_blocks(checkpoint.original_blocks, plus)
     order = [index for index in chosen.order if index not in protected]
     sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
-    wanted = _amount([sizes[index] for index in order], checkpoint.parameters(), remove, ratio, params)
+    wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), remove, ratio, params)
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
         kept = f"kept: {ranges(protected)}" if protected else "one must stay"
@@ -192,8 +194,10 @@ def parse_amount(text: str, option: str = "--params", what: str = "parameters") 
     return round(float(match.group(1)) * 10.0**power)
 
 
-def _amount(sizes: Sequence[int], total: int, remove: int | None, ratio: float | None, params: str | None) -> int:
-    """How many of the blocks of these sizes (in the order of removal) go."""
+def amount_to_remove(
+    sizes: Sequence[int], total: int, remove: int | None, ratio: float | None, params: str | None
+) -> int:
+    """How many of the blocks of these sizes (in the order of removal) go, of a model of `total` parameters."""
     if remove is not None:
         if remove < 0:
             raise UsageError(f"--remove {remove}: expected 0 or more blocks")

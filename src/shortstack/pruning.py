@@ -106,7 +106,7 @@ def prune(
         out: the directory to make.
         plan: a plan.json of `shortstack plan`; or give the options of plan:
         blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
-        scores: a scores.json of `shortstack score`, or a block_order.csv.
+        scores: a scores.json of `shortstack score`, a block_order.csv, or `published:[MODEL:]CRITERION`.
         criterion: which of the scores to use; may be left out when the file holds one.
         remove: how many blocks to remove.
         ratio: remove the most blocks whose share of the parameters is at most this.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import time
@@ -13,18 +12,12 @@ from typing import TYPE_CHECKING, Any
 from shortstack.checkpoint.writer import write_file
 from shortstack.embedded import MODEL_DIRECTORY, python_name
 from shortstack.errors import ShortstackError
-from shortstack.progress import Progress
 from shortstack.tables import count, seconds, size, table
 
 if TYPE_CHECKING:
-    from shortstack.evaluation.results import Results
+    from shortstack.recipes.running import RunResult
 
-CRITERIA = "ppl,taylor,magnitude"
-PROMPT = "The with statement is used to"
-# A few seconds of distillation. The weights have seen this text often: its own next tokens have nothing to teach any
-# more, the dense model's distributions do.
-_HEALING = {"seq_len": 256, "batch": 8, "micro_batch": 8, "lr": 3e-4, "loss_weight": 0.0}
-_HEALING_STEPS = 40
+RECIPE = "quickstart"
 _TOLERANCE = 0.10  # of the model card's perplexity: the text differs a little between Python versions
 
 
@@ -82,6 +75,7 @@ class QuickstartResult:
             "  shortstack prune MODEL --scores scores.json --criterion ppl --remove 6 --verify --out PRUNED",
             "  shortstack retrain lora PRUNED --data INSTRUCTIONS --out RETRAINED",
             "  shortstack eval ppl MODEL PRUNED RETRAINED --data OTHER_TEXT",
+            "  shortstack recipes                     # the published pipelines, by name",
         ]
         return "\n".join(lines)
 
@@ -91,11 +85,12 @@ def quickstart(
 ) -> QuickstartResult:
     """Take the small model in the package through info, score, plan, prune, retrain and evaluate. About a minute.
 
-    Retraining is left out where its packages are not installed (`pip install 'shortstack[retrain]'`).
+    It runs the recipe `quickstart` (`shortstack recipes quickstart` shows it). Retraining is left out where its packages
+    are not installed (`pip install 'shortstack[retrain]'`).
 
     Args:
-        out: the folder that everything is left in.
-        force: replace what an earlier quickstart left there.
+        out: the folder that everything is left in; what an earlier quickstart has done there is not done again.
+        force: do everything again.
         quiet: no progress on stderr.
 
     Returns:
@@ -104,41 +99,35 @@ def quickstart(
     Raises:
         ShortstackError: the dense perplexity is more than 10 % off the model card's, so something here is wrong.
     """
-    from shortstack.comparing import compared
-    from shortstack.information import info
-    from shortstack.planning import plan
-    from shortstack.pruning import prune
-    from shortstack.scoring import score
+    from shortstack.recipes.resolving import resolve
+    from shortstack.recipes.running import RunResult, run
 
     started = time.perf_counter()
-    progress = Progress(quiet=quiet)
-    out = Path(out)
-    pruned = out / "pruned"
-    progress.say("1/6 info: what the embedded model is\n")
-    facts = info("embedded")
-    progress.say(facts.to_text() + "\n")
-    progress.say("2/6 score: what each block is worth, by three criteria\n")
-    scores = score("embedded", criterion=CRITERIA, out=out / "scores.json", csv=out / "csv", quiet=quiet)
-    progress.say(scores.to_text() + "\n")
-    progress.say("3/6 plan: the quarter of the blocks that matters least by ppl\n")
-    made = plan(
-        "embedded", scores=out / "scores.json", criterion="ppl", remove=facts.blocks // 4, out=out / "plan.json"
-    )
-    progress.say(made.to_text() + "\n")
-    progress.say("4/6 prune: a checkpoint without them, verified\n")
-    progress.say(prune("embedded", plan=made, out=pruned, verify=True, force=force, quiet=quiet).to_text() + "\n")
-    models = {"dense": "embedded", "pruned": str(pruned)}
-    retrained = retrained_copy(pruned, out / "retrained", force=force, progress=progress)
-    if retrained is not None:
-        models["retrained"] = str(retrained)
-    progress.say("6/6 evaluate: what that cost, on text that neither training nor scoring saw\n")
-    results, samples = _evaluated(list(models.values()), out, quiet)
+    first = resolve(RECIPE).steps[0].name
+    done = run(RECIPE, out=out, from_=first if force else None, force=force, quiet=quiet)
+    assert isinstance(done, RunResult)
+    found = _found(done, time.perf_counter() - started)
+    write_file(Path(out) / "quickstart.json", (json.dumps(found.to_json(), indent=1) + "\n").encode())
+    check_dense(found.rows["dense"]["ppl"], found.card_ppl)
+    return found
+
+
+def _found(done: RunResult, seconds_taken: float) -> QuickstartResult:
+    """What the steps have left in the run's folder, in one table."""
+    from shortstack.comparing import compared
+    from shortstack.evaluation.results import load_results
+    from shortstack.plans import load_plan
+
+    left = {step.name: step.output for step in done.steps}
+    plan, results = load_plan(left["plan"]), load_results(left["ppl"]).results
+    samples = load_results(left["samples"]).results
+    names = ["dense", *(name for name in ("pruned", "retrained") if name in left)]
     rows: dict[str, dict[str, Any]] = {}
-    (compared_figure,) = (one for one in compared(results.results, None, []).figures if one.name == "ppl_128")
-    for name, result, change in zip(models, results.results, compared_figure.differences, strict=True):
+    (figures,) = (one for one in compared(results, None, []).figures if one.name == "ppl_128")
+    for name, result, change in zip(names, results, figures.differences, strict=True):
         figure = result.figures["ppl_128"]
         rows[name] = {
-            "blocks": facts.blocks if name == "dense" else len(made.kept),
+            "blocks": len(plan.blocks if name == "dense" else plan.kept),
             "parameters": result.parameters,
             "bytes": result.nbytes,
             "ppl": figure.value,
@@ -146,46 +135,14 @@ def quickstart(
             "change": None if change is None else change.to_json(),
             "tokens": figure.n,
         }
-    found = QuickstartResult(
-        out=out,
-        removed=list(made.removed),
+    return QuickstartResult(
+        out=done.out,
+        removed=list(plan.removed),
         rows=rows,
-        samples={name: result.per_item["texts"][0] for name, result in zip(models, samples.results, strict=True)},
+        samples={name: result.per_item["texts"][0] for name, result in zip(names, samples, strict=True)},
         card_ppl=card_perplexity(),
-        seconds=time.perf_counter() - started,
+        seconds=seconds_taken,
     )
-    write_file(out / "quickstart.json", (json.dumps(found.to_json(), indent=1) + "\n").encode())
-    check_dense(rows["dense"]["ppl"], found.card_ppl)
-    return found
-
-
-def _evaluated(models: list[str], out: Path, quiet: bool) -> tuple[Results, Results]:
-    """Perplexities and continuations, computed here and now."""
-    from shortstack.evaluation.options import EvaluationOptions
-    from shortstack.evaluation.perplexity import evaluate_ppl
-    from shortstack.evaluation.samples import evaluate_samples
-
-    options = EvaluationOptions(fresh=True, quiet=quiet)
-    results = evaluate_ppl(*models, seq_len="128", out=out / "results.json", options=options)
-    return results, evaluate_samples(*models, prompt=PROMPT, count=1, new_tokens=40, options=options)
-
-
-def retrained_copy(pruned: Path, out: Path, *, force: bool, progress: Progress) -> Path | None:
-    """The pruned model after a few seconds of distillation from the dense one; None without the packages for it."""
-    from shortstack.retraining.distill import retrain_distill
-    from shortstack.retraining.options import TrainingOptions
-
-    if importlib.util.find_spec("accelerate") is None:
-        progress.say("5/6 retrain: left out, it needs pip install 'shortstack[retrain]'\n")
-        return None
-    progress.say("5/6 retrain: the dense model teaches the pruned one for a few seconds (distillation)\n")
-    options = TrainingOptions(
-        max_steps=_HEALING_STEPS, save_every=10**6, eval_every=10**6, log_every=10, validation=0, force=force,
-        restart=True, quiet=progress.quiet,
-    )  # fmt: skip
-    retrain_distill(str(pruned), teacher="embedded", data="embedded", out=out, options=options, **_HEALING)  # type: ignore[arg-type]
-    progress.say("")
-    return out
 
 
 def card_perplexity() -> float:

@@ -24,6 +24,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in rows)])
 
 
+def aligned_left(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of words: every column is left-aligned."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [header, *rows]]
+    return table(padded[0], padded[1:])
+
+
 def bar(share: float, width: int = 28) -> str:
     """A bar of `share` (0 to 1) of `width` characters, in eighths of a character."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)

@@ -78,6 +78,10 @@ ROWS: dict[int, tuple[str, str]] = {
     68: ("a training checkpoint without optimizer, schedule or random state", "refused; --weights-only-resume goes on"),
     69: ("a resume with other data, settings, processes or model", "refused, naming what differs; --force records it"),
     70: ("a run that is cut off and resumed", "the same losses and weights, bit for bit, on a CPU"),
+    71: ("a recipe whose aliases grow without end, or that is huge", "refused: 10,000 entries, 1 MB at most"),
+    72: ("a recipe with tags such as !!python/object", "refused with the line; nothing is constructed"),
+    73: ("a recipe with a key twice, an unknown key, `1e-4`, `no`", "refused with line and nearest key; a number; text"),
+    74: ("a recipe that names ../.., ~, variables or URLs", "relative to the recipe; else refused"),
     77: ("terminal escapes in names", "control characters are taken out of all that is said"),
     78: ("odd file names: newlines, leading dashes, long, decomposed", "taken as they are; no shell sees them"),
     79: ("formulas in CSV exports", "cells are numbers and fixed words"),
@@ -93,7 +97,6 @@ ROWS: dict[int, tuple[str, str]] = {
 # Rows that come with a stage that is not there yet.
 LATER = {
     "benchmarks and quantized copies": (86, 87, 90),
-    "recipes": (71, 72, 73, 74),
     "reports and model cards": (75, 76),
     "the demo page": (80, 81, 82, 83),
 }

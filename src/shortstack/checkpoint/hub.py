@@ -94,7 +94,7 @@ def _downloaded(
     fetch = functools.partial(hf_hub_download, name, "config.json", revision=revision)
     if constants.HF_HUB_OFFLINE:
         return Path(asked(source, fetch)).parent  # what else must be there is checked when it is read
-    unreachable = _unreachable_hub()
+    unreachable = unreachable_hub()
     if unreachable is not None:  # the library would try for half a minute
         with contextlib.suppress(Exception):
             return Path(fetch(local_files_only=True)).parent
@@ -109,7 +109,7 @@ def _downloaded(
     return Path(asked(source, whole))
 
 
-def _unreachable_hub() -> Exception | None:
+def unreachable_hub() -> Exception | None:
     """Why no connection to the hub can be made, or None where one can."""
     import httpx
     from huggingface_hub import constants, get_session

@@ -54,7 +54,7 @@ def evaluate_all(
     Raises:
         ShortstackError: a checkpoint, a text or a task's rows cannot be used.
     """
-    need_extra("eval all", "lm_eval", install="'shortstack[eval]'")
+    need_extra("eval all")
     subjects = open_subjects("all", models, options, out)
     lengths, texts = parse_lengths(seq_len), evaluation_texts(data, data_dir)
     plan = open_tasks(tasks, tasks_dir, limit, None, Progress(quiet=options.quiet))

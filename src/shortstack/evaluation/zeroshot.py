@@ -64,7 +64,7 @@ def evaluate_zeroshot(
     Raises:
         ShortstackError: a checkpoint or a task's rows cannot be used; names file and row.
     """
-    need_extra("eval zeroshot", "lm_eval", install="'shortstack[eval]'")
+    need_extra("eval zeroshot")
     subjects = open_subjects("zeroshot", models, options, out)
     if csv is not None:
         check_writable_file(Path(csv) if len(models) == 1 else Path(csv) / "model.csv")

@@ -67,7 +67,7 @@ def retrain_lora(
     from shortstack.retraining.trainable import LoRA
 
     if load_in_4bit:
-        need_extra("--load-in-4bit", "bitsandbytes", install="bitsandbytes")
+        need_extra("--load-in-4bit", "bitsandbytes")
     recipe = Recipe(
         method="lora",
         train="lora",

@@ -69,7 +69,7 @@ def merge(
     Raises:
         ShortstackError: it is no adapter, or does not fit the base.
     """
-    need_extra("merge", "peft")
+    need_extra("merge")
     started = time.perf_counter()
     adapter = Path(adapter)
     named = read_adapter_config(adapter).get("base_model_name_or_path")

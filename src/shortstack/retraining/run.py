@@ -58,7 +58,7 @@ def retrain(
     Raises:
         ShortstackError: anything that a user can cause; docs/faults.md has a list.
     """
-    need_extra(f"retrain {recipe.method}", "accelerate", *(["peft"] if recipe.lora else []))
+    need_extra(f"retrain {recipe.method}", *(["peft"] if recipe.lora else []))
     started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)

@@ -19,6 +19,7 @@ from typing import Any
 from shortstack.checkpoint.writer import sync_tree, write_file
 from shortstack.errors import ShortstackError
 from shortstack.progress import Progress
+from shortstack.records import differences
 
 COMPLETE = "complete.json"
 STREAM = "stream.json"
@@ -203,23 +204,6 @@ def step_of(checkpoint: Path) -> int:
     """The number of steps after which a checkpoint was saved."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else 0
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two records, as `name: old, now new`."""
-    found = []
-    for name in sorted({*old, *new}):
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += differences(before, now, f"{prefix}{name}.")
-        elif before != now:
-            found.append(f"{prefix}{name} was {_short(before)}, now {_short(now)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = "not there" if value is None else str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
 
 
 def _has(path: Path, size: int) -> bool:

@@ -151,8 +151,7 @@ def _text_pieces(file: Path, characters: int, start: Place) -> Iterator[tuple[Pl
 def _row_pieces(file: Path, characters: int, start: Place) -> Iterator[tuple[Place, str, bool]]:
     number, offset, line, _ = start
     if suffix_of(file).startswith(".jsonl"):
-        with open_rows(file) as stream:
-            stream.seek(offset)
+        with open_rows(file, offset) as stream:
             for place, row, after in json_lines(file, stream, Budget(None), start=offset, number=line):
                 line = int(place.rpartition(" ")[2])
                 text = _text_of(file, place, row)

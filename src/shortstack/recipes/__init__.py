@@ -1,0 +1,1 @@
+"""Recipes: pipelines as data. Stages with the parameters of their functions, validated before anything runs."""

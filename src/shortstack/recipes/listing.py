@@ -1,0 +1,86 @@
+"""What recipes there are, what one comes to, and what one may say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from shortstack.errors import ShortstackError
+from shortstack.recipes.resolving import resolve, shipped_recipes
+
+
+@dataclass(frozen=True)
+class RecipeList:
+    """The recipes in the package.
+
+    Attributes:
+        recipes: name -> what it does.
+    """
+
+    recipes: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"schema": 1, "recipes": self.recipes}
+
+    def to_text(self) -> str:
+        """A line each."""
+        width = max(len(name) for name in self.recipes)
+        lines = [f"{name:{width}}  {about}" for name, about in self.recipes.items()]
+        return "\n".join(
+            [
+                *lines,
+                "",
+                "shortstack run NAME --dry-run shows what one would do; shortstack recipes NAME shows all of it",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class RecipeText:
+    """One recipe, or the schema, as text.
+
+    Attributes:
+        text: YAML, or JSON for the schema.
+        record: the same as data.
+    """
+
+    text: str
+    record: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return self.record
+
+    def to_text(self) -> str:
+        """The text."""
+        return self.text
+
+
+def recipes(what: str | None = None) -> RecipeList | RecipeText:
+    """List the recipes in the package; show one in full, or the JSON schema for editors.
+
+    Args:
+        what: nothing for the list; `schema`; or a recipe, by name or file, which is shown with all that it extends.
+
+    Returns:
+        What was asked for.
+
+    Raises:
+        ShortstackError: there is no such recipe, or it is wrong.
+    """
+    if what is None:
+        return RecipeList({name: resolve(name).about for name in shipped_recipes()})
+    if what == "schema":
+        from shortstack.recipes.schema import json_schema
+
+        schema = json_schema()
+        return RecipeText(json.dumps(schema, indent=1), schema)
+    import yaml
+
+    text = resolve(what).to_yaml()
+    record = yaml.safe_load(text)
+    if not isinstance(record, dict):
+        raise ShortstackError(f"{what}: is no recipe")
+    return RecipeText(text.rstrip(), record)

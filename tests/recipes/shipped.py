@@ -1,0 +1,94 @@
+"""Shipped recipes, run whole on pico models of their family, with data of the same form; and what must be true then."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.recipes.resolving import Recipe, resolve
+from shortstack.recipes.running import RunResult, run
+from tests.recipes import material
+
+
+class Bench:
+    """Models and data, made once for all recipes of a test file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places = material.data(folder / "data")
+        self._models: dict[str, Path] = {}
+
+    def model(self, hub_id: str) -> Path:
+        if hub_id not in self._models:
+            self._models[hub_id] = material.model(self.folder / "models" / hub_id.replace("/", "_"), hub_id)
+        return self._models[hub_id]
+
+    def run(self, name: str, *more: str) -> None:
+        """Run a recipe and look at everything that it left."""
+        recipe = resolve(name)
+        out = self.folder / "runs" / name
+        settings = material.shortened({step.name: step.stage.verb for step in recipe.steps}, self.places)
+        result = run(name, model=str(self.model(recipe.model)), out=out, set_=[*settings, *more], quiet=True)
+        assert isinstance(result, RunResult)
+        assert [step.name for step in result.steps] == [step.name for step in recipe.steps]
+        assert {step.state for step in result.steps} == {"done"}
+        looked_at(recipe, out, result)
+
+
+def looked_at(recipe: Recipe, out: Path, result: RunResult) -> None:
+    values = {step.name: step.values for step in recipe.steps}
+    if "prune" in values:
+        pruned_as_published(recipe, out, values)
+    figures = {one["model"]: one["figures"] for one in json.loads((out / "ppl/results.json").read_text())}
+    assert len(figures) == len(values["ppl"]["models"])
+    assert all(figure["ppl_128"]["value"] > 1 for figure in figures.values())
+    tasks = json.loads((out / "zeroshot/results.json").read_text())
+    rows = tasks if isinstance(tasks, list) else [tasks]
+    assert all("AVE" in one["figures"] and one["settings"]["limit"] == 2 for one in rows)
+    assert (out / "zeroshot/csv").exists()
+    if "compare" in values:
+        for name in str(values["compare"].get("published") or "").split(","):
+            assert name in result.to_text()
+
+
+def pruned_as_published(recipe: Recipe, out: Path, values: dict[str, dict[str, Any]]) -> None:
+    record = json.loads((out / "score/scores.json").read_text())
+    (criterion,) = record["criteria"].values()
+    blocks = record["model"]["blocks"]
+    protected = {0, 1, 2, 3, blocks - 2, blocks - 1}
+    removed = [block for block in criterion["order"] if block not in protected][: values["prune"]["remove"]]
+    pruned = open_checkpoint(out / "prune")
+    assert sorted(removed) == sorted(set(range(blocks)) - set(pruned.original_blocks))
+    if "magnitude" not in recipe.name:
+        assert record["calibration"]["sampling"] == "published"
+        assert record["calibration"]["bos_every"] is ("gemma" in recipe.name)
+        assert record["calibration"]["samples"] == 10
+    assert list((out / "score/csv").glob("*/block_order.csv"))
+    last = "merge" if "merge" in values else "cpt"
+    made = open_checkpoint(out / last)
+    assert made.depth == blocks - values["prune"]["remove"]
+    stages = [step["stage"] for step in (made.provenance or {})["steps"]]
+    assert stages == {"merge": ["prune", "merge"], "cpt": ["prune", "retrain"]}[last] or "cpt" in values
+    if last == "merge":
+        expected = "BF16" if values["merge"]["save_dtype"] == "bfloat16" else "F16"
+        assert {tensor.dtype for tensor in made.tensors.values()} == {expected}
+        assert (out / "lora/adapter/adapter_model.safetensors").is_file()
+    loads_elsewhere(out / last, recipe)
+
+
+def loads_elsewhere(path: Path, recipe: Recipe) -> None:
+    """With transformers alone: weights, tokenizer, and the special tokens that the family has."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    ids = tokenizer("the block", return_tensors="pt")["input_ids"]
+    assert int(ids[0, 0]) == tokenizer.bos_token_id == model.config.bos_token_id
+    if "llama-1" in recipe.name:  # the published copy of LLaMA-1 has 0 and 1 here
+        assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+        assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (0, 1, 2)
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(ids).logits).all())
