@@ -37,11 +37,12 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def model(folder: Path, hub_id: str) -> Path:
-    """A pico model with the depth, the family, the tokenizer and the form of files of a published one."""
-    family, blocks, kind, pickled, wrong_ids = MODELS.get(hub_id, MODELS["lmsys/vicuna-7b-v1.3"])
+def model(folder: Path, hub_id: str, blocks: int | None = None) -> Path:
+    """A pico model with the family, the tokenizer and the form of files of a published one, and its depth or another."""
+    family, depth, kind, pickled, wrong_ids = MODELS.get(hub_id, MODELS["lmsys/vicuna-7b-v1.3"])
     if hub_id.startswith("nota-ai/"):  # published checkpoints: pruned already, safetensors
-        blocks, pickled = 26, False
+        depth, pickled = 26, False
+    blocks = blocks or depth
     # The known fault of the decapoda copy is told by its vocabulary, too.
     sizes = {**SIZES, **({"vocab_size": 32000, "hidden_size": 8, "head_dim": 4} if wrong_ids else {})}
     made = pico.build(folder, family, num_hidden_layers=blocks, with_tokenizer=False, dtype=torch.float16, **sizes)

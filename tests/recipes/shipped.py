@@ -18,22 +18,27 @@ from tests.recipes import material
 class Bench:
     """Models and data, made once for all recipes of a test file."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, full_depth: bool = False) -> None:
         self.folder = folder
+        self.full_depth = full_depth
         self.places = material.data(folder / "data")
         self._models: dict[str, Path] = {}
 
-    def model(self, hub_id: str) -> Path:
-        if hub_id not in self._models:
-            self._models[hub_id] = material.model(self.folder / "models" / hub_id.replace("/", "_"), hub_id)
-        return self._models[hub_id]
+    def model(self, recipe: Recipe) -> Path:
+        """A model that the recipe begins with: deep enough for what it removes, or as deep as the published one."""
+        removed = next((int(step.values["remove"]) for step in recipe.steps if "remove" in step.values), 0)
+        blocks = None if self.full_depth else max(10, removed + 7)
+        name = f"{recipe.model.replace('/', '_')}-{blocks}"
+        if name not in self._models:
+            self._models[name] = material.model(self.folder / "models" / name, recipe.model, blocks)
+        return self._models[name]
 
     def run(self, name: str, *more: str) -> None:
         """Run a recipe and look at everything that it left."""
         recipe = resolve(name)
         out = self.folder / "runs" / name
         settings = material.shortened({step.name: step.stage.verb for step in recipe.steps}, self.places)
-        result = run(name, model=str(self.model(recipe.model)), out=out, set_=[*settings, *more], quiet=True)
+        result = run(name, model=str(self.model(recipe)), out=out, set_=[*settings, *more], quiet=True)
         assert isinstance(result, RunResult)
         assert [step.name for step in result.steps] == [step.name for step in recipe.steps]
         assert {step.state for step in result.steps} == {"done"}

@@ -22,8 +22,13 @@ def command(way: str, model: Path, data: Path, out: Path, *more: str) -> list[st
     return ["retrain", way, str(model), "--data", str(data), "--out", str(out), *own, *common, *more]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("way", ["lora", "cpt"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [("lora", "ddp"), ("cpt", "fsdp2"), *(pytest.param(*p, marks=SLOW) for p in (("lora", "fsdp2"), ("cpt", "ddp")))],
+)
 def test_two_processes_train_as_one(way: str, kind: str, pruned: Path, rows: Path, text: Path, tmp_path: Path) -> None:
     """The same rows in every step, sums over predicted tokens: the same losses at the same global batch."""
     data = rows if way == "lora" else text
@@ -41,6 +46,7 @@ def test_two_processes_train_as_one(way: str, kind: str, pruned: Path, rows: Pat
     assert open_checkpoint(together).depth == 4
 
 
+@pytest.mark.slow
 def test_fsdp2_goes_on_with_another_number_of_processes(pruned: Path, text: Path, tmp_path: Path) -> None:
     """A kill, then four processes for two: refused by name, gone on with when asked, as one run would have gone."""
     alone, out = tmp_path / "alone", tmp_path / "out"
@@ -58,7 +64,7 @@ def test_fsdp2_goes_on_with_another_number_of_processes(pruned: Path, text: Path
     assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=SLOW), "fsdp2"])
 def test_two_processes_go_on_after_a_kill(kind: str, pruned: Path, rows: Path, tmp_path: Path) -> None:
     """The same losses and weights as without the kill, to the bit."""
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -45,8 +46,15 @@ def versions(*also: str) -> dict[str, str]:
     """Versions that a figure may depend on (those of `also` too), without importing anything heavy."""
     found = {"python": platform.python_version()}
     for name in ("shortstack", "torch", "transformers", "tokenizers", "safetensors", "numpy", *also):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        version = _version(name)
+        if version is not None:
+            found[name] = version
     return found
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
