@@ -1,4 +1,4 @@
-"""Make the documents that are made of code: docs/families.md and docs/faults.md.
+"""Make the documents that are made of code: families, faults, commands, recipes.
 
 python scripts/make_docs.py            # writes them
 python scripts/make_docs.py --check    # says whether they are as they should be
@@ -7,21 +7,98 @@ python scripts/make_docs.py --check    # says whether they are as they should be
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.faults.rows import LATER, ROWS  # noqa: E402
 
+from shortstack.cli import command_line  # noqa: E402
 from shortstack.families import ENOUGH, families  # noqa: E402
+from shortstack.recipes.resolving import resolve, shipped_recipes  # noqa: E402
+from shortstack.verbs import VERBS  # noqa: E402
 
 
 def documents() -> dict[Path, str]:
     """What each document should hold."""
-    return {ROOT / "docs/families.md": families_page(), ROOT / "docs/faults.md": faults_page()}
+    return {
+        ROOT / "docs/families.md": families_page(),
+        ROOT / "docs/faults.md": faults_page(),
+        ROOT / "docs/reference/commands.md": commands_page(),
+        ROOT / "docs/reference/recipes.md": recipes_page(),
+    }
+
+
+def commands_page() -> str:
+    """Every command with its example and its options, as `--help` has them."""
+    lines = [
+        "# Commands",
+        "",
+        "Made by `scripts/make_docs.py` of the functions' signatures and docstrings, of which the command line is made, too.",
+        "Every command also has `--json` (print the result as JSON), `--debug` (show an error's traceback) and `--help`.",
+        "Exit codes: 0 done, 1 an error, which is said in one or two lines, 2 wrong usage, 130 interrupted. Figures go to",
+        "standard output, progress and logs to standard error.",
+    ]
+    app = command_line()
+    for name, verb in VERBS.items():
+        command = functools.reduce(lambda parent, part: parent[part], name.split(), app)
+        lines += ["", f"## {name}", "", verb.line, "", "```text", verb.example, "```", ""]
+        arguments = [one for one in command.assemble_argument_collection(parse_docstring=True) if one.show]
+        lines += ["| option | default | |", "|---|---|---|"] if arguments else ["No options of its own."]
+        for argument in arguments:
+            names = ", ".join(f"`{one}`" for one in option_names(argument))
+            choices = argument.get_choices() or ()
+            help_text = " ".join(
+                [argument.parameter.help or "", *([f"One of {', '.join(choices)}."] if choices else [])]
+            )
+            lines.append(f"| {names} | {shown_default(argument)} | {cell(help_text)} |")
+    return "\n".join([*lines, ""])
+
+
+def option_names(argument: Any) -> list[str]:
+    """`--name`, or NAME for what is positional."""
+    if argument.field_info.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+        many = "..." if argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL else ""
+        return [argument.name.lstrip("-").upper() + many]
+    default = argument.field_info.default
+    decides_both_ways = default is True or (default is None and argument.hint == bool | None)
+    return [name for name in argument.names if decides_both_ways or not name.startswith(("--no-", "--empty-"))]
+
+
+def shown_default(argument: Any) -> str:
+    """What it is where nothing is said; nothing where that is nothing."""
+    default = argument.field_info.default
+    if default in (None, False, (), inspect.Parameter.empty):
+        return "required" if argument.required else ""
+    return f"`{'on' if default is True else default}`"
+
+
+def cell(text: str) -> str:
+    """A text in a cell of a table."""
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def recipes_page() -> str:
+    """Every recipe in the package, with a line each."""
+    lines = [
+        "# Recipes in the package",
+        "",
+        "Made by `scripts/make_docs.py`; `shortstack recipes` prints the same, `shortstack recipes NAME` all of one. How",
+        "they are written and run: [Recipes](../guide/recipes.md).",
+        "",
+        "| recipe | begins with | |",
+        "|---|---|---|",
+    ]
+    for name in shipped_recipes():
+        recipe = resolve(name)
+        lines.append(f"| `{name}` | `{recipe.model}` | {cell(recipe.about)} |")
+    return "\n".join([*lines, ""])
 
 
 def families_page() -> str:

@@ -22,7 +22,7 @@ _EVERYWHERE = Group("Options of every command", sort_key=10)
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code."""
     wants_json, debug = False, False
-    app = _app()
+    app = command_line()
     app.meta.suppress_keyboard_interrupt = False
 
     @app.meta.default
@@ -74,21 +74,29 @@ def explained(error: BaseException) -> int | None:
     return None
 
 
-def _app() -> App:
+def command_line() -> App:
+    """The program: every verb of the table."""
     app = App(
         name="shortstack",
         help="Make the stack of Transformer blocks of a language model shorter: measure, remove, and show what it cost.",
+        help_epilogue="Example: shortstack quickstart (about a minute); shortstack COMMAND --help has one for each command.",
         version=_version,
         help_format="plaintext",
         default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
         suppress_keyboard_interrupt=False,
     )
-    groups = {name: App(name=name, help=line) for name, line in GROUPS.items()}
-    for name, (function, line) in VERBS.items():
+    order = list(VERBS)  # that of the work
+    groups = {
+        name: App(name=name, help=line, sort_key=min(n for n, verb in enumerate(order) if verb.startswith(f"{name} ")))
+        for name, line in GROUPS.items()
+    }
+    for number, (name, verb) in enumerate(VERBS.items()):
         parent, _, last = name.rpartition(" ")
         if parent and parent not in app:
             app.command(groups[parent])
-        (groups[parent] if parent else app).command(function, name=last, help=line)
+        (groups[parent] if parent else app).command(
+            verb.function, name=last, help=verb.line, help_epilogue=f"Example: {verb.example}", sort_key=number
+        )
     return app
 
 

@@ -66,7 +66,8 @@ def score(
         out: write the scores here (scores.json).
         criterion: criteria, separated by commas: `ppl`, `taylor`, `magnitude`, with parameters such as
             `taylor:p=2,weight=sum,block=sum,batch=10`. Asked for together they share their passes over the weights.
-        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, or a folder.
+        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
+            the hub such as `bookcorpus`.
         samples: number of calibration windows.
         seq_len: tokens per window.
         seed: of the generator that draws the windows.

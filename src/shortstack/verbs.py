@@ -2,88 +2,131 @@
 
 from __future__ import annotations
 
-# Verb -> (function, one line for the overview: the first sentence of its docstring, which a test compares).
-VERBS = {
-    "quickstart": (
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    """One command.
+
+    Attributes:
+        function: module:name of the stage function.
+        line: what it does: the first sentence of the function's docstring, which a test compares.
+        example: a command that shows it, which a test runs.
+    """
+
+    function: str
+    line: str
+    example: str
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb(
         "shortstack.quickstart:quickstart",
         "Take the small model in the package through info, score, plan, prune, retrain and evaluate.",
+        "shortstack quickstart --out tour",
     ),
-    "info": (
+    "info": Verb(
         "shortstack.information:info",
         "Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.",
+        "shortstack info MODEL",
     ),
-    "check": (
+    "check": Verb(
         "shortstack.checking:check",
         "Check that a checkpoint loads and generates as it should, whoever made it.",
+        "shortstack check MODEL",
     ),
-    "families": (
+    "families": Verb(
         "shortstack.families:families",
         "Show which model families can be shortened exactly, which are refused, and why.",
+        "shortstack families",
     ),
-    "score": ("shortstack.scoring:score", "Measure how much each block matters."),
-    "plan": ("shortstack.planning:plan", "Choose the blocks to remove, and show what that saves."),
-    "prune": (
-        "shortstack.pruning:prune",
-        "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
+    "score": Verb(
+        "shortstack.scoring:score",
+        "Measure how much each block matters.",
+        "shortstack score MODEL --data calibration.txt --criterion ppl,taylor,magnitude --out scores.json",
     ),
-    "retrain lora": (
-        "shortstack.retraining.lora:retrain_lora",
-        "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",
-    ),
-    "retrain cpt": (
-        "shortstack.retraining.pretrain:retrain_cpt",
-        "Train a checkpoint further on text, as in pretraining.",
-    ),
-    "retrain distill": (
-        "shortstack.retraining.distill:retrain_distill",
-        "Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.",
-    ),
-    "merge": (
-        "shortstack.retraining.merge:merge",
-        "Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.",
-    ),
-    "teach": (
-        "shortstack.retraining.teaching:teach",
-        "Write down a teacher's top logits on a text, for distillation without the teacher.",
-    ),
-    "eval ppl": (
-        "shortstack.evaluation.perplexity:evaluate_ppl",
-        "Perplexity of checkpoints on texts, with standard errors.",
-    ),
-    "eval zeroshot": (
-        "shortstack.evaluation.zeroshot:evaluate_zeroshot",
-        "Zero-shot accuracy of checkpoints on the seven published tasks, and their mean.",
-    ),
-    "eval generation": (
-        "shortstack.evaluation.generation:evaluate_generation",
-        "Health of what checkpoints write: repetition, end of text, foreign script, perplexity under the dense model.",
-    ),
-    "eval samples": (
-        "shortstack.evaluation.samples:evaluate_samples",
-        "Continuations of one prompt by each checkpoint, with the same seed.",
-    ),
-    "eval all": (
-        "shortstack.evaluation.everything:evaluate_all",
-        "Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.",
-    ),
-    "agree": (
+    "agree": Verb(
         "shortstack.agreement:agree",
         "Say how far rankings of blocks agree: Kendall's tau, and the overlap of the blocks they would remove.",
+        "shortstack agree scores.json --remove 6",
     ),
-    "run": (
-        "shortstack.recipes.running:run",
-        "Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.",
+    "plan": Verb(
+        "shortstack.planning:plan",
+        "Choose the blocks to remove, and show what that saves.",
+        "shortstack plan MODEL --scores scores.json --criterion ppl --remove 6 --out plan.json",
     ),
-    "recipes": (
-        "shortstack.recipes.listing:recipes",
-        "List the recipes in the package; show one in full, or the JSON schema for editors.",
+    "prune": Verb(
+        "shortstack.pruning:prune",
+        "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
+        "shortstack prune MODEL --plan plan.json --verify --out PRUNED",
     ),
-    "compare": (
+    "retrain lora": Verb(
+        "shortstack.retraining.lora:retrain_lora",
+        "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",
+        "shortstack retrain lora PRUNED --data rows.json --eval-data evaluation.txt --out HEALED",
+    ),
+    "retrain cpt": Verb(
+        "shortstack.retraining.pretrain:retrain_cpt",
+        "Train a checkpoint further on text, as in pretraining.",
+        "shortstack retrain cpt PRUNED --data text.jsonl --tokens 1B --out TRAINED",
+    ),
+    "retrain distill": Verb(
+        "shortstack.retraining.distill:retrain_distill",
+        "Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.",
+        "shortstack retrain distill PRUNED --teacher MODEL --data text.jsonl --out TAUGHT",
+    ),
+    "merge": Verb(
+        "shortstack.retraining.merge:merge",
+        "Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.",
+        "shortstack merge HEALED/adapter --base PRUNED --out MERGED",
+    ),
+    "teach": Verb(
+        "shortstack.retraining.teaching:teach",
+        "Write down a teacher's top logits on a text, for distillation without the teacher.",
+        "shortstack teach MODEL --data text.jsonl --top-k 64 --out NOTES",
+    ),
+    "eval ppl": Verb(
+        "shortstack.evaluation.perplexity:evaluate_ppl",
+        "Perplexity of checkpoints on texts, with standard errors.",
+        "shortstack eval ppl MODEL PRUNED HEALED --data evaluation.txt --out ppl.json",
+    ),
+    "eval zeroshot": Verb(
+        "shortstack.evaluation.zeroshot:evaluate_zeroshot",
+        "Zero-shot accuracy of checkpoints on the seven published tasks, and their mean.",
+        "shortstack eval zeroshot MODEL PRUNED --tasks-dir tasks --limit 200 --out zeroshot.json",
+    ),
+    "eval generation": Verb(
+        "shortstack.evaluation.generation:evaluate_generation",
+        "Health of what checkpoints write: repetition, end of text, foreign script, perplexity under the dense model.",
+        "shortstack eval generation MODEL PRUNED --out generation.json",
+    ),
+    "eval samples": Verb(
+        "shortstack.evaluation.samples:evaluate_samples",
+        "Continuations of one prompt by each checkpoint, with the same seed.",
+        "shortstack eval samples MODEL PRUNED --prompt 'Once upon a time' --new-tokens 40",
+    ),
+    "eval all": Verb(
+        "shortstack.evaluation.everything:evaluate_all",
+        "Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.",
+        "shortstack eval all MODEL PRUNED --data evaluation.txt --tasks-dir tasks --out results.json",
+    ),
+    "compare": Verb(
         "shortstack.comparing:compare",
         "Set the results of several models side by side, with differences and their paired standard errors.",
+        "shortstack compare ppl.json zeroshot.json --published st-vicuna-v1.3-5.5b-ppl",
+    ),
+    "run": Verb(
+        "shortstack.recipes.running:run",
+        "Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.",
+        "shortstack run vicuna-7b-ppl --model MODEL --out RUN --dry-run",
+    ),
+    "recipes": Verb(
+        "shortstack.recipes.listing:recipes",
+        "List the recipes in the package; show one in full, or the JSON schema for editors.",
+        "shortstack recipes vicuna-7b-ppl",
     ),
 }
-# Commands of commands, with their line.
+# Verbs of verbs, with their line.
 GROUPS = {
     "retrain": "Train a pruned checkpoint until it is well again: LoRA, continued pretraining, distillation.",
     "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation health, samples.",

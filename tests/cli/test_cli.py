@@ -22,7 +22,7 @@ def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_overview_lines_are_the_first_sentences_of_the_docstrings() -> None:
-    for function, line in VERBS.values():
+    for function, line, _ in VERBS.values():
         module, _, name = function.partition(":")
         doc = getattr(importlib.import_module(module), name).__doc__
         assert " ".join(doc.split()).startswith(line)

@@ -170,12 +170,13 @@ class Results:
         return "\n\n".join(_group_text(what, data, found) for (what, data), found in groups.items())
 
 
-def load_results(path: Path) -> Results:
+def load_results(path: str | Path) -> Results:
     """Read results.json, of one evaluation or of several.
 
     Raises:
         ShortstackError: there is none, or it is something else.
     """
+    path = Path(path)
     try:
         record = json.loads(path.read_bytes())
         results = [Result.from_json(entry) for entry in (record if isinstance(record, list) else [record])]
