@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: quickstart test test-all soak check format generated bench clean
+.PHONY: quickstart test test-all soak check format generated docs bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/shortstack quickstart --force
@@ -32,13 +32,17 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the guide: site/index.html"
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/evaluation.py
 
 clean:
-	rm -rf $(VENV) shortstack-quickstart .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) shortstack-quickstart site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -52,4 +56,8 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -38,7 +38,7 @@ def test_every_fault_has_a_test(maker: ModuleType) -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
@@ -50,3 +50,25 @@ def test_the_number_of_families_in_the_readme_is_what_was_measured() -> None:
     for name in ("README.md", "CHANGELOG.md"):
         text = (ROOT / name).read_text()
         assert f"{number} decoder-only architectures" in text, name
+
+
+def test_every_published_script_has_its_recipe() -> None:
+    from tests.recipes.test_published_values import PIPELINES
+
+    page = (ROOT / "docs/guide/published-scripts.md").read_text()
+    rows = re.findall(r"\| `prune_(\S+)_crit-(\w+?)(?:_yesBOS)?\.sh` \| \S+ \| (\d+) \| `([^`]+)` \|", page)
+    assert len(rows) == 20
+    for _, criterion, removed, recipe in rows:
+        assert PIPELINES[recipe][1:] == (criterion, int(removed))
+
+
+def test_every_page_is_in_the_guide() -> None:
+    import yaml
+
+    def pages(part: object) -> list[str]:
+        if isinstance(part, str):
+            return [part]
+        return [page for one in (part.values() if isinstance(part, dict) else part) for page in pages(one)]  # type: ignore[union-attr]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
