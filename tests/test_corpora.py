@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shortstack.compressed import open_rows
 from shortstack.corpora import read_corpus
 from shortstack.errors import ShortstackError
 
@@ -110,3 +111,23 @@ def test_embedded_text_is_split_without_near_duplicates() -> None:
     assert not set(training.documents) & set(heldout.documents)
     shared = grams(training.documents) & grams(heldout.documents)
     assert not shared or (made_with != embedded.python_name() and len(shared) < 0.02 * len(grams(heldout.documents)))
+
+
+def test_rows_in_zstandard_frames(tmp_path: Path) -> None:
+    """As SlimPajama has them; a place in the middle is found by reading on."""
+    zstandard = pytest.importorskip("zstandard")
+    lines = [b'{"text": "row %d"}\n' % number for number in range(300)]
+    file = tmp_path / "a.jsonl.zst"
+    file.write_bytes(zstandard.compress(b"".join(lines[:100])) + zstandard.compress(b"".join(lines[100:])))
+    plain = tmp_path / "b.jsonl"
+    plain.write_bytes(b"".join(lines))
+    assert read_corpus(str(file), role="training").documents == read_corpus(str(plain), role="training").documents
+    start = len(b"".join(lines[:150]))
+    with open_rows(file, start) as found, open_rows(plain, start) as expected:
+        assert found.read() == expected.read()
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ShortstackError, match=r"a.jsonl.zst"):
+        read_corpus(str(file), role="training")
+    file.write_bytes(b"no frames at all")
+    with pytest.raises(ShortstackError, match="not a zstd file"):
+        read_corpus(str(file), role="training")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from shortstack.compressed import open_rows
 from shortstack.errors import ShortstackError, UsageError, first_line, system_reason
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
@@ -187,47 +186,6 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
             if not isinstance(rows, list):
                 raise ShortstackError(f"{file}: expected a JSON list of rows, found {type(rows).__name__}")
             yield from ((f"row {n}", row) for n, row in enumerate(rows, start=1))
-
-
-def open_rows(file: Path, start: int = 0) -> IO[bytes]:
-    """A file of JSON from byte `start` of its text, decompressed where its name ends in .gz or .zst."""
-    suffix = file.suffix.lower()
-    if suffix == ".zst":
-        return _open_zstd(file, start)
-    stream: IO[bytes] = (gzip.open if suffix == ".gz" else open)(file, "rb")  # type: ignore[assignment]
-    stream.seek(start)
-    return stream
-
-
-def _open_zstd(file: Path, start: int) -> IO[bytes]:
-    try:
-        import zstandard
-    except ImportError:
-        raise UsageError(f"{file}: reading .zst needs zstandard", hint="pip install 'shortstack[retrain]'") from None
-
-    class Frames(io.RawIOBase):
-        """Decompressed bytes, with the errors that files have."""
-
-        def __init__(self) -> None:
-            self._frames = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True)
-
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            try:
-                return int(self._frames.readinto(buffer))
-            except zstandard.ZstdError as error:
-                raise OSError(0, f"not a zstd file, or a broken one: {error}") from None
-
-        def close(self) -> None:
-            self._frames.close()  # type: ignore[no-untyped-call]
-            super().close()
-
-    stream = io.BufferedReader(Frames())
-    while start > 0:  # a stream of frames cannot be entered in the middle
-        start -= len(stream.read(min(start, 1 << 20))) or start
-    return stream
 
 
 def _holds_lines(stream: IO[bytes]) -> bool:

@@ -100,6 +100,35 @@ def test_what_is_done_is_passed_by_and_what_is_written_down_runs_the_same(
     assert one == other
 
 
+def test_what_is_written_down_names_files_in_full(
+    recipe: Path, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").symlink_to(built("llama"))
+    monkeypatch.chdir(tmp_path)
+    only = [f"{step}=null" for step in STEPS[1:]]
+    done("mine.yaml", Path("out"), model="model", set_=[*only, "score.data=text.jsonl"])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = done("../out/recipe.yaml", Path("out"))
+    assert states(again) == {"score": "done"}
+    one, other = (json.loads((tmp_path / place / "out/score/scores.json").read_text()) for place in (".", "elsewhere"))
+    assert one["criteria"] == other["criteria"]
+
+
+def test_a_check_that_finds_a_fault_ends_the_run(recipe: Path, copied: Built, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    recipe.write_text(f"model: {model}\nsteps:\n  check: {{}}\n  info: {{}}\n")
+    with pytest.raises(ShortstackError, match="step check: it ended with a fault"):
+        done(recipe, tmp_path / "out")
+    assert "logits hold NaN or infinity" in (tmp_path / "out/logs/check.log").read_text()
+    assert not (tmp_path / "out/info").exists()
+
+
 def test_everything_that_makes_a_step_counts(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done(recipe, out, set_=["check=null", "compare=null"])

@@ -149,7 +149,7 @@ def test_another_run_is_refused_with_what_differs(
     other = material.texts(tmp_path / "other.jsonl", seed=1)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"data": str(other)}, "data was"),
-        ({"lr": 2e-2}, "recipe.learning_rate was 0.01, now 0.02"),
+        ({"lr": 2e-2}, "hyperparameters.learning_rate was 0.01, now 0.02"),
         ({"model": dense}, "model was"),
         ({"seed": 1}, "seed was 42, now 1"),
         ({"max_steps": 9}, "steps was 8, now 9"),
@@ -164,7 +164,7 @@ def test_another_run_is_refused_with_what_differs(
     assert not cut_off.exists()
     retrained("cpt", cut_off, lr=2e-2, force=True)
     step = json.loads((cut_off / "shortstack.json").read_text())["steps"][-1]
-    assert step["forced"] == ["recipe.learning_rate was 0.01, now 0.02"]
+    assert step["forced"] == ["hyperparameters.learning_rate was 0.01, now 0.02"]
 
 
 def test_an_interrupt_says_what_comes_next(

@@ -76,20 +76,32 @@ class Recipe:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def to_yaml(self) -> str:
-        """The recipe as YAML that says everything itself."""
+        """The recipe as YAML that says everything itself; files are named in full, so that it can lie anywhere."""
         import yaml
 
-        steps = {step.name: {"stage": step.stage.verb, **({"optional": True} if step.optional else {}),
-                             **{key: _spoken(value) for key, value in step.values.items()}}
-                 for step in self.steps}  # fmt: skip
-        record = {"about": self.about, "model": self.model, "steps": steps}
+        steps: dict[str, dict[str, Any]] = {}
+        for step in self.steps:
+            said: dict[str, Any] = {"stage": step.stage.verb, **({"optional": True} if step.optional else {})}
+            for name, value in step.values.items():
+                said[name] = _spoken(step.stage.parameters[name], value)
+            steps[step.name] = said
+        record = {"about": self.about, "model": _in_full(self.model), "steps": steps}
         return str(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _spoken(value: Any) -> Any:
+def _spoken(parameter: Parameter, value: Any) -> Any:
     if isinstance(value, list):
-        return [_spoken(part) for part in value]
-    return str(value) if isinstance(value, Reference) else value
+        return [_spoken(parameter, part) for part in value]
+    if isinstance(value, Reference):
+        return str(value)
+    if isinstance(value, str) and parameter.name not in OUTPUTS and (parameter.is_path or parameter.name in SOURCES):
+        return ",".join(map(_in_full, value.split(",")))
+    return value
+
+
+def _in_full(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path.absolute()) if path.exists() else source
 
 
 # ---- finding and reading

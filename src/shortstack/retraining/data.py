@@ -23,7 +23,7 @@ IGNORED = -100  # the label of a token that is not predicted, as torch's cross e
 
 RowKind = Literal["instructions", "text"]
 
-# The Alpaca prompt (tatsu-lab/stanford_alpaca, Apache-2.0), which the published recipes train and are prompted with.
+# The Alpaca prompt (tatsu-lab/stanford_alpaca, Apache-2.0), which the published models were trained and are prompted with.
 _PROMPT_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"

@@ -9,9 +9,9 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.opening import open_model
 from shortstack.progress import Progress
+from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.pretrain import BETAS
-from shortstack.retraining.recipe import Recipe, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
@@ -111,7 +111,7 @@ def retrain_distill(
         made = _Online(_dense(student, teacher), temperature or 1.0, weights, options)
         made.check(student)
     lora = train == "lora"
-    recipe = Recipe(
+    hyperparameters = Hyperparameters(
         method="distill",
         train=train,
         learning_rate=lr,
@@ -130,11 +130,11 @@ def retrain_distill(
         distillation=made.described(),
     )
 
-    def feed_from(fitted: Recipe) -> Feed:
+    def feed_from(fitted: Hyperparameters) -> Feed:
         return taught_feed(lessons, fitted, options.seed)
 
     taught = feed_from if offline is not None else None
-    return retrain(model, data, out, recipe, options, make_objective=made.objective, feed_from=taught)
+    return retrain(model, data, out, hyperparameters, options, make_objective=made.objective, feed_from=taught)
 
 
 def _same_temperature(lessons: Lessons, asked: float | None) -> float:

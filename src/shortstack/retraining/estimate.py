@@ -13,10 +13,10 @@ from shortstack.retraining.batches import predicted_tokens
 if TYPE_CHECKING:
     from shortstack.retraining.batches import Shares
     from shortstack.retraining.feeds import Feed
+    from shortstack.retraining.hyperparameters import Hyperparameters
     from shortstack.retraining.objectives import Objective
     from shortstack.retraining.options import TrainingOptions
     from shortstack.retraining.place import Place
-    from shortstack.retraining.recipe import Recipe
 
 _STEPS = 3
 
@@ -29,7 +29,7 @@ def measured_estimate(
     place: Place,
     *,
     options: TrainingOptions,
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
 ) -> tuple[float, dict[str, int]]:
     """(seconds per optimizer step, bytes per device by what they are for), from three steps of one micro-batch each.
 
@@ -41,7 +41,7 @@ def measured_estimate(
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, betas=recipe.betas)
+    optimizer = torch.optim.AdamW(trained, lr=hyperparameters.learning_rate, betas=hyperparameters.betas)
     batches = iter(feed.loader(shares, 0, _STEPS, {}, 0))
     before = _used(place)
     pass_seconds, update_seconds = [], []

@@ -21,7 +21,7 @@ from shortstack.errors import ShortstackError, first_line
 if TYPE_CHECKING:
     from shortstack.retraining.batches import Batch
     from shortstack.retraining.feeds import ExampleFeed
-    from shortstack.retraining.recipe import Recipe
+    from shortstack.retraining.hyperparameters import Hyperparameters
 
 KIND = "teaching"
 _SHARDS_HELD = 16
@@ -149,7 +149,7 @@ def taught_batch(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
     return {**batch, "attention_mask": mask_BT} if padded else batch
 
 
-def taught_feed(lessons: Lessons, recipe: Recipe, seed: int) -> ExampleFeed:
+def taught_feed(lessons: Lessons, hyperparameters: Hyperparameters, seed: int) -> ExampleFeed:
     """What was taught, as data to train on."""
     from shortstack.retraining.feeds import ExampleFeed, in_batches
 
@@ -165,6 +165,6 @@ def taught_feed(lessons: Lessons, recipe: Recipe, seed: int) -> ExampleFeed:
         held_out,
         {"source": str(lessons.folder), "sha256": digest, "rows": len(rows), "taught": lessons.record["data"]},
         seed,
-        recipe.group_by_length,
+        hyperparameters.group_by_length,
         rows.files,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.recipe import Recipe, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
@@ -68,7 +68,7 @@ def retrain_lora(
 
     if load_in_4bit:
         need_extra("--load-in-4bit", "bitsandbytes")
-    recipe = Recipe(
+    hyperparameters = Hyperparameters(
         method="lora",
         train="lora",
         learning_rate=lr,
@@ -84,4 +84,4 @@ def retrain_lora(
         group_by_length=group_by_length,
         load_in_4bit=load_in_4bit,
     )
-    return retrain(model, data, out, recipe, options, merge=merge)
+    return retrain(model, data, out, hyperparameters, options, merge=merge)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from shortstack.retraining.batches import Shares
-    from shortstack.retraining.recipe import Recipe
+    from shortstack.retraining.hyperparameters import Hyperparameters
 
 Parallelism = Literal["one process", "DDP", "FSDP2"]
 
@@ -124,7 +124,7 @@ class Place:
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     def arguments(
-        self, recipe: Recipe, options: TrainingOptions, steps: int, shares: Shares, folder: Path
+        self, hyperparameters: Hyperparameters, options: TrainingOptions, steps: int, shares: Shares, folder: Path
     ) -> TrainingArguments:
         """What the Trainer is told."""
         from transformers import TrainingArguments
@@ -133,19 +133,19 @@ class Place:
 
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
-            checkpointing = self.device.type == "cuda" and recipe.lora is None
+            checkpointing = self.device.type == "cuda" and hyperparameters.lora is None
         arguments = TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=shares.micro_batch,
             gradient_accumulation_steps=shares.accumulation,
             max_steps=steps,
-            learning_rate=recipe.learning_rate,
-            lr_scheduler_type=recipe.schedule,
-            warmup_steps=recipe.warmup_steps,
+            learning_rate=hyperparameters.learning_rate,
+            lr_scheduler_type=hyperparameters.schedule,
+            warmup_steps=hyperparameters.warmup_steps,
             optim="adamw_torch",
-            adam_beta1=recipe.betas[0],
-            adam_beta2=recipe.betas[1],
-            weight_decay=recipe.weight_decay,
+            adam_beta1=hyperparameters.betas[0],
+            adam_beta2=hyperparameters.betas[1],
+            weight_decay=hyperparameters.weight_decay,
             max_grad_norm=1.0,
             bf16=self.dtype == torch.bfloat16,
             fp16=self.dtype == torch.float16,
@@ -154,7 +154,7 @@ class Place:
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
             seed=options.seed,
             report_to=check_trackers(options.report_to) or "none",
-            run_name=f"shortstack-{recipe.method}",
+            run_name=f"shortstack-{hyperparameters.method}",
             logging_strategy="no",
             eval_strategy="no",
             save_strategy="no",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.recipe import Recipe, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
@@ -57,7 +57,7 @@ def retrain_cpt(
     Raises:
         ShortstackError: the checkpoint or data cannot be used, or the loss is no longer finite.
     """
-    recipe = Recipe(
+    hyperparameters = Hyperparameters(
         method="cpt",
         train=train,
         learning_rate=lr,
@@ -72,4 +72,4 @@ def retrain_cpt(
         weight_decay=weight_decay,
         isolate_documents=isolate_documents,
     )
-    return retrain(model, data, out, recipe, options)
+    return retrain(model, data, out, hyperparameters, options)

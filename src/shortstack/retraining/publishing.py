@@ -33,7 +33,7 @@ def publish(run: Run) -> RetrainResult:
     ) as stage:
         _write(run, stage, _record(run, tokens))
         shutil.copyfile(run.session.metrics, stage / "metrics.jsonl")
-        title = f"{run.recipe.method} of {checkpoint.source}"
+        title = f"{run.hyperparameters.method} of {checkpoint.source}"
         if not plot_losses(run.session.read_metrics(), stage / "loss.png", title):
             run.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
         after = open_checkpoint(stage, family=checkpoint.anatomy.family) if run.writes_checkpoint else None
@@ -41,28 +41,28 @@ def publish(run: Run) -> RetrainResult:
         (stage / "retraining.json").write_text(json.dumps({"models": rows}, indent=1) + "\n", encoding="utf-8")
     return RetrainResult(
         out=run.out,
-        method=run.recipe.method,
+        method=run.hyperparameters.method,
         steps=run.steps,
         tokens=tokens,
         seconds=time.perf_counter() - run.started,
         rows=rows,
-        adapter=run.out / "adapter" if run.recipe.lora is not None else None,
+        adapter=run.out / "adapter" if run.hyperparameters.lora is not None else None,
         notes=notes,
     )
 
 
 def _record(run: Run, tokens: int) -> dict[str, Any]:
     """This step of the checkpoint's history."""
-    recipe = run.recipe
+    hyperparameters = run.hyperparameters
     return {
         "stage": "retrain",
-        "method": recipe.method,
+        "method": hyperparameters.method,
         "source": run.checkpoint.source,
         "fingerprint": run.checkpoint.fingerprint,
         "data": run.feed.described,
-        "recipe": {key: value for key, value in asdict(recipe).items() if value is not None},
+        "hyperparameters": {key: value for key, value in asdict(hyperparameters).items() if value is not None},
         "steps": run.steps,
-        "kept_step": run.trainer.best.get("step", run.steps) if recipe.keep == "best" else run.steps,
+        "kept_step": run.trainer.best.get("step", run.steps) if hyperparameters.keep == "best" else run.steps,
         "tokens": tokens,
         "seed": run.options.seed,
         "processes": run.process.world,
@@ -77,7 +77,7 @@ def _record(run: Run, tokens: int) -> dict[str, Any]:
 def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
     """The adapter, where there is one, and the checkpoint, where one is wanted."""
 
-    checkpoint, lora, trust = run.checkpoint, run.recipe.lora, run.options.trust_remote_code
+    checkpoint, lora, trust = run.checkpoint, run.hyperparameters.lora, run.options.trust_remote_code
     adapter = stage / "adapter"
     if lora is not None:
         model = run.trainer.accelerator.unwrap_model(run.trainer.model)

@@ -18,8 +18,8 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.extras import need_extra
 from shortstack.opening import open_model
 from shortstack.progress import Progress
+from shortstack.retraining.hyperparameters import Hyperparameters
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.recipe import Recipe
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.session import STREAM, Process, Session
 from shortstack.tokenizers import load_tokenizer
@@ -38,34 +38,34 @@ _SHORTEST_WARM_UP = 10  # a tenth of a run that its warm-up would fill by more t
 
 # Given the student, its checkpoint, its dtype and device: what is made small.
 MakeObjective = Callable[[Any, Checkpoint, "torch.dtype", "torch.device"], "Objective"]
-# Given the tokenizer and the recipe: what is trained on, where that is not a SOURCE.
-OpenFeed = Callable[[Recipe], "Feed"]
+# Given the tokenizer and the hyperparameters: what is trained on, where that is not a SOURCE.
+OpenFeed = Callable[[Hyperparameters], "Feed"]
 
 
 def retrain(
     model: str,
     data: str | None,
     out: Path,
-    recipe: Recipe,
+    hyperparameters: Hyperparameters,
     options: TrainingOptions,
     *,
     make_objective: MakeObjective | None = None,
     feed_from: OpenFeed | None = None,
     merge: bool = True,
 ) -> RetrainResult | RetrainEstimate | None:
-    """Train a checkpoint by a recipe and write the result; None in processes other than the first.
+    """Train a checkpoint by its hyperparameters and write the result; None in processes other than the first.
 
     Raises:
         ShortstackError: anything that a user can cause; docs/faults.md has a list.
     """
-    need_extra(f"retrain {recipe.method}", *(["peft"] if recipe.lora else []))
+    need_extra(f"retrain {hyperparameters.method}", *(["peft"] if hyperparameters.lora else []))
     started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, progress=progress)
-    _check_request(checkpoint, out, recipe, options)
-    recipe = _fitted(checkpoint, recipe, progress)
-    run = Run(checkpoint, Path(out), recipe, options, process, progress, make_objective, merge, started)
+    _check_request(checkpoint, out, hyperparameters, options)
+    hyperparameters = _fitted(checkpoint, hyperparameters, progress)
+    run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge, started)
     work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
     with contextlib.nullcontext() if options.dry_run or not process.leads else locked(absolute(out)):
         run.prepare(data, feed_from, work)
@@ -86,7 +86,9 @@ def retrain(
     return result
 
 
-def _check_request(checkpoint: Checkpoint, out: Path, recipe: Recipe, options: TrainingOptions) -> None:
+def _check_request(
+    checkpoint: Checkpoint, out: Path, hyperparameters: Hyperparameters, options: TrainingOptions
+) -> None:
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; its weights cannot be trained",
@@ -97,18 +99,20 @@ def _check_request(checkpoint: Checkpoint, out: Path, recipe: Recipe, options: T
             raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
     if options.max_steps is not None and options.max_steps < 1:
         raise UsageError(f"--max-steps {options.max_steps}: expected at least 1")
-    if not 0 < recipe.learning_rate < 1:
-        raise UsageError(f"--lr {recipe.learning_rate}: expected a number between 0 and 1, such as 1e-4")
+    if not 0 < hyperparameters.learning_rate < 1:
+        raise UsageError(f"--lr {hyperparameters.learning_rate}: expected a number between 0 and 1, such as 1e-4")
     if not options.dry_run:
         check_output(out, inputs=[checkpoint.directory], force=options.force)
 
 
-def _fitted(checkpoint: Checkpoint, recipe: Recipe, progress: Progress) -> Recipe:
+def _fitted(checkpoint: Checkpoint, hyperparameters: Hyperparameters, progress: Progress) -> Hyperparameters:
     positions = checkpoint.positions
-    if positions is not None and recipe.seq_len > positions:
-        progress.say(f"{checkpoint.source} has {positions} positions: {recipe.seq_len} tokens are cut to {positions}")
-        return replace(recipe, seq_len=positions)
-    return recipe
+    if positions is not None and hyperparameters.seq_len > positions:
+        progress.say(
+            f"{checkpoint.source} has {positions} positions: {hyperparameters.seq_len} tokens are cut to {positions}"
+        )
+        return replace(hyperparameters, seq_len=positions)
+    return hyperparameters
 
 
 @dataclass
@@ -117,7 +121,7 @@ class Run:
 
     checkpoint: Checkpoint
     out: Path
-    recipe: Recipe
+    hyperparameters: Hyperparameters
     options: TrainingOptions
     process: Process
     progress: Progress
@@ -131,17 +135,19 @@ class Run:
         from shortstack.retraining.monitor import check_trackers
         from shortstack.retraining.place import Place
 
-        options, recipe = self.options, self.recipe
+        options, hyperparameters = self.options, self.hyperparameters
         check_trackers(options.report_to)
         self.place = Place.find(options.device, options.dtype, self.checkpoint, self.process)
-        self.feed = feed_from(recipe) if feed_from is not None else self._read(str(data))
+        self.feed = feed_from(hyperparameters) if feed_from is not None else self._read(str(data))
         self.held_out = self._held_out()
-        self.shares = Shares(recipe.batch, recipe.micro_batch, self.process.rank, self.process.world)
-        # Which tokens are trained on is the recipe's affair; a limit of steps cuts it short.
-        if options.max_steps is not None and recipe.tokens is None:
+        self.shares = Shares(hyperparameters.batch, hyperparameters.micro_batch, self.process.rank, self.process.world)
+        # Which tokens are trained on is the hyperparameters' affair; a limit of steps cuts it short.
+        if options.max_steps is not None and hyperparameters.tokens is None:
             self.steps = options.max_steps
         else:
-            self.steps = self.feed.steps(recipe.batch, epochs=recipe.epochs, tokens=recipe.tokens)
+            self.steps = self.feed.steps(
+                hyperparameters.batch, epochs=hyperparameters.epochs, tokens=hyperparameters.tokens
+            )
             self.steps = min(self.steps, options.max_steps or self.steps)
         self._shorten_warm_up()
         self.session = Session(work, self._key(), self.process)
@@ -165,11 +171,11 @@ class Run:
         return open_feed(
             data,
             self.tokenizer,
-            seq_len=self.recipe.seq_len,
+            seq_len=self.hyperparameters.seq_len,
             seed=self.options.seed,
             validation=self.options.validation,
-            isolated=self.recipe.isolate_documents,
-            group_by_length=self.recipe.group_by_length,
+            isolated=self.hyperparameters.isolate_documents,
+            group_by_length=self.hyperparameters.group_by_length,
             progress=self.progress,
         )
 
@@ -186,12 +192,12 @@ class Run:
         return HeldOut(self.feed.held_out, texts, described)
 
     def _shorten_warm_up(self) -> None:
-        if self.recipe.warmup_steps > self.steps // 2:
+        if self.hyperparameters.warmup_steps > self.steps // 2:
             shorter = self.steps // _SHORTEST_WARM_UP
             self.progress.say(
-                f"warm-up of {self.recipe.warmup_steps} steps shortened to {shorter}: {self.steps} steps in all"
+                f"warm-up of {self.hyperparameters.warmup_steps} steps shortened to {shorter}: {self.steps} steps in all"
             )
-            self.recipe = replace(self.recipe, warmup_steps=shorter)
+            self.hyperparameters = replace(self.hyperparameters, warmup_steps=shorter)
 
     def _key(self) -> dict[str, Any]:
         """All that makes the run: a checkpoint of a run with another key is not gone on with."""
@@ -199,7 +205,7 @@ class Run:
             "model": self.checkpoint.fingerprint,
             "data": self.feed.described["sha256"],
             "eval data": {name: record["sha256"] for name, record in self.held_out.described.items()},
-            "recipe": {**asdict(self.recipe), "betas": list(self.recipe.betas)},
+            "hyperparameters": {**asdict(self.hyperparameters), "betas": list(self.hyperparameters.betas)},
             "steps": self.steps,
             "validation": self.options.validation,
             "seed": self.options.seed,
@@ -221,15 +227,18 @@ class Run:
         from shortstack.retraining.trainable import set_trainable, trained_count, with_adapter
 
         torch.manual_seed(self.options.seed)  # the adapter's beginning
-        checkpoint, recipe = self.checkpoint, self.recipe
+        checkpoint, hyperparameters = self.checkpoint, self.hyperparameters
         model = self.place.load(
-            checkpoint, trains_all=recipe.lora is None, in_4bit=recipe.load_in_4bit, options=self.options
+            checkpoint,
+            trains_all=hyperparameters.lora is None,
+            in_4bit=hyperparameters.load_in_4bit,
+            options=self.options,
         )
-        if recipe.lora is not None:
-            model = with_adapter(model, checkpoint, recipe.lora)
+        if hyperparameters.lora is not None:
+            model = with_adapter(model, checkpoint, hyperparameters.lora)
         else:
-            set_trainable(model, checkpoint, recipe.train)
-            if checkpoint.tied and {"head", "embeddings"} & set(recipe.train.split(",")):
+            set_trainable(model, checkpoint, hyperparameters.train)
+            if checkpoint.tied and {"head", "embeddings"} & set(hyperparameters.train.split(",")):
                 self.progress.say(f"{checkpoint.source}: head and embedding are one tensor: both are trained")
         self.trained, self.parameters = trained_count(model)
         self.progress.say(f"{self.trained} of {self.parameters} parameters are trained, in {self.place.name}")
@@ -242,7 +251,7 @@ class Run:
         from shortstack.retraining.feeds import StreamFeed
         from shortstack.retraining.trainable import isolates_documents
 
-        if isinstance(self.feed, StreamFeed) and self.recipe.isolate_documents:
+        if isinstance(self.feed, StreamFeed) and self.hyperparameters.isolate_documents:
             rows = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].shape[0]
             if not isolates_documents(model, rows):
                 self.progress.say(
@@ -253,7 +262,7 @@ class Run:
     @property
     def writes_checkpoint(self) -> bool:
         """Whether the output is a checkpoint, and not an adapter alone."""
-        return self.recipe.lora is None or self.merge
+        return self.hyperparameters.lora is None or self.merge
 
     def train(self) -> None:
         """Train, or go on, to the last step; then the best or the last weights are in the model."""
@@ -275,13 +284,13 @@ class Run:
         options = self.options
         self.trainer: RetrainTrainer = RetrainTrainer(
             model,
-            self.place.arguments(self.recipe, options, self.steps, self.shares, self.session.checkpoints),
+            self.place.arguments(self.hyperparameters, options, self.steps, self.shares, self.session.checkpoints),
             objective=objective,
             loader=loader,
             session=self.session,
             monitor=monitor,
             measure=lambda measured: self.held_out.measure(measured, self.place.device, self.process),
-            keep_best=self.recipe.keep == "best",
+            keep_best=self.hyperparameters.keep == "best",
             rhythm=(options.log_every, options.eval_every, options.save_every),
         )
         self.trainer.restore_best()
@@ -295,7 +304,7 @@ class Run:
         self.place.meet(self.process)
         self.trainer.restore_best()  # what the first process noted
         best = self.trainer.best.get("step")
-        if self.recipe.keep == "best" and best is not None and best != self.steps:
+        if self.hyperparameters.keep == "best" and best is not None and best != self.steps:
             self.progress.say(f"the weights of step {best} had the lowest validation loss and are kept")
             self.trainer._load_from_checkpoint(str(self.session.at(best)), self.trainer.model_wrapped)
         self.weights = self.trainer.trained_parameters()  # gathered by all processes together
@@ -305,7 +314,7 @@ class Run:
         """Two for each weight forwards, two for each activation's gradient, two more for each weight's own."""
         embedding = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].numel
         products = self.checkpoint.parameters() - (0 if self.checkpoint.tied else embedding)
-        return (4 if self.recipe.lora is not None else 6) * products
+        return (4 if self.hyperparameters.lora is not None else 6) * products
 
     def estimate(self) -> RetrainEstimate:
         """What the run would be, from three measured steps."""
@@ -313,14 +322,20 @@ class Run:
 
         model, objective = self._loaded()
         seconds, memory = measured_estimate(
-            model, objective, self.feed, self.shares, self.place, options=self.options, recipe=self.recipe
+            model,
+            objective,
+            self.feed,
+            self.shares,
+            self.place,
+            options=self.options,
+            hyperparameters=self.hyperparameters,
         )
         return RetrainEstimate(
-            method=self.recipe.method,
+            method=self.hyperparameters.method,
             trained=self.trained,
             parameters=self.parameters,
             steps=self.steps,
-            tokens=round(self.steps * self.recipe.batch * self.feed.tokens_per_row),
+            tokens=round(self.steps * self.hyperparameters.batch * self.feed.tokens_per_row),
             data=self.feed.described,
             bytes_per_device=memory,
             seconds_per_step=seconds,

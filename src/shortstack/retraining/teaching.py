@@ -113,7 +113,7 @@ def teach(
     Raises:
         ShortstackError: the teacher or data cannot be used.
     """
-    from shortstack.retraining.recipe import parse_tokens
+    from shortstack.retraining.hyperparameters import parse_tokens
 
     started = time.perf_counter()
     progress = Progress(quiet=quiet)

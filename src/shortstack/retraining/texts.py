@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shortstack.compressed import open_rows
 from shortstack.corpora import (
     TEXT_SUFFIXES,
     Budget,
     decoded,
     file_rows,
     json_lines,
-    open_rows,
     row_text,
     source_files,
     suffix_of,

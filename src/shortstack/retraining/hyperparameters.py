@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """All numbers of one run: what is trained, on how much, how fast.
 
     Attributes:
