@@ -21,7 +21,8 @@ from tests.faults.rows import LATER, ROWS  # noqa: E402
 
 from shortstack.cli import command_line  # noqa: E402
 from shortstack.families import ENOUGH, families  # noqa: E402
-from shortstack.recipes.resolving import resolve, shipped_recipes  # noqa: E402
+from shortstack.recipes.drafting import shipped_recipes  # noqa: E402
+from shortstack.recipes.resolving import resolve  # noqa: E402
 from shortstack.verbs import VERBS  # noqa: E402
 
 

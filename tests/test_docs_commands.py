@@ -75,7 +75,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here
 
 
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: str(page.relative_to(ROOT)))
+# The quickstart's own steps are in the long form: tests/test_quickstart.py runs them, as one recipe.
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] if page.name == "quickstart.md" else []) for page in WITH_COMMANDS],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
 def test_every_command_of_a_page(page: Path, hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run_document(page)
     marked = sum(block.reason is not None for block in blocks(page))

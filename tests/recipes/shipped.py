@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Bench:
         self.folder = folder
         self.full_depth = full_depth
         self.places = material.data(folder / "data")
+        gc.freeze()
         self._models: dict[str, Path] = {}
 
     def model(self, recipe: Recipe) -> Path:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from shortstack.published import published_names
-from shortstack.recipes.resolving import Reference, resolve, shipped_recipes
+from shortstack.recipes.drafting import shipped_recipes
+from shortstack.recipes.resolving import Reference, resolve
 
 MODEL, SCORE, PRUNE = Reference("model"), Reference("score"), Reference("prune")
 SEVEN = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"

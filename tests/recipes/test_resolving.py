@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.recipes.resolving import Recipe, Reference, resolve, shipped_recipes
+from shortstack.recipes.drafting import shipped_recipes
+from shortstack.recipes.resolving import Recipe, Reference, resolve
 from shortstack.recipes.stages import STAGES
 
 PRUNING = "model: embedded\nsteps:\n  score: {criterion: ppl, samples: 2}\n  prune: {scores: $score, remove: 3}\n"

@@ -313,6 +313,7 @@ def test_several_processes_pass_by_what_is_done(recipe: Path, tmp_path: Path) ->
     assert "3/6 cpt: done by an earlier run" in said
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_all_processes(recipe: Path, tmp_path: Path) -> None:
     process = launched(
         "ddp", 2, ["run", str(recipe), "--out", str(tmp_path / "out"), "--set", "prune.remove=9"], tmp_path

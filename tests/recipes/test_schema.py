@@ -11,7 +11,7 @@ import yaml
 
 from shortstack.cli import run
 from shortstack.errors import ShortstackError
-from shortstack.recipes.resolving import SHIPPED, shipped_recipes
+from shortstack.recipes.drafting import SHIPPED, shipped_recipes
 from shortstack.recipes.schema import STEP, checked, json_schema
 from shortstack.recipes.stages import NOT_IN_RECIPES, OUTPUTS, REFERENCES, SOURCES, STAGES
 from shortstack.verbs import VERBS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shortstack.recipes.resolving import shipped_recipes
+from shortstack.recipes.drafting import shipped_recipes
 from tests.recipes.shipped import Bench
 from tests.recipes.test_published_values import PIPELINES
 

@@ -27,7 +27,7 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     ("way", "kind"),
-    [("lora", "ddp"), ("cpt", "fsdp2"), *(pytest.param(*p, marks=SLOW) for p in (("lora", "fsdp2"), ("cpt", "ddp")))],
+    [("lora", "ddp"), *(pytest.param(*p, marks=SLOW) for p in (("cpt", "fsdp2"), ("lora", "fsdp2"), ("cpt", "ddp")))],
 )
 def test_two_processes_train_as_one(way: str, kind: str, pruned: Path, rows: Path, text: Path, tmp_path: Path) -> None:
     """The same rows in every step, sums over predicted tokens: the same losses at the same global batch."""

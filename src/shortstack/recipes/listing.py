@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortstack.errors import ShortstackError
-from shortstack.recipes.resolving import resolve, shipped_recipes
+from shortstack.recipes.drafting import shipped_recipes
+from shortstack.recipes.resolving import resolve
 
 
 @dataclass(frozen=True)

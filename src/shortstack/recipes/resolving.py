@@ -1,9 +1,8 @@
-"""A recipe by name or file -> what it comes to: bases it extends, changes from the command line, paths, references."""
+"""What a recipe comes to: every value checked, references and paths found."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,17 @@ from typing import Any
 
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.extras import missing_packages
-from shortstack.recipes.loading import Loaded, load_yaml, parse_yaml
+from shortstack.recipes.drafting import (
+    BASES,
+    MODEL,
+    SHIPPED,
+    Said,
+    find_recipe,
+    lay_setting,
+    read_draft,
+)
 from shortstack.recipes.schema import STEP, TOP, checked, unknown
 from shortstack.recipes.stages import OUTPUTS, REFERENCES, SOURCES, STAGES, Kind, Parameter, Stage
-
-SHIPPED = Path(__file__).parent / "shipped"
-_BASES = SHIPPED / "bases"
-_MODEL = "model"  # what `$model` means: the checkpoint that the recipe begins with
-_LONGEST_CHAIN = 16  # of recipes that extend one another
-_STEP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
-_TAKEN = ("logs", "run", "recipe", _MODEL)  # names that something else in the run's folder or in recipes has
 
 
 @dataclass(frozen=True)
@@ -104,128 +104,6 @@ def _in_full(source: str) -> str:
     return str(path.absolute()) if path.exists() else source
 
 
-# ---- finding and reading
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes in the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
-
-
-def find_recipe(name: str, beside: Path | None = None) -> Path:
-    """The file of a recipe: by its name in the package, or by its path.
-
-    Args:
-        name: what the user or another recipe called it.
-        beside: the folder that a path in another recipe is relative to.
-
-    Raises:
-        ShortstackError: there is none.
-    """
-    if "://" in name:
-        raise ShortstackError(
-            f"{name}: recipes are not fetched from the network", hint="download it, and give the file"
-        )
-    known = {path.stem.lower(): path for path in (*_BASES.glob("*.yaml"), *SHIPPED.glob("*.yaml"))}
-    is_base = name.lower() in known and known[name.lower()].parent == _BASES
-    if name.lower() in known and (beside is not None or not is_base):
-        return known[name.lower()]
-    path = Path(name).expanduser() if beside is None else beside / name
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    raise unknown(name, name, shipped_recipes(), "recipe")
-
-
-@dataclass(frozen=True)
-class _Said:
-    """A value, where it was said, and the folder that paths in it are relative to (None: where the user is)."""
-
-    value: Any
-    place: str
-    folder: Path | None
-
-
-@dataclass
-class _Draft:
-    """A recipe while it is put together."""
-
-    about: str = ""
-    model: _Said | None = None
-    steps: dict[str, dict[str, _Said]] = field(default_factory=dict)
-
-    def lay_over(self, other: _Draft) -> None:
-        """What the other says counts; what it does not say stays."""
-        self.about = other.about or self.about
-        self.model = other.model or self.model
-        for name, said in other.steps.items():
-            self.steps.setdefault(name, {}).update(said)
-
-
-def _read(path: Path, chain: tuple[Path, ...] = ()) -> _Draft:
-    """A file and what it extends, one laid over the other."""
-    if path.resolve() in chain or len(chain) >= _LONGEST_CHAIN:
-        names = " -> ".join(one.name for one in (*chain, path))
-        raise ShortstackError(f"{path}: recipes that extend one another in a circle, or too many ({names})")
-    loaded = load_yaml(path)
-    top = _mapping(path, loaded, (), "a recipe is a mapping with `steps`")
-    for key, value in top.items():
-        if key not in TOP:
-            raise unknown(_place(path, loaded, (key,)), key, TOP, "key of a recipe")
-        is_list = key == "extends" and isinstance(value, list) and all(isinstance(part, str) for part in value)
-        if key != "steps" and not isinstance(value, str) and not is_list:
-            raise ShortstackError(
-                f"{_place(path, loaded, (key,))}: {key} is {value!r:.60}, expected text", hint=TOP[key]
-            )
-    draft = _Draft()
-    bases = top.get("extends", [])
-    for base in [bases] if isinstance(bases, str) else bases:
-        draft.lay_over(_read(find_recipe(base, beside=path.parent), (*chain, path.resolve())))
-    draft.about = top.get("about", draft.about)
-    if "model" in top:
-        draft.model = _Said(top["model"], _place(path, loaded, ("model",)), path.parent)
-    _read_steps(path, loaded, draft)
-    return draft
-
-
-def _read_steps(path: Path, loaded: Loaded, draft: _Draft) -> None:
-    """Lay the steps of one file over a draft."""
-    for name, said in _mapping(path, loaded, ("steps",), TOP["steps"], optional=True).items():
-        where = _place(path, loaded, ("steps", name))
-        if said is None:
-            if draft.steps.pop(name, None) is None:
-                raise unknown(where, name, draft.steps, "step to take away")
-            continue
-        if not _STEP_NAME.fullmatch(name) or name in _TAKEN:
-            raise ShortstackError(
-                f"{where}: {name!r} cannot be the name of a step",
-                hint=f"lower case letters, digits, - and _; not {', '.join(_TAKEN)}",
-            )
-        step = draft.steps.setdefault(name, {})
-        for key, value in _mapping(path, loaded, ("steps", name), "a step is a mapping of options").items():
-            step[key] = _Said(value, _place(path, loaded, ("steps", name, key)), path.parent)
-
-
-def _mapping(
-    path: Path, loaded: Loaded, place: tuple[str, ...], expected: str, *, optional: bool = False
-) -> dict[str, Any]:
-    found = loaded.data
-    for key in place:
-        found = found.get(key) if isinstance(found, dict) else None
-    if found is None and (optional or place[:1] == ("steps",)):
-        return {}
-    if not isinstance(found, dict):
-        raise ShortstackError(f"{_place(path, loaded, place)}: found {found!r:.60}, expected a mapping", hint=expected)
-    return found
-
-
-def _place(path: Path, loaded: Loaded, place: tuple[str, ...]) -> str:
-    line = loaded.lines.get(place)
-    return f"{path}, line {line}" if line else str(path)
-
-
-# ---- what it comes to
-
-
 def resolve(
     name: str,
     *,
@@ -245,10 +123,10 @@ def resolve(
         ShortstackError: something in it cannot be; names file, line and the nearest thing that can.
     """
     path = find_recipe(name)
-    draft = _read(path)
-    set_by_hand = {_set(draft, setting) for setting in settings}
+    draft = read_draft(path)
+    set_by_hand = {lay_setting(draft, setting) for setting in settings}
     if model is not None:
-        draft.model = _Said(model, "--model", None)
+        draft.model = Said(model, "--model", None)
     if draft.model is None:
         raise UsageError(f"{name}: names no model to begin with", hint="--model MODEL")
     if not draft.steps:
@@ -264,42 +142,12 @@ def resolve(
             continue
         for key, value in (everywhere or {}).items():
             if key in stage.parameters and (step_name, key) not in set_by_hand:
-                said[key] = _Said(value, f"--{key}", None)
+                said[key] = Said(value, f"--{key}", None)
         steps.append(Step(step_name, stage, _values(step_name, stage, said, steps, left_out), optional))
     return Recipe(path.stem if path.parent == SHIPPED else name, draft.about, begins_with, tuple(steps), left_out)
 
 
-def _set(draft: _Draft, setting: str) -> tuple[str, str]:
-    """Lay one `step.key=value` over the draft; returns (step, key)."""
-    way, equals, text = setting.partition("=")
-    step, dot, key = way.strip().partition(".")
-    place = f"--set {setting}"
-    if not equals or not step or (dot and not key):
-        raise UsageError(f"{place}: expected step.key=value", hint="such as --set prune.remove=6")
-    if step not in draft.steps:
-        raise unknown(place, step, draft.steps, "step")
-    value = _set_value(text, place)
-    if not dot:
-        if value is not None:
-            raise UsageError(
-                f"{place}: expected step.key=value, or step=null", hint=f"options of {step}: shortstack recipes NAME"
-            )
-        del draft.steps[step]
-    else:
-        draft.steps[step][key] = _Said(value, place, None)
-    return step, key
-
-
-def _set_value(text: str, place: str) -> Any:
-    """A value of the command line: YAML, or plain text where it is none (`taylor:p=2`, `a: b`)."""
-    try:
-        value = parse_yaml(text, place).data
-    except ShortstackError:
-        return text
-    return text if isinstance(value, dict) else value
-
-
-def _stage_of(name: str, said: Mapping[str, _Said]) -> tuple[Stage, bool]:
+def _stage_of(name: str, said: Mapping[str, Said]) -> tuple[Stage, bool]:
     """(what a step runs, whether it may be left out)."""
     asked = said.get("stage")
     verb = asked.value if asked is not None else name
@@ -313,7 +161,7 @@ def _stage_of(name: str, said: Mapping[str, _Said]) -> tuple[Stage, bool]:
 
 
 def _values(
-    name: str, stage: Stage, said: Mapping[str, _Said], before: Sequence[Step], left_out: Mapping[str, str]
+    name: str, stage: Stage, said: Mapping[str, Said], before: Sequence[Step], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
     """The values of a step's parameters, checked, with references and paths found."""
     given = {key: one for key, one in said.items() if key not in STEP}
@@ -342,12 +190,12 @@ def _completed(name: str, stage: Stage, found: dict[str, Any], before: Sequence[
     """With the checkpoints that a step is about where it does not say so."""
     made = [Reference(step.name) for step in before if "checkpoint" in step.makes]
     if "model" in stage.parameters and "model" not in found:
-        found = {"model": made[-1] if made else Reference(_MODEL), **found}
+        found = {"model": made[-1] if made else Reference(MODEL), **found}
     if "base" in stage.parameters and "base" not in found and isinstance(found.get("adapter"), Reference):
         trained = next(step for step in before if step.name == found["adapter"].step)
         found = {**found, "base": trained.values["model"]}
     if "models" in stage.parameters and not found.get("models"):
-        found = {"models": [Reference(_MODEL), *made], **found}
+        found = {"models": [Reference(MODEL), *made], **found}
     for key, parameter in stage.parameters.items():
         must_be_said = parameter.default is inspect.Parameter.empty
         if must_be_said and not found.get(key):
@@ -356,7 +204,7 @@ def _completed(name: str, stage: Stage, found: dict[str, Any], before: Sequence[
 
 
 def _value(
-    step: str, parameter: Parameter, said: _Said, value: Any, before: Sequence[Step], left_out: Mapping[str, str]
+    step: str, parameter: Parameter, said: Said, value: Any, before: Sequence[Step], left_out: Mapping[str, str]
 ) -> Any:
     """One value: a reference, a path, or as it stands; None for a reference to a step that is left out."""
     name = parameter.name
@@ -373,13 +221,13 @@ def _value(
     return value
 
 
-def _referred(step: str, parameter: str, said: _Said, name: str, before: Sequence[Step]) -> Reference:
+def _referred(step: str, parameter: str, said: Said, name: str, before: Sequence[Step]) -> Reference:
     kinds = REFERENCES[parameter]
-    if name == _MODEL and "checkpoint" in kinds:
+    if name == MODEL and "checkpoint" in kinds:
         return Reference(name)
     earlier = {one.name: one for one in before}
     if name not in earlier:
-        names = [_MODEL, *earlier]
+        names = [MODEL, *earlier]
         raise unknown(f"{said.place}: ${name}", name, names, f"step before {step}")
     if not set(kinds) & set(earlier[name].makes):
         raise ShortstackError(
@@ -390,7 +238,7 @@ def _referred(step: str, parameter: str, said: _Said, name: str, before: Sequenc
     return Reference(name)
 
 
-def _source(said: _Said, value: str, *, is_path: bool = False) -> str:
+def _source(said: Said, value: str, *, is_path: bool = False) -> str:
     """A model, text or path: relative to the file that names it, if it is one."""
     if said.folder is None or value.startswith("published:"):
         return value  # from the command line, where the shell and the working folder have their say
@@ -406,11 +254,11 @@ def _source(said: _Said, value: str, *, is_path: bool = False) -> str:
     if Path(value).is_absolute():
         return value
     beside = said.folder / value
-    is_shipped = said.folder in (SHIPPED, _BASES)
+    is_shipped = said.folder in (SHIPPED, BASES)
     return str(beside) if not is_shipped and (is_path or value.startswith(".") or beside.exists()) else value
 
 
-def _inside(said: _Said, name: str, value: str) -> str:
+def _inside(said: Said, name: str, value: str) -> str:
     parts: Iterable[str] = Path(value).parts
     if not value or Path(value).is_absolute() or ".." in parts or value.startswith("~") or "$" in value:
         raise ShortstackError(

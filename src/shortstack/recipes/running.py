@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import sys
 import time
@@ -189,8 +188,6 @@ class _Runner:
             identity = self.folder.identity(step)
             assert identity is not None
             self.made[step.name] = identity
-            if step.stage.parallel:
-                gc.collect()  # models that were trained hang in cycles
         self.team.tell("end")
         return found
 
