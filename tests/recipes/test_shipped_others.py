@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shortstack.recipes.drafting import shipped_recipes
+from shortstack.recipes.resolving import resolve
 from tests.recipes.shipped import Bench
 from tests.recipes.test_published_values import PIPELINES
 
@@ -18,4 +19,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_recipe_from_end_to_end(name: str, bench: Bench) -> None:
-    bench.run(name)
+    # Even shorter where the recipe has the step: what differs from the scripts' recipes is not there.
+    shorter = {"score": "score.samples=4", "lora": "lora.eval_data=null", "zeroshot": "zeroshot.tasks=boolq,piqa"}
+    steps = [step.name for step in resolve(name).steps]
+    bench.run(name, *(setting for step, setting in shorter.items() if step in steps))
