@@ -292,14 +292,20 @@ def test_two_runs_do_not_share_a_folder(recipe: Path, tmp_path: Path) -> None:
         done(recipe, tmp_path / "out")
 
 
-def test_several_processes_share_the_training_and_nothing_else(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
+def test_several_processes_share_the_training_and_nothing_else(kind: str, recipe: Path, tmp_path: Path) -> None:
+    """Two trainings one after the other, as CPT and then LoRA."""
     out = tmp_path / "out"
-    process = launched("ddp", 2, ["run", str(recipe), "--out", str(out)], tmp_path)
+    small = "seq_len: 16, batch: 2, micro_batch: 1, max_steps: 1, validation: 2"
+    more = f"  again: {{stage: retrain cpt, data: text.jsonl, {small}}}\n"
+    recipe.write_text(recipe.read_text().replace("  ppl:", f"{more}  ppl:"))
+    process = launched(kind, 2, ["run", str(recipe), "--out", str(out)], tmp_path)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    assert said.count("1/6 score") == 1
-    record = json.loads((out / "cpt/shortstack.json").read_text())["steps"][-1]
-    assert record["processes"] == 2
+    assert said.count("1/7 score") == 1
+    for step in ("cpt", "again"):
+        record = json.loads((out / step / "shortstack.json").read_text())["steps"][-1]
+        assert record["processes"] == 2
     assert json.loads((out / "run.json").read_text())["steps"]["compare"]["state"] == "done"
 
 

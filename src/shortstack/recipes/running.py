@@ -189,6 +189,7 @@ class _Runner:
             assert identity is not None
             self.made[step.name] = identity
         self.team.tell("end")
+        self.team.close()
         return found
 
     def _step(self, number: int, step: Step, again: bool) -> StepResult:
@@ -209,6 +210,8 @@ class _Runner:
         self.progress.say(f"{says}: {step.stage.line}")
         self.folder.begin(self.recipe, step, key)
         self.team.tell("together" if step.stage.parallel else "alone")
+        if step.stage.parallel:
+            self.team.gather()
         started = time.perf_counter()
         with _logged(self.folder.log_file(step)) as log:
             anew = again or standing == "other"
@@ -262,7 +265,10 @@ def _follow(recipe: Recipe, folder: Path, team: Team) -> None:
     """In the other processes: take part in the steps that several processes share, as the first one says."""
     for step in recipe.steps:
         if team.hear() == "together":
+            team.gather()
             step.stage.call(call_values(recipe, step, RunFolder(folder), quiet=True, anew=False))
+    team.hear()
+    team.close()
 
 
 @contextlib.contextmanager

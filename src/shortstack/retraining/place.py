@@ -36,11 +36,13 @@ class Place:
         device: of this process.
         dtype: what products are computed in; weights that are trained are kept in float32 beside it.
         parallelism: how several processes share the model.
+        owns_group: the group of processes was made for this run; else it stays for what comes after it.
     """
 
     device: torch.device
     dtype: torch.dtype
     parallelism: Parallelism
+    owns_group: bool = True
 
     @classmethod
     def find(cls, device: str, dtype: DType, checkpoint: Checkpoint, process: Process) -> Place:
@@ -64,7 +66,7 @@ class Place:
         if is_sharded and os.environ.get("FSDP_VERSION", "1") != "2":
             raise UsageError("FSDP of version 1 is not supported", hint="fsdp_version: 2, as in configs/")
         parallelism: Parallelism = "FSDP2" if is_sharded else "DDP" if process.world > 1 else "one process"
-        return cls(place, computed, parallelism)
+        return cls(place, computed, parallelism, not torch.distributed.is_initialized())
 
     @property
     def name(self) -> str:
@@ -86,8 +88,12 @@ class Place:
     def part(self, process: Process) -> None:
         """End what the processes have in common: from here on each goes its own way."""
         if process.world > 1:
+            from accelerate.state import AcceleratorState
+
             self.meet(process)
-            torch.distributed.destroy_process_group()
+            if self.owns_group:
+                torch.distributed.destroy_process_group()
+            AcceleratorState._reset_state(reset_partial_state=True)  # another run in these processes begins anew
 
     def load(self, checkpoint: Checkpoint, *, trains_all: bool, in_4bit: bool, options: TrainingOptions) -> Any:
         """The whole model, ready to be trained: in float32 where its own weights are, else in what is computed in."""
