@@ -42,7 +42,7 @@ def run(argv: list[str]) -> int:
     _quiet_libraries()
     try:
         result = app.meta(argv, result_action="return_value", exit_on_error=False)
-        if result is not None:
+        if result is not None and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             _print_result(result, wants_json)
             return int(getattr(result, "exit_code", 0))
     except CycloptsError:  # cyclopts has said what is wrong

@@ -23,6 +23,7 @@ from shortstack.engine.choice import EngineOptions, MemoryMode, is_out_of_memory
 from shortstack.errors import ShortstackError
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
+from shortstack.processes import ALONE, Process, together
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
 from shortstack.scoring_run import ScoringRun
@@ -59,7 +60,8 @@ def score(
 ) -> Scores:
     """Measure how much each block matters. Lower scores are removed first.
 
-    The model is never held whole unless it is small: one block at a time is brought in, with the next one ahead.
+    The model is never held whole unless it is small: one block at a time is brought in, with the next one ahead. Processes
+    that torchrun or accelerate started together share the windows; the first one writes.
 
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
@@ -94,7 +96,8 @@ def score(
     criteria = parse_criteria(criterion)
     if out is not None:
         check_writable_file(Path(out))
-    progress = Progress(quiet=quiet)
+    process = Process.from_environment()
+    progress = Progress(quiet=quiet or not process.leads)
     checkpoint = open_model(model, allow_links=allow_links, progress=progress)
     if checkpoint.repair is not None:
         progress.say(checkpoint.repair.says)
@@ -116,7 +119,7 @@ def score(
             chat_template=chat_template,
         )
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
-    with contextlib.nullcontext() if out is None else locked(Path(out).absolute()):
+    with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
         scores = score_windows(
             checkpoint,
             calibration,
@@ -129,10 +132,10 @@ def score(
             work_folder=work,
             save_every=save_every,
         )
-        if out is not None and work is not None:
+        if out is not None and work is not None and process.leads:
             scores.save(out)
             shutil.rmtree(work, ignore_errors=True)
-    if csv is not None:
+    if csv is not None and process.leads:
         total = checkpoint.parameters()
         scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
     return scores
@@ -168,16 +171,21 @@ def score_windows(
 
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
+    process = Process.from_environment()
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; scores are computed on full weights",
             hint="score the checkpoint it was made from; the order holds for both",
         )
-    place = pick_device(device)
+    place = process.own_device(pick_device(device))
     computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
     if calibration is not None:
         check_windows(checkpoint, calibration.windows)
     windows = calibration.windows if calibration is not None else None
+    if calibration is not None:
+        process.part(len(calibration.windows))  # raises where there are too few
+    if work_folder is not None and process.world > 1:
+        work_folder = work_folder / f"process-{process.rank}"
     left = read_state(work_folder) if work_folder is not None else None
     decided = left.record["key"] if left is not None else {}
     if decided.get("fingerprint") != checkpoint.fingerprint:
@@ -187,22 +195,9 @@ def score_windows(
     options: EngineOptions | None = EngineOptions(
         computed, place, memory, stream_bytes, group, tokens, trust_remote_code
     )
-    attempt = _Attempt(checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear)
-    while options is not None:
-        try:
-            run, settings = attempt.run(options)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) or isinstance(error, MemoryError)):
-                raise
-            options = with_less_memory(options, attempt.engine, len(windows[0]) if windows else 1)
-            if options is not None:
-                progress.say(f"out of memory on {place}: trying again with less at a time")
-    else:
-        raise ShortstackError(
-            f"{checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
-            hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
-        )
+    attempt = _Attempt(checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process)
+    with together(process):
+        run, settings = _attempted(attempt, options)
     _check_finite(checkpoint, run.found)
     return Scores(
         source=checkpoint.source,
@@ -213,6 +208,29 @@ def score_windows(
         settings=settings,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def _attempted(attempt: _Attempt, options: EngineOptions | None) -> tuple[ScoringRun, dict[str, Any]]:
+    """The run, with less at a time where memory runs out."""
+    checkpoint, windows, place = attempt.checkpoint, attempt.windows, options.device if options is not None else None
+    while options is not None:
+        try:
+            return attempt.run(options)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) or isinstance(error, MemoryError)):
+                raise
+            if attempt.process.world > 1:
+                raise ShortstackError(
+                    f"{checkpoint.source}: out of memory on {place}, in one of {attempt.process.world} processes",
+                    hint="--memory streamed, a smaller --seq-len, or fewer processes",
+                ) from None
+            options = with_less_memory(options, attempt.engine, len(windows[0]) if windows else 1)
+            if options is not None:
+                attempt.progress.say(f"out of memory on {place}: trying again with less at a time")
+    raise ShortstackError(
+        f"{checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
+        hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
     )
 
 
@@ -228,6 +246,7 @@ class _Attempt:
     save_every: float
     left: SavedState | None
     linear: str | None
+    process: Process = ALONE
     engine: Engine | None = None
 
     def run(self, options: EngineOptions) -> tuple[ScoringRun, dict[str, Any]]:
@@ -237,12 +256,16 @@ class _Attempt:
         from shortstack.engine.linear import fast_linear, largest_matrix
 
         self.engine = None
-        self.engine = engine = choose_engine(self.checkpoint, self.windows, options)
+        windows = self.windows
+        if windows is not None:
+            windows = windows[self.process.part(len(windows))]
+        self.engine = engine = choose_engine(self.checkpoint, windows, options)
         settings: dict[str, Any] = {
             "dtype": str(options.dtype).removeprefix("torch."),
             "device": str(options.device),
             "memory": engine.memory,
             **({"whole_model": engine.reason} if engine.reason else {}),
+            **({"processes": self.process.world} if self.process.world > 1 else {}),
             "versions": versions(),
         }
         shape = largest_matrix(self.checkpoint)
@@ -251,11 +274,11 @@ class _Attempt:
             fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
         ):
             settings["linear"] = linear
-            key = _run_key(self.checkpoint, self.windows, self.criteria, settings, engine)
+            key = _run_key(self.checkpoint, windows, self.criteria, settings, engine)
             if self.left is not None:
                 _say_what_becomes_of(self.left.record["key"], key, self.work_folder, self.progress)
             journal = Journal(self.work_folder, key, every_seconds=self.save_every)
-            run = ScoringRun(engine, self.criteria, self.progress, journal)
+            run = ScoringRun(engine, self.criteria, self.progress, journal, self.process)
             run.sweep(self.windows)
         return run, settings
 

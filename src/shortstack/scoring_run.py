@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from shortstack.criteria import Criterion
+from shortstack.processes import ALONE, Process
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores
 
@@ -21,12 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class ScoringRun:
-    """The sweeps of one scoring run and what the criteria made of them."""
+    """The sweeps of one scoring run and what the criteria made of them.
+
+    Several processes share the windows: each sweeps its part, losses are put side by side, and gradients are added up before
+    weights meet them.
+    """
 
     engine: Engine
     criteria: list[Criterion]
     progress: Progress
     journal: Journal
+    process: Process = ALONE
     found: dict[str, CriterionScores] = field(default_factory=dict)
     _tensors: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
     _scored: dict[int, list[ScoredParameter]] = field(default_factory=dict)
@@ -52,7 +59,7 @@ class ScoringRun:
             with self.progress.bar("weights", depth) as advance:
                 self.engine.weights_only(self._score_magnitude, advance)
         else:
-            ids_WT = windows_tensor(windows, self.engine.device)
+            ids_WT = windows_tensor(windows[self.process.part(len(windows))], self.engine.device)
             with self.progress.bar("forward", self.engine.forward_work(branches=branches)) as advance:
                 forward = self.engine.forward(
                     ids_WT,
@@ -62,13 +69,31 @@ class ScoringRun:
                     on_progress=advance,
                     journal=self.journal,
                 )
-            self._backward(ids_WT, forward, taylors)
+            self._backward(ids_WT, forward, taylors, len(windows))
+            forward = self._of_all(forward, len(windows))
         for asked in self.criteria:
             self.found[asked.name] = self._result(asked, forward)
 
-    def _backward(self, ids_WT: torch.Tensor, forward: ForwardResult, taylors: list[Criterion]) -> None:
-        from shortstack.criteria import taylor
+    def _of_all(self, forward: ForwardResult, windows: int) -> ForwardResult:
+        """The losses of all processes' windows, in their order."""
+        base, candidates = forward.base_nll_W, forward.candidate_nll_NW
+        return dataclasses.replace(
+            forward,
+            base_nll_W=None if base is None else self.process.gathered(base, windows),
+            candidate_nll_NW=None if candidates is None else self.process.gathered(candidates, windows),
+        )
 
+    def _complete(self, gradient: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor | None:
+        """A gradient over the windows of all processes; one that no window of ours reaches may have reached others."""
+        if self.process.world == 1:
+            return gradient
+        return self.process.summed(weight.new_zeros(weight.shape) if gradient is None else gradient)
+
+    def _backward(self, ids_WT: torch.Tensor, forward: ForwardResult, taylors: list[Criterion], windows: int) -> None:
+        from shortstack.criteria import taylor
+        from shortstack.engine.journal import Journal
+
+        part = self.process.part(windows)
         batches = list(dict.fromkeys(asked.batch for asked in taylors))
         for turn, batch in enumerate(batches):
             group = [asked for asked in taylors if asked.batch == batch]
@@ -82,7 +107,7 @@ class ScoringRun:
                 for parameter in self._scored[index]:
                     name = parameter.name
                     # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
-                    gradient = gradients.get(name)
+                    gradient = self._complete(gradients.get(name), weights[name])
                     for asked in group:
                         value = (
                             taylor.score(asked, weights[name], gradient, parameter.output_dim)
@@ -95,12 +120,13 @@ class ScoringRun:
                 self.engine.backward(
                     ids_WT,
                     forward,
-                    loss_scale_W=taylor.loss_scale(len(ids_WT), ids_WT.shape[1], batch).to(ids_WT.device),
+                    loss_scale_W=taylor.loss_scale(windows, ids_WT.shape[1], batch)[part].to(ids_WT.device),
                     on_gradients=on_gradients,
                     release_inputs=turn == len(batches) - 1,
                     on_progress=advance,
                     turn=turn,
-                    journal=self.journal,
+                    # Processes go through the blocks together: one that went on from another place would wait for ever.
+                    journal=self.journal if self.process.world == 1 else Journal(None),
                 )
 
     def _score_magnitude(self, index: int, weights: dict[str, torch.Tensor]) -> None:

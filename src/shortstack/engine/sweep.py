@@ -233,7 +233,7 @@ def backward_sweep(
             call = skeleton.calls(ids_WT[part])[index]
             torch.autograd.backward(skeleton.run_block(block, hidden, call), gradient_WTD[part])
             gradient_WTD[part] = _gradient_of(hidden)
-        named = {name: parameter for name, parameter in block.named_parameters() if parameter.grad is not None}
+        named = dict(block.named_parameters())
         gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
         on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
         if release_inputs:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
-from shortstack.retraining.session import Process
+from shortstack.processes import Process, join, leave
 
 Word = Literal["skip", "alone", "together", "end"]
 _PATIENCE = timedelta(days=365)  # scoring or evaluating in the first process may take long
@@ -53,23 +53,13 @@ class Team:
         return str(word)
 
     def gather(self) -> None:
-        """Make the group of processes that training needs, once for all steps: launchers' stores know it by one name."""
-        import torch
-        from torch import distributed
-
-        if self.process.world > 1 and not distributed.is_initialized():
-            on_cuda = torch.cuda.is_available()
-            if on_cuda:
-                torch.cuda.set_device(self.process.local_rank)
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        """Make the group of processes, once for all steps that need it."""
+        join(self.process)
 
     def close(self) -> None:
         """Let the group go, where there is one."""
         if self.process.world > 1:
-            from torch import distributed
-
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
+            leave()
 
     def _key(self) -> str:
         return f"shortstack/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self.heard}"

@@ -162,7 +162,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage("info", None, "text"),
         Stage("check", None, "text"),
-        Stage("score", "scores.json", "scores"),
+        Stage("score", "scores.json", "scores", parallel=True),
         Stage("plan", "plan.json", "plan"),
         Stage("prune", "", "checkpoint"),
         Stage("retrain lora", "", "checkpoint", parallel=True),

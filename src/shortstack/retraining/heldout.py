@@ -12,8 +12,8 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.perplexity import cut_windows
 from shortstack.evaluation.texts import evaluation_texts
+from shortstack.processes import Process
 from shortstack.retraining.batches import Batch, predicted_tokens
-from shortstack.retraining.session import Process
 
 if TYPE_CHECKING:
     import torch

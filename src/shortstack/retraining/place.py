@@ -16,8 +16,9 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.loading import experts_for, load_model, quiet_transformers
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.machine import DType, pick_device, pick_dtype
+from shortstack.processes import Process
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.session import Process, Session
+from shortstack.retraining.session import Session
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

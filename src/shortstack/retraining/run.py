@@ -17,11 +17,12 @@ from shortstack.checkpoint.writer import absolute, check_output, locked
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.extras import need_extra
 from shortstack.opening import open_model
+from shortstack.processes import Process
 from shortstack.progress import Progress
 from shortstack.retraining.hyperparameters import Hyperparameters
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
-from shortstack.retraining.session import STREAM, Process, Session
+from shortstack.retraining.session import STREAM, Session
 from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 from shortstack.checkpoint.writer import sync_tree, write_file
 from shortstack.errors import ShortstackError
+from shortstack.processes import Process
 from shortstack.progress import Progress
 from shortstack.records import differences
 
@@ -29,27 +29,6 @@ _KEPT = 2  # the last checkpoints that stay, besides the best
 _NAME = re.compile(r"checkpoint-(\d+)")
 # Without these a run would go on with fresh state, and nobody would be told.
 _STATE_FILES = ("optimizer", "scheduler", "rng_state", "trainer_state")
-
-
-@dataclass(frozen=True)
-class Process:
-    """This process among those that train together, as torchrun and accelerate tell it."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-
-    @classmethod
-    def from_environment(cls) -> Process:
-        """Of this process; alone where no launcher started it."""
-        number = {name: int(os.environ.get(name, default)) for name, default in
-                  (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}  # fmt: skip
-        return cls(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"])
-
-    @property
-    def leads(self) -> bool:
-        """Whether this is the one that writes and speaks."""
-        return self.rank == 0
 
 
 @dataclass
