@@ -35,6 +35,11 @@ class CalibrationSet:
     windows: list[list[int]]
     record: dict[str, Any]
 
+    def first(self, samples: int) -> CalibrationSet:
+        """The first of them alone."""
+        windows = self.windows[:samples]
+        return CalibrationSet(windows, {**self.record, "samples": samples, "marks": marks_of(windows)})
+
 
 def draw_windows(
     corpus: Corpus,
@@ -46,6 +51,7 @@ def draw_windows(
     sampling: Sampling = "documents",
     bos_every: bool = False,
     chat_template: bool = False,
+    fewest: int | None = None,
 ) -> CalibrationSet:
     """Draw calibration windows from texts.
 
@@ -61,6 +67,7 @@ def draw_windows(
             all rows joined by blank lines are cut instead.
         bos_every: tokenize without special tokens and begin every window with BOS (used for Gemma).
         chat_template: render rows of `messages` through the tokenizer's chat template.
+        fewest: so many are enough where the text has no more; by default `samples`.
 
     Raises:
         ShortstackError: too little text (says how many tokens are needed and how many there are), no BOS token, or no
@@ -70,8 +77,10 @@ def draw_windows(
         raise ShortstackError(f"{samples} windows of {seq_len} tokens: expected at least 1 window of at least 2 tokens")
     record: dict[str, Any] = {**corpus.described(), "samples": samples, "seq_len": seq_len}
     if corpus.windows:
+        if fewest is not None:
+            samples = max(fewest, min(samples, len(corpus.windows)))
         windows = _given_windows(corpus, samples)
-        record |= {"seq_len": len(windows[0]), "sampling": "as given", "marks": marks_of(windows)}
+        record |= {"samples": samples, "seq_len": len(windows[0]), "sampling": "as given", "marks": marks_of(windows)}
         return CalibrationSet(windows, record)
     if tokenizer is None:
         raise ShortstackError(f"{corpus.source}: text needs a tokenizer", hint="or give rows of input_ids")
@@ -80,10 +89,16 @@ def draw_windows(
     documents = _rendered(corpus, tokenizer, chat_template)
     encoder = _Encoder(tokenizer, special_tokens=not bos_every and not chat_template)
     draw = _published if sampling == "published" else _from_documents
-    windows = draw(corpus.source, documents, encoder, samples, seq_len, random.Random(seed))
+    windows = draw(corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(seed))
     if bos_every:
         windows = [[int(tokenizer.bos_token_id), *window[:-1]] for window in windows]
-    record |= {"sampling": sampling, "seed": seed, "bos_every": bos_every, "chat_template": chat_template}
+    record |= {
+        "samples": len(windows),
+        "sampling": sampling,
+        "seed": seed,
+        "bos_every": bos_every,
+        "chat_template": chat_template,
+    }
     return CalibrationSet(windows, {**record, "marks": marks_of(windows)})
 
 
@@ -177,8 +192,14 @@ def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template:
 
 
 def _published(
-    source: str, documents: Sequence[str], encode: _Encoder, samples: int, seq_len: int, generator: random.Random
+    source: str,
+    documents: Sequence[str],
+    encode: _Encoder,
+    wanted: tuple[int, int],
+    seq_len: int,
+    generator: random.Random,
 ) -> list[list[int]]:
+    fewest, samples = wanted
     ids: dict[int, list[int]] = {}
     used: set[int] = set()
     windows: list[list[int]] = []
@@ -186,6 +207,7 @@ def _published(
         # Drawing goes on for ever when too few rows are long enough: once all have been seen, it is known whether so.
         if len(ids) == len(documents):
             usable = sum(len(row) >= seq_len for row in ids.values())
+            samples = max(fewest, min(samples, usable))
             if usable < samples:
                 raise ShortstackError(
                     f"{source}: the published sampling needs {samples} rows of at least {seq_len} tokens, {usable} "
@@ -205,8 +227,14 @@ def _published(
 
 
 def _from_documents(
-    source: str, documents: Sequence[str], encode: _Encoder, samples: int, seq_len: int, generator: random.Random
+    source: str,
+    documents: Sequence[str],
+    encode: _Encoder,
+    wanted: tuple[int, int],
+    seq_len: int,
+    generator: random.Random,
 ) -> list[list[int]]:
+    fewest, samples = wanted
     order = list(range(len(documents)))
     generator.shuffle(order)
     pool: list[list[int]] = []
@@ -223,6 +251,7 @@ def _from_documents(
         pool = _cut(row, seq_len, generator) if len(row) // seq_len > samples else _cut(row, seq_len, None)
     if len(pool) < samples and len(documents) == 1:
         pool = _cut(encode(documents[0]), seq_len, None)
+    samples = max(fewest, min(samples, len(pool)))
     if len(pool) < samples:
         raise ShortstackError(
             f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {tokens}",

@@ -18,6 +18,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.writer import write_file
 from shortstack.errors import ShortstackError
+from shortstack.records import nested
 from shortstack.tables import bar, seconds, size, table
 
 SCHEMA = 1
@@ -186,6 +187,8 @@ class Scores:
         windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens"
         used = f"{seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}"
         parts.append(f"{self.source}: {windows} from {self.calibration.get('source')}; {used}")
+        if says := nested(self.settings, "until", "says"):
+            parts.append(str(says))
         return "\n\n".join(parts)
 
 

@@ -20,13 +20,14 @@ from shortstack.checkpoint.writer import check_writable_file, locked
 from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
 from shortstack.engine.choice import EngineOptions, MemoryMode, is_out_of_memory, with_less_memory
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, UsageError
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
 from shortstack.processes import ALONE, Process, together
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
 from shortstack.scoring_run import ScoringRun
+from shortstack.stability import Rounds, Stability, Until
 from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ def score(
     device: str = "auto",
     memory: MemoryMode = "auto",
     save_every: float = 60.0,
+    until: Until | None = None,
+    remove: int | None = None,
+    plus: bool | None = None,
+    max_samples: int = 500,
     trust_remote_code: bool = False,
     allow_links: bool = False,
     quiet: bool = False,
@@ -83,6 +88,11 @@ def score(
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
         save_every: with `--out`, seconds between two saved states, from which a killed run goes on when it is started
             again.
+        until: `stable` adds windows in rounds of `samples`, until the blocks that `remove` takes away have not changed for
+            three rounds, or are below all others beyond the errors; ppl alone.
+        remove: with `until`: how many blocks would go.
+        plus: with `until`: keep the first four and the last two blocks; by default where there are at least 10 blocks.
+        max_samples: with `until`: the most windows.
         trust_remote_code: run code that comes with the checkpoint.
         allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
@@ -94,6 +104,7 @@ def score(
         ShortstackError: the checkpoint cannot be read, there is too little text, or a score is not finite.
     """
     criteria = parse_criteria(criterion)
+    _check_until(until, remove, plus, criteria, samples, max_samples)
     if out is not None:
         check_writable_file(Path(out))
     process = Process.from_environment()
@@ -104,19 +115,20 @@ def score(
     calibration = None
     if any(asked.needs != "weights" for asked in criteria):
         # The published procedure draws among all rows; the default needs no more text than this.
-        enough = max(_CALIBRATION_BYTES, 400 * samples * seq_len)
+        enough = max(_CALIBRATION_BYTES, 400 * (samples if until is None else max_samples) * seq_len)
         limit = None if sampling == "published" else enough
         corpus = read_corpus(data, role="calibration", limit_bytes=limit)
         tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
         calibration = draw_windows(
             corpus,
             tokenizer,
-            samples=samples,
+            samples=samples if until is None else max_samples // samples * samples,
             seq_len=seq_len,
             seed=seed,
             sampling=sampling,
             bos_every=bos_every,
             chat_template=chat_template,
+            fewest=None if until is None else samples,
         )
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
@@ -131,6 +143,7 @@ def score(
             progress=progress,
             work_folder=work,
             save_every=save_every,
+            rounds=None if until is None else Rounds(samples, remove or 0, plus),
         )
         if out is not None and work is not None and process.leads:
             scores.save(out)
@@ -139,6 +152,21 @@ def score(
         total = checkpoint.parameters()
         scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
     return scores
+
+
+def _check_until(
+    until: Until | None, remove: int | None, plus: bool | None, criteria: Sequence[Criterion], samples: int, most: int
+) -> None:
+    if until is None:
+        if remove is not None or plus is not None:
+            raise UsageError("--remove and --plus are for --until stable; plan and prune take them, too")
+        return
+    if remove is None:
+        raise UsageError("--until stable: does the set of how many blocks have to be stable?", hint="--remove K")
+    if [asked.kind for asked in criteria] != ["ppl"]:
+        raise UsageError("--until stable: for ppl alone, which says something of every window", hint="--criterion ppl")
+    if most < 2 * samples:
+        raise UsageError(f"--max-samples {most}: expected at least two rounds of --samples {samples}")
 
 
 def score_windows(
@@ -154,6 +182,7 @@ def score_windows(
     progress: Progress | None = None,
     work_folder: Path | None = None,
     save_every: float = 60.0,
+    rounds: Rounds | None = None,
 ) -> Scores:
     """Score the blocks of a checkpoint on given windows: what `score` does after reading its options.
 
@@ -163,6 +192,7 @@ def score_windows(
         work_folder: where the state of the run is saved, so that one that is killed can be continued; the caller
             removes it once the scores are safe.
         save_every: at least this many seconds between two saved states.
+        rounds: add windows in rounds until they are enough.
 
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
@@ -195,10 +225,16 @@ def score_windows(
     options: EngineOptions | None = EngineOptions(
         computed, place, memory, stream_bytes, group, tokens, trust_remote_code
     )
-    attempt = _Attempt(checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process)
+    stability = rounds.stability(checkpoint) if rounds is not None else None
+    attempt = _Attempt(
+        checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process, rounds, stability
+    )
     with together(process):
         run, settings = _attempted(attempt, options)
     _check_finite(checkpoint, run.found)
+    if stability is not None and calibration is not None:
+        settings["until"] = stability.to_json()
+        calibration = calibration.first(stability.windows[-1])
     return Scores(
         source=checkpoint.source,
         fingerprint=checkpoint.fingerprint,
@@ -247,6 +283,8 @@ class _Attempt:
     left: SavedState | None
     linear: str | None
     process: Process = ALONE
+    rounds: Rounds | None = None
+    stability: Stability | None = None
     engine: Engine | None = None
 
     def run(self, options: EngineOptions) -> tuple[ScoringRun, dict[str, Any]]:
@@ -257,6 +295,8 @@ class _Attempt:
 
         self.engine = None
         windows = self.windows
+        if self.rounds is not None and windows is not None:
+            windows = windows[: self.rounds.size]
         if windows is not None:
             windows = windows[self.process.part(len(windows))]
         self.engine = engine = choose_engine(self.checkpoint, windows, options)
@@ -274,12 +314,17 @@ class _Attempt:
             fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
         ):
             settings["linear"] = linear
-            key = _run_key(self.checkpoint, windows, self.criteria, settings, engine)
+            shared = windows if self.rounds is None else self.windows
+            key = _run_key(self.checkpoint, shared, self.criteria, settings, engine)
             if self.left is not None:
                 _say_what_becomes_of(self.left.record["key"], key, self.work_folder, self.progress)
             journal = Journal(self.work_folder, key, every_seconds=self.save_every)
             run = ScoringRun(engine, self.criteria, self.progress, journal, self.process)
-            run.sweep(self.windows)
+            if self.rounds is not None and self.windows is not None and self.stability is not None:
+                self.stability.begin()
+                run.sweep_rounds(self.windows, self.rounds.size, self.stability)
+            else:
+                run.sweep(self.windows)
         return run, settings
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shortstack.engine.journal import Journal
     from shortstack.engine.parameters import ScoredParameter
     from shortstack.engine.sweep import ForwardResult
+    from shortstack.stability import Stability
 
 
 @dataclass
@@ -73,6 +74,44 @@ class ScoringRun:
             forward = self._of_all(forward, len(windows))
         for asked in self.criteria:
             self.found[asked.name] = self._result(asked, forward)
+
+    def sweep_rounds(self, windows: Sequence[Sequence[int]], size: int, stability: Stability) -> int:
+        """Sweep `size` windows after `size` windows, until they are enough; ppl alone. Returns how many it took."""
+        import torch
+
+        from shortstack.engine.journal import Journal, read_state
+        from shortstack.engine.sweep import ForwardResult, windows_tensor
+
+        folder = self.journal.folder if self.process.world == 1 else None
+        rounds: list[list[list[float]]] = []  # per round: NLL of [window][dense, without block 0, 1, ...]
+        left = read_state(folder) if folder is not None else None
+        if left is not None and left.record["key"] == {**self.journal.key, "round": left.record["key"].get("round")}:
+            rounds = left.record["extra"]["rounds"]
+        found = torch.tensor([], dtype=torch.float64).reshape(0, len(self.engine.blocks) + 1)
+        for number, start in enumerate(range(0, len(windows) - size + 1, size)):
+            if number >= len(rounds):
+                key = {**self.journal.key, "round": number}
+                journal = Journal(folder, key, self.journal.every_seconds, lambda: {"rounds": rounds})
+                part = windows[start : start + size]
+                ids_WT = windows_tensor(part[self.process.part(size)], self.engine.device)
+                with self.progress.bar(f"round {number + 1}", self.engine.forward_work(branches=True)) as advance:
+                    forward = self.engine.forward(
+                        ids_WT, branches=True, keep_inputs=False, on_weights=lambda *_: None, on_progress=advance,
+                        journal=journal,
+                    )  # fmt: skip
+                forward = self._of_all(forward, size)
+                assert forward.base_nll_W is not None
+                assert forward.candidate_nll_NW is not None
+                rounds.append(torch.cat([forward.base_nll_W[None], forward.candidate_nll_NW]).T.tolist())
+            found = torch.cat([found, torch.tensor(rounds[number], dtype=torch.float64)])
+            enough = stability.judge(found[:, 1:].T)
+            self.progress.say(f"{len(found)} windows: would remove {', '.join(map(str, stability.chosen[-1]))}")
+            if enough:
+                break
+        stability.ended()
+        whole = ForwardResult(found[:, 0], found[:, 1:].T, None, None)
+        self.found = {asked.name: self._result(asked, whole) for asked in self.criteria}
+        return len(found)
 
     def _of_all(self, forward: ForwardResult, windows: int) -> ForwardResult:
         """The losses of all processes' windows, in their order."""
