@@ -15,6 +15,7 @@ from shortstack.criteria import parse_criteria
 from shortstack.errors import ShortstackError
 from shortstack.scores import Scores
 from shortstack.scoring import score, score_windows
+from shortstack.tables import parse_size
 from tests import oracle, pico
 
 Built = Callable[..., Path]
@@ -82,6 +83,44 @@ def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
     in_groups = scored(model, windows, "ppl,taylor", stream_bytes=streams * one_stream)
     for name in ("ppl", "taylor"):
         assert in_groups.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "streams", "group"), [("ppl", 2, 1), ("ppl", 4, 3), ("ppl,taylor", 7 + 4, 3), ("ppl", 99, 6)]
+)
+def test_a_limit_of_memory_makes_groups(
+    built: Built, criteria: str, streams: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The streams share the limit with what a backward sweep needs kept: an input per block, and the last output."""
+    from shortstack.engine.streamed import StreamedModel
+
+    model, windows = built("llama"), pico.windows()
+    seen = []
+    real = StreamedModel.forward
+
+    def forward(self: StreamedModel, *arguments: Any, **options: Any) -> Any:
+        seen.append(self.group)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(StreamedModel, "forward", forward)
+    one_stream = len(windows) * len(windows[0]) * 32 * 4
+    together = scored(model, windows, criteria)
+    limited = scored(model, windows, criteria, memory_bytes=streams * one_stream)
+    assert seen == [6, group]
+    for name in criteria.split(","):
+        assert limited.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
+    with pytest.raises(ShortstackError, match=r"--memory-limit .*: hidden states of all windows take"):
+        scored(model, windows, criteria, memory_bytes=one_stream)
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 kb", 1500), ("500M", 5 * 10**8), ("2000", 2000)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_what_is_no_size(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(ShortstackError, match="'lots' is not a size"):
+        score(str(built("llama")), memory_limit="lots")
 
 
 def test_standard_error_is_that_of_the_paired_difference(built: Built) -> None:

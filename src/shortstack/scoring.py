@@ -28,6 +28,7 @@ from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
 from shortstack.scoring_run import ScoringRun
 from shortstack.stability import Rounds, Stability, Until
+from shortstack.tables import parse_size
 from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def score(
     dtype: DType = "auto",
     device: str = "auto",
     memory: MemoryMode = "auto",
+    memory_limit: str | None = None,
     save_every: float = 60.0,
     until: Until | None = None,
     remove: int | None = None,
@@ -86,6 +88,8 @@ def score(
         dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
+        memory_limit: the most that hidden states may take, such as `4GB`; by default 60 % of what is free. What does
+            not fit is swept in groups of blocks, the weights being read once for each.
         save_every: with `--out`, seconds between two saved states, from which a killed run goes on when it is started
             again.
         until: `stable` adds windows in rounds of `samples`, until the blocks that `remove` takes away have not changed for
@@ -104,6 +108,7 @@ def score(
         ShortstackError: the checkpoint cannot be read, there is too little text, or a score is not finite.
     """
     criteria = parse_criteria(criterion)
+    memory_bytes = parse_size(memory_limit) if memory_limit is not None else None
     _check_until(until, remove, plus, criteria, samples, max_samples)
     if out is not None:
         check_writable_file(Path(out))
@@ -139,6 +144,7 @@ def score(
             dtype=dtype,
             device=device,
             memory=memory,
+            memory_bytes=memory_bytes,
             trust_remote_code=trust_remote_code,
             progress=progress,
             work_folder=work,
@@ -177,6 +183,7 @@ def score_windows(
     dtype: DType = "auto",
     device: str = "auto",
     memory: MemoryMode = "auto",
+    memory_bytes: int | None = None,
     stream_bytes: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress | None = None,
@@ -188,7 +195,8 @@ def score_windows(
 
     Args:
         calibration: windows of token ids; None where every criterion needs weights alone.
-        stream_bytes: the most that streams may take at once; by default 40 % of the memory that is free.
+        memory_bytes: the most that all hidden states may take; by default 60 % of the memory that is free.
+        stream_bytes: the most that streams may take at once; by default what `memory_bytes` leaves them.
         work_folder: where the state of the run is saved, so that one that is killed can be continued; the caller
             removes it once the scores are safe.
         save_every: at least this many seconds between two saved states.
@@ -223,7 +231,15 @@ def score_windows(
     # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
     group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
     options: EngineOptions | None = EngineOptions(
-        computed, place, memory, stream_bytes, group, tokens, trust_remote_code
+        computed,
+        place,
+        memory,
+        stream_bytes,
+        group,
+        tokens,
+        trust_remote_code,
+        memory_bytes,
+        keeps_inputs=any(asked.kind == "taylor" for asked in criteria),
     )
     stability = rounds.stability(checkpoint) if rounds is not None else None
     attempt = _Attempt(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from shortstack.errors import UsageError
+
 
 def plain(text: str) -> str:
     """A message without control characters (a tensor's name may hold terminal escapes) and without secrets."""
@@ -52,6 +54,18 @@ def size(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number / size:.0f} {unit}"
     return f"{number} B"
+
+
+def parse_size(text: str) -> int:
+    """`4GB`, `500 MB`, `1.5T` or `2000000` -> bytes, in decimal units.
+
+    Raises:
+        UsageError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{0,9})?)\s*([kKmMgGtT]?)[bB]?\s*", text)
+    if not match:
+        raise UsageError(f"{text!r} is not a size", hint="such as 4GB, 500MB or 2000000")
+    return round(float(match.group(1)) * 1000.0 ** " kmgt".index(match.group(2).lower() or " "))
 
 
 def seconds(duration: float) -> str:

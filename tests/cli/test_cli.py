@@ -69,7 +69,7 @@ FROZEN = {
     "info": "--allow-links",
     "check": "--trust-remote-code --quiet",
     "families": "",
-    "score": "--save-every --allow-links --until --remove --plus --no-plus --max-samples "
+    "score": "--save-every --allow-links --until --remove --plus --no-plus --max-samples --memory-limit "
     "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet",
     "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",

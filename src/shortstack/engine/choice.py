@@ -10,6 +10,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.shortening import reason_against
 from shortstack.errors import ShortstackError
 from shortstack.machine import available_bytes
+from shortstack.tables import size
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MemoryMode = Literal["auto", "resident", "streamed"]
 
 _RESIDENT_SHARE = 0.25  # of the memory that is free: what `auto` lets a model take
-_STREAMS_SHARE = 0.4  # of the memory that is free: what streams may take before they are swept in groups
+_ACTIVATIONS_SHARE = 0.6  # of the memory that is free: what hidden states may take before they are swept in groups
 
 
 class Engine(Protocol):
@@ -88,10 +89,12 @@ class EngineOptions:
     Attributes:
         dtype, device: what is computed in and on.
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
-        stream_bytes: the most that streams may take at once; None for 40 % of the memory that is free.
+        stream_bytes: the most that streams may take at once; None for what `memory_bytes` leaves them.
         group: candidates swept together, where an earlier run has decided it.
         tokens: tokens that are run at a time; None for what suits the device.
         trust_remote_code: run code that comes with the checkpoint.
+        memory_bytes: the most that all hidden states may take, streams and kept inputs; None for 60 % of what is free.
+        keeps_inputs: what goes into each block is kept, for a backward sweep.
     """
 
     dtype: torch.dtype
@@ -101,6 +104,8 @@ class EngineOptions:
     group: int | None = None
     tokens: int | None = None
     trust_remote_code: bool = False
+    memory_bytes: int | None = None
+    keeps_inputs: bool = False
 
 
 def with_less_memory(options: EngineOptions, engine: Engine | None, seq_len: int) -> EngineOptions | None:
@@ -165,13 +170,28 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
     if windows is not None:
         one = windows_tensor(windows[:1], options.device)
         skeleton.calls(one)  # raises where blocks are given what depends on the text
-        limit = options.stream_bytes
-        if limit is None:
-            limit = int(_STREAMS_SHARE * available_bytes(options.device))
         stream = skeleton.first_hidden(one)
         stream_bytes = stream.numel() * stream.element_size() * len(windows)
+        limit = options.stream_bytes
+        if limit is None:
+            limit = _left_for_streams(checkpoint, stream_bytes, options)
         group = options.group or group_size(checkpoint.depth, stream_bytes, limit)
     return StreamedModel(skeleton, resident=resident, group=group)
+
+
+def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, options: EngineOptions) -> int:
+    """Bytes for streams, of what hidden states may take."""
+    kept = (checkpoint.depth + 1) * stream_bytes if options.keeps_inputs else 0
+    asked = options.memory_bytes
+    if asked is None:
+        return int(_ACTIVATIONS_SHARE * available_bytes(options.device)) - kept
+    needed = kept + 2 * stream_bytes
+    if asked < needed:
+        raise ShortstackError(
+            f"--memory-limit {size(asked)}: hidden states of all windows take {size(needed)}, one candidate at a time",
+            hint="fewer --samples, a smaller --seq-len" + (", or ppl without taylor" if kept else ""),
+        )
+    return asked - kept
 
 
 def _whole(

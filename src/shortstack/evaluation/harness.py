@@ -103,12 +103,12 @@ def _loaded(names: Sequence[str], rows: dict[str, LocalRows], num_fewshot: int |
 def _asked(manager: TaskManager, name: str, spec: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = manager.load([spec])["tasks"]
-    except KeyError:
-        known = ", ".join(TASKS)
-        raise UsageError(
-            f"--tasks {name}: the harness has no such task", hint=f"{known}, or a name of lm-eval ls tasks"
-        ) from None
     except Exception as error:  # the hub and its libraries fail in many ways
+        if isinstance(error, KeyError) and name not in TASKS and name not in manager.all_tasks:
+            known = ", ".join(TASKS)
+            raise UsageError(
+                f"--tasks {name}: the harness has no such task", hint=f"{known}, or a name of lm-eval ls tasks"
+            ) from None
         raise ShortstackError(
             f"{name}: its rows cannot be had from the hub ({first_line(error)})",
             hint="--tasks-dir DIR with the task's files, or try again later",
