@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shortstack.calibration import CalibrationSet, Sampling, check_windows, draw_windows
-from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.writer import check_writable_file, locked
 from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
-from shortstack.engine.choice import EngineOptions, MemoryMode, is_out_of_memory, with_less_memory
+from shortstack.engine.choice import EngineOptions, MemoryMode
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
-from shortstack.processes import ALONE, Process, together
+from shortstack.processes import Process, together
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
-from shortstack.scoring_run import ScoringRun
-from shortstack.stability import Rounds, Stability, Until
+from shortstack.scoring_attempt import Attempt, attempted
+from shortstack.stability import Rounds, Until
 from shortstack.tables import parse_size
 from shortstack.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
-    from shortstack.engine.choice import Engine
-    from shortstack.engine.journal import SavedState
+    pass
 
 
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
@@ -242,11 +237,11 @@ def score_windows(
         keeps_inputs=any(asked.kind == "taylor" for asked in criteria),
     )
     stability = rounds.stability(checkpoint) if rounds is not None else None
-    attempt = _Attempt(
+    attempt = Attempt(
         checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process, rounds, stability
     )
     with together(process):
-        run, settings = _attempted(attempt, options)
+        run, settings = attempted(attempt, options)
     _check_finite(checkpoint, run.found)
     if stability is not None and calibration is not None:
         settings["until"] = stability.to_json()
@@ -261,116 +256,6 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
-
-
-def _attempted(attempt: _Attempt, options: EngineOptions | None) -> tuple[ScoringRun, dict[str, Any]]:
-    """The run, with less at a time where memory runs out."""
-    checkpoint, windows, place = attempt.checkpoint, attempt.windows, options.device if options is not None else None
-    while options is not None:
-        try:
-            return attempt.run(options)
-        except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) or isinstance(error, MemoryError)):
-                raise
-            if attempt.process.world > 1:
-                raise ShortstackError(
-                    f"{checkpoint.source}: out of memory on {place}, in one of {attempt.process.world} processes",
-                    hint="--memory streamed, a smaller --seq-len, or fewer processes",
-                ) from None
-            options = with_less_memory(options, attempt.engine, len(windows[0]) if windows else 1)
-            if options is not None:
-                attempt.progress.say(f"out of memory on {place}: trying again with less at a time")
-    raise ShortstackError(
-        f"{checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
-        hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
-    )
-
-
-@dataclass
-class _Attempt:
-    """One scoring run with given options; `engine` is what it ran with."""
-
-    checkpoint: Checkpoint
-    windows: Sequence[Sequence[int]] | None
-    criteria: list[Criterion]
-    progress: Progress
-    work_folder: Path | None
-    save_every: float
-    left: SavedState | None
-    linear: str | None
-    process: Process = ALONE
-    rounds: Rounds | None = None
-    stability: Stability | None = None
-    engine: Engine | None = None
-
-    def run(self, options: EngineOptions) -> tuple[ScoringRun, dict[str, Any]]:
-        """The sweeps, and the settings that they ran with."""
-        from shortstack.engine.choice import choose_engine
-        from shortstack.engine.journal import Journal
-        from shortstack.engine.linear import fast_linear, largest_matrix
-
-        self.engine = None
-        windows = self.windows
-        if self.rounds is not None and windows is not None:
-            windows = windows[: self.rounds.size]
-        if windows is not None:
-            windows = windows[self.process.part(len(windows))]
-        self.engine = engine = choose_engine(self.checkpoint, windows, options)
-        settings: dict[str, Any] = {
-            "dtype": str(options.dtype).removeprefix("torch."),
-            "device": str(options.device),
-            "memory": engine.memory,
-            **({"whole_model": engine.reason} if engine.reason else {}),
-            **({"processes": self.process.world} if self.process.world > 1 else {}),
-            "versions": versions(),
-        }
-        shape = largest_matrix(self.checkpoint)
-        with (
-            contextlib.closing(engine),
-            fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
-        ):
-            settings["linear"] = linear
-            shared = windows if self.rounds is None else self.windows
-            key = _run_key(self.checkpoint, shared, self.criteria, settings, engine)
-            if self.left is not None:
-                _say_what_becomes_of(self.left.record["key"], key, self.work_folder, self.progress)
-            journal = Journal(self.work_folder, key, every_seconds=self.save_every)
-            run = ScoringRun(engine, self.criteria, self.progress, journal, self.process)
-            if self.rounds is not None and self.windows is not None and self.stability is not None:
-                self.stability.begin()
-                run.sweep_rounds(self.windows, self.rounds.size, self.stability)
-            else:
-                run.sweep(self.windows)
-        return run, settings
-
-
-def _run_key(
-    checkpoint: Checkpoint,
-    windows: Sequence[Sequence[int]] | None,
-    criteria: Sequence[Criterion],
-    settings: dict[str, Any],
-    engine: Engine,
-) -> dict[str, Any]:
-    """All that makes the scores to the last bit: a saved state with another key is not used."""
-    import torch
-
-    return {
-        "fingerprint": checkpoint.fingerprint,
-        "windows": hashlib.sha256(json.dumps(windows).encode()).hexdigest(),
-        "criteria": [asked.name for asked in criteria],
-        **{name: value for name, value in settings.items() if name != "memory"},
-        "group": engine.group,
-        "tokens": engine.tokens,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _say_what_becomes_of(left: dict[str, Any], key: dict[str, Any], folder: Path | None, progress: Progress) -> None:
-    differs = [name for name in key if left.get(name) != key[name]]
-    if differs:
-        progress.say(f"the saved state in {folder} is another run's (other {', '.join(differs)}) and is not used")
-    else:
-        progress.say(f"going on from the saved state in {folder}")
 
 
 def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> None:
