@@ -38,9 +38,17 @@ def check_data(step: Step) -> list[str]:
     return check(step.values) if check is not None else []
 
 
+def needs_text(values: dict[str, Any]) -> bool:
+    """Whether a scoring step runs windows.
+
+    Raises:
+        UsageError: an unknown criterion.
+    """
+    return any(criterion.needs != "weights" for criterion in parse_criteria(values.get("criterion", "ppl")))
+
+
 def _score(values: dict[str, Any]) -> list[str]:
-    criteria = parse_criteria(values.get("criterion", "ppl"))
-    if all(criterion.needs == "weights" for criterion in criteria):
+    if not needs_text(values):
         return []
     data = values.get("data", "embedded")
     return _on_hub(data, "calibration") or _read(

@@ -16,7 +16,7 @@ from shortstack.opening import open_model
 from shortstack.planning import amount_to_remove, parse_amount, plan_for, protected_blocks
 from shortstack.plans import PrunePlan, load_plan
 from shortstack.progress import Progress
-from shortstack.recipes.data_checks import check_data
+from shortstack.recipes.data_checks import check_data, needs_text
 from shortstack.recipes.folder import RunFolder
 from shortstack.recipes.identities import model_identity, step_key
 from shortstack.recipes.resolving import Recipe, Reference, Step
@@ -196,6 +196,7 @@ class _Rehearser:
             self._look_at(step, name, value)
         try:
             self.notes += check_data(step)
+            self._check_positions(step)
             shape = self._result_shape(step)
         except ShortstackError as error:
             self._problem(step.name, error)
@@ -233,6 +234,23 @@ class _Rehearser:
                     open_model(part, headers_only=True, progress=Progress(quiet=True))
                 except ShortstackError as error:
                     self._problem(step.name, error)
+
+    def _check_positions(self, step: Step) -> None:
+        """Windows and continuations that are longer than the model can take; evaluations leave such lengths out."""
+        option = {"score": "seq_len", "eval samples": "new_tokens"}.get(step.stage.verb)
+        if step.stage.verb == "score" and not needs_text(step.values):
+            return
+        models = step.values.get("models") or [step.values.get("model")]
+        for shape in filter(None, map(self._shape, models)):
+            positions = shape.checkpoint.positions
+            if option is None or positions is None:
+                continue
+            asked = step.values.get(option, step.stage.parameters[option].default)
+            if asked > positions:
+                raise ShortstackError(
+                    f"{option} is {asked}, but {shape.checkpoint.source} has {positions} positions",
+                    hint=f"--set {step.name}.{option}={positions}",
+                )
 
     def _remember(self, step: Step, shape: _Shape | None) -> None:
         if shape is not None and "checkpoint" in step.makes:
