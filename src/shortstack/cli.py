@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.processes import Process
 from shortstack.tables import plain
 from shortstack.verbs import GROUPS, VERBS
 
@@ -42,7 +43,7 @@ def run(argv: list[str]) -> int:
     _quiet_libraries()
     try:
         result = app.meta(argv, result_action="return_value", exit_on_error=False)
-        if result is not None and os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        if result is not None and Process.from_environment().leads:  # of several processes one speaks
             _print_result(result, wants_json)
             return int(getattr(result, "exit_code", 0))
     except CycloptsError:  # cyclopts has said what is wrong

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ShortstackError(Exception):
     """What is wrong, where, and what to do next.
@@ -17,6 +19,15 @@ class ShortstackError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+def did_you_mean(asked: str, known: Iterable[str]) -> str:
+    """The hint for a name that does not exist: the nearest that does, or all of them."""
+    import difflib
+
+    listed = list(known)
+    near = difflib.get_close_matches(asked, listed, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(listed)}"
 
 
 def first_line(error: BaseException) -> str:

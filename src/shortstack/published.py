@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.errors import UsageError
+from shortstack.errors import UsageError, did_you_mean
 
 _FILE = Path(__file__).parent / "assets" / "published_results.json"
 
@@ -40,11 +39,7 @@ def published_result(name: str) -> PublishedResult:
     records = _records()
     known = records["models"]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UsageError(
-            f"--published {name}: no such published model",
-            hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}",
-        )
+        raise UsageError(f"--published {name}: no such published model", hint=did_you_mean(name, known))
     record = known[name]
     figures = {}
     for policy, figure in (("ppl_bos_first", "ppl_128"), ("ppl_bos_every", "ppl_128_bos_every")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from shortstack.checkpoint.hub import parse_hub_id
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.errors import UsageError
+from shortstack.errors import UsageError, did_you_mean
 from shortstack.scores import CriterionScores, Scores, load_scores
 
 PREFIX = "published:"
@@ -54,12 +53,12 @@ def published_models() -> dict[str, dict[str, Any]]:
 def _published(text: str, name: str, criterion: str) -> Scores:
     known = _name_of(name)
     if known is None:
-        raise _unknown(f"{text}: no order was published of a model {name!r}", name, list(published_models()))
+        hint = did_you_mean(name, published_models())
+        raise UsageError(f"{text}: no order was published of a model {name!r}", hint=hint)
     record = published_models()[known]
     if criterion not in record["criteria"]:
-        raise _unknown(
-            f"{text}: no order of {known} by {criterion!r} was published", criterion, list(record["criteria"])
-        )
+        hint = did_you_mean(criterion, record["criteria"])
+        raise UsageError(f"{text}: no order of {known} by {criterion!r} was published", hint=hint)
     entry = record["criteria"][criterion]
     found = CriterionScores(
         criterion,
@@ -79,11 +78,6 @@ def _name_of(model: str) -> str | None:
     return next(
         (name for name, one in published_models().items() if asked in (name.lower(), one["hub_id"].lower())), None
     )
-
-
-def _unknown(message: str, asked: str, known: list[str]) -> UsageError:
-    near = difflib.get_close_matches(asked, known, n=1)
-    return UsageError(message, hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 
 
 @functools.cache

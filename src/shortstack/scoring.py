@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shortstack.calibration import CalibrationSet, Sampling, check_windows, draw_windows
 from shortstack.checkpoint.reader import Checkpoint
@@ -26,10 +25,6 @@ from shortstack.scoring_attempt import Attempt, attempted
 from shortstack.stability import Rounds, Until
 from shortstack.tables import parse_size
 from shortstack.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    pass
-
 
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
 
@@ -212,11 +207,10 @@ def score_windows(
         )
     place = process.own_device(pick_device(device))
     computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
-    if calibration is not None:
-        check_windows(checkpoint, calibration.windows)
     windows = calibration.windows if calibration is not None else None
-    if calibration is not None:
-        process.part(len(calibration.windows))  # raises where there are too few
+    if windows is not None:
+        check_windows(checkpoint, windows)
+        process.part(len(windows))  # raises where there are too few
     if work_folder is not None and process.world > 1:
         work_folder = work_folder / f"process-{process.rank}"
     left = read_state(work_folder) if work_folder is not None else None

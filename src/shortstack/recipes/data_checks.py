@@ -51,19 +51,16 @@ def _score(values: dict[str, Any]) -> list[str]:
     if not needs_text(values):
         return []
     data = values.get("data", "embedded")
-    return _on_hub(data, "calibration") or _read(
-        functools.partial(read_corpus, data, role="calibration", limit_bytes=_READ)
-    )
+    return _looked_at(data, "calibration", lambda: read_corpus(data, role="calibration", limit_bytes=_READ))
 
 
 def _retrain(values: dict[str, Any]) -> list[str]:
     notes = []
     if data := values.get("data"):
-        notes += _on_hub(data, "training") or _read(functools.partial(kind_of, data))
+        notes += _looked_at(data, "training", functools.partial(kind_of, data))
     for text in filter(None, (values.get("eval_data") or "").split(",")):
-        notes += _on_hub(text, "evaluation") or _read(
-            functools.partial(read_corpus, text, role="evaluation", limit_bytes=_READ)
-        )
+        look = functools.partial(read_corpus, text, role="evaluation", limit_bytes=_READ)
+        notes += _looked_at(text, "evaluation", look)
     return notes
 
 
@@ -72,9 +69,11 @@ def _ppl(values: dict[str, Any]) -> list[str]:
     notes = []
     folder = Path(values["data_dir"]) if values.get("data_dir") else None
     for text in values.get("data", "embedded").split(","):
-        is_copied = folder is not None and text in LOCAL_COPIES
-        hub = [] if is_copied else _on_hub(text, "evaluation")
-        notes += hub or _read(functools.partial(evaluation_texts, text, folder))
+        look = functools.partial(evaluation_texts, text, folder)
+        if folder is not None and text in LOCAL_COPIES:
+            look()
+        else:
+            notes += _looked_at(text, "evaluation", look)
     return notes
 
 
@@ -115,9 +114,16 @@ _CHECKS: dict[str, Callable[[dict[str, Any]], list[str]]] = {
 }
 
 
-def _read(look: Callable[[], object]) -> list[str]:
-    look()
-    return []
+def _looked_at(source: str, role: Any, look: Callable[[], object]) -> list[str]:
+    """Lines about a text on the hub; one on this disk is opened.
+
+    Raises:
+        ShortstackError: what opening it, or the hub, says.
+    """
+    notes = _on_hub(source, role)
+    if not notes:
+        look()
+    return notes
 
 
 def _on_hub(source: str, role: Any) -> list[str]:

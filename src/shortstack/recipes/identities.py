@@ -85,7 +85,7 @@ def content_hash(path: Path) -> str:
 def output_identity(output: Path) -> str | None:
     """Of what a step left behind, from what is on the disk now; None where it is not there.
 
-    A checkpoint is known by all its files' sizes and times besides its fingerprint, which sees the ends of its tensors.
+    Of a folder, such as a checkpoint, by every file's name, size and both ends.
     """
     if output.is_file():
         return f"sha256:{content_hash(output)}"

@@ -20,6 +20,7 @@ from shortstack.recipes.data_checks import check_data, needs_text
 from shortstack.recipes.folder import RunFolder
 from shortstack.recipes.identities import model_identity, step_key
 from shortstack.recipes.resolving import Recipe, Reference, Step
+from shortstack.recipes.stages import REFERENCES
 from shortstack.tables import aligned_left, count, size
 
 _STATE_BYTES = 12  # of each trained parameter in a saved state: itself and AdamW's two moments, in float32
@@ -229,7 +230,7 @@ class _Rehearser:
     def _look_at(self, step: Step, name: str, value: Any) -> None:
         """Models that are named besides the recipe's."""
         for part in value if isinstance(value, list) else [value]:
-            if name in ("model", "models", "base", "teacher", "dense") and isinstance(part, str):
+            if "checkpoint" in REFERENCES.get(name, ()) and isinstance(part, str):
                 try:
                     open_model(part, headers_only=True, progress=Progress(quiet=True))
                 except ShortstackError as error:

@@ -185,9 +185,7 @@ class _Runner:
             except ShortstackError as error:
                 kind = UsageError if isinstance(error, UsageError) else ShortstackError
                 raise kind(f"step {step.name}: {error.message}", hint=error.hint) from error
-            identity = self.folder.identity(step)
-            assert identity is not None
-            self.made[step.name] = identity
+            self.made[step.name] = self.folder.noted(step)["identity"]
         self.team.tell("end")
         self.team.close()
         return found
@@ -222,7 +220,10 @@ class _Runner:
             log.write(text + "\n")
         self.progress.say(text + "\n")
         if getattr(result, "exit_code", 0):
-            raise ShortstackError("it ended with a fault, which it names above", hint=f"shortstack {verb} --help")
+            raise ShortstackError(
+                f"it ended with a fault; what it found is in {self.folder.log_file(step)}",
+                hint=f"mend what it names, or --set {step.name}=null",
+            )
         took = time.perf_counter() - started
         self.folder.note(step, state="done", seconds=took, identity=self.folder.identity(step), text=text)
         return StepResult(step.name, verb, "done", took, output, text, result)

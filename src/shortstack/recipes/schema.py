@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import types
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, did_you_mean
 from shortstack.recipes.stages import STAGES, Parameter, Stage
 
 # Keys of a recipe, and of a step besides its stage's parameters, with what they mean.
@@ -68,12 +67,7 @@ def checked(verb: str, values: dict[str, Any], where: typing.Callable[[str], str
 
 def unknown(place: str, name: str, known: typing.Iterable[str], what: str) -> ShortstackError:
     """The error for a key that does not exist, with the nearest that does."""
-    listed = list(known)
-    near = difflib.get_close_matches(name, listed, n=1)
-    return ShortstackError(
-        f"{place}: there is no {what} named {name!r}",
-        hint=f"did you mean {near[0]}?" if near else f"known: {', '.join(listed)}",
-    )
+    return ShortstackError(f"{place}: there is no {what} named {name!r}", hint=did_you_mean(name, known))
 
 
 def json_schema() -> dict[str, Any]:

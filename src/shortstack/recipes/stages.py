@@ -82,29 +82,25 @@ class Stage:
     verb: str
     out: str | None
     makes: Kind
-    packages: tuple[str, ...] = ()
     parallel: bool = False
 
     @property
     def line(self) -> str:
         """What it does, in one line."""
-        return VERBS[self.verb][1]
+        return VERBS[self.verb].line
 
     @functools.cached_property
     def function(self) -> Callable[..., Any]:
         """The stage function."""
-        module, _, name = VERBS[self.verb][0].partition(":")
+        module, _, name = VERBS[self.verb].function.partition(":")
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
         return found
 
     @functools.cached_property
     def parameters(self) -> dict[str, Parameter]:
         """What a recipe may say of this stage, in the order of the signature."""
-        found = {}
-        for name, parameter in _parameters(self.function).items():
-            if name not in NOT_IN_RECIPES:
-                found[name] = parameter
-        return found
+        found = _parameters(self.function)
+        return {name: parameter for name, parameter in found.items() if name not in NOT_IN_RECIPES}
 
     @functools.cached_property
     def takes(self) -> frozenset[str]:
