@@ -16,6 +16,7 @@ from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
 from shortstack.engine.choice import EngineOptions, MemoryMode
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.libraries import import_transformers
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
 from shortstack.processes import Process, together
@@ -195,6 +196,7 @@ def score_windows(
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
+    import_transformers()
     from shortstack.engine.journal import read_state
 
     started = time.perf_counter()

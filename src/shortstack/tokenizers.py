@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.repairs import repaired
 from shortstack.errors import ShortstackError, first_line
+from shortstack.libraries import import_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,7 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
     Raises:
         ShortstackError: there is none, or it cannot be read.
     """
+    import_transformers()
     from transformers import AutoTokenizer
 
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")

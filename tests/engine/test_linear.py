@@ -65,3 +65,23 @@ def test_small_matrices_are_not_worth_measuring(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(linear, "_measured_ratio", lambda *_: 1.0)
     assert linear._onednn_is_faster(1024, 1024)  # measured once
     assert not linear._onednn_is_faster(1024, 2048)
+
+
+def test_a_parameter_is_packed_once_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many batches go through one block; its packed weights must go when it goes."""
+    monkeypatch.setattr(linear, "_WORTH_MEASURING", 1)
+    packed = []
+    real = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: packed.append(1) or real(*a))
+    layer = torch.nn.Linear(48, 32)
+    x = torch.randn(3, 48)
+    expected = layer(x).detach()
+    with torch.no_grad():
+        mode = linear._ThroughOneDNN()
+        with mode:
+            for _ in range(3):
+                torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+            assert (len(packed), len(mode._packed)) == (1, 1)
+            layer.weight = torch.nn.Parameter(2 * layer.weight)
+            torch.testing.assert_close(layer(x) - layer.bias, 2 * (expected - layer.bias), rtol=1e-5, atol=1e-5)
+            assert (len(packed), len(mode._packed)) == (2, 1)

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from shortstack.checkpoint.reader import Checkpoint
 
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
+_WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
 _CLEARLY_FASTER = 1.15
 _choices: dict[tuple[int, int], bool] = {}
 
@@ -52,6 +54,11 @@ def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 class _ThroughOneDNN(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        # A block's weights are made parameters anew each time it comes in, and are forgotten here when it goes.
+        self._packed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -59,8 +66,17 @@ class _ThroughOneDNN(TorchFunctionMode):
             bias = args[2] if len(args) > 2 else None
             if torch.is_grad_enabled():
                 return _Linear.apply(args[0], args[1], bias)  # type: ignore[no-untyped-call]
-            return _product(args[0], args[1], bias)
+            return _product(args[0], self._arranged(args[1], args[0].numel() // args[0].shape[-1]), bias)
         return func(*args, **(kwargs or {}))
+
+    def _arranged(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
+        """The weight in the order in which oneDNN reads it, made once: many batches go through one block."""
+        if not isinstance(weight, torch.nn.Parameter) or not _WORTH_MEASURING <= weight.numel() < _WORTH_PACKING:
+            return weight
+        packed: torch.Tensor | None = self._packed.get(weight)  # type: ignore[no-untyped-call]
+        if packed is None:
+            packed = self._packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+        return packed
 
 
 class _Linear(torch.autograd.Function):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError, first_line
+from shortstack.libraries import import_transformers
 from shortstack.machine import DType, available_bytes, pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def load_with_transformers(
     Raises:
         ShortstackError: transformers cannot load it.
     """
+    import_transformers()
     from transformers import AutoModelForCausalLM
 
     try:

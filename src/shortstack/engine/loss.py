@@ -1,6 +1,6 @@
 """From logits to the negative log-likelihood of each token that is predicted.
 
-Legend: B windows in a batch, T tokens, V vocabulary.
+Legend: B windows in a batch, T tokens, D hidden size, V vocabulary, R tokens of all windows.
 """
 
 from __future__ import annotations
@@ -26,3 +26,30 @@ def token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         largest = logits.amax(dim=1, keepdim=True)
         losses = logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]).sub_(chosen)
     return losses.view(ids_BT.shape)[:, :-1].contiguous()
+
+
+def head_nll(
+    hidden_BTD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None, ids_BT: torch.Tensor, at_once: int
+) -> torch.Tensor:
+    """The same from what goes into a linear head: logits are made, and reduced, for a slice of the vocabulary at a time.
+
+    Whole logits are far larger than a cache and are gone through four times; a slice stays in it. No gradients.
+
+    Args:
+        at_once: how many logits are made at a time.
+    """
+    targets_R = ids_BT.roll(-1, dims=1).flatten()
+    hidden_RD = hidden_BTD.flatten(0, 1)
+    vocabulary, width = len(weight_VD), max(1, at_once // len(targets_R))
+    chosen_R = torch.zeros(len(targets_R), device=ids_BT.device)
+    sums = []
+    for first in range(0, vocabulary, width):
+        part = slice(first, first + width)
+        logits = functional.linear(hidden_RD, weight_VD[part], bias_V[part] if bias_V is not None else None).float()
+        place_R = (targets_R - first).clamp(0, logits.shape[1] - 1)
+        found_R = logits.gather(1, place_R[:, None])[:, 0]
+        chosen_R = torch.where(place_R == targets_R - first, found_R, chosen_R)
+        largest = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)  # a slice may be all -inf
+        sums.append(logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]))
+    losses_R = torch.logsumexp(torch.stack(sums), dim=0) - chosen_R
+    return losses_R.view(ids_BT.shape)[:, :-1].contiguous()

@@ -22,15 +22,18 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.bypass import StandIn, find_blocks
 from shortstack.engine.conversion import Conversion
 from shortstack.engine.loading import experts_for
-from shortstack.engine.loss import token_nll
+from shortstack.engine.loss import head_nll, token_nll
 from shortstack.errors import ShortstackError, first_line
+from shortstack.libraries import import_transformers
 
 # How many tokens go through a block at a time: on a CPU activations stay near the cache while matrix products are large
 # enough; a GPU wants more.
-TOKENS_AT_A_TIME = {"cpu": 640, "cuda": 16384}
+TOKENS_AT_A_TIME = {"cpu": 1280, "cuda": 16384}
 _BUILDING = threading.Lock()
-# Logits held at once, float32. Below 32 MiB the allocator keeps the pages.
+# Logits held at once, float32. Below 32 MiB the allocator keeps the pages; where they are made in slices of the
+# vocabulary, a slice is to stay in the cache.
 _LOGITS_BYTES = 31 << 20
+_SLICE = {"cpu": 5 << 19, "cuda": 1 << 27}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class NotSeparableError(ShortstackError):
 
 class _Recorded(Exception):  # noqa: N818 - a signal, not an error
     """Raised after the last block: final norm and head are not needed to learn arguments."""
+
+
+class _Normed(Exception):  # noqa: N818 - a signal, not an error
+    """Raised where the head would be called, with what it would be given."""
+
+    def __init__(self, hidden_BTD: torch.Tensor) -> None:
+        self.hidden_BTD = hidden_BTD
 
 
 class _Recordable(StandIn):
@@ -137,6 +147,8 @@ class Skeleton:
             self._model, self.conversion, checkpoint, dtype=dtype, device=device, blocks_name=self.blocks_name
         )
         self._returns_tuple = False
+        self._head: nn.Linear | None = None
+        self._head_is_known = False
         self._calls: dict[tuple[int, int], list[BlockCall]] = {}
 
     def first_hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -170,16 +182,19 @@ class Skeleton:
     def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32.
 
-        Logits are made for as many windows at a time as 31 MiB hold.
+        Without gradients, and where logits are what a linear head gives, for a slice of the vocabulary at a time; else for
+        as many windows at a time as 31 MiB hold.
         """
-        rows = self.logit_rows(ids_BT.shape[1])
-        parts = [
-            token_nll(
-                self.logits(hidden_BTD[start : start + rows], ids_BT[start : start + rows]),
-                ids_BT[start : start + rows],
-            )
-            for start in range(0, ids_BT.shape[0], rows)
-        ]
+        head = None if torch.is_grad_enabled() else self._linear_head()
+        rows = self.logit_rows(ids_BT.shape[1]) if head is None else self.rows_at_a_time(ids_BT)
+        parts = []
+        for start in range(0, ids_BT.shape[0], rows):
+            hidden, ids = hidden_BTD[start : start + rows], ids_BT[start : start + rows]
+            if head is None:
+                parts.append(token_nll(self.logits(hidden, ids), ids))
+            else:
+                at_once = _SLICE.get(self.device.type, _SLICE["cpu"])
+                parts.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
         return torch.cat(parts)
 
     def logit_rows(self, seq_len: int) -> int:
@@ -194,6 +209,38 @@ class Skeleton:
         with self._replaced(stand_ins):
             logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
         return logits
+
+    def _linear_head(self) -> nn.Linear | None:
+        """The head, where it is a linear map and the model gives on what it gives as it is; this is tried once."""
+        if not self._head_is_known:
+            self._head_is_known = True
+            head = self._model.get_output_embeddings()  # type: ignore[operator]
+            if type(head) is nn.Linear:
+                made: list[torch.Tensor] = []
+                handle = head.register_forward_hook(lambda _, __, output: made.append(output))
+                ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+                try:
+                    logits = self.logits(self.first_hidden(ids_BT), ids_BT)
+                finally:
+                    handle.remove()
+                if len(made) == 1 and logits.shape == made[0].shape and logits.data_ptr() == made[0].data_ptr():
+                    self._head = head
+        return self._head
+
+    def _normed(self, head: nn.Linear, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+        """What the head is given for last hidden states."""
+
+        def stop(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            raise _Normed(given[0])
+
+        handle = head.register_forward_pre_hook(stop)
+        try:
+            self.logits(hidden_BTD, ids_BT)
+        except _Normed as reached:
+            return reached.hidden_BTD
+        finally:
+            handle.remove()
+        raise RuntimeError("the model did not call its head")
 
     def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
         log = self._recorded(ids_BT)
@@ -229,6 +276,7 @@ class Skeleton:
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
+    import_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:

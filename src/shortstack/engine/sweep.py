@@ -177,9 +177,10 @@ def _sweep_group(
         if journal.due():
             journal.save(*state.saved())
     if is_first:
-        state.base_nll = _window_nll(skeleton, streams_SWTD[state.active], ids_WT)
+        state.base_nll = _window_nll(skeleton, streams_SWTD[state.active :][:1], ids_WT)[0]
         state.last_WTD = streams_SWTD[state.active].clone() if state.inputs is not None else None
-    state.candidates += [_window_nll(skeleton, streams_SWTD[place], ids_WT) for place in range(state.active)]
+    if state.active:
+        state.candidates += list(_window_nll(skeleton, streams_SWTD[: state.active], ids_WT))
     state.streams_SWTD = None
     if state.next_base_WTD is not None:
         state.base_WTD, state.next_base_WTD = state.next_base_WTD, None
@@ -312,10 +313,12 @@ def _through_block(
         start = limit
 
 
-def _window_nll(skeleton: Skeleton, hidden_WTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:
-    nll_W = skeleton.nll(hidden_WTD, ids_WT).double().mean(dim=1).cpu()
+def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:
+    """Mean NLL per predicted token, [S, W], float64, on the CPU."""
+    streams = len(streams_SWTD)
+    nll_RT = skeleton.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(streams, 1))
     return_free_memory()
-    return nll_W
+    return nll_RT.double().mean(dim=1).view(streams, -1).cpu()
 
 
 def group_size(depth: int, stream_bytes: int, limit_bytes: int) -> int:

@@ -1,0 +1,55 @@
+"""What is left out when transformers is imported, and that nobody notices."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import pico
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_scoring_imports_no_statistics(built: Callable[..., Path], tmp_path: Path) -> None:
+    """sklearn, scipy and pandas are a second of every start, wherever they are installed."""
+    rows = [json.dumps({"input_ids": window}) + "\n" for window in pico.windows()]
+    (tmp_path / "w.jsonl").write_text("".join(rows))
+    code = (
+        "import sys; from shortstack.cli import run\n"
+        "assert run(['score', sys.argv[1], '--data', sys.argv[2], '--criterion', 'ppl,taylor', '--samples', '2', "
+        "'--seq-len', '16', '--quiet']) == 0\n"
+        "assert not {'sklearn', 'scipy', 'pandas', 'datasets', 'matplotlib'} & set(sys.modules)"
+    )
+    python(code, str(built("llama")), str(tmp_path / "w.jsonl"))
+
+
+def test_what_was_left_out_is_there_when_it_is_needed() -> None:
+    pytest.importorskip("sklearn")
+    code = (
+        "import sys; from shortstack.libraries import import_transformers; import_transformers()\n"
+        "assert not {'sklearn', 'scipy'} & set(sys.modules)\n"
+        "from transformers.generation import candidate_generator\n"
+        "from transformers.utils import is_sklearn_available\n"
+        "assert is_sklearn_available()\n"
+        "print(candidate_generator.roc_curve([0, 1], [0.2, 0.9])[0].tolist())\n"
+        "import sklearn.metrics, scipy.stats; print(sklearn.metrics.roc_curve([0, 1], [0.2, 0.9])[1].tolist())"
+    )
+    assert python(code).splitlines() == ["[0.0, 0.0, 1.0]", "[0.0, 1.0, 1.0]"]
+
+
+def test_a_library_that_is_imported_already_stays() -> None:
+    pytest.importorskip("sklearn")
+    code = (
+        "import sklearn.metrics; from shortstack.libraries import import_transformers; import_transformers()\n"
+        "import sys; print(sys.modules['sklearn.metrics'] is sklearn.metrics, sklearn.metrics.__file__ is not None)"
+    )
+    assert python(code) == "True True"
