@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from shortstack.calibration import CalibrationSet
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.criteria import parse_criteria
-from shortstack.errors import ShortstackError
-from shortstack.scores import Scores
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.planning import plan
+from shortstack.scores import Scores, load_scores
 from shortstack.scoring import score, score_windows
 from shortstack.tables import parse_size
 from tests import oracle, pico
@@ -266,3 +268,35 @@ def test_streamed_holds_no_more_than_two_blocks(built: Built) -> None:
             full = [i for i, block in enumerate(skeleton.blocks) if not any(p.is_meta for p in block.parameters())]
             assert full == [index]
     assert all(p.is_meta for block in skeleton.blocks for p in block.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_bytes": 2 * 4 * 16 * 32 * 4}, {"memory": "resident"}])
+def test_some_blocks_alone(built: Built, options: dict[str, Any], tmp_path: Path) -> None:
+    """Scores of some blocks are those that all blocks together give; the others have null, and stay in a plan."""
+    model, windows = built("llama"), pico.windows()
+    everything, some = scored(model, windows), scored(model, windows, candidates=(1, 3, 4), **options)
+    for name, found in some.criteria.items():
+        whole = everything.criteria[name].by_block() or {}
+        assert found.by_block() == pytest.approx({block: whole[block] for block in (1, 3, 4)}, rel=1e-6)
+    assert some.criteria["ppl"].base == pytest.approx(everything.criteria["ppl"].base)
+    some.save(tmp_path / "s.json")
+    written = json.loads((tmp_path / "s.json").read_text())["criteria"]["ppl"]
+    assert [value is None for value in written["scores"]] == [index not in (1, 3, 4) for index in range(6)]
+    again = load_scores(tmp_path / "s.json")
+    assert again.criteria == some.criteria
+    assert "not scored: 0, 2, 5" in again.to_text()
+    made = plan(str(model), scores=tmp_path / "s.json", criterion="ppl", remove=3, plus=False)
+    assert made.removed == (1, 3, 4)
+    with pytest.raises(ShortstackError, match="only 3 of 6 may go .*not scored: 0, 2, 5"):
+        plan(str(model), scores=tmp_path / "s.json", criterion="ppl", remove=4, plus=False)
+    run = plan(str(model), scores=tmp_path / "s.json", criterion="taylor", remove=2, plus=False, strategy="contiguous")
+    assert run.removed == (3, 4)
+
+
+def test_blocks_that_are_not_there(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no block 6, only 0-5"):
+        score(str(built("llama")), blocks="2,6", criterion="magnitude")
+    with pytest.raises(UsageError, match="block_order.csv names every block"):
+        score(str(built("llama")), blocks="2", criterion="magnitude", csv=tmp_path)
+    found = score(str(built("llama")), blocks="2,4-5", criterion="magnitude")
+    assert found.criteria["magnitude"].blocks == (2, 4, 5)

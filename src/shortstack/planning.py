@@ -142,6 +142,8 @@ def plan_for(
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
         kept = f"kept: {ranges(protected)}" if protected else "one must stay"
+        not_scored = sorted(set(checkpoint.original_blocks).difference(chosen.order))
+        kept += f"; not scored: {ranges(not_scored)}" if not_scored else ""
         raise ShortstackError(
             f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} may go ({kept})",
             hint="--no-plus, or remove fewer" if protected else "remove fewer",
@@ -252,10 +254,11 @@ def _cheapest_run(
         )
     blocks = checkpoint.original_blocks
     runs = [tuple(blocks[start : start + wanted]) for start in range(len(blocks) - wanted + 1)]
-    free = [run for run in runs if not set(run) & set(protected)]
+    free = [run for run in runs if set(run) <= scores.keys() - set(protected)]
     if not free:
+        kept = sorted(set(protected).union(set(blocks) - scores.keys()))
         raise ShortstackError(
-            f"no run of {wanted} adjacent blocks avoids the protected ones ({ranges(protected)})",
+            f"no run of {wanted} adjacent blocks avoids those that are protected or not scored ({ranges(kept)})",
             hint="--no-plus, or remove fewer",
         )
     for run in sorted(free, key=lambda run: (sum(scores[index] for index in run), run)):

@@ -30,9 +30,9 @@ class CriterionScores:
 
     Attributes:
         name: the criterion with its parameters, as the user asked for it.
-        scores: one number per block, in the order of the checkpoint's blocks; lower is removed first. Empty where only
-            an order is known.
-        blocks: the original index of each block.
+        scores: one number per block that was scored, in the order of the checkpoint's blocks; lower is removed first. Empty
+            where only an order is known.
+        blocks: the original index of each block that was scored.
         stderr: standard errors of the scores, or None where the criterion has none. For ppl: of the paired difference
             to the dense model over windows, as mean NLL per token.
         base: the dense model's own value (ppl), or None.
@@ -50,7 +50,7 @@ class CriterionScores:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Original indices, first removed first: ascending scores, ties by index."""
+        """Original indices of the blocks that were scored, first removed first: ascending scores, ties by index."""
         if self.known_order is not None:
             return self.known_order
         return tuple(index for _, index in sorted(zip(self.scores, self.blocks, strict=True)))
@@ -128,10 +128,12 @@ class Scores:
 
         criteria = {}
         for name, found in self.criteria.items():
+            place = {block: number for number, block in enumerate(found.blocks)}
+            places = [place.get(block) for block in self.blocks]  # a block that was not scored has null for its score
             entry: dict[str, Any] = {
-                "scores": list(found.scores),
+                "scores": [None if at is None else found.scores[at] for at in places],
                 "order": list(found.order),
-                "stderr": list(found.stderr) if found.stderr is not None else None,
+                "stderr": None if found.stderr is None else [None if at is None else found.stderr[at] for at in places],
                 "lower_is_removed_first": True,
             }
             if found.base is not None:
@@ -185,6 +187,9 @@ class Scores:
         """A ranking with bars, for the terminal: the block at the top is removed first."""
         parts = [_ranking(found) for found in self.criteria.values()]
         windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens"
+        not_scored = sorted(set(self.blocks).difference(*(found.blocks for found in self.criteria.values())))
+        if not_scored:
+            parts.append(f"not scored: {ranges(not_scored)}")
         used = f"{seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}"
         parts.append(f"{self.source}: {windows} from {self.calibration.get('source')}; {used}")
         if says := nested(self.settings, "until", "says"):
@@ -233,15 +238,17 @@ def _from_json(path: Path, record: Any) -> Scores:
         blocks = tuple(range(min(1 << 20, int(records.number(model.get("blocks"), "blocks")))))
     criteria = {}
     for name, entry in records.mapping(record, "criteria").items():
-        values = _finite(entry, "scores")
-        if len(values) != len(blocks) or len(set(blocks)) != len(blocks):
+        listed = entry.get("scores") if isinstance(entry, dict) else None
+        if isinstance(listed, list) and (len(listed) != len(blocks) or len(set(blocks)) != len(blocks)):
             raise ShortstackError(
-                f"{path}: {name} has {len(values)} scores for {len(blocks)} blocks", hint="score the model again"
+                f"{path}: {name} has {len(listed)} scores for {len(blocks)} blocks", hint="score the model again"
             )
+        values = _finite(entry, "scores")
+        scored = tuple(block for block, score in zip(blocks, listed or (), strict=True) if score is not None)
         stderr = _finite(entry, "stderr") if entry.get("stderr") is not None else None
         base = records.number(entry["base"], "base") if entry.get("base") is not None else None
         tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
-        criteria[name] = CriterionScores(name, values, blocks, stderr, base, tensors)
+        criteria[name] = CriterionScores(name, values, scored, stderr, base, tensors)
     if not criteria:
         raise TypeError("criteria is empty")
     return Scores(
@@ -260,7 +267,7 @@ def _finite(entry: Any, key: str) -> tuple[float, ...]:
     found = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(found, list):
         raise TypeError(f"{key} is {found!r:.60}, expected a list of numbers")
-    values = tuple(records.number(value, key) for value in found)
+    values = tuple(records.number(value, key) for value in found if value is not None)
     if not all(math.isfinite(value) for value in values):
         raise TypeError(f"{key} holds a number that is not finite")
     return values

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shortstack.calibration import CalibrationSet, Sampling, check_windows, draw_windows
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.structure import ranges
 from shortstack.checkpoint.writer import check_writable_file, locked
 from shortstack.corpora import read_corpus
 from shortstack.criteria import Criterion, parse_criteria
@@ -19,6 +20,7 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.libraries import import_transformers
 from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
 from shortstack.opening import open_model
+from shortstack.planning import parse_blocks
 from shortstack.processes import Process, together
 from shortstack.progress import Progress
 from shortstack.scores import CriterionScores, Scores
@@ -39,6 +41,7 @@ def score(
     samples: int = 10,
     seq_len: int = 128,
     seed: int = 1234,
+    blocks: str | None = None,
     sampling: Sampling = "documents",
     bos_every: bool = False,
     chat_template: bool = False,
@@ -71,12 +74,14 @@ def score(
         samples: number of calibration windows.
         seq_len: tokens per window.
         seed: of the generator that draws the windows.
+        blocks: score these blocks alone, such as `3,7-9`: the others stay in whatever is planned with the scores.
         sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
             procedure of Shortened LLaMA.
         bos_every: begin every window with BOS, as published for Gemma.
         chat_template: render rows of `messages` through the tokenizer's chat template.
         csv: also write the scores in the published CSV layout, one folder per criterion, into this folder.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
+        dtype: what to compute in; `auto` is the checkpoint's own, and on a CPU float32, unless the checkpoint is bfloat16,
+            the run is long, and bfloat16 measures at least 1.3 times as fast.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
         memory_limit: the most that hidden states may take, such as `4GB`; by default 60 % of what is free. What does
@@ -106,6 +111,7 @@ def score(
     process = Process.from_environment()
     progress = Progress(quiet=quiet or not process.leads)
     checkpoint = open_model(model, allow_links=allow_links, progress=progress)
+    candidates = None if blocks is None else _candidates(checkpoint, blocks, csv)
     if checkpoint.repair is not None:
         progress.say(checkpoint.repair.says)
     calibration = None
@@ -141,6 +147,7 @@ def score(
             work_folder=work,
             save_every=save_every,
             rounds=None if until is None else Rounds(samples, remove or 0, plus),
+            candidates=candidates,
         )
         if out is not None and work is not None and process.leads:
             scores.save(out)
@@ -149,6 +156,19 @@ def score(
         total = checkpoint.parameters()
         scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
     return scores
+
+
+def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[int, ...]:
+    """Positions of the blocks that are to be scored."""
+    if csv is not None:
+        raise UsageError("--csv with --blocks: a block_order.csv names every block", hint="leave one of them out")
+    asked = sorted(set(parse_blocks(blocks)))
+    unknown = sorted(set(asked).difference(checkpoint.original_blocks))
+    if unknown:
+        raise UsageError(
+            f"--blocks {blocks}: {checkpoint.source} has no block {unknown[0]}, only {ranges(checkpoint.original_blocks)}"
+        )
+    return tuple(checkpoint.position_of(index) for index in asked)
 
 
 def _check_until(
@@ -181,6 +201,7 @@ def score_windows(
     work_folder: Path | None = None,
     save_every: float = 60.0,
     rounds: Rounds | None = None,
+    candidates: tuple[int, ...] | None = None,
 ) -> Scores:
     """Score the blocks of a checkpoint on given windows: what `score` does after reading its options.
 
@@ -192,12 +213,14 @@ def score_windows(
             removes it once the scores are safe.
         save_every: at least this many seconds between two saved states.
         rounds: add windows in rounds until they are enough.
+        candidates: positions of the blocks to score, ascending; all by default.
 
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
     import_transformers()
     from shortstack.engine.journal import read_state
+    from shortstack.engine.precision import measured_dtype
 
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
@@ -208,7 +231,6 @@ def score_windows(
             hint="score the checkpoint it was made from; the order holds for both",
         )
     place = process.own_device(pick_device(device))
-    computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
     windows = calibration.windows if calibration is not None else None
     if windows is not None:
         check_windows(checkpoint, windows)
@@ -221,6 +243,11 @@ def score_windows(
         decided = {}
     # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
     group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
+    if dtype == "auto" and place.type == "cpu":
+        # Processes that shared a machine would disturb each other's measurement, and might not agree.
+        work = _operations(checkpoint, windows, criteria, candidates) if process.world == 1 else 0.0
+        dtype = decided.get("dtype") or measured_dtype(checkpoint, work, say=progress.say)
+    computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
     options: EngineOptions | None = EngineOptions(
         computed,
         place,
@@ -231,8 +258,9 @@ def score_windows(
         trust_remote_code,
         memory_bytes,
         keeps_inputs=any(asked.kind == "taylor" for asked in criteria),
+        candidates=candidates,
     )
-    stability = rounds.stability(checkpoint) if rounds is not None else None
+    stability = rounds.stability(checkpoint, candidates) if rounds is not None else None
     attempt = Attempt(
         checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process, rounds, stability
     )
@@ -252,6 +280,24 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+def _operations(
+    checkpoint: Checkpoint,
+    windows: Sequence[Sequence[int]] | None,
+    criteria: Sequence[Criterion],
+    candidates: tuple[int, ...] | None,
+) -> float:
+    """Operations of the products with block weights, of all windows."""
+    if windows is None:
+        return 0.0
+    depth = checkpoint.depth
+    needs = {asked.needs for asked in criteria}
+    passes = depth + (3 * depth if "backward" in needs else 0)
+    if "branches" in needs:
+        passes += sum(depth - 1 - index for index in (range(depth) if candidates is None else candidates))
+    tokens = sum(len(window) for window in windows)
+    return 2.0 * tokens * passes * sum(checkpoint.block_parameters()) / depth
 
 
 def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> None:

@@ -127,6 +127,7 @@ def _run_key(
         **{name: value for name, value in settings.items() if name != "memory"},
         "group": engine.group,
         "tokens": engine.tokens,
+        "blocks": list(engine.candidates),
         "threads": torch.get_num_threads(),
     }
 

@@ -45,7 +45,7 @@ class ScoringRun:
         from shortstack.engine.sweep import windows_tensor
 
         depth = len(self.engine.blocks)
-        self._scored = {index: scored_parameters(block) for index, block in enumerate(self.engine.blocks)}
+        self._scored = {index: scored_parameters(self.engine.blocks[index]) for index in self.engine.candidates}
         taylors = [asked for asked in self.criteria if asked.kind == "taylor"]
         branches = any(asked.kind == "ppl" for asked in self.criteria)
         forward: ForwardResult | None = None
@@ -87,7 +87,7 @@ class ScoringRun:
         left = read_state(folder) if folder is not None else None
         if left is not None and left.record["key"] == {**self.journal.key, "round": left.record["key"].get("round")}:
             rounds = left.record["extra"]["rounds"]
-        found = torch.tensor([], dtype=torch.float64).reshape(0, len(self.engine.blocks) + 1)
+        found = torch.tensor([], dtype=torch.float64).reshape(0, len(self.engine.candidates) + 1)
         for number, start in enumerate(range(0, len(windows) - size + 1, size)):
             if number >= len(rounds):
                 key = {**self.journal.key, "round": number}
@@ -143,7 +143,7 @@ class ScoringRun:
                 gradients: dict[str, torch.Tensor],
                 group: list[Criterion] = group,
             ) -> None:
-                for parameter in self._scored[index]:
+                for parameter in self._scored.get(index, ()):
                     name = parameter.name
                     # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
                     gradient = self._complete(gradients.get(name), weights[name])
@@ -173,7 +173,7 @@ class ScoringRun:
 
         for asked in self.criteria:
             if asked.kind == "magnitude":
-                for parameter in self._scored[index]:
+                for parameter in self._scored.get(index, ()):
                     value = magnitude.score(asked, weights[parameter.name].detach(), parameter.output_dim)
                     self._keep(asked, index, parameter.name, value)
 
@@ -181,7 +181,8 @@ class ScoringRun:
         self._tensors.setdefault(asked.name, {}).setdefault(index, {})[name] = value
 
     def _result(self, asked: Criterion, forward: ForwardResult | None) -> CriterionScores:
-        blocks = self.engine.original_blocks
+        candidates = self.engine.candidates
+        blocks = tuple(self.engine.original_blocks[index] for index in candidates)
         if asked.kind == "ppl":
             from shortstack.criteria import ppl
 
@@ -198,6 +199,6 @@ class ScoringRun:
         from shortstack.criteria.reductions import block_score
 
         by_index = self._tensors[asked.name]
-        values = [block_score(list(by_index[index].values()), asked.block_reduction) for index in range(len(blocks))]
-        tensors = {blocks[index]: by_index[index] for index in range(len(blocks))}
+        values = [block_score(list(by_index[index].values()), asked.block_reduction) for index in candidates]
+        tensors = {self.engine.original_blocks[index]: by_index[index] for index in candidates}
         return CriterionScores(asked.name, tuple(values), blocks, tensors=tensors)

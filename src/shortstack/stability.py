@@ -37,8 +37,11 @@ class Rounds:
     remove: int
     plus: bool | None
 
-    def stability(self, checkpoint: Checkpoint) -> Stability:
+    def stability(self, checkpoint: Checkpoint, candidates: Sequence[int] | None = None) -> Stability:
         """What is watched.
+
+        Args:
+            candidates: positions of the blocks that are scored; all by default.
 
         Raises:
             UsageError: no such set can be chosen.
@@ -46,7 +49,9 @@ class Rounds:
         from shortstack.planning import protected_blocks
 
         blocks = checkpoint.original_blocks
-        return Stability(blocks, protected_blocks(blocks, self.plus)[0], self.remove)
+        protected = protected_blocks(blocks, self.plus)[0]
+        scored = blocks if candidates is None else tuple(blocks[index] for index in candidates)
+        return Stability(scored, tuple(block for block in protected if block in scored), self.remove)
 
 
 @dataclass

@@ -30,6 +30,7 @@ class Engine(Protocol):
 
     Attributes:
         blocks: the block modules, in order.
+        candidates: positions of those that are scored, ascending.
         original_blocks: their numbers in the original model.
         device: where it computes.
         memory: `streamed` or `resident`.
@@ -39,6 +40,7 @@ class Engine(Protocol):
     """
 
     blocks: list[nn.Module]
+    candidates: tuple[int, ...]
     original_blocks: tuple[int, ...]
     device: torch.device
     memory: str
@@ -95,6 +97,7 @@ class EngineOptions:
         trust_remote_code: run code that comes with the checkpoint.
         memory_bytes: the most that all hidden states may take, streams and kept inputs; None for 60 % of what is free.
         keeps_inputs: what goes into each block is kept, for a backward sweep.
+        candidates: positions of the blocks to score, ascending; None for all.
     """
 
     dtype: torch.dtype
@@ -106,6 +109,7 @@ class EngineOptions:
     trust_remote_code: bool = False
     memory_bytes: int | None = None
     keeps_inputs: bool = False
+    candidates: tuple[int, ...] | None = None
 
 
 def with_less_memory(options: EngineOptions, engine: Engine | None, seq_len: int) -> EngineOptions | None:
@@ -166,7 +170,8 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         tokens=options.tokens,
         trust_remote_code=options.trust_remote_code,
     )
-    group = options.group or checkpoint.depth
+    most = checkpoint.depth if options.candidates is None else len(options.candidates)
+    group = options.group or most
     if windows is not None:
         one = windows_tensor(windows[:1], options.device)
         skeleton.calls(one)  # raises where blocks are given what depends on the text
@@ -175,8 +180,8 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         limit = options.stream_bytes
         if limit is None:
             limit = _left_for_streams(checkpoint, stream_bytes, options)
-        group = options.group or group_size(checkpoint.depth, stream_bytes, limit)
-    return StreamedModel(skeleton, resident=resident, group=group)
+        group = options.group or group_size(most, stream_bytes, limit)
+    return StreamedModel(skeleton, resident=resident, group=group, candidates=options.candidates)
 
 
 def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, options: EngineOptions) -> int:
@@ -214,4 +219,12 @@ def _whole(
         if reason_against(checkpoint, [other for other in range(depth) if other != index]) is not None
     ]
     sample = windows_tensor(windows[:1] if windows else [[0, 0]], options.device)
-    return WholeModel(model, checkpoint, sample, reason=reason, tokens=options.tokens, unremovable=unremovable)
+    return WholeModel(
+        model,
+        checkpoint,
+        sample,
+        reason=reason,
+        tokens=options.tokens,
+        unremovable=unremovable,
+        candidates=options.candidates,
+    )

@@ -7,7 +7,7 @@ Legend: W windows, T tokens, N blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class WholeModel:
         tokens: how many tokens go through it at a time.
         unremovable: blocks that cannot go: they are run for the state that others need, and their hidden states
             discarded.
+        candidates: the blocks to score, by position, ascending; all by default.
     """
 
     memory = "resident"
@@ -46,10 +47,12 @@ class WholeModel:
         reason: str,
         tokens: int | None = None,
         unremovable: Collection[int] = (),
+        candidates: Sequence[int] | None = None,
     ) -> None:
         self._model = model
         self._bypass = Bypass(model, checkpoint.anatomy, sample_BT[:, :8])
         self.blocks: list[nn.Module] = list(self._bypass.blocks)
+        self.candidates = tuple(range(len(self.blocks)) if candidates is None else candidates)
         self.original_blocks = checkpoint.original_blocks
         self.device = sample_BT.device
         self.reason = reason
@@ -65,7 +68,7 @@ class WholeModel:
 
     def forward_work(self, *, branches: bool) -> int:
         """Passes over the model."""
-        return 1 + (len(self.blocks) if branches else 0)
+        return 1 + (len(self.candidates) if branches else 0)
 
     @torch.no_grad()
     def forward(
@@ -85,10 +88,10 @@ class WholeModel:
         if saved is None:
             self.weights_only(on_weights, lambda _: None)
         on_progress(1 + len(candidates))
-        for index in range(len(candidates), len(self.blocks) if branches else 0):
-            candidates.append(self._window_nll(ids_WT, index))
+        for place in range(len(candidates), len(self.candidates) if branches else 0):
+            candidates.append(self._window_nll(ids_WT, self.candidates[place]))
             on_progress(1)
-            if journal.due() or index == len(self.blocks) - 1:
+            if journal.due() or place == len(self.candidates) - 1:
                 journal.save({"base_nll": base, "candidates": torch.stack(candidates)}, {"phase": "whole"})
         return ForwardResult(base, torch.stack(candidates) if branches else None, None, None)
 

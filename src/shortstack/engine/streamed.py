@@ -27,11 +27,15 @@ class StreamedModel:
         skeleton: the model without its blocks' weights.
         resident: keep every block once it was read.
         group: how many candidates are swept together.
+        candidates: the blocks to score, by position, ascending; all by default.
     """
 
     reason = ""
 
-    def __init__(self, skeleton: Skeleton, *, resident: bool, group: int) -> None:
+    def __init__(
+        self, skeleton: Skeleton, *, resident: bool, group: int, candidates: Sequence[int] | None = None
+    ) -> None:
+        self.candidates = tuple(range(len(skeleton.blocks)) if candidates is None else candidates)
         self.skeleton = skeleton
         self.weights = BlockWeights(skeleton, resident=resident)
         self.blocks = skeleton.blocks
@@ -50,7 +54,7 @@ class StreamedModel:
     def forward_work(self, *, branches: bool) -> int:
         """Block evaluations of a forward sweep."""
         depth = len(self.blocks)
-        return block_evaluations(depth, self.group) if branches else depth
+        return block_evaluations(depth, self.group, self.candidates) if branches else depth
 
     def forward(
         self,
@@ -68,6 +72,7 @@ class StreamedModel:
             self.weights,
             ids_WT,
             branches=branches,
+            candidates=self.candidates,
             keep_inputs=keep_inputs,
             group=self.group,
             on_weights=on_weights,
@@ -95,6 +100,7 @@ class StreamedModel:
             forward,
             loss_scale_W=loss_scale_W,
             on_gradients=on_gradients,
+            last=self.candidates[0],
             release_inputs=release_inputs,
             on_progress=on_progress,
             turn=turn,

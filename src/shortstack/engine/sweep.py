@@ -56,6 +56,7 @@ def forward_sweep(
     ids_WT: torch.Tensor,
     *,
     branches: bool,
+    candidates: Sequence[int] | None = None,
     keep_inputs: bool = False,
     group: int | None = None,
     on_weights: OnWeights | None = None,
@@ -67,6 +68,7 @@ def forward_sweep(
     Args:
         ids_WT: the windows.
         branches: run the candidate streams too.
+        candidates: the blocks, ascending, that have a candidate stream each; all by default.
         keep_inputs: keep what the base stream brings to each block, for a backward sweep.
         group: how many candidates are swept together (`group_size`); all of them by default.
         on_weights: called once per block.
@@ -80,12 +82,14 @@ def forward_sweep(
         state = _ForwardState.restored(saved, ids_WT.device)
     else:
         state = _ForwardState(base_WTD=_embedded(skeleton, ids_WT), inputs=[] if keep_inputs else None)
-    size = (group or depth) if branches else depth
-    while state.first < depth:
-        _sweep_group(skeleton, weights, ids_WT, state, size if branches else 0, on_weights, on_progress, journal)
-        state.first = state.next = state.first + size
-        state.active = 0
-        journal.save(*state.saved())
+    groups = _groups(range(depth) if candidates is None else candidates, group) if branches else [[]]
+    for number, members in enumerate(groups):
+        following = groups[number + 1][0] if number + 1 < len(groups) else depth
+        if state.first < following:  # not done by an earlier run
+            _sweep_group(skeleton, weights, ids_WT, state, members, following, on_weights, on_progress, journal)
+            state.first = state.next = following
+            state.active = 0
+            journal.save(*state.saved())
     stacked = torch.stack(state.candidates) if branches else None
     return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD)
 
@@ -144,19 +148,19 @@ def _sweep_group(
     weights: BlockWeights,
     ids_WT: torch.Tensor,
     state: _ForwardState,
-    size: int,
+    members: Sequence[int],
+    following: int,
     on_weights: OnWeights | None,
     on_progress: Callable[[int], object],
     journal: Journal,
 ) -> None:
-    """The candidates from `state.first` on, `size` of them, from block `state.next` to the last."""
+    """The candidates that skip `members`, from block `state.next` to the last; the next group begins at `following`."""
     depth, first = len(skeleton.blocks), state.first
-    is_first = first == 0
-    stop = min(first + size, depth)
+    is_first = state.base_nll is None
     # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
     # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
     base_WTD = state.base_WTD
-    streams_SWTD = torch.empty((stop - first + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
+    streams_SWTD = torch.empty((len(members) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
     if state.streams_SWTD is not None and state.next > first:
         streams_SWTD[: state.active + 1] = state.streams_SWTD
     else:
@@ -165,11 +169,11 @@ def _sweep_group(
     for index, block in weights.each(range(state.next, depth)):
         if is_first and state.inputs is not None:
             state.inputs.append(streams_SWTD[state.active].clone())
-        if index == stop and size:
+        if index == following:
             state.next_base_WTD = streams_SWTD[state.active].clone()  # where the next group begins
         if is_first and on_weights is not None:
             on_weights(index, dict(block.named_parameters()))
-        branching = first <= index < stop
+        branching = index in members
         _through_block(skeleton, block, index, streams_SWTD, state.active, ids_WT, branching)
         on_progress(state.active + 1)
         state.active += branching
@@ -194,6 +198,7 @@ def backward_sweep(
     *,
     loss_scale_W: torch.Tensor,
     on_gradients: OnGradients,
+    last: int = 0,
     release_inputs: bool = True,
     on_progress: Callable[[int], object] = lambda _: None,
     turn: int = 0,
@@ -206,6 +211,7 @@ def backward_sweep(
         loss_scale_W: the loss is the sum over windows of this times the window's summed NLL; gradients are complete
             sums over all windows before `on_gradients` sees them.
         on_gradients: called once per block.
+        last: the block where it ends.
         release_inputs: let the forward sweep's inputs go as they are used.
         on_progress: called with the number of block evaluations just done.
         turn: which of several backward sweeps this is; the state names it.
@@ -219,14 +225,14 @@ def backward_sweep(
     place = saved.record.get("backward") if saved is not None else None
     start = len(skeleton.blocks) - 1
     if saved is not None and place is not None and place["turn"] >= turn:
-        if place["turn"] > turn or place["next"] < 0:
+        if place["turn"] > turn or place["next"] < last:
             return  # done by the earlier run
         gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
     else:
         gradient_WTD = _loss_gradient(skeleton, last_WTD, ids_WT, loss_scale_W)
     rows = skeleton.rows_at_a_time(ids_WT)
     forward_state, forward_record = _done(forward)
-    for index, block in weights.each(range(start, -1, -1), gradients=True):
+    for index, block in weights.each(range(start, last - 1, -1), gradients=True):
         given_WTD = inputs[index]
         for first in range(0, len(ids_WT), rows):
             part = slice(first, first + rows)
@@ -240,7 +246,7 @@ def backward_sweep(
         if release_inputs:
             inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
         on_progress(3)
-        if journal.due() or index == 0:
+        if journal.due() or index == last:
             where = {**forward_record, "backward": {"turn": turn, "next": index - 1}}
             journal.save({**forward_state, "gradient": gradient_WTD}, where)
 
@@ -321,19 +327,25 @@ def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Te
     return nll_RT.double().mean(dim=1).view(streams, -1).cpu()
 
 
-def group_size(depth: int, stream_bytes: int, limit_bytes: int) -> int:
+def group_size(candidates: int, stream_bytes: int, limit_bytes: int) -> int:
     """How many candidates are swept together, where streams (one more than candidates) may take `limit_bytes`."""
-    return max(1, min(depth, limit_bytes // stream_bytes - 1))
+    return max(1, min(candidates, limit_bytes // stream_bytes - 1))
 
 
-def block_evaluations(depth: int, group: int | None = None) -> int:
-    """Streams through blocks of a forward sweep with branches: N(N+1)/2 + N for all candidates together."""
-    size = group or depth
+def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:
+    """Streams through blocks of a forward sweep with branches: N(N+1)/2 for all N candidates together.
+
+    The base stream goes with each group from where it begins, for the first one from the first block.
+    """
     total = 0
-    for first in range(0, depth, size):
-        stop = min(first + size, depth)
-        total += sum(min(index, stop) - first + 1 for index in range(first, depth))
+    for number, members in enumerate(_groups(range(depth) if candidates is None else candidates, group)):
+        total += depth - (members[0] if number else 0) + sum(depth - 1 - member for member in members)
     return total
+
+
+def _groups(candidates: Sequence[int], size: int | None) -> list[list[int]]:
+    step = size or len(candidates)
+    return [list(candidates[start : start + step]) for start in range(0, len(candidates), step)]
 
 
 def windows_tensor(windows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
