@@ -300,3 +300,35 @@ def test_blocks_that_are_not_there(built: Built, tmp_path: Path) -> None:
         score(str(built("llama")), blocks="2", criterion="magnitude", csv=tmp_path)
     found = score(str(built("llama")), blocks="2,4-5", criterion="magnitude")
     assert found.criteria["magnitude"].blocks == (2, 4, 5)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 6])
+def test_graphs_that_are_kept_give_the_same_gradients(built: Built, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resident, what autograd keeps of a forward is not computed again, for as many of the last blocks as fit."""
+    from shortstack.engine import graphs
+    from shortstack.engine.skeleton import Skeleton
+
+    model, windows = built("llama"), pico.windows(5)
+    expected = scored(model, windows, "taylor", memory="streamed")
+    monkeypatch.setattr(graphs, "_measured", lambda run, _: (run(), 10))
+    real, forwards = Skeleton.run_block, []
+    monkeypatch.setattr(Skeleton, "run_block", lambda *a: forwards.append(torch.is_grad_enabled()) or real(*a))
+    monkeypatch.setattr(graphs.Graphs, "__init__", _limited(graphs.Graphs.__init__, 10 * kept))
+    found = scored(model, windows, "taylor", memory="resident")
+    assert found.criteria == expected.criteria
+    again = 6 - kept  # the first block's forward is thrown away where it turns out not to fit
+    assert len(forwards) == 6 + again + (kept < 6)
+
+
+def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
+    return lambda self, _: original(self, limit)
+
+
+def test_kept_graphs_are_measured_without_the_weights(built: Built) -> None:
+    from shortstack.engine.graphs import _measured
+
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8))
+    x = torch.randn(5, 8, requires_grad=True)
+    result, taken = _measured(lambda: layer(x), dict(layer.named_parameters()))
+    assert result.grad_fn is not None
+    assert 5 * 8 * 4 + 5 * 32 * 4 <= taken <= 5 * 8 * 4 + 3 * 5 * 32 * 4

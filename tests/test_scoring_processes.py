@@ -109,16 +109,17 @@ def test_a_process_that_dies_ends_the_run(built: Built, tmp_path: Path) -> None:
     out = tmp_path / "scores.json"
     command = arguments(model, text, out, "--samples", "100", "--save-every", "0")
     process = launched("ddp", 2, command, tmp_path)
-    state = tmp_path / ".scores.json.shortstack-work/process-1/state.safetensors"
+    work = tmp_path / ".scores.json.shortstack-work"
+    states = [work / f"process-{rank}/state.safetensors" for rank in (0, 1)]
     deadline = time.monotonic() + 120
-    while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
+    while not all(state.is_file() for state in states) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     victims = [one for one in psutil.Process(process.pid).children() if one.environ().get("RANK") == "1"]
     os.kill(victims[0].pid, signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0, said
     assert not out.exists()
-    assert state.is_file()
+    assert all(state.is_file() for state in states)
     again = launched("ddp", 2, command, tmp_path)
     said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from shortstack.engine.backward import OnGradients
     from shortstack.engine.journal import Journal
-    from shortstack.engine.sweep import ForwardResult, OnGradients, OnWeights
+from shortstack.engine.sweep import ForwardResult, OnWeights
 
 MemoryMode = Literal["auto", "resident", "streamed"]
 
@@ -161,8 +162,7 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
     from shortstack.engine.streamed import StreamedModel
     from shortstack.engine.sweep import group_size, windows_tensor
 
-    fits = checkpoint.nbytes < _RESIDENT_SHARE * available_bytes() and options.device.type == "cpu"
-    resident = options.memory == "resident" or (options.memory == "auto" and fits)
+    resident = _kept(checkpoint, options)
     skeleton = Skeleton(
         checkpoint,
         dtype=options.dtype,
@@ -171,7 +171,7 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         trust_remote_code=options.trust_remote_code,
     )
     most = checkpoint.depth if options.candidates is None else len(options.candidates)
-    group = options.group or most
+    group, graph_bytes = options.group or most, 0
     if windows is not None:
         one = windows_tensor(windows[:1], options.device)
         skeleton.calls(one)  # raises where blocks are given what depends on the text
@@ -181,7 +181,17 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         if limit is None:
             limit = _left_for_streams(checkpoint, stream_bytes, options)
         group = options.group or group_size(most, stream_bytes, limit)
-    return StreamedModel(skeleton, resident=resident, group=group, candidates=options.candidates)
+        graph_bytes = limit - 2 * stream_bytes if resident else 0
+    return StreamedModel(
+        skeleton, resident=resident, group=group, candidates=options.candidates, graph_bytes=graph_bytes
+    )
+
+
+def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
+    """Whether blocks, once read, stay."""
+    if options.memory != "auto":
+        return options.memory == "resident"
+    return checkpoint.nbytes < _RESIDENT_SHARE * available_bytes() and options.device.type == "cpu"
 
 
 def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, options: EngineOptions) -> int:

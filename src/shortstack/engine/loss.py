@@ -53,3 +53,22 @@ def head_nll(
         sums.append(logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]))
     losses_R = torch.logsumexp(torch.stack(sums), dim=0) - chosen_R
     return losses_R.view(ids_BT.shape)[:, :-1].contiguous()
+
+
+def head_gradient(
+    hidden_BTD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    ids_BT: torch.Tensor,
+    scale_B: torch.Tensor,
+) -> torch.Tensor:
+    """d (sum over windows of scale * the window's summed loss) / d what goes into a linear head, [B, T, D].
+
+    In closed form: (softmax of the logits - 1 at the target) times the weight, in the memory of the logits.
+    """
+    logits = functional.linear(hidden_BTD, weight_VD, bias_V)
+    difference = torch.softmax(logits.float(), dim=-1)
+    difference.scatter_add_(-1, ids_BT.roll(-1, dims=1)[..., None], difference.new_full((*ids_BT.shape, 1), -1.0))
+    difference[:, -1] = 0  # the last position predicts nothing
+    difference *= scale_B.to(difference)[:, None, None]
+    return (difference.to(weight_VD.dtype).flatten(0, 1) @ weight_VD).view_as(hidden_BTD)

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.engine.backward import OnGradients
 from shortstack.engine.bypass import Bypass
 from shortstack.engine.journal import Journal
 from shortstack.engine.loss import token_nll
 from shortstack.engine.skeleton import TOKENS_AT_A_TIME
-from shortstack.engine.sweep import ForwardResult, OnGradients, OnWeights
+from shortstack.engine.sweep import ForwardResult, OnWeights
 
 
 class WholeModel:

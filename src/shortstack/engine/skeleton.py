@@ -22,7 +22,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.bypass import StandIn, find_blocks
 from shortstack.engine.conversion import Conversion
 from shortstack.engine.loading import experts_for
-from shortstack.engine.loss import head_nll, token_nll
+from shortstack.engine.loss import head_gradient, head_nll, token_nll
 from shortstack.errors import ShortstackError, first_line
 from shortstack.libraries import import_transformers
 
@@ -179,13 +179,14 @@ class Skeleton:
         hidden: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
         return hidden
 
+    @torch.no_grad()
     def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-        """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32.
+        """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32. No gradients.
 
-        Without gradients, and where logits are what a linear head gives, for a slice of the vocabulary at a time; else for
-        as many windows at a time as 31 MiB hold.
+        Where logits are what a linear head gives they are made for a slice of the vocabulary at a time, else for as many
+        windows at a time as 31 MiB hold.
         """
-        head = None if torch.is_grad_enabled() else self._linear_head()
+        head = self._linear_head()
         rows = self.logit_rows(ids_BT.shape[1]) if head is None else self.rows_at_a_time(ids_BT)
         parts = []
         for start in range(0, ids_BT.shape[0], rows):
@@ -196,6 +197,27 @@ class Skeleton:
                 at_once = _SLICE.get(self.device.type, _SLICE["cpu"])
                 parts.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
         return torch.cat(parts)
+
+    def nll_gradient(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
+        """d (sum over windows of scale * the window's summed loss) / d last hidden states, [B, T, D].
+
+        Logits are made for as many windows at a time as 31 MiB hold.
+        """
+        gradient_BTD = torch.empty_like(hidden_BTD)
+        head, rows = self._linear_head(), self.logit_rows(ids_BT.shape[1])
+        for start in range(0, len(ids_BT), rows):
+            part = slice(start, start + rows)
+            hidden = hidden_BTD[part].detach().requires_grad_(True)
+            if head is None:
+                nll = token_nll(self.logits(hidden, ids_BT[part]), ids_BT[part])
+                torch.autograd.backward((nll.sum(dim=1) * scale_B[part].to(nll)).sum())
+            else:
+                normed = self._normed(head, hidden, ids_BT[part])
+                with torch.no_grad():
+                    outer = head_gradient(normed.detach(), head.weight, head.bias, ids_BT[part], scale_B[part])
+                torch.autograd.backward(normed, outer)
+            gradient_BTD[part] = gradient_of(hidden)
+        return gradient_BTD
 
     def logit_rows(self, seq_len: int) -> int:
         """How many windows' logits are held at once."""
@@ -210,6 +232,7 @@ class Skeleton:
             logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
         return logits
 
+    @torch.no_grad()
     def _linear_head(self) -> nn.Linear | None:
         """The head, where it is a linear map and the model gives on what it gives as it is; this is tried once."""
         if not self._head_is_known:
@@ -313,6 +336,13 @@ def _parameters_on_meta() -> Iterator[None]:
             yield
         finally:
             nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What backward left for a tensor."""
+    if tensor.grad is None:
+        raise RuntimeError("backward left no gradient")
+    return tensor.grad
 
 
 def _without_cache(value: Any) -> Any:

@@ -7,16 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.engine.backward import OnGradients, backward_sweep
+from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal
 from shortstack.engine.skeleton import NotSeparableError, Skeleton
-from shortstack.engine.sweep import (
-    ForwardResult,
-    OnGradients,
-    OnWeights,
-    backward_sweep,
-    block_evaluations,
-    forward_sweep,
-)
+from shortstack.engine.sweep import ForwardResult, OnWeights, block_evaluations, forward_sweep
 from shortstack.engine.weights import BlockWeights
 
 
@@ -28,13 +23,21 @@ class StreamedModel:
         resident: keep every block once it was read.
         group: how many candidates are swept together.
         candidates: the blocks to score, by position, ascending; all by default.
+        graph_bytes: what may be kept of a forward sweep that only a backward sweep needs.
     """
 
     reason = ""
 
     def __init__(
-        self, skeleton: Skeleton, *, resident: bool, group: int, candidates: Sequence[int] | None = None
+        self,
+        skeleton: Skeleton,
+        *,
+        resident: bool,
+        group: int,
+        candidates: Sequence[int] | None = None,
+        graph_bytes: int = 0,
     ) -> None:
+        self._graph_bytes = graph_bytes
         self.candidates = tuple(range(len(skeleton.blocks)) if candidates is None else candidates)
         self.skeleton = skeleton
         self.weights = BlockWeights(skeleton, resident=resident)
@@ -75,6 +78,7 @@ class StreamedModel:
             candidates=self.candidates,
             keep_inputs=keep_inputs,
             group=self.group,
+            graphs=Graphs(self._graph_bytes) if keep_inputs and not branches and self._graph_bytes > 0 else None,
             on_weights=on_weights,
             on_progress=on_progress,
             journal=journal,

@@ -1,13 +1,9 @@
-"""The two sweeps: forward with branches, and backward.
+"""The forward sweep, with branches.
 
-Forward, for ppl: beside the base stream b runs one candidate stream c_j per block j, which skips that block. At block
+For ppl: beside the base stream b runs one candidate stream c_j per block j, which skips that block. At block
 i, with its weights in memory, b and all c_j with j < i go through it together; c_i begins as what b was before. So all
 candidates cost N(N+1)/2 block evaluations instead of N(N-1), every weight is read once, and each weight meets one
 large matrix product instead of many small ones.
-
-Backward, for gradients: the forward sweep keeps what the base stream brings to each block; from the last block to the
-first, the block's forward is computed again with gradients, so that one block and N activations are held, never the
-model.
 
 Legend: W windows, T tokens, D hidden size, S streams.
 """
@@ -21,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.skeleton import Skeleton
 from shortstack.engine.weights import BlockWeights
@@ -28,8 +25,6 @@ from shortstack.machine import return_free_memory
 
 # Called with (block index, its weights by name) in a forward sweep.
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
-# Called with (block index, its weights, their gradients) in a backward sweep.
-OnGradients = Callable[[int, dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -41,12 +36,14 @@ class ForwardResult:
         candidate_nll_NW: the same without each block; None without branches.
         inputs: what the base stream brought to each block, [N][W, T, D]; None where it was not kept.
         last_WTD: the base stream after the last block; None where inputs were not kept.
+        graphs: what autograd kept of the base stream's way through blocks, where it was to be kept.
     """
 
     base_nll_W: torch.Tensor | None
     candidate_nll_NW: torch.Tensor | None
     inputs: list[torch.Tensor] | None
     last_WTD: torch.Tensor | None
+    graphs: Graphs | None = None
 
 
 @torch.no_grad()
@@ -59,6 +56,7 @@ def forward_sweep(
     candidates: Sequence[int] | None = None,
     keep_inputs: bool = False,
     group: int | None = None,
+    graphs: Graphs | None = None,
     on_weights: OnWeights | None = None,
     on_progress: Callable[[int], object] = lambda _: None,
     journal: Journal | None = None,
@@ -71,6 +69,7 @@ def forward_sweep(
         candidates: the blocks, ascending, that have a candidate stream each; all by default.
         keep_inputs: keep what the base stream brings to each block, for a backward sweep.
         group: how many candidates are swept together (`group_size`); all of them by default.
+        graphs: where to keep what a backward sweep after it needs; without branches, and with `keep_inputs`.
         on_weights: called once per block.
         on_progress: called with the number of block evaluations (one stream through one block) just done.
         journal: where the state is saved, and where an earlier run's state is.
@@ -86,12 +85,22 @@ def forward_sweep(
     for number, members in enumerate(groups):
         following = groups[number + 1][0] if number + 1 < len(groups) else depth
         if state.first < following:  # not done by an earlier run
-            _sweep_group(skeleton, weights, ids_WT, state, members, following, on_weights, on_progress, journal)
+            _sweep_group(skeleton, weights, ids_WT, state, members, following, graphs, on_weights, on_progress, journal)
+            _losses_of_group(skeleton, ids_WT, state, bool(members))
             state.first = state.next = following
             state.active = 0
             journal.save(*state.saved())
     stacked = torch.stack(state.candidates) if branches else None
-    return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD)
+    return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, graphs)
+
+
+def finished(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A finished forward sweep, as its state is saved."""
+    inputs = forward.inputs or []
+    state = _ForwardState(torch.empty(0), inputs, first=len(inputs), next=len(inputs))
+    state.base_nll, state.last_WTD = forward.base_nll_W, forward.last_WTD
+    state.candidates = list(forward.candidate_nll_NW) if forward.candidate_nll_NW is not None else []
+    return state.saved()
 
 
 @dataclass
@@ -150,6 +159,7 @@ def _sweep_group(
     state: _ForwardState,
     members: Sequence[int],
     following: int,
+    graphs: Graphs | None,
     on_weights: OnWeights | None,
     on_progress: Callable[[int], object],
     journal: Journal,
@@ -166,7 +176,7 @@ def _sweep_group(
     else:
         streams_SWTD[0] = base_WTD
     state.streams_SWTD = streams_SWTD
-    for index, block in weights.each(range(state.next, depth)):
+    for index, block in weights.each(range(state.next, depth), gradients=graphs is not None):
         if is_first and state.inputs is not None:
             state.inputs.append(streams_SWTD[state.active].clone())
         if index == following:
@@ -174,111 +184,33 @@ def _sweep_group(
         if is_first and on_weights is not None:
             on_weights(index, dict(block.named_parameters()))
         branching = index in members
-        _through_block(skeleton, block, index, streams_SWTD, state.active, ids_WT, branching)
+        given_WTD = state.inputs[-1] if state.inputs else None
+        if (
+            graphs is None
+            or given_WTD is None
+            or not graphs.through(skeleton, block, index, given_WTD, streams_SWTD[0], ids_WT)
+        ):
+            _through_block(skeleton, block, index, streams_SWTD, state.active, ids_WT, branching)
         on_progress(state.active + 1)
         state.active += branching
         state.next = index + 1
         if journal.due():
             journal.save(*state.saved())
-    if is_first:
+
+
+def _losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: _ForwardState, branches: bool) -> None:
+    """What the streams that came through the last block say; the next group takes over."""
+    streams_SWTD = state.streams_SWTD
+    assert streams_SWTD is not None
+    if state.base_nll is None and state.inputs is not None:
+        state.last_WTD = streams_SWTD[state.active].clone()
+    if state.base_nll is None and (branches or state.inputs is None):  # before a backward sweep alone: no losses
         state.base_nll = _window_nll(skeleton, streams_SWTD[state.active :][:1], ids_WT)[0]
-        state.last_WTD = streams_SWTD[state.active].clone() if state.inputs is not None else None
     if state.active:
         state.candidates += list(_window_nll(skeleton, streams_SWTD[: state.active], ids_WT))
     state.streams_SWTD = None
     if state.next_base_WTD is not None:
         state.base_WTD, state.next_base_WTD = state.next_base_WTD, None
-
-
-def backward_sweep(
-    skeleton: Skeleton,
-    weights: BlockWeights,
-    ids_WT: torch.Tensor,
-    forward: ForwardResult,
-    *,
-    loss_scale_W: torch.Tensor,
-    on_gradients: OnGradients,
-    last: int = 0,
-    release_inputs: bool = True,
-    on_progress: Callable[[int], object] = lambda _: None,
-    turn: int = 0,
-    journal: Journal | None = None,
-) -> None:
-    """Gradients of every block's weights, block by block from the last to the first.
-
-    Args:
-        forward: a forward sweep of the same windows with `keep_inputs`.
-        loss_scale_W: the loss is the sum over windows of this times the window's summed NLL; gradients are complete
-            sums over all windows before `on_gradients` sees them.
-        on_gradients: called once per block.
-        last: the block where it ends.
-        release_inputs: let the forward sweep's inputs go as they are used.
-        on_progress: called with the number of block evaluations just done.
-        turn: which of several backward sweeps this is; the state names it.
-        journal: where the state is saved, and where an earlier run's state is.
-    """
-    inputs, last_WTD = forward.inputs, forward.last_WTD
-    if inputs is None or last_WTD is None:
-        raise ValueError("the forward sweep must keep its inputs")
-    journal = journal or Journal(None)
-    saved = journal.found()
-    place = saved.record.get("backward") if saved is not None else None
-    start = len(skeleton.blocks) - 1
-    if saved is not None and place is not None and place["turn"] >= turn:
-        if place["turn"] > turn or place["next"] < last:
-            return  # done by the earlier run
-        gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
-    else:
-        gradient_WTD = _loss_gradient(skeleton, last_WTD, ids_WT, loss_scale_W)
-    rows = skeleton.rows_at_a_time(ids_WT)
-    forward_state, forward_record = _done(forward)
-    for index, block in weights.each(range(start, last - 1, -1), gradients=True):
-        given_WTD = inputs[index]
-        for first in range(0, len(ids_WT), rows):
-            part = slice(first, first + rows)
-            hidden = given_WTD[part].detach().requires_grad_(True)
-            call = skeleton.calls(ids_WT[part])[index]
-            torch.autograd.backward(skeleton.run_block(block, hidden, call), gradient_WTD[part])
-            gradient_WTD[part] = _gradient_of(hidden)
-        named = dict(block.named_parameters())
-        gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
-        on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
-        if release_inputs:
-            inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
-        on_progress(3)
-        if journal.due() or index == last:
-            where = {**forward_record, "backward": {"turn": turn, "next": index - 1}}
-            journal.save({**forward_state, "gradient": gradient_WTD}, where)
-
-
-def _done(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A finished forward sweep, as its state is saved."""
-    inputs = forward.inputs or []
-    state = _ForwardState(torch.empty(0), inputs, first=len(inputs), next=len(inputs))
-    state.base_nll, state.last_WTD = forward.base_nll_W, forward.last_WTD
-    state.candidates = list(forward.candidate_nll_NW) if forward.candidate_nll_NW is not None else []
-    return state.saved()
-
-
-def _loss_gradient(
-    skeleton: Skeleton, last_WTD: torch.Tensor, ids_WT: torch.Tensor, loss_scale_W: torch.Tensor
-) -> torch.Tensor:
-    """d loss / d last hidden states, [W, T, D], a few windows' logits at a time."""
-    gradient_WTD = torch.empty_like(last_WTD)
-    rows = skeleton.logit_rows(ids_WT.shape[1])
-    for start in range(0, len(ids_WT), rows):
-        part = slice(start, start + rows)
-        hidden = last_WTD[part].detach().requires_grad_(True)
-        nll = skeleton.nll(hidden, ids_WT[part])
-        torch.autograd.backward((nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum())
-        gradient_WTD[part] = _gradient_of(hidden)
-    return gradient_WTD
-
-
-def _gradient_of(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.grad is None:
-        raise RuntimeError("backward left no gradient")
-    return tensor.grad
 
 
 def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:

@@ -137,7 +137,8 @@ class BlockWeights:
                     yield index, block
                 finally:
                     _release(block)
-                    return_free_memory()
+                    if not self._resident:
+                        return_free_memory()
         finally:
             if pending is not None:
                 with contextlib.suppress(ShortstackError):

@@ -1,0 +1,98 @@
+"""What autograd keeps of blocks' forwards, where it fits: a backward sweep need not compute them again.
+
+Legend: W windows, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from shortstack.engine.skeleton import Skeleton
+
+Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, asking for gradients, and what came out
+
+
+@dataclass(frozen=True)
+class KeptBlock:
+    """One block's forward with its graph.
+
+    Attributes:
+        parameters: the weights that it was computed with, by name within the block.
+        parts: one forward per batch of windows.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    parts: list[Forward]
+
+
+class Graphs:
+    """Keeps the graphs of the last blocks, as many as fit: the first block's forward tells what one takes.
+
+    Args:
+        limit_bytes: the most that they may take.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._first: int | None = None
+        self._kept: dict[int, KeptBlock] = {}
+
+    def through(
+        self,
+        skeleton: Skeleton,
+        block: nn.Module,
+        index: int,
+        given_WTD: torch.Tensor,
+        into_WTD: torch.Tensor,
+        ids_WT: torch.Tensor,
+    ) -> bool:
+        """Run a block with gradients and keep its graph; False, with nothing done, where it does not fit."""
+        if self._first is not None and index < self._first:
+            return False
+        kept = KeptBlock(dict(block.named_parameters()), [])
+        rows = skeleton.rows_at_a_time(ids_WT)
+        for start in range(0, len(ids_WT), rows):
+            part = slice(start, start + rows)
+            hidden = given_WTD[part].detach().requires_grad_(True)
+            call = skeleton.calls(ids_WT[part])[index]
+
+            def run(hidden: torch.Tensor = hidden, call: object = call) -> torch.Tensor:
+                with torch.enable_grad():
+                    return skeleton.run_block(block, hidden, call)  # type: ignore[arg-type]
+
+            if self._first is None:
+                result, taken = _measured(run, kept.parameters)
+                held = self._limit // max(1, taken * -(-len(ids_WT) // rows))
+                self._first = max(index, len(skeleton.blocks) - held)
+                if self._first > index:
+                    return False
+            else:
+                result = run()
+            kept.parts.append((hidden, result))
+            into_WTD[part] = result.detach()
+        self._kept[index] = kept
+        return True
+
+    def take(self, index: int) -> KeptBlock | None:
+        """A block's forward, which is given away: its graph is gone after one backward."""
+        return self._kept.pop(index, None)
+
+
+def _measured(run: Callable[[], torch.Tensor], parameters: dict[str, nn.Parameter]) -> tuple[torch.Tensor, int]:
+    """(what it gives, bytes that autograd keeps for it, beside the weights)."""
+    found = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = run()
+    return result, sum(found.values())
