@@ -1,0 +1,141 @@
+"""Scoring a 7B-shaped checkpoint block by block: peak memory, and whether reading hides behind computing.
+
+    python benchmarks/streaming.py [--folder DIR] [--windows 2] [--small]
+
+A Llama of 32 blocks, hidden 4096, MLP 11008, vocabulary 32000 (6.7 billion parameters, 13.5 GB in bfloat16), written shard by
+shard and deleted afterwards. Its blocks hold the same random weights: what is computed takes as long. Files are dropped
+from the page cache before each reading. `--small` is a tenth of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common import random_llama, random_windows, run, say, shortstack
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint.reader import Checkpoint
+    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.weights import BlockWeights
+
+GB = 1e9
+MEMORY_GOAL, OVERLAP_GOAL = 4.0, 1.15
+
+
+def forget(model: Path) -> None:
+    """Out of the page cache: the next reading is from the disk."""
+    for file in model.glob("*.safetensors"):
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def memory(model: Path, windows: Path, folder: Path) -> bool:
+    """The command as a process: its peak above one that only imports torch and transformers."""
+    bare = run([sys.executable, "-c", "import torch, transformers"]).peak_bytes
+    forget(model)
+    out = folder / "scores.json"
+    count = len(windows.read_text().splitlines())
+    command = ["score", str(model), "--data", str(windows), "--samples", str(count), "--memory", "streamed"]
+    ran = run(shortstack(*command, "--out", str(out), "--quiet"))
+    settings = json.loads(out.read_text())["settings"]
+    above = (ran.peak_bytes - bare) / GB
+    say("7B-shaped, ppl, streamed, whole process", seconds=ran.seconds, above_bare_GB=above, goal_GB=MEMORY_GOAL,
+        dtype=settings["dtype"], windows=count)  # fmt: skip
+    return above < MEMORY_GOAL
+
+
+def overlap(model: Path, windows: Path, dtype_name: str, candidates: list[int] | None, name: str) -> bool:
+    """One sweep: reading alone, computing alone (on weights that are there), and both together."""
+    import torch
+
+    from shortstack.checkpoint.reader import open_checkpoint
+    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.sweep import windows_tensor
+    from shortstack.engine.weights import BlockWeights
+
+    checkpoint = open_checkpoint(model)
+    device, dtype = torch.device("cpu"), getattr(torch, dtype_name)
+    ids = windows_tensor([json.loads(line)["input_ids"] for line in windows.open()], device)
+    skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
+    with BlockWeights(skeleton, resident=False) as weights:
+        forget(model)
+        read = read_alone(weights, checkpoint)
+        forget(model)
+        together = swept(skeleton, weights, ids, candidates)
+        compute = compute_alone(skeleton, weights, ids, candidates)
+    ratio = together / max(compute, read)
+    say(name, read_seconds=read, compute_seconds=compute, together_seconds=together, ratio=ratio, goal=OVERLAP_GOAL,
+        dtype=dtype_name, tokens=ids.numel(), candidates="all" if candidates is None else len(candidates))  # fmt: skip
+    return ratio <= OVERLAP_GOAL
+
+
+def swept(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
+    from shortstack.engine.sweep import forward_sweep
+
+    started = time.perf_counter()
+    forward_sweep(skeleton, weights, ids, branches=True, candidates=candidates)
+    return time.perf_counter() - started
+
+
+def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
+    from shortstack.engine.weights import _Buffer, buffer_bytes
+
+    buffers = [_Buffer(max(buffer_bytes(block) for block in weights._stored)) for _ in range(2)]
+    started = time.perf_counter()
+    for index in range(checkpoint.depth):
+        weights._read(index, buffers, index % 2)
+    return time.perf_counter() - started
+
+
+def compute_alone(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
+    """The same sweep, where every block's weights are those of the first, which are in memory."""
+    from shortstack.engine.weights import _Buffer, buffer_bytes
+
+    stored, within = weights._stored, weights._checkpoint.anatomy.within_block
+    first = weights._read(0, [_Buffer(buffer_bytes(stored[0]))], 0)
+    by_name = {within(name): value for name, value in first.items()}
+    real = weights._read
+    weights._read = lambda index, *_: {tensor.name: by_name[within(tensor.name)] for tensor in stored[index]}
+    try:
+        return swept(skeleton, weights, ids, candidates)
+    finally:
+        weights._read = real
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--folder", type=Path, help="where the checkpoint is written (14 GB); a temporary one by default"
+    )
+    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--small", action="store_true", help="hidden size 1024, to try this out")
+    arguments = parser.parse_args()
+    size = {"hidden": 1024, "mlp": 2816} if arguments.small else {"hidden": 4096, "mlp": 11008}
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    try:
+        model = random_llama(
+            folder / "model", blocks=32, **size, dtype="bfloat16", shard_bytes=2 << 30, same_blocks=True
+        )
+        few = random_windows(folder / "few.jsonl", count=arguments.windows)
+        balanced = random_windows(folder / "balanced.jsonl", count=4)
+        reached = [
+            memory(model, few, folder),
+            overlap(model, few, "bfloat16", None, "7B-shaped, ppl: reading behind computing"),
+            overlap(model, balanced, "bfloat16", [31], "7B-shaped, one candidate: reading and computing in balance"),
+        ]
+    finally:
+        shutil.rmtree(folder)
+    sys.exit(0 if all(reached) else 1)
+
+
+if __name__ == "__main__":
+    main()
