@@ -98,13 +98,14 @@ def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
 
 def compute_alone(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
     """The same sweep, where every block's weights are those of the first, which are in memory."""
+    from shortstack.engine.transfer import Arrived
     from shortstack.engine.weights import _Buffer, buffer_bytes
 
     stored, within = weights._stored, weights._checkpoint.anatomy.within_block
     first = weights._read(0, [_Buffer(buffer_bytes(stored[0]))], 0)
-    by_name = {within(name): value for name, value in first.items()}
+    by_name = {within(name): value for name, value in first.tensors.items()}
     real = weights._read
-    weights._read = lambda index, *_: {tensor.name: by_name[within(tensor.name)] for tensor in stored[index]}
+    weights._read = lambda index, *_: Arrived({tensor.name: by_name[within(tensor.name)] for tensor in stored[index]})
     try:
         return swept(skeleton, weights, ids, candidates)
     finally:

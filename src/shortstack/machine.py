@@ -102,6 +102,13 @@ def available_bytes(device: torch.device | None = None) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no memory, on a GPU or on the host."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU.
 

@@ -18,7 +18,7 @@ from shortstack.criteria import Criterion, parse_criteria
 from shortstack.engine.choice import EngineOptions, MemoryMode
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.libraries import import_transformers
-from shortstack.machine import DType, peak_rss_bytes, pick_device, pick_dtype
+from shortstack.machine import DType, peak_rss_bytes, pick_device
 from shortstack.opening import open_model
 from shortstack.planning import parse_blocks
 from shortstack.processes import Process, together
@@ -80,8 +80,8 @@ def score(
         bos_every: begin every window with BOS, as published for Gemma.
         chat_template: render rows of `messages` through the tokenizer's chat template.
         csv: also write the scores in the published CSV layout, one folder per criterion, into this folder.
-        dtype: what to compute in; `auto` is the checkpoint's own, and on a CPU float32, unless the checkpoint is bfloat16,
-            the run is long, and bfloat16 measures at least 1.3 times as fast.
+        dtype: what to compute in; `auto` is bfloat16 on a GPU (float16 where the checkpoint is) and float32 on a CPU, unless
+            the checkpoint is bfloat16, the run is long, and bfloat16 measures at least 1.3 times as fast there.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
         memory_limit: the most that hidden states may take, such as `4GB`; by default 60 % of what is free. What does
@@ -220,7 +220,7 @@ def score_windows(
     """
     import_transformers()
     from shortstack.engine.journal import read_state
-    from shortstack.engine.precision import measured_dtype
+    from shortstack.engine.precision import chosen_dtype
 
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
@@ -243,11 +243,11 @@ def score_windows(
         decided = {}
     # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
     group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
-    if dtype == "auto" and place.type == "cpu":
-        # Processes that shared a machine would disturb each other's measurement, and might not agree.
-        work = _operations(checkpoint, windows, criteria, candidates) if process.world == 1 else 0.0
-        dtype = decided.get("dtype") or measured_dtype(checkpoint, work, say=progress.say)
-    computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
+    if dtype == "auto":
+        dtype = decided.get("dtype", "auto")
+    # Processes that shared a machine would disturb each other's measurement, and might not agree.
+    work = _operations(checkpoint, windows, criteria, candidates) if process.world == 1 else 0.0
+    computed = chosen_dtype(dtype, checkpoint, place, work, say=progress.say)
     options: EngineOptions | None = EngineOptions(
         computed,
         place,

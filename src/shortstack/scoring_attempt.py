@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from shortstack.checkpoint.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.criteria import Criterion
-from shortstack.engine.choice import EngineOptions, is_out_of_memory, with_less_memory
+from shortstack.engine.choice import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
+from shortstack.machine import is_out_of_memory
 from shortstack.processes import ALONE, Process
 from shortstack.progress import Progress
 from shortstack.scoring_run import ScoringRun

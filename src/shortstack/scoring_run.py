@@ -129,6 +129,8 @@ class ScoringRun:
         return self.process.summed(weight.new_zeros(weight.shape) if gradient is None else gradient)
 
     def _backward(self, ids_WT: torch.Tensor, forward: ForwardResult, taylors: list[Criterion], windows: int) -> None:
+        import torch
+
         from shortstack.criteria import taylor
         from shortstack.engine.journal import Journal
 
@@ -143,17 +145,18 @@ class ScoringRun:
                 gradients: dict[str, torch.Tensor],
                 group: list[Criterion] = group,
             ) -> None:
+                scores: dict[tuple[str, str], torch.Tensor] = {}
                 for parameter in self._scored.get(index, ()):
                     name = parameter.name
                     # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
                     gradient = self._complete(gradients.get(name), weights[name])
                     for asked in group:
-                        value = (
+                        scores[asked.name, name] = (
                             taylor.score(asked, weights[name], gradient, parameter.output_dim)
                             if gradient is not None
-                            else 0.0
+                            else torch.zeros((), dtype=torch.float64, device=weights[name].device)
                         )
-                        self._keep(asked, index, name, value)
+                self._keep(index, scores)
 
             with self.progress.bar("backward", 3 * len(self.engine.blocks)) as advance:
                 self.engine.backward(
@@ -171,14 +174,22 @@ class ScoringRun:
     def _score_magnitude(self, index: int, weights: dict[str, torch.Tensor]) -> None:
         from shortstack.criteria import magnitude
 
+        scores: dict[tuple[str, str], torch.Tensor] = {}
         for asked in self.criteria:
             if asked.kind == "magnitude":
                 for parameter in self._scored.get(index, ()):
-                    value = magnitude.score(asked, weights[parameter.name].detach(), parameter.output_dim)
-                    self._keep(asked, index, parameter.name, value)
+                    weight = weights[parameter.name].detach()
+                    scores[asked.name, parameter.name] = magnitude.score(asked, weight, parameter.output_dim)
+        self._keep(index, scores)
 
-    def _keep(self, asked: Criterion, index: int, name: str, value: float) -> None:
-        self._tensors.setdefault(asked.name, {}).setdefault(index, {})[name] = value
+    def _keep(self, index: int, scores: dict[tuple[str, str], torch.Tensor]) -> None:
+        """Scores of a block's tensors by (criterion, tensor): brought from where they were computed all at once."""
+        import torch
+
+        if scores:
+            values = torch.stack(list(scores.values())).tolist()
+            for (criterion, name), value in zip(scores, values, strict=True):
+                self._tensors.setdefault(criterion, {}).setdefault(index, {})[name] = value
 
     def _result(self, asked: Criterion, forward: ForwardResult | None) -> CriterionScores:
         candidates = self.engine.candidates

@@ -132,3 +132,41 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(copied: Built) -> None
         with pytest.raises(ShortstackError, match="was changed meanwhile"):
             for _ in source.each(range(6)):
                 pass
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7])
+@pytest.mark.parametrize("windows", [1, 3, 5])
+def test_out_of_memory_halves_what_is_run_at_a_time_and_goes_on(
+    built: Built, monkeypatch: pytest.MonkeyPatch, most: int, windows: int
+) -> None:
+    """Nothing of a batch that did not fit has been written: the sweep goes on in smaller ones, from where it was."""
+    ids = sweep.windows_tensor(pico.windows(windows), CPU)
+    expected = _swept(built("llama"), ids)
+    real, refused = Skeleton.run_block, []
+
+    def limited(self: Skeleton, block: Any, hidden: torch.Tensor, call: Any) -> torch.Tensor:
+        if len(hidden) > most:
+            refused.append(len(hidden))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, block, hidden, call)
+
+    monkeypatch.setattr(Skeleton, "run_block", limited)
+    found = _swept(built("llama"), ids)
+    assert found.candidate_nll_NW is not None
+    torch.testing.assert_close(found.candidate_nll_NW, expected.candidate_nll_NW, rtol=1e-5, atol=1e-6)
+    assert len(refused) <= 7  # what fits is remembered
+
+
+def test_out_of_memory_with_one_window_is_said(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Skeleton, "run_block", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        _swept(built("llama"), sweep.windows_tensor(pico.windows(3), CPU))
+
+
+def _swept(model: Path, ids: torch.Tensor) -> sweep.ForwardResult:
+    skeleton = Skeleton(open_checkpoint(model), dtype=torch.float32, device=CPU)
+    with BlockWeights(skeleton, resident=False) as blocks:
+        return sweep.forward_sweep(skeleton, blocks, ids, branches=True)

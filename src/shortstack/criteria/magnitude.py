@@ -8,7 +8,7 @@ from shortstack.criteria import Criterion
 from shortstack.criteria.reductions import tensor_score
 
 
-def score(criterion: Criterion, weight: torch.Tensor, output_dim: int) -> float:
-    """Score of one tensor."""
+def score(criterion: Criterion, weight: torch.Tensor, output_dim: int) -> torch.Tensor:
+    """Score of one tensor, as a number where the weights are."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return tensor_score(wide, power=criterion.power, output_dim=output_dim, reduction=criterion.weight_reduction)

@@ -7,8 +7,10 @@ import torch
 from shortstack.criteria import Reduction
 
 
-def tensor_score(salience: torch.Tensor, *, power: int, output_dim: int, reduction: Reduction) -> float:
-    """Score of one tensor: |salience|^power, summed over input dimensions, then reduced over output rows.
+def tensor_score(salience: torch.Tensor, *, power: int, output_dim: int, reduction: Reduction) -> torch.Tensor:
+    """Score of one tensor, a number where the weights are.
+
+    |salience|^power, summed over input dimensions, then reduced over output rows.
 
     Args:
         salience: one number per weight, any shape; a vector is its own output rows.
@@ -19,7 +21,7 @@ def tensor_score(salience: torch.Tensor, *, power: int, output_dim: int, reducti
     powered = salience.abs() if power == 1 else salience.square()
     others = [dim for dim in range(salience.ndim) if dim != output_dim]
     rows = powered.sum(dim=others, dtype=torch.float64) if others else powered.double()
-    return float(_reduced(rows, reduction))
+    return _reduced(rows, reduction)
 
 
 def block_score(tensor_scores: list[float], reduction: Reduction) -> float:

@@ -31,8 +31,8 @@ def loss_scale(windows: int, seq_len: int, batch: int | None) -> torch.Tensor:
     return torch.tensor([1.0 / (count * (seq_len - 1)) for count in sizes], dtype=torch.float64)
 
 
-def score(criterion: Criterion, weight: torch.Tensor, gradient: torch.Tensor, output_dim: int) -> float:
-    """Score of one tensor."""
+def score(criterion: Criterion, weight: torch.Tensor, gradient: torch.Tensor, output_dim: int) -> torch.Tensor:
+    """Score of one tensor, as a number where the weights are."""
     return tensor_score(
         salience(weight, gradient), power=criterion.power, output_dim=output_dim, reduction=criterion.weight_reduction
     )

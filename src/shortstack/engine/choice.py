@@ -23,6 +23,7 @@ from shortstack.engine.sweep import ForwardResult, OnWeights
 MemoryMode = Literal["auto", "resident", "streamed"]
 
 _RESIDENT_SHARE = 0.25  # of the memory that is free: what `auto` lets a model take
+_DEVICE_SHARE = 0.6  # the same of a GPU, which is there for this
 _ACTIVATIONS_SHARE = 0.6  # of the memory that is free: what hidden states may take before they are swept in groups
 
 
@@ -129,13 +130,6 @@ def with_less_memory(options: EngineOptions, engine: Engine | None, seq_len: int
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch found no memory, on a GPU or on the host."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
     """The engine for a checkpoint: what its family's row says, or what its blocks turn out to be given.
 
@@ -191,7 +185,10 @@ def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
     """Whether blocks, once read, stay."""
     if options.memory != "auto":
         return options.memory == "resident"
-    return checkpoint.nbytes < _RESIDENT_SHARE * available_bytes() and options.device.type == "cpu"
+    if options.device.type == "cuda":
+        needed = checkpoint.parameters() * options.dtype.itemsize
+        return needed < _DEVICE_SHARE * available_bytes(options.device)
+    return checkpoint.nbytes < _RESIDENT_SHARE * available_bytes()
 
 
 def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, options: EngineOptions) -> int:

@@ -10,12 +10,31 @@ from torch.nn import functional
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.linear import fast_linear, largest_matrix
-from shortstack.machine import DType
+from shortstack.machine import DType, pick_dtype
 
 WORTH_IT = 1.3  # how many times as fast bfloat16 must be
 _LONG_RUN = 1e12  # operations: some seconds on a laptop; below, measuring would take longer than it can save
 _BUDGET_SECONDS = 0.5
 _TOKENS = 128
+
+
+def chosen_dtype(
+    name: DType, checkpoint: Checkpoint, device: torch.device, operations: float, *, say: Callable[[str], object]
+) -> torch.dtype:
+    """What a scoring run computes in.
+
+    Args:
+        name: what was asked for. `auto` on a GPU is bfloat16, which GPUs are made for, also where the checkpoint is stored
+            in float32, and float16 where it is float16; on a CPU it is measured.
+        operations: of the whole run, about.
+        say: is given a line with what was measured.
+    """
+    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
+    if name == "auto" and device.type == "cpu":
+        name = measured_dtype(checkpoint, operations, say=say)
+    elif name == "auto" and device.type == "cuda" and stored != "F16":
+        name = "bfloat16"
+    return pick_dtype(name, stored, device)
 
 
 def measured_dtype(

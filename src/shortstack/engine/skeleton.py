@@ -173,6 +173,16 @@ class Skeleton:
         """How many windows go through a block at a time: at least one."""
         return max(1, self.tokens // ids_BT.shape[1])
 
+    def with_fewer_tokens(self, seq_len: int) -> bool:
+        """Half as many tokens at a time, where memory ran out; False where there is one window only."""
+        if self.tokens // 2 < seq_len:
+            return False
+        self.tokens //= 2
+        self._calls.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
     def run_block(self, block: nn.Module, hidden_BTD: torch.Tensor, call: BlockCall) -> torch.Tensor:
         """One block on one batch."""
         result: Any = block(hidden_BTD, *call.args, **call.kwargs)

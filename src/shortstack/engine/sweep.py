@@ -21,7 +21,7 @@ from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.skeleton import Skeleton
 from shortstack.engine.weights import BlockWeights
-from shortstack.machine import return_free_memory
+from shortstack.machine import is_out_of_memory, return_free_memory
 
 # Called with (block index, its weights by name) in a forward sweep.
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
@@ -230,19 +230,25 @@ def _through_block(
     """Candidates 0 to active-1 in place; the base stream from place `active` to the next one up when it branches."""
     windows = len(ids_WT)
     rows_RTD = streams_SWTD.flatten(0, 1)
-    rows = skeleton.rows_at_a_time(ids_WT)
-    # Parts never straddle windows of different streams unevenly: whole streams together, or one stream in parts.
-    per_part = (rows // windows) * windows if rows >= windows else rows
     base_start, total = active * windows, (active + 1) * windows
     shift = windows if branching else 0
     start = 0
     while start < total:
+        rows = skeleton.rows_at_a_time(ids_WT)
+        # Parts never straddle windows of different streams unevenly: whole streams together, or one stream in parts.
+        per_part = (rows // windows) * windows if rows >= windows else rows
         limit = min(start + per_part, (start // windows + 1) * windows if rows < windows else total)
+        if start % windows:  # a part of a stream, where memory ran out on the way
+            limit = min(limit, (start // windows + 1) * windows)
         repeats = -(-(limit - start) // windows)
         first = start % windows
         ids = ids_WT.repeat(repeats, 1) if repeats > 1 else ids_WT[first : first + limit - start]
-        given = rows_RTD[start:limit]
-        result = skeleton.run_block(block, given, skeleton.calls(ids)[index])
+        try:
+            result = skeleton.run_block(block, rows_RTD[start:limit], skeleton.calls(ids)[index])
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not skeleton.with_fewer_tokens(ids_WT.shape[1]):
+                raise
+            continue  # nothing of this part has been written
         split = min(max(base_start - start, 0), limit - start)
         if split:
             rows_RTD[start : start + split] = result[:split]

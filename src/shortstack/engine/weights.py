@@ -1,7 +1,8 @@
 """Bring one block's weights in, the next one in the background, let the last one go.
 
 Weights come by positioned reads into two reusable buffers, never by mmap: memory is bounded and no compute waits for
-page faults. Resident means that blocks, once read, are kept.
+page faults. On CUDA the buffers are pinned, and a second stream copies from them. Resident means that blocks, once read,
+are kept.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
 from shortstack.engine.conversion import Conversion, Part
+from shortstack.engine.transfer import Arrived, Transfer
 from shortstack.errors import ShortstackError
 from shortstack.machine import return_free_memory
 
@@ -54,8 +56,8 @@ class _Files:
 class _Buffer:
     """Memory for the raw bytes of one block, used again for the next; its pages are only taken when first written."""
 
-    def __init__(self, nbytes: int) -> None:
-        self._bytes = torch.empty(nbytes, dtype=torch.uint8)
+    def __init__(self, nbytes: int, *, pinned: bool = False) -> None:
+        self._bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
 
     def fill(self, tensors: Sequence[TensorInfo], files: _Files) -> dict[str, torch.Tensor]:
         """Read tensors one after another; return views of them by name."""
@@ -95,7 +97,7 @@ class BlockWeights:
         self._resident = resident
         self._files = _Files()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
-        self._kept: dict[int, dict[str, torch.Tensor]] = {}
+        self._kept: dict[int, Arrived] = {}
         self._targets: dict[str, torch.Tensor] = {}
         self._parts = [self._checked_parts(index) for index in range(len(skeleton.blocks))]
         stored = {name for parts in self._parts for part in parts for name, _ in part.sources}
@@ -119,24 +121,28 @@ class BlockWeights:
             order: block indices.
             gradients: make the weights ask for gradients, where they are floating point.
         """
+        on_cuda = self._device.type == "cuda"
         buffers: list[_Buffer] = []  # held while the sweep lasts: what comes after it needs the memory
-        if not self._resident:
+        if (on_cuda or not self._resident) and any(index not in self._kept for index in order):
             largest = max(buffer_bytes(block) for block in self._stored)
-            buffers = [_Buffer(largest), _Buffer(largest)]
-        pending: Future[dict[str, torch.Tensor]] | None = None
+            buffers = [_Buffer(largest, pinned=on_cuda), _Buffer(largest, pinned=on_cuda)]
+        transfer = Transfer(self._device, self._computed, self._within_block) if on_cuda and buffers else None
+        pending: Future[Arrived] | None = None
         try:
             for step, index in enumerate(order):
-                raw = (pending or self._reader.submit(self._read, index, buffers, step % 2)).result()
+                arrived = (pending or self._reader.submit(self._read, index, buffers, step % 2, transfer)).result()
                 pending = None
                 following = order[step + 1] if step + 1 < len(order) else None
                 if following is not None:
-                    pending = self._reader.submit(self._read, following, buffers, (step + 1) % 2)
+                    pending = self._reader.submit(self._read, following, buffers, (step + 1) % 2, transfer)
                 block = self._blocks[index]
-                _assign(block, self._parameters(index, raw), gradients)
+                _assign(block, self._parameters(index, arrived.wait()), gradients)
                 try:
                     yield index, block
                 finally:
                     _release(block)
+                    if transfer is not None:
+                        transfer.used(step % 2)
                     if not self._resident:
                         return_free_memory()
         finally:
@@ -144,15 +150,29 @@ class BlockWeights:
                 with contextlib.suppress(ShortstackError):
                     pending.result()
             self._targets.clear()
+            if transfer is not None:
+                transfer.close()
 
-    def _read(self, index: int, buffers: Sequence[_Buffer], slot: int) -> dict[str, torch.Tensor]:
+    def _read(self, index: int, buffers: Sequence[_Buffer], slot: int, transfer: Transfer | None = None) -> Arrived:
+        """Runs in the reading thread, one block ahead."""
         if index in self._kept:
             return self._kept[index]
         tensors = self._stored[index]
-        if not self._resident:
-            return buffers[slot].fill(tensors, self._files)
-        self._kept[index] = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
-        return self._kept[index]
+        if transfer is not None:
+            transfer.wait_for_pinned(slot)
+            arrived = transfer.send(buffers[slot].fill(tensors, self._files), slot, keep=self._resident)
+        else:
+            buffer = _Buffer(buffer_bytes(tensors)) if self._resident else buffers[slot]
+            arrived = Arrived(buffer.fill(tensors, self._files))
+        if self._resident:
+            self._kept[index] = arrived
+        return arrived
+
+    def _computed(self, stored: torch.dtype) -> torch.dtype:
+        return self._dtype if stored.is_floating_point else stored
+
+    def _within_block(self, name: str) -> str:
+        return self._checkpoint.anatomy.within_block(name)
 
     def _parameters(self, index: int, raw: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The block's parameters, by name within the block."""
@@ -175,13 +195,13 @@ class BlockWeights:
         return parts
 
     def _converted(self, name: str, raw: torch.Tensor) -> torch.Tensor:
-        dtype = self._dtype if raw.is_floating_point() else raw.dtype
-        if raw.dtype == dtype and self._device.type == "cpu":
+        dtype = self._computed(raw.dtype)
+        if raw.dtype == dtype:
             return raw
         # One more reusable set of tensors: all blocks have the same shapes, by their names within the block.
-        key = f"{self._checkpoint.anatomy.within_block(name)}{tuple(raw.shape)}"
+        key = f"{self._within_block(name)}{tuple(raw.shape)}"
         if key not in self._targets:
-            self._targets[key] = torch.empty(raw.shape, dtype=dtype, device=self._device)
+            self._targets[key] = torch.empty(raw.shape, dtype=dtype)
         return self._targets[key].copy_(raw)
 
 
