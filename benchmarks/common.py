@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -49,6 +49,29 @@ def say(name: str, **figures: object) -> None:
     """One JSON line per figure."""
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps({"benchmark": name, **rounded}), flush=True)
+
+
+@dataclass
+class Goals:
+    """Figures with their goals; those that fell short."""
+
+    short: list[str] = field(default_factory=list)
+
+    def figure(
+        self, name: str, value: float, *, at_least: float | None = None, at_most: float | None = None, **more: object
+    ) -> None:
+        """One figure, with what was asked for beside it."""
+        reached = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+        goal = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
+        say(name, value=value, **goal, reached=reached, **more)
+        if not reached:
+            self.short.append(f"{name}: {value:.3g}, goal {goal}")
+
+    def end(self) -> None:
+        """Say what fell short; the exit code tells it too."""
+        for line in self.short:
+            print(f"short of its goal: {line}", file=sys.stderr)
+        sys.exit(1 if self.short else 0)
 
 
 def random_llama(

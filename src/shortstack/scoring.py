@@ -259,6 +259,7 @@ def score_windows(
         memory_bytes,
         keeps_inputs=any(asked.kind == "taylor" for asked in criteria),
         candidates=candidates,
+        say=progress.say,
     )
     stability = rounds.stability(checkpoint, candidates) if rounds is not None else None
     attempt = Attempt(

@@ -81,7 +81,7 @@ def test_a_parameter_is_packed_once_and_forgotten_with_it(monkeypatch: pytest.Mo
         with mode:
             for _ in range(3):
                 torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
-            assert (len(packed), len(mode._packed)) == (1, 1)
+            assert (len(packed), len(mode.packed)) == (1, 1)
             layer.weight = torch.nn.Parameter(2 * layer.weight)
             torch.testing.assert_close(layer(x) - layer.bias, 2 * (expected - layer.bias), rtol=1e-5, atol=1e-5)
-            assert (len(packed), len(mode._packed)) == (2, 1)
+            assert (len(packed), len(mode.packed)) == (2, 1)

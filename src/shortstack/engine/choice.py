@@ -38,7 +38,6 @@ class Engine(Protocol):
         memory: `streamed` or `resident`.
         reason: why the whole model is held, or empty.
         group: how many candidates are run together.
-        tokens: how many tokens are run at a time.
     """
 
     blocks: list[nn.Module]
@@ -48,7 +47,10 @@ class Engine(Protocol):
     memory: str
     reason: str
     group: int
-    tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are run at a time."""
 
     def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
         """Call `on_weights` for every block; no window is run."""
@@ -100,6 +102,7 @@ class EngineOptions:
         memory_bytes: the most that all hidden states may take, streams and kept inputs; None for 60 % of what is free.
         keeps_inputs: what goes into each block is kept, for a backward sweep.
         candidates: positions of the blocks to score, ascending; None for all.
+        say: is given a line where the engine changes what was chosen.
     """
 
     dtype: torch.dtype
@@ -112,6 +115,7 @@ class EngineOptions:
     memory_bytes: int | None = None
     keeps_inputs: bool = False
     candidates: tuple[int, ...] | None = None
+    say: Callable[[str], object] = lambda _: None
 
 
 def with_less_memory(options: EngineOptions, engine: Engine | None, seq_len: int) -> EngineOptions | None:
@@ -163,6 +167,7 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         device=options.device,
         tokens=options.tokens,
         trust_remote_code=options.trust_remote_code,
+        say=options.say,
     )
     most = checkpoint.depth if options.candidates is None else len(options.candidates)
     group, graph_bytes = options.group or most, 0

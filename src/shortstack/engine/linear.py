@@ -7,6 +7,7 @@ also inside torch, does with the same float32 arithmetic. Which one is faster he
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost mor
 _WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
 _CLEARLY_FASTER = 1.05
 _choices: dict[tuple[int, int], bool] = {}
+_entered: list[_ThroughOneDNN] = []
 
 
 @contextlib.contextmanager
@@ -42,8 +44,19 @@ def fast_linear(
     if not possible or not (chosen == "onednn" if chosen else _onednn_is_faster(*shape)):
         yield "torch"
         return
-    with _ThroughOneDNN():
-        yield "onednn"
+    mode = _ThroughOneDNN()
+    with mode:
+        _entered.append(mode)
+        try:
+            yield "onednn"
+        finally:
+            _entered.pop()
+
+
+def inherited() -> Callable[[], object]:
+    """What a thread calls first to use the library that the calling thread uses now: modes are a thread's own."""
+    packed = _entered[-1].packed if _entered else None
+    return (lambda: None) if packed is None else (lambda: _ThroughOneDNN(packed).__enter__())  # type: ignore[no-untyped-call]
 
 
 def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -53,11 +66,14 @@ def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
     return (largest.shape[0], largest.shape[1]) if largest is not None else (1, 1)
 
 
+_packing = threading.Lock()
+
+
 class _ThroughOneDNN(TorchFunctionMode):
-    def __init__(self) -> None:
+    def __init__(self, packed: WeakIdKeyDictionary | None = None) -> None:
         super().__init__()
         # A block's weights are made parameters anew each time it comes in, and are forgotten here when it goes.
-        self._packed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.packed: WeakIdKeyDictionary = WeakIdKeyDictionary() if packed is None else packed
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -73,9 +89,10 @@ class _ThroughOneDNN(TorchFunctionMode):
         """The weight in the order in which oneDNN reads it, made once: many batches go through one block."""
         if not isinstance(weight, torch.nn.Parameter) or not _WORTH_MEASURING <= weight.numel() < _WORTH_PACKING:
             return weight
-        packed: torch.Tensor | None = self._packed.get(weight)  # type: ignore[no-untyped-call]
-        if packed is None:
-            packed = self._packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+        with _packing:  # several threads come to a block's first batches together
+            packed: torch.Tensor | None = self.packed.get(weight)  # type: ignore[no-untyped-call]
+            if packed is None:
+                packed = self.packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
         return packed
 
 

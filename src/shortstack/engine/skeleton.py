@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.bypass import StandIn, find_blocks
+from shortstack.engine.bypass import find_blocks
 from shortstack.engine.conversion import Conversion
 from shortstack.engine.loading import experts_for
 from shortstack.engine.loss import head_gradient, head_nll, token_nll
+from shortstack.engine.stand_ins import BlockCall, Injector, Normed, Recorded, Recorder
+from shortstack.engine.workers import worker_count
 from shortstack.errors import ShortstackError, first_line
 from shortstack.libraries import import_transformers
 
@@ -36,14 +37,6 @@ _LOGITS_BYTES = 31 << 20
 _SLICE = {"cpu": 5 << 19, "cuda": 1 << 27}
 
 
-@dataclass(frozen=True)
-class BlockCall:
-    """What one block is called with beside its hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
 class NotSeparableError(ShortstackError):
     """The blocks of a model cannot be run one at a time: it must be held whole, and blocks passed over."""
 
@@ -53,58 +46,6 @@ class NotSeparableError(ShortstackError):
             hint="--memory resident holds the whole model",
         )
         self.reason = reason
-
-
-class _Recorded(Exception):  # noqa: N818 - a signal, not an error
-    """Raised after the last block: final norm and head are not needed to learn arguments."""
-
-
-class _Normed(Exception):  # noqa: N818 - a signal, not an error
-    """Raised where the head would be called, with what it would be given."""
-
-    def __init__(self, hidden_BTD: torch.Tensor) -> None:
-        self.hidden_BTD = hidden_BTD
-
-
-class _Recordable(StandIn):
-    """A stand-in that gives hidden states in the form in which the model expects them."""
-
-    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
-        super().__init__(block)
-        self.returns_tuple = returns_tuple
-
-    def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...]]:
-        """(hidden states, other positional arguments); some models give hidden states by keyword."""
-        return (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-
-    def _result(self, hidden_BTD: torch.Tensor) -> Any:
-        return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
-
-
-class _Recorder(_Recordable):
-    def __init__(
-        self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool
-    ) -> None:
-        super().__init__(block, returns_tuple)
-        self._log = log
-        self._last = last
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden_BTD, args = self._split(args, kwargs)
-        self._log.append((hidden_BTD, BlockCall(args, {key: _without_cache(value) for key, value in kwargs.items()})))
-        if self._last:
-            raise _Recorded
-        return self._result(hidden_BTD)
-
-
-class _Injector(_Recordable):
-    """The first block's place-holder: whatever comes in, `hidden_BTD` goes on."""
-
-    hidden_BTD: torch.Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given_BTD, _ = self._split(args, kwargs)
-        return self._result(given_BTD if self.hidden_BTD is None else self.hidden_BTD)
 
 
 class Skeleton:
@@ -126,12 +67,14 @@ class Skeleton:
         device: torch.device,
         tokens: int | None = None,
         trust_remote_code: bool = False,
+        say: Callable[[str], object] = lambda _: None,
     ):
         from shortstack.engine.weights import load_outside_blocks
 
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
+        self._say = say
         self.tokens = tokens or TOKENS_AT_A_TIME.get(device.type, 4096)
         self._model = _empty_model(checkpoint, dtype, trust_remote_code)
         self._model.eval()
@@ -170,8 +113,12 @@ class Skeleton:
         return self._calls[key]
 
     def rows_at_a_time(self, ids_BT: torch.Tensor) -> int:
-        """How many windows go through a block at a time: at least one."""
+        """How many windows go through a block, or the head, at a time: at least one."""
         return max(1, self.tokens // ids_BT.shape[1])
+
+    def rows_side_by_side(self, ids_BT: torch.Tensor) -> int:
+        """How many windows one of several threads runs at a time: their activations share the cache."""
+        return max(1, self.tokens // (4 if worker_count(self.device) > 1 else 1) // ids_BT.shape[1])
 
     def with_fewer_tokens(self, seq_len: int) -> bool:
         """Half as many tokens at a time, where memory ran out; False where there is one window only."""
@@ -179,6 +126,7 @@ class Skeleton:
             return False
         self.tokens //= 2
         self._calls.clear()
+        self._say(f"out of memory on {self.device}: going on with {self.tokens} tokens at a time")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
@@ -198,15 +146,15 @@ class Skeleton:
         """
         head = self._linear_head()
         rows = self.logit_rows(ids_BT.shape[1]) if head is None else self.rows_at_a_time(ids_BT)
-        parts = []
-        for start in range(0, ids_BT.shape[0], rows):
+        at_once = _SLICE.get(self.device.type, _SLICE["cpu"])
+        found = []
+        for start in range(0, len(ids_BT), rows):
             hidden, ids = hidden_BTD[start : start + rows], ids_BT[start : start + rows]
             if head is None:
-                parts.append(token_nll(self.logits(hidden, ids), ids))
+                found.append(token_nll(self.logits(hidden, ids), ids))
             else:
-                at_once = _SLICE.get(self.device.type, _SLICE["cpu"])
-                parts.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
-        return torch.cat(parts)
+                found.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
+        return torch.cat(found)
 
     def nll_gradient(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
         """d (sum over windows of scale * the window's summed loss) / d last hidden states, [B, T, D].
@@ -236,7 +184,7 @@ class Skeleton:
 
     def logits(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """Final norm and head on last hidden states, [B, T, V], as the model itself computes them."""
-        stand_ins = [_Injector(block, self._returns_tuple) for block in self.blocks]
+        stand_ins = [Injector(block, self._returns_tuple) for block in self.blocks]
         stand_ins[0].hidden_BTD = hidden_BTD
         with self._replaced(stand_ins):
             logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
@@ -264,12 +212,12 @@ class Skeleton:
         """What the head is given for last hidden states."""
 
         def stop(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            raise _Normed(given[0])
+            raise Normed(given[0])
 
         handle = head.register_forward_pre_hook(stop)
         try:
             self.logits(hidden_BTD, ids_BT)
-        except _Normed as reached:
+        except Normed as reached:
             return reached.hidden_BTD
         finally:
             handle.remove()
@@ -290,10 +238,10 @@ class Skeleton:
         log: list[tuple[torch.Tensor, BlockCall]] = []
         last = len(self.blocks) - 1
         recorders = [
-            _Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)
+            Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)
         ]
         # A model that takes a tensor apart, as if it were a tuple, fails in one of these ways.
-        with self._replaced(recorders), contextlib.suppress(_Recorded, IndexError, ValueError, TypeError):
+        with self._replaced(recorders), contextlib.suppress(Recorded, IndexError, ValueError, TypeError):
             self._model(input_ids=ids_BT, use_cache=False)
         return log
 
@@ -353,11 +301,6 @@ def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.grad is None:
         raise RuntimeError("backward left no gradient")
     return tensor.grad
-
-
-def _without_cache(value: Any) -> Any:
-    """Some families pass a live cache although it is switched off; a replayed call would append to it."""
-    return None if type(value).__name__.endswith("Cache") else value
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -46,7 +46,11 @@ class StreamedModel:
         self.device = skeleton.device
         self.memory = "resident" if resident else "streamed"
         self.group = group
-        self.tokens = skeleton.tokens
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are run at a time; fewer once memory ran out."""
+        return self.skeleton.tokens
 
     def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
         """Call `on_weights` for every block; no window is run."""

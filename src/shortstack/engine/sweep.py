@@ -20,7 +20,9 @@ from torch import nn
 from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.stand_ins import BlockCall
 from shortstack.engine.weights import BlockWeights
+from shortstack.engine.workers import SideBySide, workers
 from shortstack.machine import is_out_of_memory, return_free_memory
 
 # Called with (block index, its weights by name) in a forward sweep.
@@ -82,14 +84,16 @@ def forward_sweep(
     else:
         state = _ForwardState(base_WTD=_embedded(skeleton, ids_WT), inputs=[] if keep_inputs else None)
     groups = _groups(range(depth) if candidates is None else candidates, group) if branches else [[]]
-    for number, members in enumerate(groups):
-        following = groups[number + 1][0] if number + 1 < len(groups) else depth
-        if state.first < following:  # not done by an earlier run
-            _sweep_group(skeleton, weights, ids_WT, state, members, following, graphs, on_weights, on_progress, journal)
-            _losses_of_group(skeleton, ids_WT, state, bool(members))
-            state.first = state.next = following
-            state.active = 0
-            journal.save(*state.saved())
+    with workers(skeleton.device) as side_by_side:
+        for number, members in enumerate(groups):
+            following = groups[number + 1][0] if number + 1 < len(groups) else depth
+            if state.first < following:  # not done by an earlier run
+                swept = _Group(members, following, graphs, side_by_side)
+                _sweep_group(skeleton, weights, ids_WT, state, swept, on_weights, on_progress, journal)
+                _losses_of_group(skeleton, ids_WT, state, swept)
+                state.first = state.next = following
+                state.active = 0
+                journal.save(*state.saved())
     stacked = torch.stack(state.candidates) if branches else None
     return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, graphs)
 
@@ -152,45 +156,55 @@ class _ForwardState:
         )
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Candidates that are swept together.
+
+    Attributes:
+        members: the blocks that they skip.
+        following: the block where the next group begins.
+        graphs: where to keep what a backward sweep needs.
+        side_by_side: runs batches.
+    """
+
+    members: Sequence[int]
+    following: int
+    graphs: Graphs | None
+    side_by_side: SideBySide
+
+
 def _sweep_group(
     skeleton: Skeleton,
     weights: BlockWeights,
     ids_WT: torch.Tensor,
     state: _ForwardState,
-    members: Sequence[int],
-    following: int,
-    graphs: Graphs | None,
+    group: _Group,
     on_weights: OnWeights | None,
     on_progress: Callable[[int], object],
     journal: Journal,
 ) -> None:
-    """The candidates that skip `members`, from block `state.next` to the last; the next group begins at `following`."""
+    """A group's candidates, from block `state.next` to the last."""
     depth, first = len(skeleton.blocks), state.first
     is_first = state.base_nll is None
     # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
     # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
     base_WTD = state.base_WTD
-    streams_SWTD = torch.empty((len(members) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
+    streams_SWTD = torch.empty((len(group.members) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
     if state.streams_SWTD is not None and state.next > first:
         streams_SWTD[: state.active + 1] = state.streams_SWTD
     else:
         streams_SWTD[0] = base_WTD
     state.streams_SWTD = streams_SWTD
-    for index, block in weights.each(range(state.next, depth), gradients=graphs is not None):
+    for index, block in weights.each(range(state.next, depth), gradients=group.graphs is not None):
         if is_first and state.inputs is not None:
             state.inputs.append(streams_SWTD[state.active].clone())
-        if index == following:
+        if index == group.following:
             state.next_base_WTD = streams_SWTD[state.active].clone()  # where the next group begins
         if is_first and on_weights is not None:
             on_weights(index, dict(block.named_parameters()))
-        branching = index in members
-        given_WTD = state.inputs[-1] if state.inputs else None
-        if (
-            graphs is None
-            or given_WTD is None
-            or not graphs.through(skeleton, block, index, given_WTD, streams_SWTD[0], ids_WT)
-        ):
-            _through_block(skeleton, block, index, streams_SWTD, state.active, ids_WT, branching)
+        branching = index in group.members
+        if not _kept_graph(skeleton, block, index, state, group, ids_WT):
+            _through_block(skeleton, group.side_by_side, block, index, streams_SWTD, state.active, ids_WT, branching)
         on_progress(state.active + 1)
         state.active += branching
         state.next = index + 1
@@ -198,13 +212,22 @@ def _sweep_group(
             journal.save(*state.saved())
 
 
-def _losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: _ForwardState, branches: bool) -> None:
+def _kept_graph(
+    skeleton: Skeleton, block: nn.Module, index: int, state: _ForwardState, group: _Group, ids_WT: torch.Tensor
+) -> bool:
+    """Run the base stream alone through a block and keep its graph; False, with nothing done, where that is not wanted."""
+    if group.graphs is None or not state.inputs or state.streams_SWTD is None:
+        return False
+    return group.graphs.through(skeleton, block, index, state.inputs[-1], state.streams_SWTD[0], ids_WT)
+
+
+def _losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: _ForwardState, group: _Group) -> None:
     """What the streams that came through the last block say; the next group takes over."""
     streams_SWTD = state.streams_SWTD
     assert streams_SWTD is not None
     if state.base_nll is None and state.inputs is not None:
         state.last_WTD = streams_SWTD[state.active].clone()
-    if state.base_nll is None and (branches or state.inputs is None):  # before a backward sweep alone: no losses
+    if state.base_nll is None and (group.members or state.inputs is None):  # before a backward sweep alone: no losses
         state.base_nll = _window_nll(skeleton, streams_SWTD[state.active :][:1], ids_WT)[0]
     if state.active:
         state.candidates += list(_window_nll(skeleton, streams_SWTD[: state.active], ids_WT))
@@ -220,6 +243,7 @@ def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
 
 def _through_block(
     skeleton: Skeleton,
+    side_by_side: SideBySide,
     block: nn.Module,
     index: int,
     streams_SWTD: torch.Tensor,
@@ -230,31 +254,53 @@ def _through_block(
     """Candidates 0 to active-1 in place; the base stream from place `active` to the next one up when it branches."""
     windows = len(ids_WT)
     rows_RTD = streams_SWTD.flatten(0, 1)
-    base_start, total = active * windows, (active + 1) * windows
+    base_start = active * windows
     shift = windows if branching else 0
-    start = 0
-    while start < total:
-        rows = skeleton.rows_at_a_time(ids_WT)
-        # Parts never straddle windows of different streams unevenly: whole streams together, or one stream in parts.
-        per_part = (rows // windows) * windows if rows >= windows else rows
-        limit = min(start + per_part, (start // windows + 1) * windows if rows < windows else total)
-        if start % windows:  # a part of a stream, where memory ran out on the way
-            limit = min(limit, (start // windows + 1) * windows)
-        repeats = -(-(limit - start) // windows)
-        first = start % windows
-        ids = ids_WT.repeat(repeats, 1) if repeats > 1 else ids_WT[first : first + limit - start]
+
+    def run(part: _Part) -> bool:
+        """Whether memory was enough; where not, nothing of the part has been written."""
         try:
-            result = skeleton.run_block(block, rows_RTD[start:limit], skeleton.calls(ids)[index])
+            result = skeleton.run_block(block, rows_RTD[part.start : part.stop], part.call)
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not skeleton.with_fewer_tokens(ids_WT.shape[1]):
+            if not is_out_of_memory(error):
                 raise
-            continue  # nothing of this part has been written
-        split = min(max(base_start - start, 0), limit - start)
-        if split:
-            rows_RTD[start : start + split] = result[:split]
-        if split < limit - start:
-            rows_RTD[start + split + shift : limit + shift] = result[split:]
+            return False
+        split = min(max(base_start - part.start, 0), part.stop - part.start)
+        rows_RTD[part.start : part.start + split] = result[:split]
+        rows_RTD[part.start + split + shift : part.stop + shift] = result[split:]
+        return True
+
+    left = [(0, (active + 1) * windows)]
+    while left:
+        parts = [part for start, stop in left for part in _parts(skeleton, index, ids_WT, start, stop)]
+        fitted = side_by_side(run, parts)
+        left = [(part.start, part.stop) for part, fits in zip(parts, fitted, strict=True) if not fits]
+        if left and not skeleton.with_fewer_tokens(ids_WT.shape[1]):
+            raise torch.OutOfMemoryError(f"{ids_WT.shape[1]} tokens, one window, do not fit")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Windows of streams, as rows, that go through a block together."""
+
+    start: int
+    stop: int
+    call: BlockCall
+
+
+def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, stop: int) -> list[_Part]:
+    """Rows `start` to `stop` in parts: several whole streams together, or one stream, or a part of one."""
+    windows, rows = len(ids_WT), skeleton.rows_side_by_side(ids_WT)
+    parts = []
+    while start < stop:
+        ends = (start // windows + 1) * windows  # of this stream
+        whole = rows >= windows and start % windows == 0
+        limit = min(stop, start + rows // windows * windows) if whole else min(stop, ends, start + rows)
+        first, repeats = start % windows, -(-(limit - start) // windows)
+        ids = ids_WT.repeat(repeats, 1) if repeats > 1 else ids_WT[first : first + limit - start]
+        parts.append(_Part(start, limit, skeleton.calls(ids)[index]))
         start = limit
+    return parts
 
 
 def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:

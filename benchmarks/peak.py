@@ -1,0 +1,88 @@
+"""The block part of the forward sweep, in operations per second, against plain matrix products of the same shapes.
+
+    python benchmarks/peak.py MODEL WINDOWS.jsonl
+
+The products are timed between the blocks of the sweep, so that both see the same minutes of the machine; the peak is the
+better of the libraries in torch, at the number of rows that suits it best. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.engine import sweep
+from shortstack.engine.linear import fast_linear, largest_matrix
+from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.weights import BlockWeights
+
+CPU = torch.device("cpu")
+
+
+class Peak:
+    """Rounds of plain products at the shapes of a block's matrices."""
+
+    def __init__(self, shapes: list[tuple[int, int]], rows: tuple[int, ...]) -> None:
+        self.pairs = {
+            count: [(torch.randn(count, inner), torch.randn(outer, inner)) for outer, inner in shapes] for count in rows
+        }
+        self.per_row = sum(2 * outer * inner for outer, inner in shapes)
+        self.rates: dict[tuple[str, int], list[float]] = {}
+
+    def measure(self) -> None:
+        """One round with each library and number of rows."""
+        products = {
+            "torch": lambda x, w: torch.mm(x, w.t()),  # not `linear`, which the sweep's library would take over
+            "onednn": lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""),
+        }
+        for name, product in products.items():
+            for rows, pairs in self.pairs.items():
+                started = time.perf_counter()
+                for x, w in pairs:
+                    product(x, w)
+                rate = rows * self.per_row / (time.perf_counter() - started)
+                self.rates.setdefault((name, rows), []).append(rate)
+
+    def best(self) -> float:
+        """Operations per second of the best way, its median over all rounds."""
+        return max(statistics.median(rates) for rates in self.rates.values())
+
+
+@torch.no_grad()
+def main(model_name: str, windows_name: str) -> None:
+    checkpoint = open_checkpoint(Path(model_name))
+    ids = sweep.windows_tensor(
+        [json.loads(line)["input_ids"] for line in Path(windows_name).read_text().splitlines()], CPU
+    )
+    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
+    shapes = [tensor.shape for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
+    peak = Peak(shapes, (640, 1280))
+    spent, rows_run = 0.0, 0
+
+    def timed(block: torch.nn.Module, hidden: torch.Tensor, call: object) -> torch.Tensor:
+        nonlocal spent, rows_run
+        started = time.perf_counter()
+        result = Skeleton.run_block(skeleton, block, hidden, call)
+        spent += time.perf_counter() - started
+        rows_run += hidden.shape[0] * hidden.shape[1]
+        return result
+
+    skeleton.run_block = timed
+    with (
+        BlockWeights(skeleton, resident=True) as weights,
+        fast_linear(torch.float32, CPU, largest_matrix(checkpoint)) as library,
+    ):
+        sweep.forward_sweep(skeleton, weights, ids, branches=True, on_progress=lambda _: peak.measure())
+    achieved = rows_run * peak.per_row / spent
+    figures = {"value": achieved / peak.best(), "GFLOPs": achieved / 1e9, "peak_GFLOPs": peak.best() / 1e9}
+    print(json.dumps({**figures, "block_seconds": spent, "linear": library, "threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

@@ -1,0 +1,93 @@
+"""Batches side by side in threads: the same results in the same order, the settings of the calling thread, errors."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from shortstack.engine import linear
+from shortstack.engine.workers import worker_count, workers
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def four_threads() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_each_has_its_share_of_the_cores_and_no_gradients() -> None:
+    barrier = threading.Barrier(4, timeout=20)
+
+    def work(item: int) -> tuple[int, int, bool, str]:
+        barrier.wait()  # so that each item has a thread of its own
+        return item, torch.get_num_threads(), torch.is_grad_enabled(), threading.current_thread().name
+
+    with workers(CPU) as side_by_side:
+        found = side_by_side(work, range(4))
+    assert [entry[:3] for entry in found] == [(item, 1, False) for item in range(4)]
+    assert len({entry[3] for entry in found}) == 4
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_threads_use_the_same_library_and_the_same_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linear._available():
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(linear, "_onednn_is_faster", lambda *_: True)
+    monkeypatch.setattr(linear, "_WORTH_MEASURING", 1)
+    packed = []
+    real = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: packed.append(1) or real(*a))
+    layer, x = torch.nn.Linear(48, 32), torch.randn(3, 48)
+    with linear.fast_linear(torch.float32, CPU, (32, 48)), workers(CPU) as side_by_side:
+        found = side_by_side(lambda _: layer(x), range(8))
+    assert len(packed) == 1
+    for result in found:
+        torch.testing.assert_close(result, layer(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_an_error_comes_out_and_the_threads_end() -> None:
+    def work(item: int) -> int:
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    with pytest.raises(ValueError, match="three"), workers(CPU) as side_by_side:
+        side_by_side(work, range(8))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shortstack-batch")]
+    assert torch.get_num_threads() == 4
+
+
+def test_one_core_and_a_gpu_need_no_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert worker_count(CPU) == 1
+        assert worker_count(torch.device("cuda")) == 1
+        with workers(CPU) as side_by_side:
+            assert side_by_side(lambda _: threading.current_thread().name, [0]) == [threading.current_thread().name]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_sweep_in_threads_gives_what_one_thread_gives(built: object) -> None:
+    """The rest of the tests run on one core each."""
+    from shortstack.engine.sweep import windows_tensor
+    from tests.engine.test_sweep import _swept
+    from tests.pico import windows
+
+    ids = windows_tensor(windows(7), CPU)
+    several = _swept(built("llama"), ids)  # type: ignore[operator]
+    torch.set_num_threads(1)
+    one = _swept(built("llama"), ids)  # type: ignore[operator]
+    assert several.candidate_nll_NW is not None
+    torch.testing.assert_close(several.candidate_nll_NW, one.candidate_nll_NW, rtol=1e-6, atol=1e-7)
