@@ -63,23 +63,22 @@ def main(model_name: str, windows_name: str) -> None:
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     shapes = [tensor.shape for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
     peak = Peak(shapes, (640, 1280))
-    spent, rows_run = 0.0, 0
+    spent = 0.0
+    through = sweep._through_block
 
-    def timed(block: torch.nn.Module, hidden: torch.Tensor, call: object) -> torch.Tensor:
-        nonlocal spent, rows_run
+    def timed(*arguments: object) -> None:
+        nonlocal spent
         started = time.perf_counter()
-        result = Skeleton.run_block(skeleton, block, hidden, call)
+        through(*arguments)
         spent += time.perf_counter() - started
-        rows_run += hidden.shape[0] * hidden.shape[1]
-        return result
 
-    skeleton.run_block = timed
+    sweep._through_block = timed
     with (
         BlockWeights(skeleton, resident=True) as weights,
         fast_linear(torch.float32, CPU, largest_matrix(checkpoint)) as library,
     ):
         sweep.forward_sweep(skeleton, weights, ids, branches=True, on_progress=lambda _: peak.measure())
-    achieved = rows_run * peak.per_row / spent
+    achieved = sweep.block_evaluations(checkpoint.depth) * ids.numel() * peak.per_row / spent
     figures = {"value": achieved / peak.best(), "GFLOPs": achieved / 1e9, "peak_GFLOPs": peak.best() / 1e9}
     print(json.dumps({**figures, "block_seconds": spent, "linear": library, "threads": torch.get_num_threads()}))
 

@@ -67,7 +67,7 @@ def test_small_matrices_are_not_worth_measuring(monkeypatch: pytest.MonkeyPatch)
     assert not linear._onednn_is_faster(1024, 2048)
 
 
-def test_a_parameter_is_packed_once_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parameter_is_packed_at_its_third_batch_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches go through one block; its packed weights must go when it goes."""
     monkeypatch.setattr(linear, "_WORTH_MEASURING", 1)
     packed = []
@@ -79,9 +79,9 @@ def test_a_parameter_is_packed_once_and_forgotten_with_it(monkeypatch: pytest.Mo
     with torch.no_grad():
         mode = linear._ThroughOneDNN()
         with mode:
-            for _ in range(3):
+            for _ in range(5):
                 torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
             assert (len(packed), len(mode.packed)) == (1, 1)
             layer.weight = torch.nn.Parameter(2 * layer.weight)
             torch.testing.assert_close(layer(x) - layer.bias, 2 * (expected - layer.bias), rtol=1e-5, atol=1e-5)
-            assert (len(packed), len(mode.packed)) == (2, 1)
+            assert (len(packed), len(mode.packed)) == (1, 1)  # a weight that comes once or twice is not worth it

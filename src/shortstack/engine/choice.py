@@ -178,7 +178,8 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         stream_bytes = stream.numel() * stream.element_size() * len(windows)
         limit = options.stream_bytes
         if limit is None:
-            limit = _left_for_streams(checkpoint, stream_bytes, options)
+            weights = sum(checkpoint.block_parameters()) * options.dtype.itemsize if resident else 0
+            limit = _left_for_streams(checkpoint, stream_bytes, weights, options)
         group = options.group or group_size(most, stream_bytes, limit)
         graph_bytes = limit - 2 * stream_bytes if resident else 0
     return StreamedModel(
@@ -196,12 +197,12 @@ def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
     return checkpoint.nbytes < _RESIDENT_SHARE * available_bytes()
 
 
-def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, options: EngineOptions) -> int:
-    """Bytes for streams, of what hidden states may take."""
+def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, weights_bytes: int, options: EngineOptions) -> int:
+    """Bytes for streams, of what hidden states may take; the weights that are to stay are not there yet."""
     kept = (checkpoint.depth + 1) * stream_bytes if options.keeps_inputs else 0
     asked = options.memory_bytes
     if asked is None:
-        return int(_ACTIVATIONS_SHARE * available_bytes(options.device)) - kept
+        return int(_ACTIVATIONS_SHARE * (available_bytes(options.device) - weights_bytes)) - kept
     needed = kept + 2 * stream_bytes
     if asked < needed:
         raise ShortstackError(

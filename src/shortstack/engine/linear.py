@@ -22,6 +22,7 @@ from shortstack.checkpoint.reader import Checkpoint
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
 _WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
 _CLEARLY_FASTER = 1.05
+_PACKED_AT = 3  # the batch, of those that go through a block
 _choices: dict[tuple[int, int], bool] = {}
 _entered: list[_ThroughOneDNN] = []
 
@@ -86,14 +87,17 @@ class _ThroughOneDNN(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _arranged(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
-        """The weight in the order in which oneDNN reads it, made once: many batches go through one block."""
+        """The weight; from its third batch on in oneDNN's own order: packing costs what a batch or two save."""
         if not isinstance(weight, torch.nn.Parameter) or not _WORTH_MEASURING <= weight.numel() < _WORTH_PACKING:
             return weight
-        with _packing:  # several threads come to a block's first batches together
-            packed: torch.Tensor | None = self.packed.get(weight)  # type: ignore[no-untyped-call]
-            if packed is None:
-                packed = self.packed[weight] = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        return packed
+        with _packing:  # several threads come to a block's batches together
+            known: torch.Tensor | int = self.packed.get(weight, 0)  # type: ignore[no-untyped-call]
+            if isinstance(known, int):
+                known += 1
+                if known >= _PACKED_AT:
+                    known = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+                self.packed[weight] = known
+        return weight if isinstance(known, int) else known
 
 
 class _Linear(torch.autograd.Function):

@@ -290,7 +290,7 @@ class _Part:
 
 def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, stop: int) -> list[_Part]:
     """Rows `start` to `stop` in parts: several whole streams together, or one stream, or a part of one."""
-    windows, rows = len(ids_WT), skeleton.rows_side_by_side(ids_WT)
+    windows, rows = len(ids_WT), skeleton.rows_side_by_side(ids_WT, stop - start)
     parts = []
     while start < stop:
         ends = (start // windows + 1) * windows  # of this stream
