@@ -302,13 +302,17 @@ def test_blocks_that_are_not_there(built: Built, tmp_path: Path) -> None:
     assert found.criteria["magnitude"].blocks == (2, 4, 5)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kept", [0, 1, 3, 6])
-def test_graphs_that_are_kept_give_the_same_gradients(built: Built, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Resident, what autograd keeps of a forward is not computed again, for as many of the last blocks as fit."""
+def test_graphs_that_are_kept_give_the_same_gradients(
+    built: Built, kept: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resident, what autograd keeps of a forward is not computed again, for as many of the last blocks as fit; also where
+    weights are converted to what is computed in."""
     from shortstack.engine import graphs
     from shortstack.engine.skeleton import Skeleton
 
-    model, windows = built("llama"), pico.windows(5)
+    model, windows = built("llama", dtype=stored), pico.windows(5)
     expected = scored(model, windows, "taylor", memory="streamed")
     monkeypatch.setattr(graphs, "_measured", lambda run, _: (run(), 10))
     real, forwards = Skeleton.run_block, []

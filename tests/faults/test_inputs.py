@@ -181,7 +181,7 @@ def test_all_but_one_block(built: Built, tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(63)
-@pytest.mark.parametrize("times", [1, 3, 75])
+@pytest.mark.parametrize("times", [1, 3, 152])
 def test_out_of_memory_halves_what_is_run_at_a_time(
     built: Built, monkeypatch: pytest.MonkeyPatch, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,11 +205,9 @@ def test_out_of_memory_halves_what_is_run_at_a_time(
     found = score(str(built("llama")), **options)
     said = capsys.readouterr().err
     assert "out of memory on cpu: going on with 640 tokens at a time" in said
-    every = (
-        1 + 2 + 4 + 8 + 20 + 40
-    )  # batches of 40, 20, 10, 5, 2 windows and of one: then it begins anew, block by block
+    every = 4 + 8 + 20 + 3 * 40  # batches of 10, 5, 2 windows, thrice of one: then it begins anew, block by block
     assert ("out of memory on cpu: trying again with less at a time" in said) == (times == every)
-    assert sizes[times] < sizes[0] or times == every
+    assert min(sizes) < sizes[0]
     assert found.settings["memory"] == ("streamed" if times == every else "resident")
     for name in ("ppl", "taylor"):
         assert found.criteria[name].scores == pytest.approx(expected.criteria[name].scores, rel=1e-5)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from shortstack.engine.backward import OnGradients
     from shortstack.engine.journal import Journal
-from shortstack.engine.sweep import ForwardResult, OnWeights
+    from shortstack.engine.sweep import ForwardResult, OnWeights
 
 MemoryMode = Literal["auto", "resident", "streamed"]
 
@@ -194,7 +194,8 @@ def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
     if options.device.type == "cuda":
         needed = checkpoint.parameters() * options.dtype.itemsize
         return needed < _DEVICE_SHARE * available_bytes(options.device)
-    return checkpoint.nbytes < _RESIDENT_SHARE * available_bytes()
+    needed = max(checkpoint.nbytes, checkpoint.parameters() * options.dtype.itemsize)
+    return needed < _RESIDENT_SHARE * available_bytes()
 
 
 def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, weights_bytes: int, options: EngineOptions) -> int:

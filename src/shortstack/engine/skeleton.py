@@ -118,12 +118,11 @@ class Skeleton:
 
     def rows_side_by_side(self, ids_BT: torch.Tensor, total: int) -> int:
         """How many of `total` windows one of several threads runs at a time: their activations share the cache."""
-        count = worker_count(self.device)
-        if count == 1:
+        if self.device.type != "cpu":
             return self.rows_at_a_time(ids_BT)
-        rows = max(1, self.tokens // 4 // ids_BT.shape[1])
+        rows, count = max(1, self.tokens // 4 // ids_BT.shape[1]), worker_count(self.device)
         even = -(-total // count)  # a few windows are dealt out at once, so that no thread waits for another
-        return even if even <= min(2 * rows, self.rows_at_a_time(ids_BT)) else rows
+        return even if count > 1 and even <= min(2 * rows, self.rows_at_a_time(ids_BT)) else rows
 
     def with_fewer_tokens(self, seq_len: int) -> bool:
         """Half as many tokens at a time, where memory ran out; False where there is one window only."""

@@ -144,7 +144,7 @@ class BlockWeights:
                     if transfer is not None:
                         transfer.used(step % 2)
                     # Gradients take much memory and soon give it back: to fetch it anew each time is a tenth of their time.
-                    if not self._resident and (not gradients or step % 4 == 3):
+                    if not self._resident and (not gradients or step % 2 == 1):
                         return_free_memory()
         finally:
             if pending is not None:
@@ -166,6 +166,8 @@ class BlockWeights:
             buffer = _Buffer(buffer_bytes(tensors)) if self._resident else buffers[slot]
             arrived = Arrived(buffer.fill(tensors, self._files))
         if self._resident:
+            if transfer is None:  # what stays is kept as it is computed with: no block's weights are another's memory
+                arrived = Arrived({name: raw.to(self._computed(raw.dtype)) for name, raw in arrived.tensors.items()})
             self._kept[index] = arrived
         return arrived
 
