@@ -159,20 +159,13 @@ def test_what_makes_no_sense(more: dict[str, Any], message: str, built: Built, r
         score(str(built("llama")), **options(rows, **more))
 
 
+def until_stable(model: Path, rows: Path) -> list[str]:
+    options = "--until stable --remove 2 --samples 4 --max-samples 40"
+    return ["score", str(model), "--data", str(rows), *options.split()]
+
+
 def test_on_the_command_line(built: Built, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [
-        "score",
-        str(built("llama")),
-        "--data",
-        str(rows),
-        "--until",
-        "stable",
-        "--remove",
-        "2",
-        "--samples",
-        "4",
-    ]
-    assert run([*command, "--max-samples", "40"]) == 0
+    assert run(until_stable(built("llama"), rows)) == 0
     shown = capsys.readouterr()
     assert "4 windows: would remove" in shown.err
     assert " windows: " in shown.out.splitlines()[-1]
@@ -181,20 +174,7 @@ def test_on_the_command_line(built: Built, rows: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_two_processes_take_the_same_rounds(built: Built, rows: Path, tmp_path: Path) -> None:
     model = built("llama")
-    common = [
-        "score",
-        str(model),
-        "--data",
-        str(rows),
-        "--until",
-        "stable",
-        "--remove",
-        "2",
-        "--samples",
-        "4",
-        "--max-samples",
-        "40",
-    ]
+    common = until_stable(model, rows)
     process = launched("ddp", 2, [*common, "--out", str(tmp_path / "two.json")], tmp_path)
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said

@@ -40,7 +40,7 @@ def test_a_head_is_taken_apart_only_where_it_gives_the_logits(built: Built, fami
     with torch.no_grad():
         hidden = 2 * torch.randn(*ids.shape, skeleton.first_hidden(ids).shape[-1])
         found = skeleton.nll(hidden, ids)
-        assert (skeleton._linear_head() is not None) == linear
+        assert (skeleton._linear_head is not None) == linear
         torch.testing.assert_close(found, token_nll(skeleton.logits(hidden, ids), ids), rtol=1e-5, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
-from shortstack.engine.graphs import Forward, Graphs
+from shortstack.engine.graphs import Forward, Graphs, forwards
 from shortstack.engine.journal import Journal
 from shortstack.engine.skeleton import Skeleton, gradient_of
 from shortstack.engine.sweep import ForwardResult, finished
@@ -99,14 +99,4 @@ def _forwards(
         kept += 1
         yield index, known.parameters, known.parts
     for index, block in weights.each(order[kept:], gradients=True):
-        yield index, dict(block.named_parameters()), _computed_again(skeleton, block, index, inputs[index], ids_WT)
-
-
-def _computed_again(
-    skeleton: Skeleton, block: nn.Module, index: int, given_WTD: torch.Tensor, ids_WT: torch.Tensor
-) -> Iterator[Forward]:
-    rows = skeleton.rows_at_a_time(ids_WT)
-    for start in range(0, len(ids_WT), rows):
-        part = slice(start, start + rows)
-        hidden = given_WTD[part].detach().requires_grad_(True)
-        yield hidden, skeleton.run_block(block, hidden, skeleton.calls(ids_WT[part])[index])
+        yield index, dict(block.named_parameters()), forwards(skeleton, block, index, inputs[index], ids_WT)

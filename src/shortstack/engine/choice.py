@@ -191,11 +191,10 @@ def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
     """Whether blocks, once read, stay."""
     if options.memory != "auto":
         return options.memory == "resident"
+    needed = checkpoint.parameters() * options.dtype.itemsize
     if options.device.type == "cuda":
-        needed = checkpoint.parameters() * options.dtype.itemsize
         return needed < _DEVICE_SHARE * available_bytes(options.device)
-    needed = max(checkpoint.nbytes, checkpoint.parameters() * options.dtype.itemsize)
-    return needed < _RESIDENT_SHARE * available_bytes()
+    return max(checkpoint.nbytes, needed) < _RESIDENT_SHARE * available_bytes()
 
 
 def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, weights_bytes: int, options: EngineOptions) -> int:

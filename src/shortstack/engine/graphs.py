@@ -5,14 +5,16 @@ Legend: W windows, T tokens, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from shortstack.engine.skeleton import Skeleton
 
+Result = TypeVar("Result")
 Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, asking for gradients, and what came out
 
 
@@ -54,26 +56,16 @@ class Graphs:
         if self._first is not None and index < self._first:
             return False
         kept = KeptBlock(dict(block.named_parameters()), [])
-        rows = skeleton.rows_at_a_time(ids_WT)
-        for start in range(0, len(ids_WT), rows):
-            part = slice(start, start + rows)
-            hidden = given_WTD[part].detach().requires_grad_(True)
-            call = skeleton.calls(ids_WT[part])[index]
-
-            def run(hidden: torch.Tensor = hidden, call: object = call) -> torch.Tensor:
-                with torch.enable_grad():
-                    return skeleton.run_block(block, hidden, call)  # type: ignore[arg-type]
-
-            if self._first is None:
-                result, taken = _measured(run, kept.parameters)
-                held = self._limit // max(1, taken * -(-len(ids_WT) // rows))
-                self._first = max(index, len(skeleton.blocks) - held)
-                if self._first > index:
-                    return False
-            else:
-                result = run()
-            kept.parts.append((hidden, result))
-            into_WTD[part] = result.detach()
+        batches = forwards(skeleton, block, index, given_WTD, ids_WT)
+        if self._first is None:
+            forward, taken = _measured(lambda: next(batches), kept.parameters)
+            held = self._limit // max(1, taken * -(-len(ids_WT) // skeleton.rows_at_a_time(ids_WT)))
+            self._first = max(index, len(skeleton.blocks) - held)
+            if self._first > index:
+                return False
+            kept.parts.append(forward)
+        kept.parts.extend(batches)
+        torch.cat([result.detach() for _, result in kept.parts], out=into_WTD)
         self._kept[index] = kept
         return True
 
@@ -82,7 +74,21 @@ class Graphs:
         return self._kept.pop(index, None)
 
 
-def _measured(run: Callable[[], torch.Tensor], parameters: dict[str, nn.Parameter]) -> tuple[torch.Tensor, int]:
+def forwards(
+    skeleton: Skeleton, block: nn.Module, index: int, given_WTD: torch.Tensor, ids_WT: torch.Tensor
+) -> Iterator[Forward]:
+    """A block's forward with gradients, as many windows at a time as go through a block."""
+    rows = skeleton.rows_at_a_time(ids_WT)
+    for start in range(0, len(ids_WT), rows):
+        part = slice(start, start + rows)
+        hidden = given_WTD[part].detach().requires_grad_(True)
+        call = skeleton.calls(ids_WT[part])[index]
+        with torch.enable_grad():
+            result = skeleton.run_block(block, hidden, call)
+        yield hidden, result
+
+
+def _measured(run: Callable[[], Result], parameters: dict[str, nn.Parameter]) -> tuple[Result, int]:
     """(what it gives, bytes that autograd keeps for it, beside the weights)."""
     found = {}
     own = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}

@@ -23,8 +23,7 @@ def token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         losses = functional.cross_entropy(logits, targets, reduction="none")
     else:  # in place: log-softmax would take as much memory again
         chosen = logits.gather(1, targets[:, None])[:, 0]
-        largest = logits.amax(dim=1, keepdim=True)
-        losses = logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]).sub_(chosen)
+        losses = _log_sum_exp_(logits).sub_(chosen)
     return losses.view(ids_BT.shape)[:, :-1].contiguous()
 
 
@@ -49,10 +48,15 @@ def head_nll(
         place_R = (targets_R - first).clamp(0, logits.shape[1] - 1)
         found_R = logits.gather(1, place_R[:, None])[:, 0]
         chosen_R = torch.where(place_R == targets_R - first, found_R, chosen_R)
-        largest = logits.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits.dtype).min)  # a slice may be all -inf
-        sums.append(logits.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0]))
+        sums.append(_log_sum_exp_(logits))
     losses_R = torch.logsumexp(torch.stack(sums), dim=0) - chosen_R
     return losses_R.view(ids_BT.shape)[:, :-1].contiguous()
+
+
+def _log_sum_exp_(logits_RV: torch.Tensor) -> torch.Tensor:
+    """log of the sum of exp over each row, [R]; the logits are overwritten."""
+    largest = logits_RV.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits_RV.dtype).min)  # a row may be all -inf
+    return logits_RV.sub_(largest).exp_().sum(dim=1).log_().add_(largest[:, 0])
 
 
 def head_gradient(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,8 +91,6 @@ class Skeleton:
             self._model, self.conversion, checkpoint, dtype=dtype, device=device, blocks_name=self.blocks_name
         )
         self._returns_tuple = False
-        self._head: nn.Linear | None = None
-        self._head_is_known = False
         self._calls: dict[tuple[int, int], list[BlockCall]] = {}
 
     def first_hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -148,7 +147,7 @@ class Skeleton:
         Where logits are what a linear head gives they are made for a slice of the vocabulary at a time, else for as many
         windows at a time as 31 MiB hold.
         """
-        head = self._linear_head()
+        head = self._linear_head
         rows = self.logit_rows(ids_BT.shape[1]) if head is None else self.rows_at_a_time(ids_BT)
         at_once = _SLICE.get(self.device.type, _SLICE["cpu"])
         found = []
@@ -166,7 +165,7 @@ class Skeleton:
         Logits are made for as many windows at a time as 31 MiB hold.
         """
         gradient_BTD = torch.empty_like(hidden_BTD)
-        head, rows = self._linear_head(), self.logit_rows(ids_BT.shape[1])
+        head, rows = self._linear_head, self.logit_rows(ids_BT.shape[1])
         for start in range(0, len(ids_BT), rows):
             part = slice(start, start + rows)
             hidden = hidden_BTD[part].detach().requires_grad_(True)
@@ -194,23 +193,22 @@ class Skeleton:
             logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
         return logits
 
-    @torch.no_grad()
+    @cached_property
     def _linear_head(self) -> nn.Linear | None:
         """The head, where it is a linear map and the model gives on what it gives as it is; this is tried once."""
-        if not self._head_is_known:
-            self._head_is_known = True
-            head = self._model.get_output_embeddings()  # type: ignore[operator]
-            if type(head) is nn.Linear:
-                made: list[torch.Tensor] = []
-                handle = head.register_forward_hook(lambda _, __, output: made.append(output))
-                ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-                try:
-                    logits = self.logits(self.first_hidden(ids_BT), ids_BT)
-                finally:
-                    handle.remove()
-                if len(made) == 1 and logits.shape == made[0].shape and logits.data_ptr() == made[0].data_ptr():
-                    self._head = head
-        return self._head
+        head = self._model.get_output_embeddings()  # type: ignore[operator]
+        if type(head) is not nn.Linear:
+            return None
+        made: list[torch.Tensor] = []
+        handle = head.register_forward_hook(lambda _, __, output: made.append(output))
+        ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        try:
+            with torch.no_grad():
+                logits = self.logits(self.first_hidden(ids_BT), ids_BT)
+        finally:
+            handle.remove()
+        same = len(made) == 1 and logits.shape == made[0].shape and logits.data_ptr() == made[0].data_ptr()
+        return head if same else None
 
     def _normed(self, head: nn.Linear, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """What the head is given for last hidden states."""

@@ -162,12 +162,12 @@ class BlockWeights:
         if transfer is not None:
             transfer.wait_for_pinned(slot)
             arrived = transfer.send(buffers[slot].fill(tensors, self._files), slot, keep=self._resident)
+        elif self._resident:  # what stays is kept as it is computed with: no block's weights are another's memory
+            raw = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
+            arrived = Arrived({name: value.to(self._computed(value.dtype)) for name, value in raw.items()})
         else:
-            buffer = _Buffer(buffer_bytes(tensors)) if self._resident else buffers[slot]
-            arrived = Arrived(buffer.fill(tensors, self._files))
+            arrived = Arrived(buffers[slot].fill(tensors, self._files))
         if self._resident:
-            if transfer is None:  # what stays is kept as it is computed with: no block's weights are another's memory
-                arrived = Arrived({name: raw.to(self._computed(raw.dtype)) for name, raw in arrived.tensors.items()})
             self._kept[index] = arrived
         return arrived
 
