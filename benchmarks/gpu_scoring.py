@@ -26,9 +26,10 @@ from common import Goals, random_llama, random_windows, say
 from shortstack.calibration import CalibrationSet
 from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
 from shortstack.criteria import parse_criteria
-from shortstack.engine.choice import EngineOptions, choose_engine
+from shortstack.engine.choice import Engine, EngineOptions, choose_engine
 from shortstack.engine.journal import Journal
 from shortstack.engine.sweep import block_evaluations, windows_tensor
+from shortstack.retraining.monitor import matmul_flops
 from shortstack.scoring import score_windows
 
 SEVEN = {"blocks": 32, "hidden": 4096, "mlp": 11008, "vocabulary": 32000}
@@ -44,7 +45,7 @@ class Bench:
         self.checkpoint: Checkpoint = open_checkpoint(model)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.block = 4 * shape["hidden"] ** 2 + 3 * shape["hidden"] * shape["mlp"]
-        self.peak = self.matmul_peak()
+        self.peak = matmul_flops(self.device, torch.bfloat16)
 
     def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
         self.wait()
@@ -64,15 +65,13 @@ class Bench:
         torch.cuda.reset_peak_memory_stats()
         return held
 
-    def matmul_peak(self) -> float:
-        rows = 16384 if self.device.type == "cuda" else 512
-        x = torch.randn(rows, self.shape["hidden"], dtype=torch.bfloat16, device=self.device)
-        w = torch.randn(self.shape["mlp"], self.shape["hidden"], dtype=torch.bfloat16, device=self.device)
-        rounds = []
-        for _ in range(6):
-            seconds, _ = self.timed(lambda: [torch.nn.functional.linear(x, w) for _ in range(10)])
-            rounds.append(10 * 2 * rows * w.numel() / seconds)
-        return max(rounds)
+    def sweep(self, engine: Engine, ids: torch.Tensor) -> float:
+        """Seconds of one forward sweep with all candidates."""
+        seconds, _ = self.timed(
+            lambda: engine.forward(ids, branches=True, keep_inputs=False, on_weights=lambda *_: None,
+                                   on_progress=lambda _: None, journal=Journal(None))
+        )  # fmt: skip
+        return seconds
 
     def windows(self, count: int, length: int) -> list[list[int]]:
         path = random_windows(
@@ -104,12 +103,7 @@ def ours(bench: Bench, count: int, length: int) -> dict[str, float]:
     ids = windows_tensor(windows, bench.device)
     bench.peak_gb()
 
-    def sweep() -> object:
-        return engine.forward(ids, branches=True, keep_inputs=False, on_weights=lambda *_: None,
-                              on_progress=lambda _: None, journal=Journal(None))  # fmt: skip
-
-    first, _ = bench.timed(sweep)
-    again, _ = bench.timed(sweep)
+    first, again = bench.sweep(engine, ids), bench.sweep(engine, ids)
     engine.close()
     needed = bench.operations(ids.numel())
     figures = {"first_seconds": first, "resident_seconds": again, "share_of_peak": needed / again / bench.peak}
@@ -123,10 +117,7 @@ def streamed(bench: Bench, windows: list[list[int]]) -> float:
     engine = choose_engine(bench.checkpoint, windows, EngineOptions(torch.bfloat16, bench.device, "streamed"))
     ids = windows_tensor(windows, bench.device)
     bench.peak_gb()
-    seconds, _ = bench.timed(
-        lambda: engine.forward(ids, branches=True, keep_inputs=False, on_weights=lambda *_: None,
-                               on_progress=lambda _: None, journal=Journal(None))
-    )  # fmt: skip
+    seconds = bench.sweep(engine, ids)
     engine.close()
     say(f"ppl, {len(windows)} x {len(windows[0])}, streamed", seconds=seconds, peak_GB=bench.peak_gb())
     return seconds

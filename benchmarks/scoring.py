@@ -11,7 +11,6 @@ bfloat16, and a 7B-shaped checkpoint (14 GB of disk): half an hour.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import shutil
 import statistics
@@ -21,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 from common import Goals, Ran, random_llama, random_windows, run, say, shortstack
+from shortstack.agreement import kendall_tau
 
 HERE = Path(__file__).parent
 SHARED = HERE.resolve().parents[1] / "shared" / "data" / "models"
@@ -165,14 +165,8 @@ def precision(goals: Goals, windows: Path, folder: Path) -> None:
             command = ["score", name, "--criterion", "ppl,taylor,magnitude", "--dtype", dtype, "--quiet"]
             run(shortstack(*command, "--out", str(folder / f"{dtype}.json")))
         orders = [json.loads((folder / f"{dtype}.json").read_text())["criteria"] for dtype in ("float32", "bfloat16")]
-        say(f"{Path(name).name}: Kendall's tau of the orders in bfloat16 and float32",
-            **{criterion: tau(*(order[criterion]["order"] for order in orders)) for criterion in orders[0]})  # fmt: skip
-
-
-def tau(one: list[int], other: list[int]) -> float:
-    place = {block: number for number, block in enumerate(other)}
-    pairs = list(itertools.combinations([place[block] for block in one], 2))
-    return sum(1 if a < b else -1 for a, b in pairs) / len(pairs)
+        taus = {criterion: kendall_tau(*(order[criterion]["order"] for order in orders)) for criterion in orders[0]}
+        say(f"{Path(name).name}: Kendall's tau of the orders in bfloat16 and float32", **taus)
 
 
 def main() -> None:
