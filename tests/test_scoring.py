@@ -325,7 +325,48 @@ def test_graphs_that_are_kept_give_the_same_gradients(
 
 
 def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
-    return lambda self, _: original(self, limit)
+    return lambda self, _, last: original(self, limit, last=last)
+
+
+@pytest.mark.parametrize(("at_a_time", "again"), [(5, 5), (4, 2 * 6)])
+def test_streamed_keeps_the_graph_of_the_last_block_where_it_is_one_batch(
+    built: Built, at_a_time: int, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backward sweep begins with that block, and holds a batch's graph anyway."""
+    from shortstack.engine import skeleton
+
+    windows = pico.windows(5)
+    monkeypatch.setitem(skeleton.TOKENS_AT_A_TIME, "cpu", at_a_time * len(windows[0]))
+    asked = _watched(monkeypatch)
+    scored(built("llama"), windows, "taylor", memory="streamed")
+    assert len([None for gradients, _ in asked if gradients]) == (1 if again == 5 else 0) + again
+
+
+@pytest.mark.parametrize("memory", ["streamed", "resident"])
+@pytest.mark.parametrize("candidates", [(0, 1, 2, 3, 4, 5), (2, 4, 5)])
+def test_gradients_end_at_the_first_block_that_is_scored(
+    built: Built, memory: str, candidates: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _watched(monkeypatch)
+    scored(built("llama"), pico.windows(2), "taylor", candidates=candidates, memory=memory)
+    onwards = [wanted for gradients, wanted in asked if gradients]
+    assert onwards.count(False) == 1
+    assert onwards.count(True) == 5 - candidates[0]
+
+
+def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
+    """For each run of a block: whether its weights get gradients, and whether what goes into it does."""
+    from shortstack.engine.skeleton import Skeleton
+
+    asked: list[tuple[bool, bool]] = []
+    real = Skeleton.run_block
+
+    def run(self: Skeleton, block: torch.nn.Module, hidden: torch.Tensor, call: object) -> torch.Tensor:
+        asked.append((torch.is_grad_enabled(), hidden.requires_grad))
+        return real(self, block, hidden, call)
+
+    monkeypatch.setattr(Skeleton, "run_block", run)
+    return asked
 
 
 def test_kept_graphs_are_measured_without_the_weights(built: Built) -> None:

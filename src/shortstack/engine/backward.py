@@ -67,11 +67,12 @@ def backward_sweep(
     forward_state, forward_record = finished(forward)
     rows = skeleton.rows_at_a_time(ids_WT)
     order = range(start, last - 1, -1)
-    for index, named, parts in _forwards(skeleton, weights, forward.graphs, order, inputs, ids_WT):
+    for index, named, parts in _forwards(skeleton, weights, forward.graphs, order, inputs, ids_WT, last):
         for number, (hidden, result) in enumerate(parts):
             part = slice(number * rows, (number + 1) * rows)
             torch.autograd.backward(result, gradient_WTD[part])
-            gradient_WTD[part] = gradient_of(hidden)
+            if index > last:
+                gradient_WTD[part] = gradient_of(hidden)
         gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
         on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
         if release_inputs:
@@ -89,6 +90,7 @@ def _forwards(
     order: Sequence[int],
     inputs: list[torch.Tensor],
     ids_WT: torch.Tensor,
+    last: int,
 ) -> Iterator[tuple[int, dict[str, nn.Parameter], Iterable[Forward]]]:
     """(block, its weights, per batch of windows what went in and what came out): kept where it was, else computed again."""
     kept = 0
@@ -99,4 +101,5 @@ def _forwards(
         kept += 1
         yield index, known.parameters, known.parts
     for index, block in weights.each(order[kept:], gradients=True):
-        yield index, dict(block.named_parameters()), forwards(skeleton, block, index, inputs[index], ids_WT)
+        parts = forwards(skeleton, block, index, inputs[index], ids_WT, onwards=index > last)
+        yield index, dict(block.named_parameters()), parts

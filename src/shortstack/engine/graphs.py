@@ -15,7 +15,7 @@ from torch import nn
 from shortstack.engine.skeleton import Skeleton
 
 Result = TypeVar("Result")
-Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, asking for gradients, and what came out
+Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, and what came out with its graph
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,14 @@ class Graphs:
 
     Args:
         limit_bytes: the most that they may take.
+        first: the first block whose graph is kept, where that is known beforehand.
+        last: the block where the backward sweep ends.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int = 0, *, first: int | None = None, last: int = 0) -> None:
         self._limit = limit_bytes
-        self._first: int | None = None
+        self._first = first
+        self._last = last
         self._kept: dict[int, KeptBlock] = {}
 
     def through(
@@ -53,10 +56,10 @@ class Graphs:
         ids_WT: torch.Tensor,
     ) -> bool:
         """Run a block with gradients and keep its graph; False, with nothing done, where it does not fit."""
-        if self._first is not None and index < self._first:
+        if index < self._last or (self._first is not None and index < self._first):
             return False
         kept = KeptBlock(dict(block.named_parameters()), [])
-        batches = forwards(skeleton, block, index, given_WTD, ids_WT)
+        batches = forwards(skeleton, block, index, given_WTD, ids_WT, onwards=index > self._last)
         if self._first is None:
             forward, taken = _measured(lambda: next(batches), kept.parameters)
             held = self._limit // max(1, taken * -(-len(ids_WT) // skeleton.rows_at_a_time(ids_WT)))
@@ -75,13 +78,17 @@ class Graphs:
 
 
 def forwards(
-    skeleton: Skeleton, block: nn.Module, index: int, given_WTD: torch.Tensor, ids_WT: torch.Tensor
+    skeleton: Skeleton, block: nn.Module, index: int, given_WTD: torch.Tensor, ids_WT: torch.Tensor, *, onwards: bool
 ) -> Iterator[Forward]:
-    """A block's forward with gradients, as many windows at a time as go through a block."""
+    """A block's forward with gradients, as many windows at a time as go through a block.
+
+    Args:
+        onwards: the gradient of what goes in is wanted too, for the block before.
+    """
     rows = skeleton.rows_at_a_time(ids_WT)
     for start in range(0, len(ids_WT), rows):
         part = slice(start, start + rows)
-        hidden = given_WTD[part].detach().requires_grad_(True)
+        hidden = given_WTD[part].detach().requires_grad_(onwards)
         call = skeleton.calls(ids_WT[part])[index]
         with torch.enable_grad():
             result = skeleton.run_block(block, hidden, call)

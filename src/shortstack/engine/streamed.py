@@ -82,11 +82,19 @@ class StreamedModel:
             candidates=self.candidates,
             keep_inputs=keep_inputs,
             group=self.group,
-            graphs=Graphs(self._graph_bytes) if keep_inputs and not branches and self._graph_bytes > 0 else None,
+            graphs=self._graphs(ids_WT) if keep_inputs and not branches else None,
             on_weights=on_weights,
             on_progress=on_progress,
             journal=journal,
         )
+
+    def _graphs(self, ids_WT: torch.Tensor) -> Graphs | None:
+        """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""
+        last = self.candidates[0]
+        if self.memory == "resident":
+            return Graphs(self._graph_bytes, last=last) if self._graph_bytes > 0 else None
+        one_batch = len(ids_WT) <= self.skeleton.rows_at_a_time(ids_WT)
+        return Graphs(first=len(self.blocks) - 1, last=last) if one_batch else None
 
     def backward(
         self,
