@@ -3,7 +3,8 @@
     python benchmarks/peak.py MODEL WINDOWS.jsonl
 
 The products are timed between the blocks of the sweep, so that both see the same minutes of the machine; the peak is the
-better of the libraries in torch, at the number of rows that suits it best. Prints JSON.
+better of the libraries in torch, at the number of rows that suits it best. Beside it the machine's memory bandwidth, and how
+long moving what the sweep must move (streams in and out of every block, weights once) takes at it. Prints JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.engine import sweep
-from shortstack.engine.linear import fast_linear, largest_matrix
+from shortstack.engine.linear import best_seconds, fast_linear, largest_matrix
 from shortstack.engine.skeleton import Skeleton
 from shortstack.engine.weights import BlockWeights
 
@@ -54,6 +55,13 @@ class Peak:
         return max(statistics.median(rates) for rates in self.rates.values())
 
 
+def memory_bandwidth() -> float:
+    """Bytes per second that a copy reads and writes, the best of a few."""
+    source = torch.ones(1 << 26)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / min(best_seconds([lambda: target.copy_(source)], rounds=6))
+
+
 @torch.no_grad()
 def main(model_name: str, windows_name: str) -> None:
     checkpoint = open_checkpoint(Path(model_name))
@@ -78,9 +86,13 @@ def main(model_name: str, windows_name: str) -> None:
         fast_linear(torch.float32, CPU, largest_matrix(checkpoint)) as library,
     ):
         sweep.forward_sweep(skeleton, weights, ids, branches=True, on_progress=lambda _: peak.measure())
-    achieved = sweep.block_evaluations(checkpoint.depth) * ids.numel() * peak.per_row / spent
+    evaluations, bandwidth = sweep.block_evaluations(checkpoint.depth), memory_bandwidth()
+    achieved = evaluations * ids.numel() * peak.per_row / spent
+    hidden = checkpoint.tensors[checkpoint.anatomy.embedding].shape[1]
+    moved = 2 * evaluations * ids.numel() * hidden * 4 + checkpoint.nbytes
     figures = {"value": achieved / peak.best(), "GFLOPs": achieved / 1e9, "peak_GFLOPs": peak.best() / 1e9}
-    print(json.dumps({**figures, "block_seconds": spent, "linear": library, "threads": torch.get_num_threads()}))
+    figures |= {"block_seconds": spent, "memory_GBps": bandwidth / 1e9, "moving_seconds": moved / bandwidth}
+    print(json.dumps({**figures, "linear": library, "threads": torch.get_num_threads()}))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ def forget(model: Path) -> None:
     """Out of the page cache: the next reading is from the disk."""
     for file in model.glob("*.safetensors"):
         descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)  # what is not yet written cannot be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
@@ -69,13 +70,28 @@ def overlap(
     skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
     with BlockWeights(skeleton, resident=False) as weights:
         forget(model)
+        disk_rate = checkpoint.nbytes / disk_alone(model)
+        forget(model)
         read = read_alone(weights, checkpoint)
         forget(model)
         together = swept(skeleton, weights, ids, candidates)
         compute = compute_alone(skeleton, weights, ids, candidates)
     more = {"read_seconds": read, "compute_seconds": compute, "together_seconds": together, "dtype": dtype_name}
+    blocks = sum(tensor.nbytes for block in checkpoint.blocks for tensor in block)
+    more |= {"disk_GBps": disk_rate / GB, "read_GBps": blocks / read / GB}
     more |= {"tokens": ids.numel(), "candidates": "all" if candidates is None else len(candidates)}
     return together / max(compute, read), more
+
+
+def disk_alone(model: Path) -> float:
+    """The files from first byte to last, into one small piece of memory: the disk's own rate."""
+    piece = bytearray(16 << 20)
+    started = time.perf_counter()
+    for file in sorted(model.glob("*.safetensors")):
+        with file.open("rb", buffering=0) as opened:
+            while opened.readinto(piece):
+                pass
+    return time.perf_counter() - started
 
 
 def swept(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
