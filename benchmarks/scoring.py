@@ -131,7 +131,7 @@ def memory(goals: Goals, blocks: int, windows: Path, folder: Path) -> None:
 
 def more_windows(goals: Goals, folder: Path) -> None:
     """From 10 to 500 windows: the cost of one, and what a memory limit does."""
-    blocks, hidden, limit = 8, 256, 100
+    blocks, hidden, limit = 8, 256, 200
     model = random_llama(folder / "windows", blocks=blocks, hidden=hidden, mlp=704, vocabulary=4000)
     rows = random_windows(folder / "many.jsonl", count=500, vocabulary=4000)
     seconds, peaks = {}, {}

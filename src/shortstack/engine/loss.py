@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+_NARROWER = 16  # columns
 _SMALL = 4 << 20  # numbers; up to here a second copy costs less than the passes in place
 
 
@@ -41,14 +42,19 @@ def head_nll(
     hidden_RD = hidden_BTD.flatten(0, 1)
     vocabulary, width = len(weight_VD), max(1, at_once // len(targets_R))
     chosen_R = torch.zeros(len(targets_R), device=ids_BT.device)
-    sums = []
-    for first in range(0, vocabulary, width):
+    sums: list[torch.Tensor] = []
+    first = 0
+    while first < vocabulary:
         part = slice(first, first + width)
         logits = functional.linear(hidden_RD, weight_VD[part], bias_V[part] if bias_V is not None else None).float()
         place_R = (targets_R - first).clamp(0, logits.shape[1] - 1)
         found_R = logits.gather(1, place_R[:, None])[:, 0]
         chosen_R = torch.where(place_R == targets_R - first, found_R, chosen_R)
         sums.append(_log_sum_exp_(logits))
+        del logits, found_R
+        first = part.stop
+        # A little less each time: freed aligned memory does not hold the same again, and would add up to the whole logits.
+        width = max(1, width - _NARROWER) if width > 64 * _NARROWER else width
     losses_R = torch.logsumexp(torch.stack(sums), dim=0) - chosen_R
     return losses_R.view(ids_BT.shape)[:, :-1].contiguous()
 
