@@ -88,7 +88,8 @@ def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("criteria", "streams", "group"), [("ppl", 2, 1), ("ppl", 4, 3), ("ppl,taylor", 7 + 4, 3), ("ppl", 99, 6)]
+    ("criteria", "streams", "group"),
+    [("ppl", 3, 1), ("ppl", 4, 2), ("ppl,taylor", 7 + 5, 3), ("ppl", 7, 6), ("ppl", 99, 6)],
 )
 def test_a_limit_of_memory_makes_groups(
     built: Built, criteria: str, streams: int, group: int, monkeypatch: pytest.MonkeyPatch
@@ -112,7 +113,7 @@ def test_a_limit_of_memory_makes_groups(
     for name in criteria.split(","):
         assert limited.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
     with pytest.raises(ShortstackError, match=r"--memory-limit .*: hidden states of all windows take"):
-        scored(model, windows, criteria, memory_bytes=one_stream)
+        scored(model, windows, criteria, memory_bytes=2 * one_stream)
 
 
 @pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 kb", 1500), ("500M", 5 * 10**8), ("2000", 2000)])

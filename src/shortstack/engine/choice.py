@@ -203,7 +203,8 @@ def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, weights_bytes: 
     asked = options.memory_bytes
     if asked is None:
         return int(_ACTIVATIONS_SHARE * (available_bytes(options.device) - weights_bytes)) - kept
-    needed = kept + 2 * stream_bytes
+    most = checkpoint.depth if options.candidates is None else len(options.candidates)
+    needed = kept + min(most + 1, 3) * stream_bytes
     if asked < needed:
         raise ShortstackError(
             f"--memory-limit {size(asked)}: hidden states of all windows take {size(needed)}, one candidate at a time",

@@ -111,7 +111,7 @@ def finished(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str,
 class _ForwardState:
     """Where a forward sweep is: in the group of candidates from `first` on, before block `next`."""
 
-    base_WTD: torch.Tensor  # what goes into block `first`
+    base_WTD: torch.Tensor  # what goes into block `first`; once in the streams, the first of them
     inputs: list[torch.Tensor] | None
     first: int = 0
     next: int = 0
@@ -124,9 +124,10 @@ class _ForwardState:
 
     def saved(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """For the journal."""
-        tensors = {"base": self.base_WTD}
         if self.streams_SWTD is not None and self.next > self.first:
-            tensors["streams"] = self.streams_SWTD[: self.active + 1]
+            tensors = {"streams": self.streams_SWTD[: self.active + 1]}
+        else:
+            tensors = {"base": self.base_WTD}
         tensors |= {f"inputs.{index:05d}": tensor for index, tensor in enumerate(self.inputs or [])}
         tensors |= {f"candidates.{index:05d}": tensor for index, tensor in enumerate(self.candidates)}
         optional = {"next_base": self.next_base_WTD, "base_nll": self.base_nll, "last": self.last_WTD}
@@ -143,7 +144,7 @@ class _ForwardState:
             for kind in ("inputs", "candidates")
         }
         return _ForwardState(
-            base_WTD=tensors["base"],
+            base_WTD=tensors["base"] if "base" in tensors else tensors["streams"][0],
             inputs=numbered["inputs"] if saved.record["keeps_inputs"] else None,
             first=saved.record["first"],
             next=saved.record["next"],
@@ -188,13 +189,13 @@ def _sweep_group(
     is_first = state.base_nll is None
     # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
     # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
-    base_WTD = state.base_WTD
-    streams_SWTD = torch.empty((len(group.members) + 1, *base_WTD.shape), dtype=base_WTD.dtype, device=base_WTD.device)
+    streams_SWTD = state.base_WTD.new_empty((len(group.members) + 1, *state.base_WTD.shape))
     if state.streams_SWTD is not None and state.next > first:
         streams_SWTD[: state.active + 1] = state.streams_SWTD
     else:
-        streams_SWTD[0] = base_WTD
+        streams_SWTD[0] = state.base_WTD
     state.streams_SWTD = streams_SWTD
+    state.base_WTD = streams_SWTD[0]  # what it held is among the streams: not held twice
     for index, block in weights.each(range(state.next, depth), gradients=group.graphs is not None):
         if is_first and state.inputs is not None:
             state.inputs.append(streams_SWTD[state.active].clone())
@@ -312,8 +313,12 @@ def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Te
 
 
 def group_size(candidates: int, stream_bytes: int, limit_bytes: int) -> int:
-    """How many candidates are swept together, where streams (one more than candidates) may take `limit_bytes`."""
-    return max(1, min(candidates, limit_bytes // stream_bytes - 1))
+    """How many candidates are swept together, where streams may take `limit_bytes`.
+
+    They are one more than candidates, and where these are not all, one more: the base stream where the next group begins.
+    """
+    fitting = limit_bytes // stream_bytes
+    return candidates if candidates < fitting else max(1, fitting - 2)
 
 
 def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:
