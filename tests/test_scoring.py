@@ -329,9 +329,9 @@ def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
     return lambda self, _, last: original(self, limit, last=last)
 
 
-@pytest.mark.parametrize(("at_a_time", "again"), [(5, 5), (4, 2 * 6)])
+@pytest.mark.parametrize(("at_a_time", "forwards"), [(5, 1 + 5), (4, 2 * 6)])
 def test_streamed_keeps_the_graph_of_the_last_block_where_it_is_one_batch(
-    built: Built, at_a_time: int, again: int, monkeypatch: pytest.MonkeyPatch
+    built: Built, at_a_time: int, forwards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A backward sweep begins with that block, and holds a batch's graph anyway."""
     from shortstack.engine import skeleton
@@ -340,7 +340,7 @@ def test_streamed_keeps_the_graph_of_the_last_block_where_it_is_one_batch(
     monkeypatch.setitem(skeleton.TOKENS_AT_A_TIME, "cpu", at_a_time * len(windows[0]))
     asked = _watched(monkeypatch)
     scored(built("llama"), windows, "taylor", memory="streamed")
-    assert len([None for gradients, _ in asked if gradients]) == (1 if again == 5 else 0) + again
+    assert len([None for gradients, _ in asked if gradients]) == forwards
 
 
 @pytest.mark.parametrize("memory", ["streamed", "resident"])

@@ -54,7 +54,8 @@ def head_nll(
         del logits, found_R
         first = part.stop
         # A little less each time: freed aligned memory does not hold the same again, and would add up to the whole logits.
-        width = max(1, width - _NARROWER) if width > 64 * _NARROWER else width
+        if width > 64 * _NARROWER:
+            width -= _NARROWER
     losses_R = torch.logsumexp(torch.stack(sums), dim=0) - chosen_R
     return losses_R.view(ids_BT.shape)[:, :-1].contiguous()
 
