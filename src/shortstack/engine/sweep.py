@@ -239,7 +239,13 @@ def _losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: _ForwardSt
 
 def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
     rows = skeleton.rows_at_a_time(ids_WT)
-    return torch.cat([skeleton.first_hidden(ids_WT[start : start + rows]) for start in range(0, len(ids_WT), rows)])
+    first_RTD = skeleton.first_hidden(ids_WT[:rows])
+    # Put in their place one by one: to join a list would hold all twice, and the list's share is not given back.
+    base_WTD = first_RTD.new_empty((len(ids_WT), *first_RTD.shape[1:]))
+    base_WTD[:rows] = first_RTD
+    for start in range(rows, len(ids_WT), rows):
+        base_WTD[start : start + rows] = skeleton.first_hidden(ids_WT[start : start + rows])
+    return base_WTD
 
 
 def _through_block(
