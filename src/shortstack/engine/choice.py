@@ -169,8 +169,8 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         trust_remote_code=options.trust_remote_code,
         say=options.say,
     )
-    most = checkpoint.depth if options.candidates is None else len(options.candidates)
-    group, graph_bytes = options.group or most, 0
+    candidates = checkpoint.depth if options.candidates is None else len(options.candidates)
+    group, graph_bytes = options.group or candidates, 0
     if windows is not None:
         one = windows_tensor(windows[:1], options.device)
         skeleton.calls(one)  # raises where blocks are given what depends on the text
@@ -179,8 +179,8 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         limit = options.stream_bytes
         if limit is None:
             weights = sum(checkpoint.block_parameters()) * options.dtype.itemsize if resident else 0
-            limit = _left_for_streams(checkpoint, stream_bytes, weights, options)
-        group = options.group or group_size(most, stream_bytes, limit)
+            limit = _left_for_streams(checkpoint, stream_bytes, candidates, weights, options)
+        group = options.group or group_size(candidates, stream_bytes, limit)
         graph_bytes = limit - 2 * stream_bytes if resident else 0
     return StreamedModel(
         skeleton, resident=resident, group=group, candidates=options.candidates, graph_bytes=graph_bytes
@@ -197,14 +197,17 @@ def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
     return max(checkpoint.nbytes, needed) < _RESIDENT_SHARE * available_bytes()
 
 
-def _left_for_streams(checkpoint: Checkpoint, stream_bytes: int, weights_bytes: int, options: EngineOptions) -> int:
+def _left_for_streams(
+    checkpoint: Checkpoint, stream_bytes: int, candidates: int, weights_bytes: int, options: EngineOptions
+) -> int:
     """Bytes for streams, of what hidden states may take; the weights that are to stay are not there yet."""
+    from shortstack.engine.sweep import fewest_streams
+
     kept = (checkpoint.depth + 1) * stream_bytes if options.keeps_inputs else 0
     asked = options.memory_bytes
     if asked is None:
         return int(_ACTIVATIONS_SHARE * (available_bytes(options.device) - weights_bytes)) - kept
-    most = checkpoint.depth if options.candidates is None else len(options.candidates)
-    needed = kept + min(most + 1, 3) * stream_bytes
+    needed = kept + fewest_streams(candidates) * stream_bytes
     if asked < needed:
         raise ShortstackError(
             f"--memory-limit {size(asked)}: hidden states of all windows take {size(needed)}, one candidate at a time",

@@ -319,12 +319,20 @@ def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Te
 
 
 def group_size(candidates: int, stream_bytes: int, limit_bytes: int) -> int:
-    """How many candidates are swept together, where streams may take `limit_bytes`.
+    """How many candidates are swept together, where streams may take `limit_bytes`: at least one, whatever fits."""
+    if _streams(candidates, candidates) * stream_bytes <= limit_bytes:
+        return candidates
+    return max(1, limit_bytes // stream_bytes - (_streams(1, candidates) - 1))
 
-    They are one more than candidates, and where these are not all, one more: the base stream where the next group begins.
-    """
-    fitting = limit_bytes // stream_bytes
-    return candidates if candidates < fitting else max(1, fitting - 2)
+
+def fewest_streams(candidates: int) -> int:
+    """How many streams are held at once where one candidate is swept at a time."""
+    return _streams(1, candidates)
+
+
+def _streams(together: int, candidates: int) -> int:
+    """A stream per candidate of the group and the base stream; where others follow, also where that is for the next group."""
+    return together + 1 + (together < candidates)
 
 
 def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:
