@@ -20,6 +20,11 @@ _LEFT_OUT = {
     "torch._dynamo._trace_wrapped_higher_order_op": "TransformGetItemToIndex",
 }
 
+_VECTOR_FUNCTIONS = (
+    "acos", "asin", "atan", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2",
+    "rsqrt", "sin", "sinh", "sqrt", "tan", "tanh",
+)  # fmt: skip
+
 
 @functools.cache
 def import_transformers() -> None:
@@ -31,6 +36,21 @@ def import_transformers() -> None:
         import transformers.generation.utils
         import transformers.loss.loss_utils
         import transformers.modeling_utils  # noqa: F401
+    _settle_vector_functions()
+
+
+def _settle_vector_functions() -> None:
+    """Call once, on one number, the functions that torch hands to MKL: from one thread.
+
+    MKL looks for the right kernel when a function is first called. Where two threads do that at once one of them may
+    compute its share with a kernel of low accuracy, that one time (pytorch issue 188792): rotary tables off by 1e-4.
+    """
+    import torch
+
+    for dtype in (torch.float32, torch.float64):
+        number = torch.full((1,), 0.5, dtype=dtype)
+        for name in _VECTOR_FUNCTIONS:
+            getattr(number, name)()
 
 
 @contextlib.contextmanager
