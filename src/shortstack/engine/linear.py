@@ -22,6 +22,8 @@ from shortstack.checkpoint.reader import Checkpoint
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
 _WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
 _CLEARLY_FASTER = 1.05
+_ROWS = 640  # of what is multiplied when they are compared; with 256 the other one may be ahead (an Intel Xeon)
+_BUDGET_SECONDS = 0.2
 _PACKED_AT = 3  # the batch, of those that go through a block
 _choices: dict[tuple[int, int], bool] = {}
 _entered: list[_ThroughOneDNN] = []
@@ -144,11 +146,11 @@ def _onednn_is_faster(outputs: int, inputs: int) -> bool:
 def _measured_ratio(outputs: int, inputs: int) -> float:
     """Time of torch's own product over that of oneDNN, the best of a few each, taking turns."""
     x, weight = (
-        torch.ones(256, inputs),
+        torch.ones(_ROWS, inputs),
         torch.ones(outputs, inputs),
     )  # not random: the caller's generator stays as it is
     calls: list[Callable[[], torch.Tensor]] = [lambda: functional.linear(x, weight), lambda: _product(x, weight, None)]
-    torchs, onednns = best_seconds(calls, rounds=8)
+    torchs, onednns = best_seconds(calls, rounds=8, budget_seconds=_BUDGET_SECONDS)
     return torchs / onednns
 
 

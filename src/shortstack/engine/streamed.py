@@ -13,6 +13,7 @@ from shortstack.engine.journal import Journal
 from shortstack.engine.skeleton import NotSeparableError, Skeleton
 from shortstack.engine.sweep import ForwardResult, OnWeights, block_evaluations, forward_sweep
 from shortstack.engine.weights import BlockWeights
+from shortstack.machine import keep_free_memory, return_free_memory
 
 
 class StreamedModel:
@@ -92,6 +93,7 @@ class StreamedModel:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""
         last = self.candidates[0]
         if self.memory == "resident":
+            keep_free_memory()
             return Graphs(self._graph_bytes, last=last) if self._graph_bytes > 0 else None
         one_batch = len(ids_WT) <= self.skeleton.rows_at_a_time(ids_WT)
         return Graphs(first=len(self.blocks) - 1, last=last) if one_batch else None
@@ -126,6 +128,7 @@ class StreamedModel:
     def close(self) -> None:
         """Let files and threads go."""
         self.weights.close()
+        return_free_memory()
 
 
 @torch.no_grad()
