@@ -83,11 +83,11 @@ def return_free_memory() -> None:
 def keep_free_memory() -> None:
     """Keep memory that was freed, for this process, until it is given back with `return_free_memory`.
 
-    Where graphs of a gigabyte are made and let go, taking the same pages from the system again and again is a third of
-    the time.
+    Where graphs of a gigabyte are made and let go, taking the same pages from the system again and again may be a fifth
+    of the time.
     """
     library = _libc()
-    if library is not None and hasattr(library, "mallopt"):
+    if library is not None:
         library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
         library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 

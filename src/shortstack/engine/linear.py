@@ -22,7 +22,7 @@ from shortstack.checkpoint.reader import Checkpoint
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
 _WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
 _CLEARLY_FASTER = 1.05
-_ROWS = 640  # of what is multiplied when they are compared; with 256 the other one may be ahead (an Intel Xeon)
+_ROWS = 640  # of what is multiplied when they are compared, between a sweep's batches and those with gradients
 _BUDGET_SECONDS = 0.2
 _PACKED_AT = 3  # the batch, of those that go through a block
 _choices: dict[tuple[int, int], bool] = {}

@@ -93,8 +93,10 @@ class StreamedModel:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""
         last = self.candidates[0]
         if self.memory == "resident":
+            if self._graph_bytes <= 0:
+                return None
             keep_free_memory()
-            return Graphs(self._graph_bytes, last=last) if self._graph_bytes > 0 else None
+            return Graphs(self._graph_bytes, last=last)
         one_batch = len(ids_WT) <= self.skeleton.rows_at_a_time(ids_WT)
         return Graphs(first=len(self.blocks) - 1, last=last) if one_batch else None
 

@@ -322,7 +322,7 @@ def group_size(candidates: int, stream_bytes: int, limit_bytes: int) -> int:
     """How many candidates are swept together, where streams may take `limit_bytes`: at least one, whatever fits."""
     if _streams(candidates, candidates) * stream_bytes <= limit_bytes:
         return candidates
-    return max(1, limit_bytes // stream_bytes - (_streams(1, candidates) - 1))
+    return max(1, limit_bytes // stream_bytes - fewest_streams(candidates) + 1)
 
 
 def fewest_streams(candidates: int) -> int:
