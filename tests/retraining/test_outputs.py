@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pytest
@@ -173,12 +175,16 @@ def test_a_text_is_followed_where_nothing_is_held_out(retrained: Retrained, text
 
 
 def test_the_best_is_kept_not_the_last(retrained: Retrained, tmp_path: Path) -> None:
-    """LoRA as published: a rate that wrecks the model after a while."""
-    result = retrained("lora", tmp_path / "out", lr=0.5, warmup=0, alpha=100)
+    """LoRA as published keeps the lowest validation loss: noise learnt by heart makes other noise less likely."""
+    noise = random.Random(0)
+    rows = [{"instruction": "Say it", "output": "".join(noise.choices(ascii_lowercase, k=60))} for _ in range(6)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = {"validation": 2, "max_steps": 40, "eval_every": 8, "save_every": 8}
+    result = retrained("lora", tmp_path / "out", data=str(tmp_path / "rows.json"), lr=0.03, warmup=0, **options)
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     validated = {line["step"]: line["validation"] for line in lines if "validation" in line}
     best = min(validated, key=lambda step: validated[step])
-    assert best != 8, "the test needs a run that gets worse"
+    assert validated[best] < validated[40] - 0.1, "the test needs a run that gets worse"
     assert json.loads((tmp_path / "out/shortstack.json").read_text())["steps"][-1]["kept_step"] == best
     assert result.rows["after"]["figures"]["validation"] == pytest.approx(validated[best], rel=1e-3)
 
