@@ -26,13 +26,18 @@ CPU = torch.device("cpu")
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each tensor was read."""
     counted: Counter[str] = Counter()
-    real = weights._Files.read
+    real, real_views = weights._Files.read, weights.MappedFiles.views
 
     def read(self: Any, tensor: Any, into: torch.Tensor) -> None:
         counted[tensor.name] += 1
         real(self, tensor, into)
 
+    def views(self: Any, tensors: Any, dtypes: Any) -> Any:
+        counted.update(tensor.name for tensor in tensors)
+        return real_views(self, tensors, dtypes)
+
     monkeypatch.setattr(weights._Files, "read", read)
+    monkeypatch.setattr(weights.MappedFiles, "views", views)
     return counted
 
 

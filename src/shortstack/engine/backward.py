@@ -75,6 +75,7 @@ def backward_sweep(
                 gradient_WTD[part] = gradient_of(hidden)
         gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
         on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
+        del named, parts, hidden, result, gradients  # before the next block's take their place, not after
         if release_inputs:
             inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
         on_progress(3)

@@ -1,8 +1,8 @@
 """Bring one block's weights in, the next one in the background, let the last one go.
 
-Weights come by positioned reads into two reusable buffers, never by mmap: memory is bounded and no compute waits for
-page faults. On CUDA the buffers are pinned, and a second stream copies from them. Resident means that blocks, once read,
-are kept.
+On a CPU the weights are pages of their file, brought in one block ahead and let go after it: memory is bounded and no compute
+waits. Where that cannot be, and on CUDA, they come by positioned reads into two reusable buffers; on CUDA these are pinned,
+and a second stream copies from them. Resident means that blocks, once read, are kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
 from shortstack.engine.conversion import Conversion, Part
+from shortstack.engine.mapped import MappedFiles
 from shortstack.engine.transfer import Arrived, Transfer
 from shortstack.errors import ShortstackError
 from shortstack.machine import return_free_memory
@@ -34,9 +35,8 @@ TORCH_DTYPES = {
 _ALIGNMENT = 64  # bytes; tensors begin at cache lines
 # In blocks: memory that the allocator gives back must be fetched anew, which after every block takes 5 % of the time.
 _FREED_EVERY = 4
-# With gradients, tensors of three lifetimes leave holes between them: 50 MB within 20 blocks of 13 MB, and after every
-# block 15 MB.
-_FREED_EVERY_WITH_GRADIENTS = 1
+# With gradients, tensors of several lifetimes leave more holes between them.
+_FREED_EVERY_WITH_GRADIENTS = 2
 
 
 class _Files:
@@ -101,6 +101,7 @@ class BlockWeights:
         self._device = skeleton.device
         self._resident = resident
         self._files = _Files()
+        self._mapped = MappedFiles()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
         self._kept: dict[int, Arrived] = {}
         self._targets: dict[str, torch.Tensor] = {}
@@ -118,6 +119,7 @@ class BlockWeights:
         """Let files and the reading thread go."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._files.close()
+        self._mapped.close()
 
     def each(self, order: Sequence[int], *, gradients: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield (index, block with its weights in) in this order; a block is let go when the next one is asked for.
@@ -149,8 +151,8 @@ class BlockWeights:
                     _release(block)
                     if transfer is not None:
                         transfer.used(step % 2)
-                    if not self._resident and (step + 1) % freed_every == 0:
-                        return_free_memory()
+                    if not self._resident:
+                        self._let_go(index, free=(step + 1) % freed_every == 0)
         finally:
             if pending is not None:
                 with contextlib.suppress(ShortstackError):
@@ -158,6 +160,11 @@ class BlockWeights:
             self._targets.clear()
             if transfer is not None:
                 transfer.close()
+
+    def _let_go(self, index: int, *, free: bool) -> None:
+        self._mapped.release(self._stored[index])
+        if free:
+            return_free_memory()
 
     def _read(self, index: int, buffers: Sequence[_Buffer], slot: int, transfer: Transfer | None = None) -> Arrived:
         """Runs in the reading thread, one block ahead."""
@@ -167,14 +174,21 @@ class BlockWeights:
         if transfer is not None:
             transfer.wait_for_pinned(slot)
             arrived = transfer.send(buffers[slot].fill(tensors, self._files), slot, keep=self._resident)
-        elif self._resident:  # what stays is kept as it is computed with: no block's weights are another's memory
-            raw = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
-            arrived = Arrived({name: value.to(self._computed(value.dtype)) for name, value in raw.items()})
         else:
-            arrived = Arrived(buffers[slot].fill(tensors, self._files))
+            raw = self._mapped.views(tensors, TORCH_DTYPES)
+            if raw is None:  # what stays is no other block's memory
+                into = _Buffer(buffer_bytes(tensors)) if self._resident else buffers[slot]
+                raw = into.fill(tensors, self._files)
+            arrived = Arrived(self._as_computed(raw, tensors) if self._resident else raw)
         if self._resident:
             self._kept[index] = arrived
         return arrived
+
+    def _as_computed(self, raw: dict[str, torch.Tensor], tensors: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
+        """What stays is kept as it is computed with; pages that it was made from are not."""
+        made = {name: value.to(self._computed(value.dtype)) for name, value in raw.items()}
+        self._mapped.release([tensor for tensor in tensors if made[tensor.name] is not raw[tensor.name]])
+        return made
 
     def _computed(self, stored: torch.dtype) -> torch.dtype:
         return self._dtype if stored.is_floating_point else stored
