@@ -83,7 +83,7 @@ def main(model_name: str, windows_name: str) -> None:
     sweep._through_block = timed
     with (
         BlockWeights(skeleton, resident=True) as weights,
-        fast_linear(torch.float32, CPU, largest_matrix(checkpoint), announced=True) as library,
+        fast_linear(torch.float32, CPU, largest_matrix(checkpoint)) as library,
     ):
         sweep.forward_sweep(skeleton, weights, ids, branches=True, on_progress=lambda _: peak.measure())
     evaluations, bandwidth = sweep.block_evaluations(checkpoint.depth), memory_bandwidth()

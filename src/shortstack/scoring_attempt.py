@@ -94,7 +94,7 @@ class Attempt:
         shape = largest_matrix(self.checkpoint)
         with (
             contextlib.closing(engine),
-            fast_linear(options.dtype, options.device, shape, chosen=self.linear, announced=True) as linear,
+            fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
         ):
             settings["linear"] = linear
             shared = windows if self.rounds is None else self.windows

@@ -47,17 +47,16 @@ def windows(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("memory", ["streamed", "resident"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_mapped_and_read_give_the_same_bits(
-    built: Built, windows: Path, memory: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch
+    built: Built, windows: Path, dtype: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def scores() -> dict[str, Any]:
         found = shortstack.score(
             str(built("llama")),
             data=str(windows),
             criterion="ppl,taylor,magnitude",
-            memory=memory,
+            memory="resident",
             dtype=dtype,
             quiet=True,
         )
@@ -104,7 +103,7 @@ def test_what_is_written_to_a_tensor_does_not_reach_the_file(copied: Built) -> N
 def test_a_file_that_is_not_laid_out_for_it_is_read(copied: Built, windows: Path) -> None:
     """The header of this file ends at an odd byte, which the format allows."""
     model = copied("llama")
-    expected = shortstack.score(str(model), data=str(windows), quiet=True).criteria["ppl"].scores
+    expected = shortstack.score(str(model), data=str(windows), memory="resident", quiet=True).criteria["ppl"].scores
     path = model / "model.safetensors"
     raw = path.read_bytes()
     header = int.from_bytes(raw[:8], "little")
@@ -112,16 +111,16 @@ def test_a_file_that_is_not_laid_out_for_it_is_read(copied: Built, windows: Path
     path.write_bytes((header + odd).to_bytes(8, "little") + raw[8 : 8 + header] + b" " * odd + raw[8 + header :])
     checkpoint = open_checkpoint(model)
     assert MappedFiles().views(checkpoint.blocks[0], TORCH_DTYPES) is None
-    assert shortstack.score(str(model), data=str(windows), quiet=True).criteria["ppl"].scores == expected
+    assert (
+        shortstack.score(str(model), data=str(windows), memory="resident", quiet=True).criteria["ppl"].scores
+        == expected
+    )
 
 
 @pytest.mark.fault(60)
-@pytest.mark.parametrize("memory", ["streamed", "resident"])
-def test_a_file_that_shrinks_under_a_run_is_an_error_in_words(
-    copied: Built, windows: Path, tmp_path: Path, memory: str
-) -> None:
+def test_a_file_that_shrinks_under_a_run_is_an_error_in_words(copied: Built, windows: Path, tmp_path: Path) -> None:
     model, out = copied("llama", hidden_size=128, intermediate_size=512), tmp_path / "scores.json"
-    arguments = ["score", str(model), "--data", str(windows), "--memory", memory, "--out", str(out), "--quiet"]
+    arguments = ["score", str(model), "--data", str(windows), "--memory", "resident", "--out", str(out), "--quiet"]
     done = subprocess.run(
         [sys.executable, "-c", SHRINKING, *arguments], capture_output=True, text=True, timeout=120, check=False
     )

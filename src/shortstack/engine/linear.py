@@ -1,8 +1,7 @@
-"""Linear layers through the faster library on this CPU, with weights in that library's own order.
+"""Linear layers through oneDNN where that is the faster library on this CPU.
 
 torch sends float32 matrix products on x86 to MKL, which on some CPUs (AMD's with AVX-512) reaches half of what oneDNN,
 also inside torch, does with the same float32 arithmetic. Which one is faster here is measured once, in milliseconds.
-Either of them is faster still where a weight that many batches are multiplied by is arranged (packed) for it once.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,24 +20,18 @@ from torch.utils.weak import WeakIdKeyDictionary
 from shortstack.checkpoint.reader import Checkpoint
 
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
-_WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 10 % faster, and takes the memory of a second copy
+_WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
 _CLEARLY_FASTER = 1.05
 _ROWS = 640  # of what is multiplied when they are compared, between a sweep's batches and those with gradients
 _BUDGET_SECONDS = 0.2
-_PACKED_AT = 3  # the batch, of those that go through a block: packing costs what a batch or two save
-_PACKED_FOR_MKL_FROM = 8  # batches: packing for MKL costs half a batch, and saves a tenth of each
+_PACKED_AT = 3  # the batch, of those that go through a block
 _choices: dict[tuple[int, int], bool] = {}
-_entered: list[_ThroughOneDNN | _PackedForMKL] = []
+_entered: list[_ThroughOneDNN] = []
 
 
 @contextlib.contextmanager
 def fast_linear(
-    dtype: torch.dtype,
-    device: torch.device,
-    shape: tuple[int, int],
-    *,
-    chosen: str | None = None,
-    announced: bool = False,
+    dtype: torch.dtype, device: torch.device, shape: tuple[int, int], *, chosen: str | None = None
 ) -> Iterator[str]:
     """Within, linear layers on the CPU in float32 go through oneDNN if it is faster; gradients work.
 
@@ -47,42 +39,27 @@ def fast_linear(
         dtype, device: what the model is computed in and on.
         shape: output and input features of a typical weight, on which the two are compared.
         chosen: the library to use where both can be, instead of comparing: what an earlier run decided.
-        announced: batches are announced with `batches`, so that MKL too can have its own order of weights.
 
     Yields:
         The library used: "onednn" or "torch".
     """
-    on_cpu = device.type == "cpu" and dtype == torch.float32
-    mode: _ThroughOneDNN | _PackedForMKL | None = None
-    if on_cpu and _available() and (chosen == "onednn" if chosen else _onednn_is_faster(*shape)):
-        mode = _ThroughOneDNN()
-    elif on_cpu and announced and _mkl_packs():
-        mode = _PackedForMKL()
-    name = "onednn" if isinstance(mode, _ThroughOneDNN) else "torch"
-    if mode is None:
-        yield name
+    possible = _available() and device.type == "cpu" and dtype == torch.float32
+    if not possible or not (chosen == "onednn" if chosen else _onednn_is_faster(*shape)):
+        yield "torch"
         return
+    mode = _ThroughOneDNN()
     with mode:
         _entered.append(mode)
         try:
-            yield name
+            yield "onednn"
         finally:
             _entered.pop()
 
 
-def batches(count: int, rows: int) -> None:
-    """Announce how many batches come through the same weights next, and how many rows most of them have.
-
-    Announced and not counted, so that the same products are packed in every run: packed ones round differently.
-    """
-    if _entered and isinstance(_entered[-1], _PackedForMKL):
-        _entered[-1].shared.rows = rows if count >= _PACKED_FOR_MKL_FROM else 0
-
-
 def inherited() -> Callable[[], object]:
     """What a thread calls first to use the library that the calling thread uses now: modes are a thread's own."""
-    mode = _entered[-1] if _entered else None
-    return (lambda: None) if mode is None else (lambda: mode.again().__enter__())  # type: ignore[no-untyped-call]
+    packed = _entered[-1].packed if _entered else None
+    return (lambda: None) if packed is None else (lambda: _ThroughOneDNN(packed).__enter__())  # type: ignore[no-untyped-call]
 
 
 def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
@@ -101,10 +78,6 @@ class _ThroughOneDNN(TorchFunctionMode):
         # A block's weights are made parameters anew each time it comes in, and are forgotten here when it goes.
         self.packed: WeakIdKeyDictionary = WeakIdKeyDictionary() if packed is None else packed
 
-    def again(self) -> _ThroughOneDNN:
-        """The same for another thread."""
-        return _ThroughOneDNN(self.packed)
-
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -116,8 +89,8 @@ class _ThroughOneDNN(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _arranged(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
-        """The weight; from its third batch on in oneDNN's own order."""
-        if not _worth_packing(weight):
+        """The weight; from its third batch on in oneDNN's own order: packing costs what a batch or two save."""
+        if not isinstance(weight, torch.nn.Parameter) or not _WORTH_MEASURING <= weight.numel() < _WORTH_PACKING:
             return weight
         with _packing:  # several threads come to a block's batches together
             known: torch.Tensor | int = self.packed.get(weight, 0)  # type: ignore[no-untyped-call]
@@ -127,52 +100,6 @@ class _ThroughOneDNN(TorchFunctionMode):
                     known = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
                 self.packed[weight] = known
         return weight if isinstance(known, int) else known
-
-
-@dataclass
-class _Shared:
-    """What the threads of a sweep have in common: the announced rows, and weights packed for them."""
-
-    rows: int = 0
-    packed: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary)
-
-
-class _PackedForMKL(TorchFunctionMode):
-    """MKL's own order of a weight, for batches of exactly the announced rows; gradients go the usual way."""
-
-    def __init__(self, shared: _Shared | None = None) -> None:
-        super().__init__()
-        self.shared = shared or _Shared()
-
-    def again(self) -> _PackedForMKL:
-        """The same for another thread."""
-        return _PackedForMKL(self.shared)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is functional.linear and not kwargs and self._for_it(args[0], args[1]):
-            bias = args[2] if len(args) > 2 else None
-            return torch.ops.mkl._mkl_linear(args[0], self._arranged(args[1]), args[1], bias, self.shared.rows)
-        return func(*args, **(kwargs or {}))
-
-    def _for_it(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        rows = self.shared.rows
-        return (
-            rows > 0
-            and x.numel() == rows * x.shape[-1]
-            and x.dtype == weight.dtype == torch.float32
-            and _worth_packing(weight)
-            and not torch.is_grad_enabled()
-        )
-
-    def _arranged(self, weight: torch.Tensor) -> torch.Tensor:
-        with _packing:
-            known: torch.Tensor | None = self.shared.packed.get(weight)  # type: ignore[no-untyped-call]
-            if known is None:
-                known = torch.ops.mkl._mkl_reorder_linear_weight(weight.detach(), self.shared.rows)
-                self.shared.packed[weight] = known
-        return known
 
 
 class _Linear(torch.autograd.Function):
@@ -206,15 +133,6 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 def _available() -> bool:
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _mkl_packs() -> bool:
-    built: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return built and hasattr(torch.ops.mkl, "_mkl_linear")
-
-
-def _worth_packing(weight: torch.Tensor) -> bool:
-    return isinstance(weight, torch.nn.Parameter) and _WORTH_MEASURING <= weight.numel() < _WORTH_PACKING
 
 
 def _onednn_is_faster(outputs: int, inputs: int) -> bool:

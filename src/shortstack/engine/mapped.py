@@ -1,8 +1,8 @@
 """Stored tensors as the pages of the file that hold them: nothing is copied, and no processor waits for the disk.
 
-Pages are brought in before they are used, by the thread that reads ahead, and let go when their block goes. Where a system
-cannot do that, or a file is not laid out for it, tensors are read by position instead (`weights.py`).
-
+Pages are brought in before they are used, by the thread that reads ahead. Where a system cannot do that, or a file is not laid
+out for it, tensors are read by position instead (`weights.py`), and so are weights that are streamed: while pages come from
+the disk, what else asks the system for memory waits.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from torch import nn
 
 from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal, SavedState
-from shortstack.engine.linear import batches
 from shortstack.engine.skeleton import Skeleton
 from shortstack.engine.stand_ins import BlockCall
 from shortstack.engine.weights import BlockWeights
@@ -281,7 +280,6 @@ def _through_block(
     left = [(0, (active + 1) * windows)]
     while left:
         parts = [part for start, stop in left for part in _parts(skeleton, index, ids_WT, start, stop)]
-        batches(len(parts), (parts[0].stop - parts[0].start) * ids_WT.shape[1])
         fitted = side_by_side(run, parts)
         left = [(part.start, part.stop) for part, fits in zip(parts, fitted, strict=True) if not fits]
         if left and not skeleton.with_fewer_tokens(ids_WT.shape[1]):

@@ -1,8 +1,8 @@
 """Bring one block's weights in, the next one in the background, let the last one go.
 
-On a CPU the weights are pages of their file, brought in one block ahead and let go after it: memory is bounded and no compute
-waits. Where that cannot be, and on CUDA, they come by positioned reads into two reusable buffers; on CUDA these are pinned,
-and a second stream copies from them. Resident means that blocks, once read, are kept.
+Streamed weights come by positioned reads into two reusable buffers, never by mmap: memory is bounded and no compute waits for
+page faults. On CUDA the buffers are pinned, and a second stream copies from them. Resident means that blocks, once read,
+are kept: on a CPU as pages of their file where that can be.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ class BlockWeights:
                     _release(block)
                     if transfer is not None:
                         transfer.used(step % 2)
-                    if not self._resident:
-                        self._let_go(index, free=(step + 1) % freed_every == 0)
+                    if not self._resident and (step + 1) % freed_every == 0:
+                        return_free_memory()
         finally:
             if pending is not None:
                 with contextlib.suppress(ShortstackError):
@@ -160,11 +160,6 @@ class BlockWeights:
             self._targets.clear()
             if transfer is not None:
                 transfer.close()
-
-    def _let_go(self, index: int, *, free: bool) -> None:
-        self._mapped.release(self._stored[index])
-        if free:
-            return_free_memory()
 
     def _read(self, index: int, buffers: Sequence[_Buffer], slot: int, transfer: Transfer | None = None) -> Arrived:
         """Runs in the reading thread, one block ahead."""
@@ -174,12 +169,13 @@ class BlockWeights:
         if transfer is not None:
             transfer.wait_for_pinned(slot)
             arrived = transfer.send(buffers[slot].fill(tensors, self._files), slot, keep=self._resident)
-        else:
+        elif self._resident:
             raw = self._mapped.views(tensors, TORCH_DTYPES)
             if raw is None:  # what stays is no other block's memory
-                into = _Buffer(buffer_bytes(tensors)) if self._resident else buffers[slot]
-                raw = into.fill(tensors, self._files)
-            arrived = Arrived(self._as_computed(raw, tensors) if self._resident else raw)
+                raw = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
+            arrived = Arrived(self._as_computed(raw, tensors))
+        else:
+            arrived = Arrived(buffers[slot].fill(tensors, self._files))
         if self._resident:
             self._kept[index] = arrived
         return arrived
