@@ -1,8 +1,8 @@
 """Stored tensors as the pages of the file that hold them: nothing is copied, and no processor waits for the disk.
 
-Pages are brought in before they are used, by the thread that reads ahead. Where a system cannot do that, or a file is not laid
-out for it, tensors are read by position instead (`weights.py`), and so are weights that are streamed: while pages come from
-the disk, what else asks the system for memory waits.
+Pages are brought in before they are used, by the thread that reads ahead. Where a system cannot do that, or a file is not
+laid out for it, tensors are read by position instead (`weights.py`). So are weights that are streamed: pages from the disk
+made a large run slower (docs/experiments.md).
 """
 
 from __future__ import annotations
