@@ -74,7 +74,7 @@ def return_free_memory() -> None:
 
     Activations of a sweep differ in size from call to call; kept fragments add up to more than the weights.
     """
-    library = _libc()
+    library = _glibc()
     if library is not None:
         library.malloc_trim(0)
 
@@ -86,21 +86,26 @@ def keep_free_memory() -> None:
     Where graphs of a gigabyte are made and let go, taking the same pages from the system again and again may be a fifth
     of the time.
     """
-    library = _libc()
+    library = _glibc()
     if library is not None:
         library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
         library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @functools.cache
-def _libc() -> Any:
+def libc() -> Any:
+    """The C library of this process; None where it cannot be had."""
     import ctypes
 
     try:
-        library = ctypes.CDLL(None)
-        return library if hasattr(library, "malloc_trim") else None
+        return ctypes.CDLL(None)
     except (OSError, TypeError):
         return None
+
+
+def _glibc() -> Any:
+    library = libc()
+    return library if hasattr(library, "malloc_trim") else None
 
 
 def available_bytes(device: torch.device | None = None) -> int:

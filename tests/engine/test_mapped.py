@@ -15,9 +15,10 @@ import torch
 
 import shortstack
 from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.engine import bus_error, weights
+from shortstack.engine import weights
 from shortstack.engine.mapped import MappedFiles
 from shortstack.engine.weights import TORCH_DTYPES
+from shortstack.machine import libc
 from tests import pico
 
 Built = Callable[..., Path]
@@ -137,7 +138,7 @@ def test_the_signal_is_handled_while_files_are_mapped_and_no_longer(built: Built
         import ctypes
 
         found = ctypes.create_string_buffer(1024)
-        bus_error._libc().sigaction(signal.SIGBUS, None, found)
+        libc().sigaction(signal.SIGBUS, None, found)
         return found.raw[:8]  # the function; what follows it is the system's
 
     before, tensors = handler(), open_checkpoint(built("llama")).blocks[0]

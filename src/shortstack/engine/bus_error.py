@@ -13,7 +13,8 @@ import signal
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+
+from shortstack.machine import libc
 
 _lock = threading.Lock()
 _sizes: dict[Path, int] = {}
@@ -22,10 +23,16 @@ _before = ctypes.create_string_buffer(1024)  # a `struct sigaction`, whatever it
 
 
 def watch(path: Path, size: int) -> None:
-    """From now on an access to a page that this file of `size` bytes no longer has ends the process with an error."""
+    """From now on an access to a page that this file of `size` bytes no longer has ends the process with an error.
+
+    Raises:
+        OSError: there is no C library to ask, and nothing is watched.
+    """
     with _lock:
         if not _uses:
-            library = _libc()
+            library = libc()
+            if library is None:
+                raise OSError("no C library")
             library.sigaction(signal.SIGBUS, None, _before)
             library.signal(signal.SIGBUS, _handler)
         _uses[path] += 1
@@ -39,25 +46,26 @@ def unwatch(path: Path) -> None:
         if not _uses[path]:
             del _uses[path], _sizes[path]
         if not _uses:
-            _libc().sigaction(signal.SIGBUS, _before, None)
+            libc().sigaction(signal.SIGBUS, _before, None)
 
 
 def _message() -> str:
     for path, size in _sizes.items():
         found = path.stat().st_size if path.exists() else 0
         if found < size:
-            return f"error: {path}: has {found} of its {size} bytes; it was changed while it was read"
-    return f"error: {', '.join(map(str, _sizes))}: cannot be read (the disk, or what it is mounted from, failed)"
+            return (
+                f"error: {path}: has {found} of its {size} bytes; it was changed while it was read\n"
+                "hint: download the checkpoint again, then run the same command"
+            )
+    return (
+        f"error: {', '.join(map(str, _sizes))}: cannot be read any more (SIGBUS: the disk or the mount failed?)\n"
+        "hint: check the disk and the mount (dmesg), or use --memory streamed, then run the same command"
+    )
 
 
 def _end(_: int) -> None:
-    text = f"\n{_message()}\nhint: download the checkpoint again, then run the same command\n"
-    os.write(2, text.encode(errors="replace"))
+    os.write(2, f"\n{_message()}\n".encode(errors="replace"))
     os._exit(1)  # nothing that was computed from the pages can be trusted, so nothing is written
 
 
 _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(_end)
-
-
-def _libc() -> Any:
-    return ctypes.CDLL(None)

@@ -59,8 +59,9 @@ class MappedFiles:
         """False where pages cannot be brought in: an old kernel, or a file that is too short, as reading it will say."""
         try:
             if tensor.file not in self._maps:
-                self._maps[tensor.file] = _mapped(tensor.file)
-                watch(tensor.file, len(self._maps[tensor.file][0]))
+                opened = _mapped(tensor.file)
+                watch(tensor.file, len(opened[0]))
+                self._maps[tensor.file] = opened  # only what is watched: `close` ends that
             mapped, _ = self._maps[tensor.file]
             self._possible = tensor.start + tensor.nbytes <= len(mapped)
             if tensor.nbytes and self._possible:
