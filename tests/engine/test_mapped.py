@@ -17,7 +17,6 @@ import shortstack
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.engine import weights
 from shortstack.engine.mapped import MappedFiles
-from shortstack.engine.weights import TORCH_DTYPES
 from shortstack.machine import libc
 from tests import pico
 
@@ -80,7 +79,7 @@ def test_mapped_and_read_give_the_same_bits(
 def test_tensors_are_those_of_the_file_and_pages_that_went_come_back(built: Built) -> None:
     checkpoint = open_checkpoint(built("llama"))
     tensors, files = checkpoint.blocks[1], MappedFiles()
-    found = files.views(tensors, TORCH_DTYPES)
+    found = files.views(tensors)
     read = weights._Buffer(weights.buffer_bytes(tensors)).fill(tensors, weights._Files())
     assert found is not None
     files.release(tensors)
@@ -93,7 +92,7 @@ def test_what_is_written_to_a_tensor_does_not_reach_the_file(copied: Built) -> N
     model = copied("llama")
     before = (model / "model.safetensors").read_bytes()
     files = MappedFiles()
-    found = files.views(open_checkpoint(model).blocks[0], TORCH_DTYPES)
+    found = files.views(open_checkpoint(model).blocks[0])
     assert found is not None
     for tensor in found.values():
         tensor.zero_()
@@ -111,7 +110,7 @@ def test_a_file_that_is_not_laid_out_for_it_is_read(copied: Built, windows: Path
     odd = 1 - header % 2
     path.write_bytes((header + odd).to_bytes(8, "little") + raw[8 : 8 + header] + b" " * odd + raw[8 + header :])
     checkpoint = open_checkpoint(model)
-    assert MappedFiles().views(checkpoint.blocks[0], TORCH_DTYPES) is None
+    assert MappedFiles().views(checkpoint.blocks[0]) is None
     assert (
         shortstack.score(str(model), data=str(windows), memory="resident", quiet=True).criteria["ppl"].scores
         == expected
@@ -143,8 +142,8 @@ def test_the_signal_is_handled_while_files_are_mapped_and_no_longer(built: Built
 
     before, tensors = handler(), open_checkpoint(built("llama")).blocks[0]
     first, second = MappedFiles(), MappedFiles()
-    first.views(tensors, TORCH_DTYPES)
-    second.views(tensors, TORCH_DTYPES)
+    first.views(tensors)
+    second.views(tensors)
     assert handler() != before
     first.close()
     assert handler() != before

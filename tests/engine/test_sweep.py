@@ -32,9 +32,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         counted[tensor.name] += 1
         real(self, tensor, into)
 
-    def views(self: Any, tensors: Any, dtypes: Any) -> Any:
+    def views(self: Any, tensors: Any) -> Any:
         counted.update(tensor.name for tensor in tensors)
-        return real_views(self, tensors, dtypes)
+        return real_views(self, tensors)
 
     monkeypatch.setattr(weights._Files, "read", read)
     monkeypatch.setattr(weights.MappedFiles, "views", views)

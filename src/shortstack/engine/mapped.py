@@ -17,6 +17,7 @@ import torch
 
 from shortstack.checkpoint.safetensors_header import TensorInfo
 from shortstack.engine.bus_error import unwatch, watch
+from shortstack.engine.stored import begins_well, from_bytes
 
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; Python has no name for it
 
@@ -28,19 +29,14 @@ class MappedFiles:
         self._maps: dict[Path, tuple[mmap.mmap, torch.Tensor]] = {}
         self._possible = sys.platform == "linux"
 
-    def views(self, tensors: Sequence[TensorInfo], dtypes: dict[str, torch.dtype]) -> dict[str, torch.Tensor] | None:
-        """Tensors by name, their pages in memory; None where they must be read.
-
-        Args:
-            dtypes: by the names that the format has for them.
-        """
+    def views(self, tensors: Sequence[TensorInfo]) -> dict[str, torch.Tensor] | None:
+        """Tensors by name, their pages in memory; None where they must be read."""
         found = {}
         for tensor in tensors:
-            dtype = dtypes.get(tensor.dtype)
-            if not self._possible or dtype is None or tensor.start % dtype.itemsize or not self._bring(tensor):
+            if not self._possible or not begins_well(tensor) or not self._bring(tensor):
                 return None
             raw = self._maps[tensor.file][1][tensor.start : tensor.start + tensor.nbytes]
-            found[tensor.name] = raw.view(dtype).view(tensor.shape)
+            found[tensor.name] = from_bytes(raw, tensor)
         return found
 
     def release(self, tensors: Sequence[TensorInfo]) -> None:

@@ -21,6 +21,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
 from shortstack.engine.conversion import Conversion, Part
 from shortstack.engine.mapped import MappedFiles
+from shortstack.engine.stored import from_bytes
 from shortstack.engine.transfer import Arrived, Transfer
 from shortstack.errors import ShortstackError
 from shortstack.machine import return_free_memory
@@ -28,10 +29,6 @@ from shortstack.machine import return_free_memory
 if TYPE_CHECKING:
     from shortstack.engine.skeleton import Skeleton
 
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 _ALIGNMENT = 64  # bytes; tensors begin at cache lines
 # In blocks: memory that the allocator gives back must be fetched anew, which after every block takes 5 % of the time.
 _FREED_EVERY = 4
@@ -71,7 +68,7 @@ class _Buffer:
         for tensor in tensors:
             raw = self._bytes[position : position + tensor.nbytes]
             files.read(tensor, raw)
-            views[tensor.name] = raw.view(_torch_dtype(tensor)).view(tensor.shape)
+            views[tensor.name] = from_bytes(raw, tensor)
             position += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         return views
 
@@ -170,7 +167,7 @@ class BlockWeights:
             transfer.wait_for_pinned(slot)
             arrived = transfer.send(buffers[slot].fill(tensors, self._files), slot, keep=self._resident)
         elif self._resident:
-            raw = self._mapped.views(tensors, TORCH_DTYPES)
+            raw = self._mapped.views(tensors)
             if raw is None:  # what stays is no other block's memory
                 raw = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
             arrived = Arrived(self._as_computed(raw, tensors))
@@ -282,11 +279,3 @@ def _set(module: nn.Module, name: str, value: torch.Tensor, gradients: bool = Fa
         holder._parameters[last] = nn.Parameter(value, requires_grad=gradients)
     else:
         holder._buffers[last] = value
-
-
-def _torch_dtype(tensor: TensorInfo) -> torch.dtype:
-    if tensor.dtype not in TORCH_DTYPES:
-        raise ShortstackError(
-            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which cannot be computed with"
-        )
-    return TORCH_DTYPES[tensor.dtype]
