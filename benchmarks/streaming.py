@@ -68,7 +68,7 @@ def overlap(
     device, dtype = torch.device("cpu"), getattr(torch, dtype_name)
     ids = windows_tensor([json.loads(line)["input_ids"] for line in windows.open()], device)
     skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
-    with BlockWeights(skeleton, resident=False) as weights:
+    with BlockWeights(skeleton, resident=False, past_cache=True) as weights:
         forget(model)
         disk_rate = checkpoint.nbytes / disk_alone(model)
         forget(model)
@@ -103,9 +103,9 @@ def swept(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[
 
 
 def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
-    from shortstack.engine.weights import _Buffer, buffer_bytes
+    from shortstack.engine.reading import Buffer
 
-    buffers = [_Buffer(max(buffer_bytes(block) for block in weights._stored)) for _ in range(2)]
+    buffers = [Buffer(max(weights._files.buffer_bytes(block) for block in weights._stored)) for _ in range(2)]
     started = time.perf_counter()
     for index in range(checkpoint.depth):
         weights._read(index, buffers, index % 2)
@@ -113,15 +113,20 @@ def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
 
 
 def compute_alone(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
-    """The same sweep, where every block's weights are those of the first, which are in memory."""
+    """The same sweep, where every block's weights are those of one of the first four, which are in memory.
+
+    One block's might stay in a large cache.
+    """
+    from shortstack.engine.reading import Buffer
     from shortstack.engine.transfer import Arrived
-    from shortstack.engine.weights import _Buffer, buffer_bytes
 
     stored, within = weights._stored, weights._checkpoint.anatomy.within_block
-    first = weights._read(0, [_Buffer(buffer_bytes(stored[0]))], 0)
-    by_name = {within(name): value for name, value in first.tensors.items()}
+    first = [weights._read(index, [Buffer(weights._files.buffer_bytes(stored[index]))], 0) for index in range(4)]
+    by_name = [{within(name): value for name, value in arrived.tensors.items()} for arrived in first]
     real = weights._read
-    weights._read = lambda index, *_: Arrived({tensor.name: by_name[within(tensor.name)] for tensor in stored[index]})
+    weights._read = lambda index, *_: Arrived(
+        {tensor.name: by_name[index % 4][within(tensor.name)] for tensor in stored[index]}
+    )
     try:
         return swept(skeleton, weights, ids, candidates)
     finally:

@@ -107,6 +107,14 @@ def without_lists(directory: Path) -> Path:
     return directory
 
 
+def end_header_at_an_odd_byte(path: Path) -> None:
+    """As the format allows; numbers then begin where they cannot be used as they lie."""
+    raw = path.read_bytes()
+    header = int.from_bytes(raw[:8], "little")
+    odd = 1 - header % 2
+    path.write_bytes((header + odd).to_bytes(8, "little") + raw[8 : 8 + header] + b" " * odd + raw[8 + header :])
+
+
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").eval()
 

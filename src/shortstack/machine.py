@@ -119,7 +119,12 @@ def available_bytes(device: torch.device | None = None) -> int:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return installed_bytes() // 2
+
+
+def installed_bytes() -> int:
+    """The memory of the machine, whatever of it is free."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -15,8 +14,8 @@ import torch
 
 import shortstack
 from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.engine import weights
 from shortstack.engine.mapped import MappedFiles
+from shortstack.engine.reading import Buffer, WeightFiles
 from shortstack.machine import libc
 from tests import pico
 
@@ -38,13 +37,6 @@ def run_block(self, block, *rest):
 Skeleton.run_block = run_block
 main()
 """
-
-
-@pytest.fixture
-def windows(tmp_path: Path) -> Path:
-    path = tmp_path / "windows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in pico.windows(10, 16)))
-    return path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -78,10 +70,11 @@ def test_mapped_and_read_give_the_same_bits(
 
 def test_tensors_are_those_of_the_file_and_pages_that_went_come_back(built: Built) -> None:
     checkpoint = open_checkpoint(built("llama"))
-    tensors, files = checkpoint.blocks[1], MappedFiles()
+    tensors, files, reading = checkpoint.blocks[1], MappedFiles(), WeightFiles()
     found = files.views(tensors)
-    read = weights._Buffer(weights.buffer_bytes(tensors)).fill(tensors, weights._Files())
+    read = Buffer(reading.buffer_bytes(tensors)).fill(tensors, reading)
     assert found is not None
+    reading.close()
     files.release(tensors)
     assert all(torch.equal(found[name], read[name]) for name in read)
     files.close()
@@ -104,11 +97,7 @@ def test_a_file_that_is_not_laid_out_for_it_is_read(copied: Built, windows: Path
     """The header of this file ends at an odd byte, which the format allows."""
     model = copied("llama")
     expected = shortstack.score(str(model), data=str(windows), memory="resident", quiet=True).criteria["ppl"].scores
-    path = model / "model.safetensors"
-    raw = path.read_bytes()
-    header = int.from_bytes(raw[:8], "little")
-    odd = 1 - header % 2
-    path.write_bytes((header + odd).to_bytes(8, "little") + raw[8 : 8 + header] + b" " * odd + raw[8 + header :])
+    pico.end_header_at_an_odd_byte(model / "model.safetensors")
     checkpoint = open_checkpoint(model)
     assert MappedFiles().views(checkpoint.blocks[0]) is None
     assert (

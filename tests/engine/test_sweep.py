@@ -26,17 +26,17 @@ CPU = torch.device("cpu")
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each tensor was read."""
     counted: Counter[str] = Counter()
-    real, real_views = weights._Files.read, weights.MappedFiles.views
+    real, real_views = weights.WeightFiles.read, weights.MappedFiles.views
 
-    def read(self: Any, tensor: Any, into: torch.Tensor) -> None:
-        counted[tensor.name] += 1
-        real(self, tensor, into)
+    def read(self: Any, span: Any, pages: memoryview) -> None:
+        counted.update(tensor.name for tensor in span.tensors)
+        real(self, span, pages)
 
     def views(self: Any, tensors: Any) -> Any:
         counted.update(tensor.name for tensor in tensors)
         return real_views(self, tensors)
 
-    monkeypatch.setattr(weights._Files, "read", read)
+    monkeypatch.setattr(weights.WeightFiles, "read", read)
     monkeypatch.setattr(weights.MappedFiles, "views", views)
     return counted
 

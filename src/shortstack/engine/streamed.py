@@ -13,7 +13,9 @@ from shortstack.engine.journal import Journal
 from shortstack.engine.skeleton import NotSeparableError, Skeleton
 from shortstack.engine.sweep import ForwardResult, OnWeights, block_evaluations, forward_sweep
 from shortstack.engine.weights import BlockWeights
-from shortstack.machine import keep_free_memory, return_free_memory
+from shortstack.machine import installed_bytes, keep_free_memory, return_free_memory
+
+_CACHED_SHARE = 0.5  # of the machine's memory: what is larger may not stay in the page cache until it is read again
 
 
 class StreamedModel:
@@ -41,7 +43,7 @@ class StreamedModel:
         self._graph_bytes = graph_bytes
         self.candidates = tuple(range(len(skeleton.blocks)) if candidates is None else candidates)
         self.skeleton = skeleton
-        self.weights = BlockWeights(skeleton, resident=resident)
+        self.weights = BlockWeights(skeleton, resident=resident, past_cache=_too_large_to_stay(skeleton))
         self.blocks = skeleton.blocks
         self.original_blocks = skeleton.checkpoint.original_blocks
         self.device = skeleton.device
@@ -131,6 +133,14 @@ class StreamedModel:
         """Let files and threads go."""
         self.weights.close()
         return_free_memory()
+
+
+def _too_large_to_stay(skeleton: Skeleton) -> bool:
+    """Whether its files would push one another out of the page cache. A GPU leaves the host time to read through it.
+
+    Not a matter of what is free now: a run that goes on later must find weights in the same places (`Span.in_place`).
+    """
+    return skeleton.device.type == "cpu" and skeleton.checkpoint.nbytes > _CACHED_SHARE * installed_bytes()
 
 
 @torch.no_grad()

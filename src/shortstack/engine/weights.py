@@ -1,27 +1,25 @@
 """Bring one block's weights in, the next one in the background, let the last one go.
 
-Streamed weights come by positioned reads into two reusable buffers, never by mmap: memory is bounded and no compute waits for
-page faults. On CUDA the buffers are pinned, and a second stream copies from them. Resident means that blocks, once read,
-are kept: on a CPU as pages of their file where that can be.
+Streamed weights come by positioned reads into two reusable buffers (`reading.py`), never by mmap. On CUDA the buffers are
+pinned, and a second stream copies from them. Resident means that blocks, once read, are kept: on a CPU as pages of their
+file where that can be.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.safetensors_header import TensorInfo, read_exactly
+from shortstack.checkpoint.safetensors_header import TensorInfo
 from shortstack.engine.conversion import Conversion, Part
 from shortstack.engine.mapped import MappedFiles
-from shortstack.engine.stored import from_bytes
+from shortstack.engine.reading import Buffer, WeightFiles
 from shortstack.engine.transfer import Arrived, Transfer
 from shortstack.errors import ShortstackError
 from shortstack.machine import return_free_memory
@@ -29,53 +27,10 @@ from shortstack.machine import return_free_memory
 if TYPE_CHECKING:
     from shortstack.engine.skeleton import Skeleton
 
-_ALIGNMENT = 64  # bytes; tensors begin at cache lines
 # In blocks: memory that the allocator gives back must be fetched anew, which after every block takes 5 % of the time.
 _FREED_EVERY = 4
 # With gradients, tensors of several lifetimes leave more holes between them.
 _FREED_EVERY_WITH_GRADIENTS = 2
-
-
-class _Files:
-    """Open shards, read by position."""
-
-    def __init__(self) -> None:
-        self._descriptors: dict[Path, int] = {}
-
-    def read(self, tensor: TensorInfo, into: torch.Tensor) -> None:
-        """Fill a uint8 tensor with a tensor's bytes."""
-        if tensor.file not in self._descriptors:
-            self._descriptors[tensor.file] = os.open(tensor.file, os.O_RDONLY)
-        view = memoryview(into.numpy())  # type: ignore[arg-type]
-        read_exactly(self._descriptors[tensor.file], view, tensor.start, tensor.file)
-
-    def close(self) -> None:
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
-
-
-class _Buffer:
-    """Memory for the raw bytes of one block, used again for the next; its pages are only taken when first written."""
-
-    def __init__(self, nbytes: int, *, pinned: bool = False) -> None:
-        self._bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
-
-    def fill(self, tensors: Sequence[TensorInfo], files: _Files) -> dict[str, torch.Tensor]:
-        """Read tensors one after another; return views of them by name."""
-        views = {}
-        position = 0
-        for tensor in tensors:
-            raw = self._bytes[position : position + tensor.nbytes]
-            files.read(tensor, raw)
-            views[tensor.name] = from_bytes(raw, tensor)
-            position += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        return views
-
-
-def buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
-    """Bytes of a buffer that holds these tensors at once."""
-    return sum(-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors)
 
 
 class BlockWeights:
@@ -84,12 +39,13 @@ class BlockWeights:
     Args:
         skeleton: the model whose blocks, parameters on the meta device, get their weights.
         resident: keep every block once it was read.
+        past_cache: read without the page cache what it does not hold.
 
     Raises:
         ShortstackError: a block has a parameter that no stored tensor makes.
     """
 
-    def __init__(self, skeleton: Skeleton, *, resident: bool) -> None:
+    def __init__(self, skeleton: Skeleton, *, resident: bool, past_cache: bool = False) -> None:
         self._checkpoint = skeleton.checkpoint
         self._conversion = skeleton.conversion
         self._blocks = skeleton.blocks
@@ -97,7 +53,7 @@ class BlockWeights:
         self._dtype = skeleton.dtype
         self._device = skeleton.device
         self._resident = resident
-        self._files = _Files()
+        self._files = WeightFiles(past_cache=past_cache and not resident)
         self._mapped = MappedFiles()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
         self._kept: dict[int, Arrived] = {}
@@ -126,10 +82,10 @@ class BlockWeights:
             gradients: make the weights ask for gradients, where they are floating point.
         """
         on_cuda = self._device.type == "cuda"
-        buffers: list[_Buffer] = []  # held while the sweep lasts: what comes after it needs the memory
+        buffers: list[Buffer] = []  # held while the sweep lasts: what comes after it needs the memory
         if (on_cuda or not self._resident) and any(index not in self._kept for index in order):
-            largest = max(buffer_bytes(block) for block in self._stored)
-            buffers = [_Buffer(largest, pinned=on_cuda), _Buffer(largest, pinned=on_cuda)]
+            largest = max(self._files.buffer_bytes(block) for block in self._stored)
+            buffers = [Buffer(largest, pinned=on_cuda), Buffer(largest, pinned=on_cuda)]
         freed_every = _FREED_EVERY_WITH_GRADIENTS if gradients else _FREED_EVERY
         transfer = Transfer(self._device, self._computed, self._within_block) if on_cuda and buffers else None
         pending: Future[Arrived] | None = None
@@ -158,7 +114,7 @@ class BlockWeights:
             if transfer is not None:
                 transfer.close()
 
-    def _read(self, index: int, buffers: Sequence[_Buffer], slot: int, transfer: Transfer | None = None) -> Arrived:
+    def _read(self, index: int, buffers: Sequence[Buffer], slot: int, transfer: Transfer | None = None) -> Arrived:
         """Runs in the reading thread, one block ahead."""
         if index in self._kept:
             return self._kept[index]
@@ -169,7 +125,7 @@ class BlockWeights:
         elif self._resident:
             raw = self._mapped.views(tensors)
             if raw is None:  # what stays is no other block's memory
-                raw = _Buffer(buffer_bytes(tensors)).fill(tensors, self._files)
+                raw = Buffer(self._files.buffer_bytes(tensors)).fill(tensors, self._files)
             arrived = Arrived(self._as_computed(raw, tensors))
         else:
             arrived = Arrived(buffers[slot].fill(tensors, self._files))
@@ -234,13 +190,13 @@ def load_outside_blocks(
     Raises:
         ShortstackError: a parameter outside the blocks is in no file.
     """
-    files = _Files()
+    files = WeightFiles()
     tensors = [t for t in checkpoint.outside_blocks if not checkpoint.is_repeated_head(t.name)]
     by_name = {tensor.name: tensor for tensor in tensors}
     try:
         for part in conversion.parts(tensors):
             sources = [by_name[name] for name, _ in part.sources]
-            raw = _Buffer(buffer_bytes(sources)).fill(sources, files)
+            raw = Buffer(files.buffer_bytes(sources)).fill(sources, files)
             stored = {
                 name: value.to(device, dtype if value.is_floating_point() else value.dtype)
                 for name, value in raw.items()
