@@ -15,7 +15,7 @@ import torch
 import shortstack
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.engine.mapped import MappedFiles
-from shortstack.engine.reading import Buffer, WeightFiles
+from shortstack.engine.reading import Buffer, OpenFiles
 from shortstack.machine import libc
 from tests import pico
 
@@ -70,7 +70,7 @@ def test_mapped_and_read_give_the_same_bits(
 
 def test_tensors_are_those_of_the_file_and_pages_that_went_come_back(built: Built) -> None:
     checkpoint = open_checkpoint(built("llama"))
-    tensors, files, reading = checkpoint.blocks[1], MappedFiles(), WeightFiles()
+    tensors, files, reading = checkpoint.blocks[1], MappedFiles(), OpenFiles()
     found = files.views(tensors)
     read = Buffer(reading.buffer_bytes(tensors)).fill(tensors, reading)
     assert found is not None

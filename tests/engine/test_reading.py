@@ -18,9 +18,9 @@ import shortstack
 from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_header
 from shortstack.engine import reading, streamed
-from shortstack.engine.reading import Buffer, WeightFiles
+from shortstack.engine.reading import Buffer, OpenFiles
 from shortstack.errors import ShortstackError
-from shortstack.machine import libc
+from shortstack.machine import is_out_of_memory, libc
 from tests import pico
 
 Built = Callable[..., Path]
@@ -64,7 +64,7 @@ def stored(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor], list[TensorIn
 
 
 def filled(tensors: Sequence[TensorInfo], *, past_cache: bool) -> dict[str, torch.Tensor]:
-    files = WeightFiles(past_cache=past_cache)
+    files = OpenFiles(past_cache=past_cache)
     try:
         return Buffer(files.buffer_bytes(tensors)).fill(tensors, files)
     finally:
@@ -90,7 +90,7 @@ def test_what_is_read_past_the_cache_is_not_brought_there(stored: Any) -> None:
 def test_what_the_cache_holds_is_read_from_there(stored: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path, expected, infos = stored
     path.read_bytes()
-    monkeypatch.setattr(WeightFiles, "_read_past_cache", lambda *_: pytest.fail("read from the disk"))
+    monkeypatch.setattr(OpenFiles, "_read_past_cache", lambda *_: pytest.fail("read from the disk"))
     found = filled(infos, past_cache=True)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -106,7 +106,7 @@ def test_tensors_that_lie_together_are_read_at_once(stored: Any, monkeypatch: py
 
     monkeypatch.setattr(reading.os, "preadv", preadv)
     _, expected, infos = stored
-    spans = WeightFiles(past_cache=True).spans(infos)
+    spans = OpenFiles(past_cache=True).spans(infos)
     assert [tensor.name for span in spans for tensor in span.tensors] == [info.name for info in infos]
     assert len(spans) <= 3  # one gap; a span of its own for what lies where its numbers cannot be used
     filled(infos, past_cache=True)
@@ -152,6 +152,12 @@ def test_other_faults_of_the_disk_are_told(stored: Any, monkeypatch: pytest.Monk
         filled(stored[2], past_cache=True)
 
 
+def test_no_memory_for_a_buffer_is_what_torch_says_of_it() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        Buffer(1 << 60)
+    assert is_out_of_memory(caught.value)
+
+
 @pytest.mark.parametrize("left", [4096 * 100, 4096 * 100 + 17])
 def test_a_file_that_was_cut_meanwhile(stored: Any, left: int) -> None:
     path, _, infos = stored
@@ -166,9 +172,9 @@ def test_scores_past_the_cache_are_the_scores(copied: Built, windows: Path, monk
     model = copied("llama")
     path = model / "model.safetensors"
     read_past: list[str] = []
-    real = WeightFiles._read_past_cache
+    real = OpenFiles._read_past_cache
 
-    def counted(self: WeightFiles, span: reading.Span, pages: memoryview) -> int:
+    def counted(self: OpenFiles, span: reading.Span, pages: memoryview) -> int:
         read_past.append(span.tensors[0].name)
         return real(self, span, pages)
 
@@ -176,8 +182,8 @@ def test_scores_past_the_cache_are_the_scores(copied: Built, windows: Path, monk
         scored = shortstack.score(str(model), data=str(windows), criterion="ppl,taylor", memory="streamed", quiet=True)
         return {name: found.scores for name, found in scored.criteria.items()}
 
-    monkeypatch.setattr(WeightFiles, "_read_past_cache", counted)
-    monkeypatch.setattr(WeightFiles, "_is_cached", lambda *_: False)  # a small file is, after a look at its header
+    monkeypatch.setattr(OpenFiles, "_read_past_cache", counted)
+    monkeypatch.setattr(OpenFiles, "_is_cached", lambda *_: False)  # a small file is, after a look at its header
     expected = scores()
     assert not read_past
     monkeypatch.setattr(streamed, "_CACHED_SHARE", 0.0)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each tensor was read."""
     counted: Counter[str] = Counter()
-    real, real_views = weights.WeightFiles.read, weights.MappedFiles.views
+    real, real_views = weights.OpenFiles.read, weights.MappedFiles.views
 
     def read(self: Any, span: Any, pages: memoryview) -> None:
         counted.update(tensor.name for tensor in span.tensors)
@@ -36,7 +36,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         counted.update(tensor.name for tensor in tensors)
         return real_views(self, tensors)
 
-    monkeypatch.setattr(weights.WeightFiles, "read", read)
+    monkeypatch.setattr(weights.OpenFiles, "read", read)
     monkeypatch.setattr(weights.MappedFiles, "views", views)
     return counted
 

@@ -23,7 +23,7 @@ _PAGE = 4096  # bytes; direct I/O begins and ends at multiples of this, in files
 _PROBES = 4  # pages of a span that are looked for in the page cache
 
 
-class WeightFiles:
+class OpenFiles:
     """Open files, read by position.
 
     Args:
@@ -154,7 +154,7 @@ class Buffer:
     def __init__(self, nbytes: int, *, pinned: bool = False) -> None:
         self._bytes = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True) if pinned else _whole_pages(nbytes)
 
-    def fill(self, tensors: Sequence[TensorInfo], files: WeightFiles) -> dict[str, torch.Tensor]:
+    def fill(self, tensors: Sequence[TensorInfo], files: OpenFiles) -> dict[str, torch.Tensor]:
         """Read tensors; return views of them by name."""
         views = {}
         position = 0
@@ -169,7 +169,10 @@ class Buffer:
 
 
 def _whole_pages(nbytes: int) -> torch.Tensor:
-    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # no memory, which torch says in the words that are looked for (`is_out_of_memory`)
+        return torch.empty(nbytes, dtype=torch.uint8)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # products go through all of it, and find a huge page's address sooner
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -19,7 +19,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo
 from shortstack.engine.conversion import Conversion, Part
 from shortstack.engine.mapped import MappedFiles
-from shortstack.engine.reading import Buffer, WeightFiles
+from shortstack.engine.reading import Buffer, OpenFiles
 from shortstack.engine.transfer import Arrived, Transfer
 from shortstack.errors import ShortstackError
 from shortstack.machine import return_free_memory
@@ -53,7 +53,7 @@ class BlockWeights:
         self._dtype = skeleton.dtype
         self._device = skeleton.device
         self._resident = resident
-        self._files = WeightFiles(past_cache=past_cache and not resident)
+        self._files = OpenFiles(past_cache=past_cache and not resident)
         self._mapped = MappedFiles()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
         self._kept: dict[int, Arrived] = {}
@@ -190,7 +190,7 @@ def load_outside_blocks(
     Raises:
         ShortstackError: a parameter outside the blocks is in no file.
     """
-    files = WeightFiles()
+    files = OpenFiles()
     tensors = [t for t in checkpoint.outside_blocks if not checkpoint.is_repeated_head(t.name)]
     by_name = {tensor.name: tensor for tensor in tensors}
     try:
