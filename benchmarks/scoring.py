@@ -5,7 +5,7 @@
 One JSON line per figure, with its goal beside it where there is one; exit code 1 where one falls short. Every figure is
 measured in this run, on fresh checkpoints of random float32 weights (vocabulary 32000, 10 windows of 128), with commands as
 processes that take turns. Without `--all`: 16 blocks of width 768 alone, some minutes. With it also 24 x 1024, more windows,
-bfloat16, and a 7B-shaped checkpoint (14 GB of disk): half an hour.
+bfloat16, and a 7B-shaped checkpoint (14 GB of disk): three quarters of an hour.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def precision(goals: Goals, windows: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="every figure; half an hour")
+    parser.add_argument("--all", action="store_true", help="every figure; three quarters of an hour")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     goals = Goals()

@@ -61,14 +61,15 @@ def overlap(
 
     from shortstack.checkpoint.reader import open_checkpoint
     from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.streamed import StreamedModel
     from shortstack.engine.sweep import windows_tensor
-    from shortstack.engine.weights import BlockWeights
 
     checkpoint = open_checkpoint(model)
     device, dtype = torch.device("cpu"), getattr(torch, dtype_name)
     ids = windows_tensor([json.loads(line)["input_ids"] for line in windows.open()], device)
     skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
-    with BlockWeights(skeleton, resident=False, past_cache=True) as weights:
+    # As the command reads them: past the page cache where it would not hold them.
+    with StreamedModel(skeleton, resident=False, group=checkpoint.depth).weights as weights:
         forget(model)
         disk_rate = checkpoint.nbytes / disk_alone(model)
         forget(model)

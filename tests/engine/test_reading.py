@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 import shortstack
-from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.checkpoint.safetensors_header import TensorInfo, read_header
 from shortstack.engine import reading, streamed
 from shortstack.engine.reading import Buffer, OpenFiles
 from shortstack.errors import ShortstackError
-from shortstack.machine import is_out_of_memory, libc
+from shortstack.machine import installed_bytes, is_out_of_memory, libc
 from tests import pico
 
 Built = Callable[..., Path]
@@ -195,21 +195,9 @@ def test_scores_past_the_cache_are_the_scores(copied: Built, windows: Path, monk
     assert scores() == expected
 
 
-def test_a_model_of_ordinary_size_is_read_through_the_cache(built: Built) -> None:
-    """Half of the memory is what decides, and a GPU's host has the time."""
-    checkpoint = open_checkpoint(built("llama"))
-
-    class Large:
-        device = torch.device("cpu")
-        checkpoint = type("Checkpoint", (), {"nbytes": streamed.installed_bytes() // 2 + 1})
-
-    class OnGPU(Large):
-        device = torch.device("cuda")
-
-    class Small(Large):
-        pass
-
-    Small.checkpoint = checkpoint  # type: ignore[assignment]
-    assert streamed._too_large_to_stay(Large())  # type: ignore[arg-type]
-    assert not streamed._too_large_to_stay(Small())  # type: ignore[arg-type]
-    assert not streamed._too_large_to_stay(OnGPU())  # type: ignore[arg-type]
+@pytest.mark.parametrize(("device", "more", "past"), [("cpu", 1, True), ("cpu", 0, False), ("cuda", 1, False)])
+def test_half_of_the_memory_decides(device: str, more: int, past: bool) -> None:
+    """And a GPU's host has the time to read through the cache."""
+    checkpoint = SimpleNamespace(nbytes=installed_bytes() // 2 + more)
+    skeleton: Any = SimpleNamespace(device=torch.device(device), checkpoint=checkpoint)
+    assert streamed._too_large_to_stay(skeleton) == past
