@@ -56,7 +56,7 @@ def zeroshot(data: Path, limit: int, folder: Path) -> None:
 
 
 def _metric(name: str) -> str:
-    from shortstack.evaluation.tasks import TASKS
+    from shortstack.evaluation.task_files import TASKS
 
     return TASKS[name.split()[0]].metric
 
@@ -66,8 +66,8 @@ def perplexity(model: str, windows: int, runs: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from shortstack.checkpoint.reader import open_checkpoint
-    from shortstack.evaluation.perplexity import window_nll
+    from shortstack.evaluation.ppl import window_nll
+    from shortstack.families.open_model import open_checkpoint
 
     checkpoint = open_checkpoint(model)
     loaded = AutoModelForCausalLM.from_pretrained(checkpoint.directory, dtype=torch.float32).eval()

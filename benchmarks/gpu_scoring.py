@@ -23,14 +23,15 @@ from typing import Any
 import torch
 
 from common import Goals, random_llama, random_windows, say
-from shortstack.calibration import CalibrationSet
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
-from shortstack.criteria import parse_criteria
-from shortstack.engine.choice import Engine, EngineOptions, choose_engine
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.data.calibration import CalibrationSet
+from shortstack.engine.forward import block_evaluations, windows_tensor
 from shortstack.engine.journal import Journal
-from shortstack.engine.sweep import block_evaluations, windows_tensor
+from shortstack.engine.select import Engine, EngineOptions, choose_engine
+from shortstack.families.open_model import open_checkpoint
 from shortstack.retraining.monitor import matmul_flops
-from shortstack.scoring import score_windows
+from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.score import score_windows
 
 SEVEN = {"blocks": 32, "hidden": 4096, "mlp": 11008, "vocabulary": 32000}
 SMALL = {"blocks": 4, "hidden": 256, "mlp": 704, "vocabulary": 1000}

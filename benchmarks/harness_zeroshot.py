@@ -14,7 +14,7 @@ from lm_eval.evaluator import simple_evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from shortstack.evaluation.harness import load_tasks  # noqa: E402
-from shortstack.evaluation.tasks import TASKS, local_rows  # noqa: E402
+from shortstack.evaluation.task_files import TASKS, local_rows  # noqa: E402
 
 if __name__ == "__main__":
     model, folder, limit, batch = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])

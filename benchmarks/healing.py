@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from common import say
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.corpora import read_corpus
-from shortstack.pruning import prune
+from shortstack.data.sources import read_corpus
+from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.prune import prune
+from shortstack.retraining.cpt import retrain_cpt
 from shortstack.retraining.distill import retrain_distill
 from shortstack.retraining.lora import retrain_lora
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.pretrain import retrain_cpt
 from shortstack.retraining.results import RetrainResult
-from shortstack.scoring import score
+from shortstack.scoring.score import score
 
 # Two learning rates for each way; the published 1e-4 is for 7B. Training from random weights gets the larger one.
 RATES = {

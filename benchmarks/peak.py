@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.engine import sweep
-from shortstack.engine.linear import best_seconds, fast_linear, largest_matrix
-from shortstack.engine.skeleton import Skeleton
-from shortstack.engine.weights import BlockWeights
+from shortstack.engine import forward as sweep
+from shortstack.engine.block_model import Skeleton
+from shortstack.engine.block_weights import BlockWeights
+from shortstack.engine.cpu import best_seconds, fast_linear, largest_matrix
+from shortstack.families.open_model import open_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 
 from common import random_llama, say
-from shortstack.machine import peak_rss_bytes
+from shortstack.retraining.cpt import retrain_cpt
 from shortstack.retraining.lora import retrain_lora
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.pretrain import retrain_cpt
 from shortstack.retraining.results import RetrainEstimate
+from shortstack.runtime.devices import peak_rss_bytes
 
 SHAPES = {
     "small": {"blocks": 4, "hidden": 256, "mlp": 688, "vocabulary": 512},

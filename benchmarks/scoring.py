@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 from common import Goals, Ran, random_llama, random_windows, run, say, shortstack
-from shortstack.agreement import kendall_tau
+from shortstack.scoring.agreement import kendall_tau
 
 HERE = Path(__file__).parent
 SHARED = HERE.resolve().parents[1] / "shared" / "data" / "models"

@@ -23,8 +23,8 @@ from common import Goals, random_llama, random_windows, run, say, shortstack
 
 if TYPE_CHECKING:
     from shortstack.checkpoint.reader import Checkpoint
-    from shortstack.engine.skeleton import Skeleton
-    from shortstack.engine.weights import BlockWeights
+    from shortstack.engine.block_model import Skeleton
+    from shortstack.engine.block_weights import BlockWeights
 
 GB = 1e9
 MEMORY_GOAL, OVERLAP_GOAL = 4.0, 1.15
@@ -59,10 +59,10 @@ def overlap(
     """One sweep: reading alone, computing alone (on weights that are there), and both together."""
     import torch
 
-    from shortstack.checkpoint.reader import open_checkpoint
-    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.block_model import Skeleton
+    from shortstack.engine.forward import windows_tensor
     from shortstack.engine.streamed import StreamedModel
-    from shortstack.engine.sweep import windows_tensor
+    from shortstack.families.open_model import open_checkpoint
 
     checkpoint = open_checkpoint(model)
     device, dtype = torch.device("cpu"), getattr(torch, dtype_name)
@@ -96,7 +96,7 @@ def disk_alone(model: Path) -> float:
 
 
 def swept(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
-    from shortstack.engine.sweep import forward_sweep
+    from shortstack.engine.forward import forward_sweep
 
     started = time.perf_counter()
     forward_sweep(skeleton, weights, ids, branches=True, candidates=candidates)
@@ -104,7 +104,7 @@ def swept(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[
 
 
 def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
-    from shortstack.engine.reading import Buffer
+    from shortstack.engine.storage import Buffer
 
     buffers = [Buffer(max(weights._files.buffer_bytes(block) for block in weights._stored)) for _ in range(2)]
     started = time.perf_counter()
@@ -118,8 +118,8 @@ def compute_alone(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidate
 
     One block's might stay in a large cache.
     """
-    from shortstack.engine.reading import Buffer
-    from shortstack.engine.transfer import Arrived
+    from shortstack.engine.cuda_prefetch import Arrived
+    from shortstack.engine.storage import Buffer
 
     stored, within = weights._stored, weights._checkpoint.anatomy.within_block
     first = [weights._read(index, [Buffer(weights._files.buffer_bytes(stored[index]))], 0) for index in range(4)]

@@ -19,11 +19,11 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faults.rows import LATER, ROWS  # noqa: E402
 
-from shortstack.cli import command_line  # noqa: E402
-from shortstack.families import ENOUGH, families  # noqa: E402
-from shortstack.recipes.drafting import shipped_recipes  # noqa: E402
-from shortstack.recipes.resolving import resolve  # noqa: E402
-from shortstack.verbs import VERBS  # noqa: E402
+from shortstack.cli.app import command_line  # noqa: E402
+from shortstack.inspection.families import ENOUGH, families  # noqa: E402
+from shortstack.recipes.merge import shipped_recipes  # noqa: E402
+from shortstack.recipes.resolve import resolve  # noqa: E402
+from shortstack.registry import VERBS  # noqa: E402
 
 
 def documents() -> dict[Path, str]:
@@ -110,7 +110,7 @@ def families_page() -> str:
     lines = [
         "# Model families",
         "",
-        "Made by `scripts/make_docs.py` of the table in `checkpoint/anatomy.py` and of what the test matrix has measured",
+        "Made by `scripts/make_docs.py` of the table in `families/table.py` and of what the test matrix has measured",
         "(`scripts/prove_families.py`; `shortstack families` shows the same).",
         "",
         f"{causal} decoder-only causal language models are shortened exactly, with {ENOUGH} or more sets of blocks each;",

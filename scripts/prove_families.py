@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 from tests.families import matrix  # noqa: E402
 from tests.families.configs import CONFIGS  # noqa: E402
 
-from shortstack.checkpoint.anatomy import FAMILIES  # noqa: E402
-from shortstack.checkpoint.provenance import versions  # noqa: E402
-from shortstack.families import MEASURED  # noqa: E402
+from shortstack.artifacts.provenance import versions  # noqa: E402
+from shortstack.families.table import FAMILIES  # noqa: E402
+from shortstack.inspection.families import MEASURED  # noqa: E402
 
 
 def main() -> None:

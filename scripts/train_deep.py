@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from shortstack.embedded import Document
+from shortstack.data.embedded import Document
 from train_embedded import SEED, heldout_windows, say, train_tokenizer, windows_nll
 
 SEQ_LEN = 256

@@ -2,7 +2,7 @@
 
     python scripts/train_embedded.py [--steps 5000] [--out src/shortstack/assets]
 
-Everything it learns from is text that the running CPython carries (shortstack.embedded), split by a hash of the
+Everything it learns from is text that the running CPython carries (shortstack.data.embedded), split by a hash of the
 documents' names; documents that share a run of 13 words are kept on one side of the split. Writes the checkpoint, the
 tokenizer, the names held out, the model card and the log.
 """
@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shortstack.embedded import Document, documents, python_name
+from shortstack.data.embedded import Document, documents, python_name
 
 SEED = 1234
 HELDOUT_SHARE = 0.08  # of the clusters; about the same share of the text

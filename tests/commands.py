@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shortstack.cli import run
+from shortstack.cli.app import run
 
 _FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*) -->\n)?```(?P<kind>\w+)?(?P<more>[^\n]*)\n(?P<body>.*?)\n```", re.DOTALL

@@ -188,10 +188,10 @@ def main() -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
     from transformers import AutoConfig, AutoModelForCausalLM  # noqa: F401
 
-    import shortstack.engine.choice
+    import shortstack.engine.select
     import shortstack.engine.streamed
-    import shortstack.pruning
-    import shortstack.scoring  # noqa: F401
+    import shortstack.pruning.prune
+    import shortstack.scoring.score  # noqa: F401
 
     for module in sys.argv[1:]:
         importlib.import_module(module)
@@ -230,8 +230,8 @@ def _forked(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _child(job: dict[str, Any], told: int) -> int:
-    from shortstack.checkpoint import copying
-    from shortstack.cli import run
+    from shortstack.checkpoint import byte_copy as copying
+    from shortstack.cli.app import run
 
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)

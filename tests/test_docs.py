@@ -44,7 +44,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def test_the_number_of_families_in_the_readme_is_what_was_measured() -> None:
-    from shortstack.families import families
+    from shortstack.inspection.families import families
 
     number = families().counted("causal")
     for name in ("README.md", "CHANGELOG.md"):

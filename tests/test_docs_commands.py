@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from shortstack.verbs import VERBS
+from shortstack.registry import VERBS
 from tests import pico
 from tests.commands import blocks, run_command, run_document
+from tests.retraining.test_hub_datasets import parquet
 from tests.hub_server import serving
 from tests.recipes import material
 from tests.retraining.material import instructions, texts
-from tests.retraining.test_hub_datasets import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -75,7 +75,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield here
 
 
-# The quickstart's own steps are in the long form: tests/test_quickstart.py runs them, as one recipe.
+# The quickstart's own steps are in the long form: tests/recipes/test_quickstart.py runs them, as one recipe.
 @pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.slow] if page.name == "quickstart.md" else []) for page in WITH_COMMANDS],
@@ -90,7 +90,7 @@ def test_every_command_of_a_page(page: Path, hub: Path, capsys: pytest.CaptureFi
 def test_every_example_of_the_help(hub: Path) -> None:
     """In the order of the table, each on what the ones before it left."""
     for verb, entry in VERBS.items():
-        if verb != "quickstart":  # run by tests/test_quickstart.py
+        if verb != "quickstart":  # run by tests/recipes/test_quickstart.py
             run_command(entry.example, f"example of {verb}")
 
 

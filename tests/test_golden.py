@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shortstack.calibration import draw_windows
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.corpora import Corpus
-from shortstack.criteria import parse_criteria
-from shortstack.evaluation import perplexity
-from shortstack.scoring import score_windows
-from shortstack.tokenizers import load_tokenizer
+from shortstack.data.calibration import draw_windows
+from shortstack.data.sources import Corpus
+from shortstack.data.tokenizer import load_tokenizer
+from shortstack.evaluation import ppl as perplexity
+from shortstack.families.open_model import open_checkpoint
+from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.score import score_windows
 
 RUNS = ["stories260k", "babyllama105", "gemma-pico"]
 

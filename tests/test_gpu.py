@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from shortstack.calibration import CalibrationSet
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.criteria import parse_criteria
-from shortstack.scoring import score_windows
+from shortstack.data.calibration import CalibrationSet
+from shortstack.families.open_model import open_checkpoint
+from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.score import score_windows
 from tests import pico
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
@@ -49,7 +49,7 @@ def test_bfloat16_by_default(built: Callable[..., Path], memory: str) -> None:
 def test_out_of_memory_goes_on_in_smaller_batches(
     built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, dtype: str, rel: float
 ) -> None:
-    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.block_model import Skeleton
 
     checkpoint, windows = open_checkpoint(built("llama")), CalibrationSet(pico.windows(9), {})
 

@@ -11,80 +11,81 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shortstack.agreement import Agreements, agree
-    from shortstack.checking import check
-    from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
-    from shortstack.comparing import Comparison, compare
+    from shortstack.artifacts.plan import PrunePlan, load_plan
+    from shortstack.artifacts.results import Figure, Result, Results, load_results
+    from shortstack.artifacts.scores import CriterionScores, Scores, load_scores
+    from shortstack.checkpoint.reader import Checkpoint
     from shortstack.errors import ShortstackError, UsageError
-    from shortstack.evaluation.everything import evaluate_all
+    from shortstack.evaluation.all import evaluate_all
+    from shortstack.evaluation.compare import Comparison, compare
     from shortstack.evaluation.generation import evaluate_generation
     from shortstack.evaluation.options import EvaluationOptions
-    from shortstack.evaluation.perplexity import evaluate_ppl
-    from shortstack.evaluation.perplexity import evaluate_ppl as evaluate
-    from shortstack.evaluation.results import Figure, Result, Results, load_results
+    from shortstack.evaluation.ppl import evaluate_ppl
+    from shortstack.evaluation.ppl import evaluate_ppl as evaluate
     from shortstack.evaluation.samples import evaluate_samples as samples
     from shortstack.evaluation.zeroshot import evaluate_zeroshot
-    from shortstack.information import Info, info
-    from shortstack.planning import plan
-    from shortstack.plans import PrunePlan, load_plan
-    from shortstack.pruning import PruneResult, prune
-    from shortstack.recipes.rehearsing import Rehearsal
-    from shortstack.recipes.running import RunResult, run
+    from shortstack.families.open_model import open_checkpoint
+    from shortstack.inspection.check import check
+    from shortstack.inspection.info import Info, info
+    from shortstack.pruning.plan import plan
+    from shortstack.pruning.prune import PruneResult, prune
+    from shortstack.recipes.dry_run import Rehearsal
+    from shortstack.recipes.run import RunResult, run
+    from shortstack.retraining.cpt import retrain_cpt
     from shortstack.retraining.distill import retrain_distill
     from shortstack.retraining.lora import retrain_lora
     from shortstack.retraining.merge import MergeResult, merge
     from shortstack.retraining.options import TrainingOptions
-    from shortstack.retraining.pretrain import retrain_cpt
     from shortstack.retraining.results import RetrainEstimate, RetrainResult
-    from shortstack.retraining.teaching import TeachResult, teach
-    from shortstack.scores import CriterionScores, Scores, load_scores
-    from shortstack.scoring import score
+    from shortstack.retraining.teach import TeachResult, teach
+    from shortstack.scoring.agreement import Agreements, agree
+    from shortstack.scoring.score import score
 
 _WHERE = {
-    "Agreements": "agreement:Agreements",
+    "Agreements": "scoring.agreement:Agreements",
     "Checkpoint": "checkpoint.reader:Checkpoint",
-    "Comparison": "comparing:Comparison",
-    "CriterionScores": "scores:CriterionScores",
+    "Comparison": "evaluation.compare:Comparison",
+    "CriterionScores": "artifacts.scores:CriterionScores",
     "EvaluationOptions": "evaluation.options:EvaluationOptions",
-    "Figure": "evaluation.results:Figure",
-    "Info": "information:Info",
+    "Figure": "artifacts.results:Figure",
+    "Info": "inspection.info:Info",
     "MergeResult": "retraining.merge:MergeResult",
-    "PrunePlan": "plans:PrunePlan",
-    "PruneResult": "pruning:PruneResult",
-    "Rehearsal": "recipes.rehearsing:Rehearsal",
-    "Result": "evaluation.results:Result",
-    "Results": "evaluation.results:Results",
+    "PrunePlan": "artifacts.plan:PrunePlan",
+    "PruneResult": "pruning.prune:PruneResult",
+    "Rehearsal": "recipes.dry_run:Rehearsal",
+    "Result": "artifacts.results:Result",
+    "Results": "artifacts.results:Results",
     "RetrainEstimate": "retraining.results:RetrainEstimate",
     "RetrainResult": "retraining.results:RetrainResult",
-    "RunResult": "recipes.running:RunResult",
-    "Scores": "scores:Scores",
+    "RunResult": "recipes.run:RunResult",
+    "Scores": "artifacts.scores:Scores",
     "ShortstackError": "errors:ShortstackError",
-    "TeachResult": "retraining.teaching:TeachResult",
+    "TeachResult": "retraining.teach:TeachResult",
     "TrainingOptions": "retraining.options:TrainingOptions",
     "UsageError": "errors:UsageError",
-    "agree": "agreement:agree",
-    "check": "checking:check",
-    "compare": "comparing:compare",
-    "evaluate": "evaluation.perplexity:evaluate_ppl",
-    "evaluate_all": "evaluation.everything:evaluate_all",
+    "agree": "scoring.agreement:agree",
+    "check": "inspection.check:check",
+    "compare": "evaluation.compare:compare",
+    "evaluate": "evaluation.ppl:evaluate_ppl",
+    "evaluate_all": "evaluation.all:evaluate_all",
     "evaluate_generation": "evaluation.generation:evaluate_generation",
-    "evaluate_ppl": "evaluation.perplexity:evaluate_ppl",
+    "evaluate_ppl": "evaluation.ppl:evaluate_ppl",
     "evaluate_zeroshot": "evaluation.zeroshot:evaluate_zeroshot",
-    "info": "information:info",
-    "load_plan": "plans:load_plan",
-    "load_results": "evaluation.results:load_results",
-    "load_scores": "scores:load_scores",
+    "info": "inspection.info:info",
+    "load_plan": "artifacts.plan:load_plan",
+    "load_results": "artifacts.results:load_results",
+    "load_scores": "artifacts.scores:load_scores",
     "merge": "retraining.merge:merge",
-    "open_checkpoint": "checkpoint.reader:open_checkpoint",
-    "plan": "planning:plan",
-    "prune": "pruning:prune",
-    "retrain_cpt": "retraining.pretrain:retrain_cpt",
+    "open_checkpoint": "families.open_model:open_checkpoint",
+    "plan": "pruning.plan:plan",
+    "prune": "pruning.prune:prune",
+    "retrain_cpt": "retraining.cpt:retrain_cpt",
     "retrain_distill": "retraining.distill:retrain_distill",
     "retrain_lora": "retraining.lora:retrain_lora",
-    "run": "recipes.running:run",
+    "run": "recipes.run:run",
     "samples": "evaluation.samples:evaluate_samples",
-    "score": "scoring:score",
-    "teach": "retraining.teaching:teach",
+    "score": "scoring.score:score",
+    "teach": "retraining.teach:teach",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import sys
 
 def main() -> None:
     """Run the command line; never returns."""
-    from shortstack.cli import run
+    from shortstack.cli.app import run
 
     code = run(sys.argv[1:])
     gc.freeze()  # the process ends: to look once more through all that was imported takes a second

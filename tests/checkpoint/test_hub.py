@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.information import info
+from shortstack.families.open_model import open_checkpoint
+from shortstack.inspection.info import info
 from tests.hub_server import COMMITS, serving
 
 Built = Callable[..., Path]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.errors import ShortstackError
-from shortstack.planning import plan_for
-from shortstack.pruning import prune
-from shortstack.scoring import score
+from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.plan import plan_for
+from shortstack.pruning.prune import prune
+from shortstack.scoring.score import score
 
 Built = Callable[..., Path]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.errors import ShortstackError
-from shortstack.information import info
+from shortstack.families.open_model import open_checkpoint
+from shortstack.inspection.info import info
 from tests import pico
 
 Built = Callable[..., Path]

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import shortstack
-from shortstack.checkpoint.reader import open_checkpoint
 from shortstack.engine.mapped import MappedFiles
-from shortstack.engine.reading import Buffer, OpenFiles
-from shortstack.machine import libc
+from shortstack.engine.storage import Buffer, OpenFiles
+from shortstack.families.open_model import open_checkpoint
+from shortstack.runtime.devices import libc
 from tests import pico
 
 Built = Callable[..., Path]
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="files are mappe
 # Scores a model whose file is cut to nothing while its last block is at work: nothing is read any more.
 SHRINKING = """
 import os, sys
-from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.block_model import Skeleton
 from shortstack.__main__ import main
 real, seen = Skeleton.run_block, []
 def run_block(self, block, *rest):

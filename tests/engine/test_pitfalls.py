@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from shortstack.engine.block_model import NotSeparableError, Skeleton
+from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.parameters import scored_parameters
-from shortstack.engine.skeleton import NotSeparableError, Skeleton
-from shortstack.engine.weights import BlockWeights
 from shortstack.errors import ShortstackError
-from shortstack.scoring import score_windows
+from shortstack.scoring.score import score_windows
 from tests.families import tiny
 
 Tiny = Callable[[str], Path]
@@ -88,8 +88,8 @@ WHOLE = (
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_families_whose_blocks_cannot_be_run_alone_are_held_whole(tiny_model: Tiny, name: str) -> None:
-    from shortstack.calibration import CalibrationSet
-    from shortstack.criteria import parse_criteria
+    from shortstack.data.calibration import CalibrationSet
+    from shortstack.scoring.criteria import parse_criteria
 
     checkpoint = tiny.open_checkpoint(tiny_model(name))
     windows = CalibrationSet(tiny.WINDOWS.tolist(), {})
@@ -152,7 +152,7 @@ def test_infinity_in_a_config_is_kept_as_it_stands(tiny_model: Tiny, tmp_path: P
     """Configs hold what a config class would not write again: the raw JSON is edited."""
     import json
 
-    from shortstack.pruning import prune
+    from shortstack.pruning.prune import prune
 
     before = json.loads((tiny_model("bamba") / "config.json").read_text())
     prune(str(tiny_model("bamba")), out=tmp_path / "p", blocks="2", quiet=True)

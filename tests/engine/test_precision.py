@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.calibration import CalibrationSet
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.criteria import parse_criteria
+from shortstack.artifacts.scores import Scores
+from shortstack.data.calibration import CalibrationSet
 from shortstack.engine import precision
-from shortstack.scores import Scores
-from shortstack.scoring import score_windows
+from shortstack.families.open_model import open_checkpoint
+from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.score import score_windows
 from tests import pico
 
 Built = Callable[..., Path]
@@ -28,7 +28,7 @@ class Lines:
         self.said: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        from shortstack.progress import Progress
+        from shortstack.common.progress import Progress
 
         return getattr(Progress(quiet=True), name)
 

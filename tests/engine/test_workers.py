@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from shortstack.engine import linear
+from shortstack.engine import cpu as linear
 from shortstack.engine.workers import worker_count, workers
 
 CPU = torch.device("cpu")
@@ -81,8 +81,8 @@ def test_one_core_and_a_gpu_need_no_threads() -> None:
 @pytest.mark.usefixtures("four_threads")
 def test_a_sweep_in_threads_gives_what_one_thread_gives(built: object) -> None:
     """The rest of the tests run on one core each."""
-    from shortstack.engine.sweep import windows_tensor
-    from tests.engine.test_sweep import _swept
+    from shortstack.engine.forward import windows_tensor
+    from tests.engine.test_forward import _swept
     from tests.pico import windows
 
     ids = windows_tensor(windows(7), CPU)

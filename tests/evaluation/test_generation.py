@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.evaluation.continuing import Drawing, _KeyedDraw, continued
+from shortstack.evaluation.evaluated_model import Subject, open_subjects
+from shortstack.evaluation.generate import Drawing, _KeyedDraw, continued
 from shortstack.evaluation.generation import evaluate_generation
-from shortstack.evaluation.health import distinct_n
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.subjects import Subject, open_subjects
-from shortstack.pruning import prune
+from shortstack.evaluation.text_metrics import distinct_n
+from shortstack.pruning.prune import prune
 from tests import oracle, pico
 
 Built = Callable[..., Path]

@@ -18,7 +18,7 @@ import torch
 
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.tasks import TASKS, local_rows
+from shortstack.evaluation.task_files import TASKS, local_rows
 from shortstack.evaluation.zeroshot import evaluate_zeroshot
 from tests import pico
 from tests.evaluation import material

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from shortstack.engine.loading import aligned
+from shortstack.engine.load import aligned
 from shortstack.errors import ShortstackError
-from shortstack.planning import plan_for
-from shortstack.pruning import prune
+from shortstack.pruning.plan import plan_for
+from shortstack.pruning.prune import prune
 from tests.families import tiny
 
 # Whether cached generation equals uncached is decided by near-ties of their token selection (families.md, note 23).

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.calibration import CalibrationSet
-from shortstack.checkpoint.anatomy import FAMILIES
-from shortstack.criteria import parse_criteria
+from shortstack.data.calibration import CalibrationSet
 from shortstack.errors import ShortstackError
-from shortstack.families import families, measured_sets
-from shortstack.planning import plan_for
-from shortstack.scoring import score_windows
+from shortstack.families.table import FAMILIES
+from shortstack.inspection.families import families, measured_sets
+from shortstack.pruning.plan import plan_for
+from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.score import score_windows
 from tests import oracle
 from tests.families import tiny
 from tests.families.configs import CONFIGS, FIRST

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from shortstack.checkpoint.reader import Checkpoint, open_checkpoint
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.families.open_model import open_checkpoint
 from tests.families.configs import CONFIGS, DEPTH, GENERIC, LISTS
 
 # First, last, middle, apart, both ends, a run; and what special families need beside them.

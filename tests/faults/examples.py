@@ -14,11 +14,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.checkpoint.safetensors_header import read_header
-from shortstack.cli import explained
+from shortstack.checkpoint.headers import read_header
+from shortstack.cli.app import explained
 from shortstack.errors import ShortstackError
-from shortstack.pruning import prune
+from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.prune import prune
 
 SCALARS = st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=6)
 JSON = st.recursive(

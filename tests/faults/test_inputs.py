@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.cli import run
-from shortstack.corpora import read_corpus
+from shortstack.cli.app import run
+from shortstack.data.sources import read_corpus
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.information import info
-from shortstack.pruning import prune
-from shortstack.scoring import score
+from shortstack.families.open_model import open_checkpoint
+from shortstack.inspection.info import info
+from shortstack.pruning.prune import prune
+from shortstack.scoring.score import score
 from tests import pico
 
 Built = Callable[..., Path]
@@ -166,7 +166,7 @@ def test_the_budget_ends_between_characters_and_rows(tmp_path: Path) -> None:
 
 @pytest.mark.fault(44)
 def test_a_row_of_50_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shortstack.corpora._LONGEST_ROW", 1000)
+    monkeypatch.setattr("shortstack.data.sources._LONGEST_ROW", 1000)
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "a" * 5000}))
     with pytest.raises(ShortstackError, match="line 1: longer than"):
         read_corpus(str(tmp_path / "x.jsonl"), role="calibration")
@@ -186,7 +186,7 @@ def test_out_of_memory_halves_what_is_run_at_a_time(
     built: Built, monkeypatch: pytest.MonkeyPatch, times: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a GPU raises, raised here: down to one window, then block by block, then a clear error."""
-    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.block_model import Skeleton
 
     windows = tmp_path / "w.jsonl"
     windows.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in pico.windows(40, 32)))
@@ -215,7 +215,7 @@ def test_out_of_memory_halves_what_is_run_at_a_time(
 
 @pytest.mark.fault(63)
 def test_no_memory_for_one_window(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shortstack.engine.skeleton import Skeleton
+    from shortstack.engine.block_model import Skeleton
 
     def run_block(*_: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

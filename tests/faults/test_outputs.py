@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from shortstack.checkpoint import writer
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.checkpoint.writer import locked, published
 from shortstack.errors import ShortstackError
-from shortstack.pruning import prune
-from shortstack.scoring import score
+from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.prune import prune
+from shortstack.runtime import atomic_output as writer
+from shortstack.runtime.atomic_output import locked, published
+from shortstack.scoring.score import score
 
 Built = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def test_a_full_disk_leaves_the_old_output(built: Built, tmp_path: Path) -> None
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
-        "from shortstack.cli import run; import sys; sys.exit(run(sys.argv[1:]))"
+        "from shortstack.cli.app import run; import sys; sys.exit(run(sys.argv[1:]))"
     )
     arguments = ["prune", str(built("llama")), "--out", str(tmp_path / "p"), "--blocks", "2", "--force"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
@@ -53,7 +53,7 @@ def test_a_full_disk_leaves_the_old_output(built: Built, tmp_path: Path) -> None
 def test_every_nth_write_fails(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, nth: int
 ) -> None:
-    from shortstack.checkpoint import copying
+    from shortstack.checkpoint import byte_copy as copying
 
     monkeypatch.setattr(copying, "_PIECE", 8192)
     real, count = os.pwrite, [0]
@@ -138,7 +138,7 @@ def test_scores_that_could_not_be_written_are_not_computed(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("shortstack.scoring.score_windows", lambda *_, **__: pytest.fail("was computed"))
+    monkeypatch.setattr("shortstack.scoring.score.score_windows", lambda *_, **__: pytest.fail("was computed"))
     with pytest.raises(ShortstackError, match="cannot be written there"):
         score(str(built("llama")), out=tmp_path / "file/s.json", samples=2, seq_len=16, quiet=True)
 
@@ -176,7 +176,7 @@ def test_a_link_into_the_hub_cache(built: Built, tmp_path: Path) -> None:
 @pytest.mark.fault(58)
 def test_who_holds_the_lock_is_said(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from shortstack.checkpoint.writer import locked\n"
+        "import sys; from pathlib import Path; from shortstack.runtime.atomic_output import locked\n"
         "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
@@ -196,7 +196,7 @@ def test_who_holds_the_lock_is_said(tmp_path: Path) -> None:
 @pytest.mark.fault(58)
 def test_the_lock_of_a_process_that_died_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from shortstack.checkpoint.writer import locked\n"
+        "import os, sys; from pathlib import Path; from shortstack.runtime.atomic_output import locked\n"
         "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "p")], check=False)
@@ -217,7 +217,7 @@ def test_two_scoring_runs_on_one_output(built: Built, tmp_path: Path) -> None:
 def test_an_input_that_changes_while_it_is_read(
     copied: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    from shortstack.checkpoint import copying
+    from shortstack.checkpoint import byte_copy as copying
 
     model = copied("llama")
     path = model / "model.safetensors"
@@ -245,7 +245,7 @@ def test_an_input_that_changes_while_it_is_read(
 @pytest.mark.fault(60)
 def test_a_file_that_shrinks_while_it_is_copied(copied: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positioned reads, no mmap: an error and not the end of the process."""
-    from shortstack.checkpoint import copying
+    from shortstack.checkpoint import byte_copy as copying
 
     model = copied("llama")
     path = model / "model.safetensors"

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from shortstack.criteria import parse_criteria
-from shortstack.evaluation.perplexity import parse_lengths
-from shortstack.planning import parse_amount, parse_blocks, plan
-from shortstack.scores import CriterionScores, Scores
+from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.evaluation.ppl import parse_lengths
+from shortstack.pruning.plan import parse_amount, parse_blocks, plan
+from shortstack.scoring.criteria import parse_criteria
 from tests.faults import examples
 
 Built = Callable[..., Path]
@@ -39,7 +39,7 @@ def share(of_hundred: int) -> Any:
 
 @pytest.fixture(scope="module")
 def scores_text(built: Built) -> str:
-    from shortstack.checkpoint.reader import open_checkpoint
+    from shortstack.families.open_model import open_checkpoint
 
     criterion = CriterionScores("ppl", (3.0, 1.0, 2.0, 5.0, 4.0, 6.0), tuple(range(6)))
     fingerprint = open_checkpoint(built("llama")).fingerprint

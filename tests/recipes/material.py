@@ -11,10 +11,10 @@ import torch
 import zstandard
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from shortstack.embedded import training_documents
+from shortstack.data.embedded import training_documents
 from tests import pico
-from tests.checkpoint.test_pickled import as_bin
-from tests.checkpoint.test_repairs import decapoda
+from tests.checkpoint.test_known_faults import decapoda
+from tests.checkpoint.test_torch_bin import as_bin
 from tests.evaluation import material as tasks
 from tests.retraining.material import sentence
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from shortstack.checkpoint.reader import open_checkpoint
-from shortstack.recipes.resolving import Recipe, resolve
-from shortstack.recipes.running import RunResult, run
+from shortstack.families.open_model import open_checkpoint
+from shortstack.recipes.resolve import Recipe, resolve
+from shortstack.recipes.run import RunResult, run
 from tests.recipes import material
 
 

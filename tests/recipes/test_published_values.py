@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from shortstack.published import published_names
-from shortstack.recipes.drafting import shipped_recipes
-from shortstack.recipes.resolving import Reference, resolve
+from shortstack.baselines.figures import published_names
+from shortstack.recipes.merge import shipped_recipes
+from shortstack.recipes.resolve import Reference, resolve
 
 MODEL, SCORE, PRUNE = Reference("model"), Reference("score"), Reference("prune")
 SEVEN = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
@@ -141,7 +141,7 @@ def test_continued_pretraining(share: int) -> None:
 
 def test_what_functions_do_by_default_is_published_too() -> None:
     """Values that recipes leave to the functions: the optimizer's."""
-    from shortstack.retraining.pretrain import BETAS
+    from shortstack.retraining.cpt import BETAS
 
     assert BETAS == (0.9, 0.95)
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from shortstack.cli import run
+from shortstack.cli.app import run
 from shortstack.errors import ShortstackError
-from shortstack.recipes.drafting import SHIPPED, shipped_recipes
+from shortstack.recipes.merge import SHIPPED, shipped_recipes
 from shortstack.recipes.schema import STEP, checked, json_schema
 from shortstack.recipes.stages import NOT_IN_RECIPES, OUTPUTS, REFERENCES, SOURCES, STAGES
-from shortstack.verbs import VERBS
+from shortstack.registry import VERBS
 
 # Verbs that no step can be: they are about recipes, or about no checkpoint at all.
 NOT_STAGES = {"quickstart", "families", "run", "recipes"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shortstack.recipes.drafting import shipped_recipes
-from shortstack.recipes.resolving import resolve
+from shortstack.recipes.merge import shipped_recipes
+from shortstack.recipes.resolve import resolve
 from tests.recipes.shipped import Bench
 from tests.recipes.test_published_values import PIPELINES
 

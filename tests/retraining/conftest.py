@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from shortstack.pruning import prune
+from shortstack.pruning.prune import prune
 from tests.retraining import material
 
 LONG = {"max_position_embeddings": 512}
@@ -36,7 +36,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def lessons(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from shortstack.retraining.teaching import teach
+    from shortstack.retraining.teach import teach
 
     out = tmp_path_factory.mktemp("lessons") / "taught"
     teach(str(dense), data=str(text), out=out, top_k=16, seq_len=32, validation=4, quiet=True)
@@ -46,10 +46,10 @@ def lessons(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def retrained(pruned: Path, rows: Path, text: Path, lessons: Path, dense: Path) -> Callable[..., Any]:
     """Run one of the ways of retraining on the pico model, small and quick, with other options where they are given."""
+    from shortstack.retraining.cpt import retrain_cpt
     from shortstack.retraining.distill import retrain_distill
     from shortstack.retraining.lora import retrain_lora
     from shortstack.retraining.options import TrainingOptions
-    from shortstack.retraining.pretrain import retrain_cpt
 
     def run(way: str, out: Path, model: Path | None = None, **changed: Any) -> Any:
         fields = TrainingOptions.__dataclass_fields__

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from shortstack.errors import ShortstackError
-from shortstack.retraining.objectives import NextToken
+from shortstack.retraining.losses import NextToken
 from shortstack.retraining.trainer import RetrainTrainer
 from tests.retraining.test_resume import work_of
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import shortstack
 from shortstack.errors import ShortstackError
-from shortstack.pruning import prune
+from shortstack.pruning.prune import prune
 from shortstack.retraining.merge import merge
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from tests import pico

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shortstack.checkpoint.reader import open_checkpoint
+from shortstack.families.open_model import open_checkpoint
 from tests.retraining.processes import finished, killed_after, launched, losses
 
 STEPS = 20

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shortstack.cli import run
+from shortstack.cli.app import run
 from shortstack.errors import ShortstackError, UsageError
 from tests.retraining.processes import ROOT
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shortstack.errors import ShortstackError
-from shortstack.retraining.session import COMPLETE, Session
+from shortstack.retraining.run_folder import COMPLETE, Session
 from tests.kills import hashes
 from tests.retraining import material
 

@@ -1,1 +1,1 @@
-"""What lies on disk: families, headers, bytes, provenance. Nothing here imports torch."""
+"""What lies on disk: config, headers, bytes, names. Nothing here imports torch."""

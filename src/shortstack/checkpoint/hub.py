@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from shortstack.checkpoint.safetensors_header import TensorInfo
+from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.weight_files import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE
+from shortstack.common.assets import ASSETS
 from shortstack.errors import ShortstackError, first_line
 
+EMBEDDED_MODEL = ASSETS / "model"
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.tiktoken")
 _Result = TypeVar("_Result")
@@ -32,9 +34,7 @@ def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: 
         ShortstackError: nothing is there; for a hub id, what the hub answered.
     """
     if source == "embedded":
-        from shortstack.embedded import MODEL_DIRECTORY
-
-        return MODEL_DIRECTORY
+        return EMBEDDED_MODEL
     path = Path(source).expanduser()
     if path.is_dir():
         return path

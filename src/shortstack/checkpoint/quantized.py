@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.checkpoint.module_names import Renumbering
-from shortstack.checkpoint.structure import Anatomy
+from shortstack.checkpoint.anatomy import Anatomy
+from shortstack.checkpoint.renumber_names import Renumbering
 from shortstack.errors import ShortstackError
 
 METHODS = (

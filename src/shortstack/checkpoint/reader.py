@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint import provenance, structure
-from shortstack.checkpoint.anatomy import Family, family_of
-from shortstack.checkpoint.copying import same_bytes
+from shortstack.artifacts import provenance
+from shortstack.checkpoint import anatomy as structure
+from shortstack.checkpoint.anatomy import Anatomy
+from shortstack.checkpoint.byte_copy import same_bytes
+from shortstack.checkpoint.family import Family
+from shortstack.checkpoint.headers import FLOAT_DTYPES, TensorInfo, read_exactly
 from shortstack.checkpoint.hub import locate, remote_headers
-from shortstack.checkpoint.repairs import Repair, repair_for
-from shortstack.checkpoint.safetensors_header import FLOAT_DTYPES, TensorInfo, read_exactly
-from shortstack.checkpoint.structure import Anatomy, ranges
+from shortstack.checkpoint.known_faults import Repair, repair_for
 from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.checkpoint.weight_files import checked_link, has_weights, read_weights, stray_shards
+from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError
 
 _CONFIG_LIMIT = 10_000_000  # bytes
@@ -167,25 +169,28 @@ class Checkpoint:
         return not (self.anatomy.is_buffer(name) or self.is_repeated_head(name) or self.anatomy.predicts_further(name))
 
 
-def open_checkpoint(
-    model: str | Path, *, allow_links: bool = False, family: Family | None = None, headers_only: bool = False
+def read_checkpoint(
+    model: str | Path,
+    family_of: Callable[[dict[str, Any], str], Family],
+    *,
+    allow_links: bool = False,
+    headers_only: bool = False,
 ) -> Checkpoint:
     """Open a checkpoint by directory, hub id, or `embedded` (the small model in the package).
 
     Args:
         model: which.
+        family_of: gives the row of a config's family; the second argument is what errors name.
         allow_links: follow links that lead out of the directory.
-        family: its row, where the table has none (a probed family).
         headers_only: of a hub id that is not in the cache, read the headers on the hub and download no weights.
 
     Raises:
-        UnknownFamilyError: the table has no row for its `model_type`.
         ShortstackError: nothing is there, it is not a checkpoint that can be read, or config and tensors disagree.
     """
     source = str(model)
 
     def row(directory: Path) -> Family:
-        return family or family_of(read_config(directory)[0], source)
+        return family_of(read_config(directory)[0], source)
 
     directory = locate(source, before_weights=row, weights=not headers_only)
     config, config_bytes = read_config(directory)

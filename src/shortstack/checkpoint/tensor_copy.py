@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from shortstack.checkpoint.safetensors_header import DTYPE_BITS, TensorInfo
+from shortstack.checkpoint.headers import DTYPE_BITS, TensorInfo
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from shortstack.checkpoint.safetensors_header import TensorInfo, read_header
+from shortstack.checkpoint.headers import TensorInfo, read_header
 from shortstack.errors import ShortstackError
 
 SINGLE = "model.safetensors"
@@ -30,7 +30,7 @@ def read_weights(directory: Path, *, allow_links: bool = False) -> Weights:
     Raises:
         ShortstackError: no weights, an ambiguous or incomplete set of files, or an index that contradicts them.
     """
-    from shortstack.checkpoint.pickled import read_pickled
+    from shortstack.checkpoint.torch_bin import read_pickled
 
     for single_name, index_name, read in ((SINGLE, INDEX, read_header), (PICKLED_SINGLE, PICKLED_INDEX, read_pickled)):
         single, index = directory / single_name, directory / index_name

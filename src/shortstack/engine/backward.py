@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import nn
 
+from shortstack.engine.block_model import Skeleton, gradient_of
+from shortstack.engine.block_weights import BlockWeights
+from shortstack.engine.forward import ForwardResult, finished
 from shortstack.engine.graphs import Forward, Graphs, forwards
 from shortstack.engine.journal import Journal
-from shortstack.engine.skeleton import Skeleton, gradient_of
-from shortstack.engine.sweep import ForwardResult, finished
-from shortstack.engine.weights import BlockWeights
 
 # Called with (block index, its weights, their gradients).
 OnGradients = Callable[[int, dict[str, torch.Tensor], dict[str, torch.Tensor]], None]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from shortstack.checkpoint.structure import Anatomy
+from shortstack.checkpoint.anatomy import Anatomy
 from shortstack.errors import ShortstackError
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from shortstack.engine.skeleton import Skeleton
+from shortstack.engine.block_model import Skeleton
 
 Result = TypeVar("Result")
 Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, and what came out with its graph

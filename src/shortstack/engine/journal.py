@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from shortstack.checkpoint.safetensors_header import TensorInfo, write_header
-from shortstack.checkpoint.writer import write_file
+from shortstack.checkpoint.headers import TensorInfo, write_header
+from shortstack.runtime.atomic_output import write_file
 
 _STATE = "state.safetensors"
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

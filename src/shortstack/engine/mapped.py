@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from shortstack.checkpoint.safetensors_header import TensorInfo
+from shortstack.checkpoint.headers import TensorInfo
 from shortstack.engine.bus_error import unwatch, watch
 from shortstack.engine.stored import begins_well, from_bytes
 

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.linear import best_seconds, fast_linear, largest_matrix
-from shortstack.machine import DType, pick_dtype
+from shortstack.engine.cpu import best_seconds, fast_linear, largest_matrix
+from shortstack.runtime.devices import DType, pick_dtype
 
 WORTH_IT = 1.3  # how many times as fast bfloat16 must be
 _LONG_RUN = 1e12  # operations: some seconds on a laptop; below, measuring would take longer than it can save

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from shortstack.checkpoint.safetensors_header import TensorInfo
+from shortstack.checkpoint.headers import TensorInfo
 from shortstack.errors import ShortstackError
 
 _DTYPES = {

@@ -8,12 +8,12 @@ import torch
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.backward import OnGradients, backward_sweep
+from shortstack.engine.block_model import NotSeparableError, Skeleton
+from shortstack.engine.block_weights import BlockWeights
+from shortstack.engine.forward import ForwardResult, OnWeights, block_evaluations, forward_sweep
 from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal
-from shortstack.engine.skeleton import NotSeparableError, Skeleton
-from shortstack.engine.sweep import ForwardResult, OnWeights, block_evaluations, forward_sweep
-from shortstack.engine.weights import BlockWeights
-from shortstack.machine import installed_bytes, keep_free_memory, return_free_memory
+from shortstack.runtime.devices import installed_bytes, keep_free_memory, return_free_memory
 
 _CACHED_SHARE = 0.5  # of the machine's memory: what is larger may not stay in the page cache until it is read again
 

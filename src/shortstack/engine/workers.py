@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from shortstack.engine.linear import inherited
+from shortstack.engine.cpu import inherited
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

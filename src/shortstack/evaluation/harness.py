@@ -27,11 +27,11 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from shortstack.engine.linear import fast_linear, largest_matrix
+from shortstack.engine.cpu import fast_linear, largest_matrix
 from shortstack.errors import ShortstackError, UsageError, first_line
+from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.logprobs import continuation_logprobs
-from shortstack.evaluation.subjects import Subject
-from shortstack.evaluation.tasks import TASKS, LocalRows
+from shortstack.evaluation.task_files import TASKS, LocalRows
 
 _DEFINITIONS = Path(lm_eval.tasks.__file__).parent
 _FEWSHOT_SEED = 1234  # the harness's own

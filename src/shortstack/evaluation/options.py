@@ -7,7 +7,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
-from shortstack.machine import DType
+from shortstack.runtime.devices import DType
 
 
 @Parameter(name="*")  # on the command line each field is an option of its own

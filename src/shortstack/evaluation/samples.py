@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shortstack.artifacts.results import Result, Results
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.results import Result, Results
-from shortstack.evaluation.subjects import Subject, evaluated, open_subjects
 
 _DEFAULTS = EvaluationOptions()
 PUBLISHED_PROMPT = "The Leaning Tower of Pisa is known for"

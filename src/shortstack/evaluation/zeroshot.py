@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.writer import check_writable_file, write_file
+from shortstack.artifacts.results import Figure, Result, Results
+from shortstack.common.extras import need_extra
+from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
+from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.results import Figure, Result, Results
-from shortstack.evaluation.subjects import Subject, evaluated, open_subjects
-from shortstack.evaluation.tasks import TASKS, local_rows
-from shortstack.extras import need_extra
-from shortstack.machine import Usage
-from shortstack.progress import Progress
+from shortstack.evaluation.task_files import TASKS, local_rows
+from shortstack.runtime.atomic_output import check_writable_file, write_file
+from shortstack.runtime.devices import Usage
 
 if TYPE_CHECKING:
     from shortstack.evaluation.harness import LoadedTask

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shortstack.baselines.figures import published_result
 from shortstack.checkpoint.hub import unreachable_hub
-from shortstack.corpora import read_corpus
-from shortstack.criteria import parse_criteria
+from shortstack.data.hub_datasets import NAMED_SETS, hub_files, hub_set_id
+from shortstack.data.instructions import kind_of
+from shortstack.data.ppl_datasets import LOCAL_COPIES, evaluation_texts
+from shortstack.data.sources import read_corpus
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.evaluation.perplexity import parse_lengths
-from shortstack.evaluation.tasks import TASKS, local_rows
-from shortstack.evaluation.texts import LOCAL_COPIES, evaluation_texts
-from shortstack.hub_datasets import NAMED_SETS, hub_files, hub_set_id
-from shortstack.machine import pick_device
-from shortstack.published import published_result
-from shortstack.recipes.resolving import Step
-from shortstack.retraining.data import kind_of
+from shortstack.evaluation.ppl import parse_lengths
+from shortstack.evaluation.task_files import TASKS, local_rows
+from shortstack.recipes.resolve import Step
+from shortstack.runtime.devices import pick_device
+from shortstack.scoring.criteria import parse_criteria
 
 _READ = 64 << 10  # bytes of a text that are enough to see what it is
 

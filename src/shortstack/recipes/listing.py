@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortstack.errors import ShortstackError
-from shortstack.recipes.drafting import shipped_recipes
-from shortstack.recipes.resolving import resolve
+from shortstack.recipes.merge import shipped_recipes
+from shortstack.recipes.resolve import resolve
 
 
 @dataclass(frozen=True)

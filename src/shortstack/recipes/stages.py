@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shortstack.verbs import VERBS
+from shortstack.registry import VERBS
 
 Kind = Literal["checkpoint", "adapter", "scores", "plan", "lessons", "results", "text"]
 

@@ -6,21 +6,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.opening import open_model
-from shortstack.progress import Progress
+from shortstack.families.open_model import open_model
+from shortstack.retraining.cpt import BETAS
 from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.pretrain import BETAS
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.retraining.feeds import Feed
-    from shortstack.retraining.lessons import Lessons
-    from shortstack.retraining.objectives import Objective
+    from shortstack.data.loaders import Feed
+    from shortstack.retraining.losses import Objective
+    from shortstack.retraining.teacher_cache import Lessons
 
 _DEFAULTS = TrainingOptions()
 
@@ -96,7 +96,7 @@ def retrain_distill(
     progress = Progress(quiet=True)
     student = open_model(model, progress=progress)
     if offline is not None:
-        from shortstack.retraining.lessons import open_lessons, taught_feed
+        from shortstack.retraining.teacher_cache import open_lessons, taught_feed
 
         if teacher is not None or data is not None or hidden_weight:
             raise UsageError(
@@ -172,7 +172,7 @@ class _Offline:
 
     def objective(self, model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Objective:
         """The loss; the teacher's part comes with each batch."""
-        from shortstack.retraining.objectives import Distillation
+        from shortstack.retraining.losses import Distillation
 
         return Distillation(temperature=self._temperature, **self._weights)
 
@@ -203,8 +203,8 @@ class _Online:
     def objective(self, model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Objective:
         """The loss, with the teacher loaded and each of the student's blocks beside its original."""
         from shortstack.engine.bypass import find_blocks
-        from shortstack.engine.loading import load_model
-        from shortstack.retraining.objectives import Distillation
+        from shortstack.engine.load import load_model
+        from shortstack.retraining.losses import Distillation
 
         name: Any = str(dtype).removeprefix("torch.")
         dense, _, _ = load_model(

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.machine import peak_rss_bytes
-from shortstack.retraining.batches import predicted_tokens
+from shortstack.data.collators import predicted_tokens
+from shortstack.runtime.devices import peak_rss_bytes
 
 if TYPE_CHECKING:
-    from shortstack.retraining.batches import Shares
-    from shortstack.retraining.feeds import Feed
+    from shortstack.data.collators import Shares
+    from shortstack.data.loaders import Feed
     from shortstack.retraining.hyperparameters import Hyperparameters
-    from shortstack.retraining.objectives import Objective
+    from shortstack.retraining.losses import Objective
     from shortstack.retraining.options import TrainingOptions
-    from shortstack.retraining.place import Place
+    from shortstack.retraining.placement import Place
 
 _STEPS = 3
 

@@ -63,7 +63,7 @@ def retrain_lora(
     Raises:
         ShortstackError: the checkpoint or data cannot be used, or the loss is no longer finite.
     """
-    from shortstack.extras import need_extra
+    from shortstack.common.extras import need_extra
     from shortstack.retraining.trainable import LoRA
 
     if load_in_4bit:

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.adapters import read_adapter_config
-from shortstack.checkpoint.provenance import versions
+from shortstack.artifacts.provenance import versions
+from shortstack.checkpoint.adapter import read_adapter_config
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.writer import published
+from shortstack.common.extras import need_extra
+from shortstack.common.formatting import seconds
+from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, first_line
-from shortstack.extras import need_extra
-from shortstack.opening import open_model
-from shortstack.progress import Progress
+from shortstack.families.open_model import open_model
 from shortstack.retraining.options import SaveDType
-from shortstack.tables import seconds
+from shortstack.runtime.atomic_output import published
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.common.formatting import seconds
+from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
-from shortstack.progress import Progress
-from shortstack.tables import seconds
 
 if TYPE_CHECKING:
     import torch

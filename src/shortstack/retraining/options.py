@@ -7,7 +7,7 @@ from typing import Literal
 
 from cyclopts import Parameter
 
-from shortstack.machine import DType
+from shortstack.runtime.devices import DType
 
 SaveDType = Literal["float32", "bfloat16", "float16"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shortstack.tables import count, seconds, size, table
+from shortstack.common.formatting import count, seconds, size, table
 
 
 @dataclass(frozen=True)

@@ -11,28 +11,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.provenance import versions
+from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.writer import absolute, check_output, locked
+from shortstack.common.extras import need_extra
+from shortstack.common.progress import Progress
+from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.extras import need_extra
-from shortstack.opening import open_model
-from shortstack.processes import Process
-from shortstack.progress import Progress
+from shortstack.families.open_model import open_model
 from shortstack.retraining.hyperparameters import Hyperparameters
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
-from shortstack.retraining.session import STREAM, Session
-from shortstack.tokenizers import load_tokenizer
+from shortstack.retraining.run_folder import STREAM, Session
+from shortstack.runtime.atomic_output import absolute, check_output, locked
+from shortstack.runtime.distributed import Process
 
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.retraining.batches import Batch
-    from shortstack.retraining.feeds import Feed
-    from shortstack.retraining.heldout import HeldOut
-    from shortstack.retraining.objectives import Objective
+    from shortstack.data.collators import Batch
+    from shortstack.data.loaders import Feed
+    from shortstack.retraining.losses import Objective
     from shortstack.retraining.trainer import RetrainTrainer
+    from shortstack.retraining.validation import HeldOut
 
 _SHORTEST_WARM_UP = 10  # a tenth of a run that its warm-up would fill by more than half
 
@@ -80,7 +80,7 @@ def retrain(
             raise
         if not process.leads:
             return None
-        from shortstack.retraining.publishing import publish
+        from shortstack.retraining.export import publish
 
         result = publish(run)
         shutil.rmtree(work, ignore_errors=True)
@@ -132,9 +132,9 @@ class Run:
 
     def prepare(self, data: str | None, feed_from: OpenFeed | None, work: Path) -> None:
         """Read the data, count the steps, and find where to begin."""
-        from shortstack.retraining.batches import Shares
+        from shortstack.data.collators import Shares
         from shortstack.retraining.monitor import check_trackers
-        from shortstack.retraining.place import Place
+        from shortstack.retraining.placement import Place
 
         options, hyperparameters = self.options, self.hyperparameters
         check_trackers(options.report_to)
@@ -166,7 +166,7 @@ class Run:
             self.place.meet(self.process)
 
     def _read(self, data: str) -> Feed:
-        from shortstack.retraining.feeds import open_feed
+        from shortstack.data.loaders import open_feed
 
         self.tokenizer = load_tokenizer(self.checkpoint, trust_remote_code=self.options.trust_remote_code)
         return open_feed(
@@ -181,7 +181,7 @@ class Run:
         )
 
     def _held_out(self) -> HeldOut:
-        from shortstack.retraining.heldout import HeldOut, text_batches
+        from shortstack.retraining.validation import HeldOut, text_batches
 
         texts: dict[str, list[Batch]] = {}
         described: dict[str, dict[str, Any]] = {}
@@ -224,7 +224,7 @@ class Run:
         """The model with what is to be trained, and what is to be made small."""
         import torch
 
-        from shortstack.retraining.objectives import NextToken
+        from shortstack.retraining.losses import NextToken
         from shortstack.retraining.trainable import set_trainable, trained_count, with_adapter
 
         torch.manual_seed(self.options.seed)  # the adapter's beginning
@@ -249,7 +249,7 @@ class Run:
         return model, self.make_objective(model, checkpoint, self.place.dtype, self.place.device)
 
     def _check_isolation(self, model: Any) -> None:
-        from shortstack.retraining.feeds import StreamFeed
+        from shortstack.data.loaders import StreamFeed
         from shortstack.retraining.trainable import isolates_documents
 
         if isinstance(self.feed, StreamFeed) and self.hyperparameters.isolate_documents:

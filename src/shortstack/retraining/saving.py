@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from shortstack.checkpoint.card import model_card
-from shortstack.checkpoint.companions import continued_record, copy_companions
-from shortstack.checkpoint.copying import first_nonfinite
-from shortstack.checkpoint.provenance import FILE_NAME
+from shortstack.artifacts.provenance import FILE_NAME
+from shortstack.checkpoint.byte_copy import first_nonfinite
+from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.weight_files import read_weights
-from shortstack.engine.loading import load_with_transformers, quiet_transformers
+from shortstack.engine.load import load_with_transformers, quiet_transformers
 from shortstack.errors import ShortstackError
+from shortstack.publishing.model_card import model_card
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,

@@ -21,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from shortstack.data.collators import Batch, predicted_tokens
 from shortstack.errors import ShortstackError, first_line
-from shortstack.retraining.batches import Batch, predicted_tokens
+from shortstack.retraining.losses import Objective
 from shortstack.retraining.monitor import Monitor
-from shortstack.retraining.objectives import Objective
-from shortstack.retraining.session import STREAM, Session, step_of
+from shortstack.retraining.run_folder import STREAM, Session, step_of
 
 TRAINED = "trained.safetensors"
 _BEST = "best.json"

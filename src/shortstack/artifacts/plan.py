@@ -1,0 +1,150 @@
+"""The record of a plan: the blocks to remove from one checkpoint, and why. It checks itself when it is made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.common import json_fields as records
+from shortstack.common.formatting import count, ranges, size, table
+from shortstack.errors import ShortstackError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PrunePlan:
+    """The blocks to remove from one checkpoint, and why. Indices are those of the original model.
+
+    Checks itself: duplicate, unknown or protected blocks, and plans that leave nothing, are refused by name.
+
+    Attributes:
+        source, fingerprint: the checkpoint that the plan is for.
+        blocks: the original indices of all blocks that it has, in order.
+        removed: those to remove, rising.
+        protected: those that may not go (the published "+" rule), rising.
+        criterion: what chose them, or "given".
+        before, after: parameters, bytes and key-value cache bytes per token (float16) of the checkpoint.
+        why: everything else that made the choice: strategy, calibration, scores.
+    """
+
+    source: str
+    fingerprint: str
+    blocks: tuple[int, ...]
+    removed: tuple[int, ...]
+    protected: tuple[int, ...] = ()
+    criterion: str = "given"
+    before: dict[str, int | None] = field(default_factory=dict)
+    after: dict[str, int | None] = field(default_factory=dict)
+    why: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.removed)) != len(self.removed):
+            twice = sorted({index for index in self.removed if self.removed.count(index) > 1})
+            raise ShortstackError(f"{self.source}: block {ranges(twice)} is listed twice", hint="list each block once")
+        unknown = sorted(set(self.removed) - set(self.blocks))
+        if unknown:
+            raise ShortstackError(
+                f"{self.source}: no block {ranges(unknown)}; it has blocks {ranges(self.blocks)}",
+                hint="blocks are numbered from 0, as in the original model",
+            )
+        guarded = sorted(set(self.removed) & set(self.protected))
+        if guarded:
+            raise ShortstackError(f"{self.source}: block {ranges(guarded)} is protected", hint="--no-plus lifts that")
+        if self.removed and len(self.removed) >= len(self.blocks):
+            raise ShortstackError(
+                f"{self.source}: removing {len(self.removed)} of {len(self.blocks)} blocks leaves none",
+                hint="keep at least one block",
+            )
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Original indices of the blocks that stay, rising."""
+        return tuple(index for index in self.blocks if index not in self.removed)
+
+    @property
+    def removal_ratio(self) -> float:
+        """Share of the parameters that goes."""
+        before, after = self.before.get("parameters"), self.after.get("parameters")
+        return 1 - after / before if before and after else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form (schema 1)."""
+        return {
+            "schema": SCHEMA,
+            "model": {"source": self.source, "fingerprint": self.fingerprint, "blocks": list(self.blocks)},
+            "removed": list(self.removed),
+            "kept": list(self.kept),
+            "protected": list(self.protected),
+            "criterion": self.criterion,
+            "removal_ratio": self.removal_ratio,
+            "before": self.before,
+            "after": self.after,
+            "why": self.why,
+        }
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        ratio = f"{self.removal_ratio:.1%} of parameters"
+        lines = [
+            f"{self.source}: {len(self.removed)} of {len(self.blocks)} blocks go ({ratio}), chosen by {self.criterion}",
+            f"  removed  {ranges(self.removed) or 'none'}",
+            f"  kept     {ranges(self.kept)}",
+        ]
+        if self.protected:
+            lines.append(f"  protected (+)  {ranges(self.protected)}")
+        rows = [("blocks", str(len(self.blocks)), str(len(self.kept)))]
+        for key, name, show in (
+            ("parameters", "parameters", count),
+            ("bytes", "bytes", size),
+            ("kv_bytes_per_token", "KV cache per token", size),
+        ):
+            before, after = self.before.get(key), self.after.get(key)
+            if before is not None and after is not None:
+                rows.append((name, show(before), show(after)))
+        lines += ["", table(["", "before", "after"], rows)]
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+
+def load_plan(path: str | Path) -> PrunePlan:
+    """Read a plan that `plan` wrote.
+
+    Raises:
+        ShortstackError: no such file, not a plan, or a plan that contradicts itself.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_bytes())
+        model = records.mapping(record, "model")
+        if record.get("schema") != SCHEMA:
+            raise ShortstackError(
+                f"{path}: plan schema {record.get('schema')!r}, this shortstack reads {SCHEMA}",
+                hint="make the plan again",
+            )
+        return PrunePlan(
+            source=records.text(model, "source"),
+            fingerprint=records.text(model, "fingerprint"),
+            blocks=records.block_numbers(model, "blocks"),
+            removed=records.block_numbers(record, "removed"),
+            protected=records.block_numbers(record, "protected"),
+            criterion=records.text(record, "criterion"),
+            before=_sizes(record, "before"),
+            after=_sizes(record, "after"),
+            why=records.mapping(record, "why"),
+        )
+    except FileNotFoundError:
+        raise ShortstackError(
+            f"{path}: no such file", hint="shortstack plan MODEL --out plan.json writes one"
+        ) from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ShortstackError(f"{path}: not a plan of shortstack ({error})", hint="make the plan again") from None
+
+
+def _sizes(record: dict[str, Any], key: str) -> dict[str, int | None]:
+    found = records.mapping(record, key)
+    if not all(value is None or type(value) is int for value in found.values()):
+        raise TypeError(f"{key} holds something else than sizes")
+    return found

@@ -1,0 +1,236 @@
+"""The record of an evaluation: figures with their errors, and per-item values so that comparisons can be paired."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.artifacts.provenance import versions
+from shortstack.common.formatting import count, seconds, size, table
+from shortstack.common.json_fields import mapping, number, text
+from shortstack.errors import ShortstackError, system_reason
+from shortstack.runtime.atomic_output import write_file
+
+SCHEMA = 1
+_WIDE = 6  # figures; with more than these a row per figure is easier to read than a column
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number.
+
+    Attributes:
+        value: None where it cannot be measured on this model; `note` says why.
+        stderr: standard error, in the unit of the value, or None.
+        unit: such as "ppl", "accuracy" or "share".
+        n: how many items (predicted tokens, rows) it is a mean over.
+    """
+
+    value: float | None
+    stderr: float | None
+    unit: str
+    n: int
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        record: dict[str, Any] = {"value": self.value, "stderr": self.stderr, "unit": self.unit, "n": self.n}
+        return record | ({"note": self.note} if self.note else {})
+
+    @classmethod
+    def from_json(cls, record: Any) -> Figure:
+        """Read it back.
+
+        Raises:
+            TypeError: it is no such record.
+        """
+        found = {key: record.get(key) for key in ("value", "stderr")} if isinstance(record, dict) else {}
+        checked = {key: None if value is None else number(value, key) for key, value in found.items()}
+        return cls(
+            **checked, unit=text(record, "unit"), n=int(number(record.get("n"), "n")), note=record.get("note", "")
+        )
+
+
+def mean_figure(values: Sequence[float], unit: str) -> Figure:
+    """The mean of per-item values with its standard error; without items, or with one, what cannot be had is None."""
+    count_of = len(values)
+    if not count_of:
+        return Figure(None, None, unit, 0, "nothing to measure it on")
+    mean = math.fsum(values) / count_of
+    if count_of == 1:
+        return Figure(mean, None, unit, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count_of - 1)
+    return Figure(mean, math.sqrt(variance / count_of), unit, count_of)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one evaluation found on one checkpoint; `to_json` is an entry of results.json, schema 1.
+
+    Attributes:
+        model, fingerprint: which checkpoint.
+        what: ppl, zeroshot, generation or samples.
+        data: source, sha256, rows.
+        figures: by name.
+        parameters, nbytes: of the checkpoint.
+        seconds, peak_rss_bytes, peak_device_bytes: what measuring it took.
+        per_item: values per window, row or prompt, by the figure's name; and texts.
+        notes: what a reader of the figures should know.
+    """
+
+    model: str
+    fingerprint: str
+    what: str
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    figures: dict[str, Figure]
+    parameters: int
+    nbytes: int
+    seconds: float
+    peak_rss_bytes: int
+    peak_device_bytes: int | None = None
+    per_item: dict[str, list[Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        on_device = {} if self.peak_device_bytes is None else {"peak_device_bytes": self.peak_device_bytes}
+        return {
+            "schema": SCHEMA,
+            "model": self.model,
+            "fingerprint": self.fingerprint,
+            "what": self.what,
+            "data": self.data,
+            "settings": self.settings,
+            "figures": {name: figure.to_json() for name, figure in self.figures.items()},
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+            **on_device,
+            "per_item": self.per_item,
+            "notes": self.notes,
+            "versions": versions("lm_eval"),
+        }
+
+    @classmethod
+    def from_json(cls, record: Any) -> Result:
+        """Read it back.
+
+        Raises:
+            TypeError: it is no such record.
+        """
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise TypeError(f"expected an object with schema {SCHEMA}")
+        figures = {name: Figure.from_json(figure) for name, figure in mapping(record, "figures").items()}
+        per_item = mapping(record, "per_item") if "per_item" in record else {}
+        if not all(isinstance(values, list) for values in per_item.values()):
+            raise TypeError("per_item holds something else than lists")
+        return cls(
+            model=text(record, "model"),
+            fingerprint=text(record, "fingerprint"),
+            what=text(record, "what"),
+            data=mapping(record, "data"),
+            settings=mapping(record, "settings"),
+            figures=figures,
+            parameters=int(number(record.get("parameters"), "parameters")),
+            nbytes=int(number(record.get("bytes"), "bytes")),
+            seconds=number(record.get("seconds"), "seconds"),
+            peak_rss_bytes=int(number(record.get("peak_rss_bytes"), "peak_rss_bytes")),
+            peak_device_bytes=record.get("peak_device_bytes"),
+            per_item=per_item,
+            notes=[str(note) for note in record.get("notes", [])],
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of one or more checkpoints, evaluated in the same way."""
+
+    results: tuple[Result, ...]
+
+    def to_json(self) -> Any:
+        """One record as an object, several as a list."""
+        records = [result.to_json() for result in self.results]
+        return records[0] if len(records) == 1 else records
+
+    def save(self, path: str | Path) -> None:
+        """Write results.json."""
+        write_file(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+
+    def to_text(self) -> str:
+        """A table for each kind of evaluation and text, the models side by side."""
+        groups: dict[tuple[str, str], list[Result]] = {}
+        for result in self.results:
+            groups.setdefault((result.what, str(result.data.get("source", ""))), []).append(result)
+        return "\n\n".join(_group_text(what, data, found) for (what, data), found in groups.items())
+
+
+def load_results(path: str | Path) -> Results:
+    """Read results.json, of one evaluation or of several.
+
+    Raises:
+        ShortstackError: there is none, or it is something else.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_bytes())
+        results = [Result.from_json(entry) for entry in (record if isinstance(record, list) else [record])]
+    except OSError as error:
+        raise ShortstackError(
+            f"{path}: cannot be read ({system_reason(error)})", hint="give what shortstack eval --out wrote"
+        ) from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ShortstackError(
+            f"{path}: not a results file ({error})", hint="give what shortstack eval --out wrote"
+        ) from None
+    if not results:
+        raise ShortstackError(f"{path}: holds no results", hint="give what shortstack eval --out wrote")
+    return Results(tuple(results))
+
+
+def _group_text(what: str, data: str, results: Sequence[Result]) -> str:
+    names = list(dict.fromkeys(name for result in results for name in result.figures))
+    lines = [f"{what} on {data}" if data else what]
+    if what == "ppl" and names:
+        lines[0] += f" ({names[0]} over {results[0].figures[names[0]].n} predicted tokens; lower is better)"
+    facts = [("parameters", [count(r.parameters) for r in results]), ("bytes", [size(r.nbytes) for r in results])]
+    shown = [(name, [shown_figure(r.figures.get(name)) for r in results]) for name in names]
+    cost = [("peak memory", [size(_peak(r)) for r in results]), ("time", [seconds(r.seconds) for r in results])]
+    columns = [*facts, *shown, *cost]
+    models = [result.model for result in results]
+    if len(names) > _WIDE:
+        lines.append(table(["", *models], [[name, *cells] for name, cells in columns]))
+    else:
+        rows = [[model, *(cells[at] for _, cells in columns)] for at, model in enumerate(models)]
+        lines.append(table(["model", *(name for name, _ in columns)], rows))
+    lines += _sample_texts(results)
+    lines += dict.fromkeys(note for result in results for note in result.notes)
+    return "\n".join(lines)
+
+
+def _peak(result: Result) -> int:
+    return result.peak_rss_bytes if result.peak_device_bytes is None else result.peak_device_bytes
+
+
+def shown_figure(figure: Figure | None) -> str:
+    """A figure with its error, in the digits that mean something; shares and accuracies in percent."""
+    if figure is None or figure.value is None:
+        return "-"
+    if figure.unit in ("accuracy", "share"):
+        return f"{figure.value:.1%}" + (f" ±{100 * figure.stderr:.1f}" if figure.stderr is not None else "")
+    return f"{figure.value:.4g}" + (f" ±{figure.stderr:.2g}" if figure.stderr is not None else "")
+
+
+def _sample_texts(results: Sequence[Result]) -> list[str]:
+    lines = []
+    for result in results:
+        if result.what != "samples":
+            continue
+        for at, sample in enumerate(result.per_item.get("texts", []), start=1):
+            lines += ["", f"[{result.model}, sample {at}]", sample]
+    return lines

@@ -1,0 +1,351 @@
+"""The record of a scoring run: per criterion a number per block, the order of removal, and how it was made."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from shortstack.common import json_fields as records
+from shortstack.common.formatting import bar, ranges, seconds, size, table
+from shortstack.common.json_fields import nested
+from shortstack.errors import ShortstackError
+from shortstack.runtime.atomic_output import write_file
+
+SCHEMA = 1
+
+
+class Identified(Protocol):
+    """What scores are held against: a checkpoint, opened."""
+
+    @property
+    def source(self) -> str:
+        """What the user called it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash that tells it from others."""
+
+    @property
+    def original_blocks(self) -> tuple[int, ...]:
+        """Original index of each of its blocks."""
+
+
+@dataclass(frozen=True)
+class CriterionScores:
+    """What one criterion says of every block.
+
+    Attributes:
+        name: the criterion with its parameters, as the user asked for it.
+        scores: one number per block that was scored, in the order of the checkpoint's blocks; lower is removed first. Empty
+            where only an order is known.
+        blocks: the original index of each block that was scored.
+        stderr: standard errors of the scores, or None where the criterion has none. For ppl: of the paired difference
+            to the dense model over windows, as mean NLL per token.
+        base: the dense model's own value (ppl), or None.
+        tensors: per block (original index) the score of each tensor, for criteria that score tensors.
+        known_order: the order, where a file gave nothing else.
+    """
+
+    name: str
+    scores: tuple[float, ...]
+    blocks: tuple[int, ...]
+    stderr: tuple[float, ...] | None = None
+    base: float | None = None
+    tensors: dict[int, dict[str, float]] = field(default_factory=dict)
+    known_order: tuple[int, ...] | None = None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Original indices of the blocks that were scored, first removed first: ascending scores, ties by index."""
+        if self.known_order is not None:
+            return self.known_order
+        return tuple(index for _, index in sorted(zip(self.scores, self.blocks, strict=True)))
+
+    def by_block(self) -> dict[int, float] | None:
+        """Score by original index, or None where only an order is known."""
+        return dict(zip(self.blocks, self.scores, strict=True)) if self.scores else None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All that a scoring run found; `to_json` is scores.json, schema 1.
+
+    Attributes:
+        source, fingerprint: the checkpoint; the fingerprint is None for a bare block order.
+        blocks: original indices of its blocks, in order.
+        criteria: by name, in the order asked for.
+        calibration: source, sha256, sampling, seed and size of the calibration set.
+        settings: dtype, device, memory mode, versions.
+        seconds: wall-clock time of the run, imports excluded.
+        peak_rss_bytes: the most memory that the process held.
+    """
+
+    source: str
+    fingerprint: str | None
+    blocks: tuple[int, ...]
+    criteria: dict[str, CriterionScores]
+    calibration: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+    def criterion(self, name: str | None = None) -> CriterionScores:
+        """One criterion's scores; the name may be left out where there is only one.
+
+        Raises:
+            ShortstackError: no such criterion here, or several and no name.
+        """
+        listed = ", ".join(self.criteria)
+        if name is None:
+            if len(self.criteria) == 1:
+                return next(iter(self.criteria.values()))
+            raise ShortstackError(f"{self.source}: the scores hold {listed}", hint="say which one with --criterion")
+        if name in self.criteria:
+            return self.criteria[name]
+        if self.fingerprint is None:  # a block order has no name of its own
+            return next(iter(self.criteria.values()))
+        raise ShortstackError(f"{self.source}: the scores hold {listed}, not {name}", hint="say one of them")
+
+    def check_belongs_to(self, checkpoint: Identified) -> None:
+        """Refuse scores of another model.
+
+        Raises:
+            ShortstackError: the fingerprints differ, or the order does not name exactly this checkpoint's blocks.
+        """
+        if sorted(self.blocks) != list(checkpoint.original_blocks):
+            raise ShortstackError(
+                f"{self.source}: scores for blocks {ranges(self.blocks)}, but {checkpoint.source} has blocks "
+                f"{ranges(checkpoint.original_blocks)}",
+                hint="score this model",
+            )
+        if self.fingerprint is not None and self.fingerprint != checkpoint.fingerprint:
+            raise ShortstackError(
+                f"{checkpoint.source}: the scores were made from another checkpoint ({self.source}; the fingerprints differ)",
+                hint="score this one, or give a block_order.csv, which is not tied to a checkpoint",
+            )
+
+    def provenance(self, name: str) -> dict[str, Any]:
+        """What a plan or a pruned checkpoint says about where its scores came from."""
+        return {"source": self.source, "criterion": name, "calibration": self.calibration, "settings": self.settings}
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of scores.json (schema 1)."""
+        from shortstack.artifacts.provenance import versions
+
+        criteria = {}
+        for name, found in self.criteria.items():
+            place = {block: number for number, block in enumerate(found.blocks)}
+            places = [place.get(block) for block in self.blocks]  # a block that was not scored has null for its score
+            entry: dict[str, Any] = {
+                "scores": [None if at is None else found.scores[at] for at in places],
+                "order": list(found.order),
+                "stderr": None if found.stderr is None else [None if at is None else found.stderr[at] for at in places],
+                "lower_is_removed_first": True,
+            }
+            if found.base is not None:
+                entry["base"] = found.base
+            if found.tensors:
+                entry["tensors"] = {str(index): tensors for index, tensors in found.tensors.items()}
+            criteria[name] = entry
+        return {
+            "schema": SCHEMA,
+            "model": {
+                "source": self.source,
+                "fingerprint": self.fingerprint,
+                "blocks": len(self.blocks),
+                "original_blocks": list(self.blocks),
+            },
+            "calibration": self.calibration,
+            "criteria": criteria,
+            "settings": self.settings,
+            "shortstack": versions().get("shortstack", ""),
+            "seconds": self.seconds,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write scores.json."""
+        write_file(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+
+    def save_csv(self, folder: str | Path, parameters_without: Sequence[int]) -> None:
+        """Write the published layout: `folder/CRITERION_nN/` with block_order.csv and the sorted scores.
+
+        Args:
+            folder: made where absent.
+            parameters_without: parameters of the model without each block, as the published ppl table has them.
+        """
+        windows = self.calibration.get("samples", 0)
+        for name, found in self.criteria.items():
+            target = Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}_n{windows}"
+            write_file(target / "block_order.csv", (",".join(map(str, found.order)) + "\n").encode())
+            by_block = found.by_block() or {}
+            if name == "ppl":
+                left = dict(zip(self.blocks, parameters_without, strict=True))
+                rows = [[index, repr(by_block[index]), windows, left[index]] for index in found.order]
+                header = ["removed_block", "ppl_calibration", "num_calib_data", "params"]
+                write_file(target / "all_ppl_sorted.csv", _csv(header, rows))
+            else:
+                rows = [[rank, f"block.{i}", repr(by_block[i]), i] for rank, i in enumerate(found.order, start=1)]
+                header = ["rank", "block_name", "block_score", "block_index"]
+                write_file(target / "block_score_sorted.csv", _csv(header, rows))
+
+    def to_text(self) -> str:
+        """A ranking with bars, for the terminal: the block at the top is removed first."""
+        parts = [_ranking(found) for found in self.criteria.values()]
+        windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens"
+        not_scored = sorted(set(self.blocks).difference(*(found.blocks for found in self.criteria.values())))
+        if not_scored:
+            parts.append(f"not scored: {ranges(not_scored)}")
+        used = f"{seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}"
+        parts.append(f"{self.source}: {windows} from {self.calibration.get('source')}; {used}")
+        if says := nested(self.settings, "until", "says"):
+            parts.append(str(says))
+        return "\n\n".join(parts)
+
+
+def load_scores(path: str | Path) -> Scores:
+    """Read a scores.json, or a block_order.csv (one line of original block numbers, first removed first).
+
+    Raises:
+        ShortstackError: no such file, or it is neither.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ShortstackError(
+            f"{path}: no such file", hint="shortstack score MODEL --out scores.json writes one"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShortstackError(
+            f"{path}: cannot be read ({error})", hint="give a scores.json or a block_order.csv"
+        ) from None
+    if path.suffix.lower() == ".csv":
+        return _from_block_order(path, text)
+    try:
+        return _from_json(path, json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ShortstackError(
+            f"{path}: neither scores of shortstack nor a block order ({error})",
+            hint="expected scores.json, or block_order.csv with one line of block numbers",
+        ) from None
+
+
+def _from_json(path: Path, record: Any) -> Scores:
+    model = records.mapping(record, "model")
+    if record.get("schema") != SCHEMA:
+        raise ShortstackError(
+            f"{path}: scores schema {record.get('schema')!r}, this shortstack reads {SCHEMA}",
+            hint="score the model again, or upgrade shortstack",
+        )
+    if "original_blocks" in model:
+        blocks = records.block_numbers(model, "original_blocks")
+    else:
+        blocks = tuple(range(min(1 << 20, int(records.number(model.get("blocks"), "blocks")))))
+    criteria = {}
+    for name, entry in records.mapping(record, "criteria").items():
+        listed = entry.get("scores") if isinstance(entry, dict) else None
+        if isinstance(listed, list) and (len(listed) != len(blocks) or len(set(blocks)) != len(blocks)):
+            raise ShortstackError(
+                f"{path}: {name} has {len(listed)} scores for {len(blocks)} blocks", hint="score the model again"
+            )
+        values = _finite(entry, "scores")
+        scored = tuple(block for block, score in zip(blocks, listed or (), strict=True) if score is not None)
+        stderr = _finite(entry, "stderr") if entry.get("stderr") is not None else None
+        base = records.number(entry["base"], "base") if entry.get("base") is not None else None
+        tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
+        criteria[name] = CriterionScores(name, values, scored, stderr, base, tensors)
+    if not criteria:
+        raise TypeError("criteria is empty")
+    return Scores(
+        source=records.text(model, "source"),
+        fingerprint=records.text(model, "fingerprint"),
+        blocks=blocks,
+        criteria=criteria,
+        calibration=records.mapping(record, "calibration"),
+        settings=records.mapping(record, "settings") if "settings" in record else {},
+        seconds=records.number(record.get("seconds", 0.0), "seconds"),
+        peak_rss_bytes=int(records.number(record.get("peak_rss_bytes", 0), "peak_rss_bytes")),
+    )
+
+
+def _finite(entry: Any, key: str) -> tuple[float, ...]:
+    found = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(found, list):
+        raise TypeError(f"{key} is {found!r:.60}, expected a list of numbers")
+    values = tuple(records.number(value, key) for value in found if value is not None)
+    if not all(math.isfinite(value) for value in values):
+        raise TypeError(f"{key} holds a number that is not finite")
+    return values
+
+
+def _from_block_order(path: Path, text: str) -> Scores:
+    rows = [(number, row) for number, row in enumerate(text.splitlines(), start=1) if row.strip()]
+    if len(rows) != 1:
+        raise ShortstackError(
+            f"{path}: expected one line of block numbers, found {len(rows)}",
+            hint="such as 3,1,2,0: first removed first",
+        )
+    number, row = rows[0]
+    order: list[int] = []
+    for column, cell in enumerate(row.split(","), start=1):
+        place = f"{path}: row {number}, cell {column}"
+        match = re.fullmatch(r"\s*(\d{1,6})\s*", cell)
+        if not match:
+            raise ShortstackError(
+                f"{place}: {cell.strip()!r} is not a block number", hint="numbers are those of the original model"
+            )
+        block = int(match.group(1))
+        if block in order:
+            raise ShortstackError(f"{place}: block {block} is there twice", hint="name each block once")
+        order.append(block)
+    blocks = tuple(sorted(order))
+    only = CriterionScores(path.name, (), blocks, known_order=tuple(order))
+    return Scores(source=str(path), fingerprint=None, blocks=blocks, criteria={path.name: only})
+
+
+def _ranking(found: CriterionScores) -> str:
+    values = found.by_block() or {}
+    with_base = found.base is not None
+    # The first block often costs a hundred times what the others do: square roots, and a bar that is cut short (▶),
+    # keep the others' bars apart.
+    lengths = {
+        index: math.sqrt(max(0.0, math.log(value / found.base))) if found.base else abs(value)
+        for index, value in values.items()
+    }
+    full = min(max(lengths.values()), 3 * statistics.median(lengths.values())) or 1.0
+    rows = []
+    for rank, index in enumerate(found.order, start=1):
+        value = values[index]
+        row = [f"{rank:>4}", str(index), f"{value:.6g}"]
+        if found.base:
+            change = value / found.base
+            row.append(f"{change - 1:+.1%}" if change < 10 else f"x{change:.0f}")
+        if found.stderr is not None:
+            row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
+        drawn = bar(lengths[index] / full)
+        rows.append([*row, (drawn[:-1] + "▶" if lengths[index] > full else drawn).ljust(28)])
+    header = ["rank", "block", "ppl without" if with_base else "score"]
+    header += ["change"] if with_base else []
+    header += ["s.e. (NLL)"] if found.stderr is not None else []
+    scale = "added NLL, square-root scale" if with_base else "score"
+    title = f"{found.name}: lowest = least important = removed first"
+    if found.base:
+        title += f"; dense ppl {found.base:.6g}"
+    return title + "\n" + table([*header, scale.ljust(28)], rows)
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,1 @@
+"""Published block orders and figures, by name."""

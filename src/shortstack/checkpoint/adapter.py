@@ -1,0 +1,119 @@
+"""Carry a PEFT adapter over a cut: blocks renumbered, those of removed blocks dropped. By byte copy, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint.byte_copy import copy_tensors, new_header, write_hashed
+from shortstack.checkpoint.headers import TensorInfo, read_header
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.renumber_names import Renumbering, renumbered
+from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.common.formatting import ranges
+from shortstack.errors import ShortstackError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"
+# Entries of adapter_config.json that hold names or patterns of modules.
+_NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+_BY_NAME = ("rank_pattern", "alpha_pattern")
+
+
+def carry_adapter(
+    adapter: Path, checkpoint: Checkpoint, kept: Sequence[int], base: str, directory: Path
+) -> dict[str, str]:
+    """Write the adapter for the checkpoint that keeps the blocks at positions `kept`.
+
+    Args:
+        adapter: the adapter's directory; its block numbers are positions in `checkpoint`.
+        checkpoint: what it was trained on.
+        kept: the positions that stay.
+        base: what the new adapter calls its base model.
+        directory: where to write it.
+
+    Returns:
+        sha256 of every file written, by name.
+
+    Raises:
+        ShortstackError: it is no adapter, or names blocks in a way that cannot be renumbered.
+    """
+    config = read_adapter_config(adapter)
+    tensors, metadata = _tensors(adapter)
+    renumber = Renumbering(checkpoint.anatomy, kept, str(adapter / CONFIG))
+    found = {number for tensor in tensors if (number := renumber.number_of(tensor.name)) is not None}
+    if not found and not any(".modules_to_save." in tensor.name for tensor in tensors):
+        raise ShortstackError(f"{adapter}: none of its tensors belongs to a block", hint="is it of another model?")
+    beyond = sorted(index for index in found if index >= checkpoint.depth)
+    if beyond:
+        raise ShortstackError(
+            f"{adapter}: adapts block {ranges(beyond)}, but {checkpoint.source} has {checkpoint.depth} blocks",
+            hint="give the adapter that was trained on this checkpoint",
+        )
+    copies = [TensorCopy(tensor, name) for tensor in tensors if (name := renumber(tensor.name)) is not None]
+    if not copies:
+        raise ShortstackError(f"{adapter}: all blocks that it adapts are removed", hint="leave --adapter out")
+    directory.mkdir()
+    shortened = _shortened(config, renumber, kept)
+    shortened["base_model_name_or_path"] = base
+    files = {WEIGHTS: copy_tensors(copies, directory / WEIGHTS, header=new_header(copies, metadata))}
+    files[CONFIG] = write_hashed(directory / CONFIG, (json.dumps(shortened, indent=2) + "\n").encode())
+    return files
+
+
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json of a PEFT adapter.
+
+    Raises:
+        ShortstackError: it is no adapter, or one whose blocks cannot be told apart.
+    """
+    path = adapter / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ShortstackError(
+            f"{adapter}: not an adapter (no {CONFIG})", hint="give a directory that PEFT wrote"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ShortstackError(f"{path}: cannot be read ({error})", hint="get the adapter again") from None
+    if not isinstance(config, dict):
+        raise ShortstackError(f"{path}: expected a JSON object, found {type(config).__name__}")
+    if config.get("layer_replication"):
+        raise ShortstackError(
+            f"{path}: layer_replication repeats blocks of the base model, which cannot be renumbered",
+            hint="merge the adapter first, then prune",
+        )
+    return config
+
+
+def _tensors(adapter: Path) -> tuple[list[TensorInfo], dict[str, str]]:
+    if (adapter / WEIGHTS).is_file():
+        return read_header(adapter / WEIGHTS)
+    if (adapter / PICKLED).is_file():
+        from shortstack.checkpoint.torch_bin import read_pickled
+
+        return read_pickled(adapter / PICKLED)
+    raise ShortstackError(f"{adapter}: no weights ({WEIGHTS} or {PICKLED})", hint="get the adapter again")
+
+
+def _shortened(config: dict[str, Any], renumber: Renumbering, kept: Sequence[int]) -> dict[str, Any]:
+    edited = dict(config)
+    layers = edited.get("layers_to_transform")
+    if isinstance(layers, int):
+        layers = [layers]
+    if isinstance(layers, list):
+        edited["layers_to_transform"] = renumbered([index for index in layers if type(index) is int], kept)
+    for key in _NAMES:
+        value = edited.get(key)
+        if isinstance(value, str):
+            edited[key] = renumber(value)
+        elif isinstance(value, list):
+            edited[key] = [name for item in value if (name := renumber(str(item))) is not None]
+    for key in _BY_NAME:
+        if isinstance(edited.get(key), dict):
+            pairs = ((renumber(name), value) for name, value in edited[key].items())
+            edited[key] = {name: value for name, value in pairs if name is not None}
+    return edited

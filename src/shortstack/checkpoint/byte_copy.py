@@ -1,0 +1,258 @@
+"""Copy tensors byte for byte: checked for NaN and infinity, hashed, flushed and read back from the disk meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shortstack.checkpoint.headers import TensorInfo, read_exactly, write_header
+from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.errors import ShortstackError
+
+_PIECE = 4 << 20  # bytes read, checked, hashed and written at a time
+_PIECES_IN_FLIGHT = 6
+_SYNC_EVERY = 64 << 20  # bytes between flushes; what is flushed is read back while copying goes on
+
+
+def copy_tensors(
+    copies: Sequence[TensorCopy],
+    target: Path,
+    *,
+    header: bytes,
+    allow_nonfinite: bool = False,
+    progress: Callable[[int], object] = lambda _: None,
+) -> str:
+    """Write one safetensors file by copying bytes; return the sha256 of its bytes.
+
+    Reading, checking and hashing, writing, and flushing and reading back run side by side. Nothing is ever held but a
+    few pieces of 4 MiB.
+
+    Args:
+        copies: the tensors, in the order of their bytes.
+        target: the file to make.
+        header: what stands before the tensors (`new_header`).
+        allow_nonfinite: copy NaN and infinity as they are.
+        progress: called with the number of bytes just read.
+
+    Raises:
+        ShortstackError: a tensor holds NaN or infinity, a source file changed, or what was read back is not what was
+            written.
+    """
+    before = {copy.source.file: _stamp(copy.source.file) for copy in copies}
+    largest = max((copy.nbytes for copy in copies), default=0)
+    pipeline = _CopyPipeline(target, min(_PIECE, max(1, largest)))
+    with pipeline, contextlib.ExitStack() as stack:
+        pipeline.write(memoryview(bytearray(header)))
+        descriptors = {}
+        for path in before:
+            descriptors[path] = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptors[path])
+        for copy in copies:
+            tensor = copy.source
+            for runs in _pieces(copy):
+                size = sum(length for _, length in runs)
+                buffer = pipeline.buffer(size)
+                _fill(buffer, descriptors[tensor.file], tensor, runs)
+                if not allow_nonfinite and not _all_finite(buffer, tensor.dtype):
+                    raise ShortstackError(
+                        f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinity",
+                        hint="the checkpoint is damaged; --allow-nonfinite copies it all the same",
+                    )
+                pipeline.write(buffer)
+                progress(size)
+    for path, stamp in before.items():
+        if _stamp(path) != stamp:
+            raise ShortstackError(f"{path}: was changed while it was read", hint="run again when nothing writes to it")
+    return pipeline.digest()
+
+
+_ZEROS = -1  # in place of an offset: bytes that no tensor holds
+
+
+def _pieces(copy: TensorCopy) -> Iterator[list[tuple[int, int]]]:
+    """The byte runs of a copy in groups of at most 4 MiB, long ones cut."""
+    group: list[tuple[int, int]] = []
+    room = _PIECE
+    for start, length in [(_ZEROS, copy.nbytes)] if copy.zeros else copy.byte_runs():
+        done = 0
+        while done < length:
+            size = min(room, length - done)
+            group.append((start if copy.zeros else start + done, size))
+            done, room = done + size, room - size
+            if not room:
+                yield group
+                group, room = [], _PIECE
+    if group:
+        yield group
+
+
+def _fill(buffer: memoryview, descriptor: int, tensor: TensorInfo, runs: Sequence[tuple[int, int]]) -> None:
+    position = 0
+    for start, length in runs:
+        part = buffer[position : position + length]
+        if start == _ZEROS:
+            part[:] = bytes(length)
+        else:
+            read_exactly(descriptor, part, tensor.start + start, tensor.file)
+        position += length
+
+
+def copied_bytes(copy: TensorCopy) -> Iterator[bytes]:
+    """What `copy_tensors` writes for one tensor, piece by piece."""
+    descriptor = os.open(copy.source.file, os.O_RDONLY)
+    try:
+        for runs in _pieces(copy):
+            buffer = memoryview(bytearray(sum(length for _, length in runs)))
+            _fill(buffer, descriptor, copy.source, runs)
+            yield bytes(buffer)
+    finally:
+        os.close(descriptor)
+
+
+def same_bytes(first: TensorCopy, second: TensorCopy) -> bool:
+    """Whether `copy_tensors` would write the same bytes for both."""
+    pairs = zip(copied_bytes(first), copied_bytes(second), strict=True)
+    return first.nbytes == second.nbytes and all(a == b for a, b in pairs)
+
+
+def first_nonfinite(tensors: Iterable[TensorInfo], progress: Callable[[int], object] = lambda _: None) -> str | None:
+    """The name of the first tensor that holds NaN or infinity, or None."""
+    for tensor in tensors:
+        for piece in copied_bytes(TensorCopy(tensor, tensor.name)):
+            if not _all_finite(memoryview(piece), tensor.dtype):
+                return tensor.name
+            progress(len(piece))
+    return None
+
+
+def write_hashed(path: Path, data: bytes) -> str:
+    """Write a small file; return the sha256 of its bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass
+class _CopyPipeline:
+    """One output file: the caller reads, checks and hashes pieces, a thread writes them, another reads them back."""
+
+    target: Path
+    piece: int  # bytes of the largest piece: a small checkpoint needs no large buffers
+    written: hashlib._Hash = field(default_factory=hashlib.sha256)
+    read_back: hashlib._Hash = field(default_factory=hashlib.sha256)
+    failures: list[BaseException] = field(default_factory=list)
+
+    def __enter__(self) -> _CopyPipeline:
+        self._descriptor = os.open(self.target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        self._pieces: queue.Queue[memoryview | None] = queue.Queue()
+        self._flushed: queue.Queue[tuple[int, int] | None] = queue.Queue()
+        self._free: queue.Queue[memoryview] = queue.Queue()
+        for _ in range(_PIECES_IN_FLIGHT):
+            self._free.put(memoryview(bytearray(self.piece)))
+        self._threads = [
+            threading.Thread(target=self._guard, args=(self._write_pieces,), daemon=True),
+            threading.Thread(target=self._guard, args=(self._read_back,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        self._pieces.put(None)
+        for thread in self._threads:
+            thread.join()
+        os.close(self._descriptor)
+        if self.failures and kind is None:
+            raise self.failures[0]
+
+    def buffer(self, size: int) -> memoryview:
+        """A piece of memory to fill; waits while all are on their way to disk."""
+        while True:
+            if self.failures:
+                raise self.failures[0]
+            with contextlib.suppress(queue.Empty):
+                return self._free.get(timeout=0.2)[:size]
+
+    def write(self, piece: memoryview) -> None:
+        """Send a piece on its way. Hashing is the most work, so that it is done here and not by the thread that writes."""
+        self.written.update(piece)
+        self._pieces.put(piece)
+
+    def digest(self) -> str:
+        """sha256 of the file, after the pipeline has been left."""
+        if self.written.digest() != self.read_back.digest():
+            raise ShortstackError(f"{self.target}: what was read back is not what was written", hint="check the disk")
+        return self.written.hexdigest()
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            self.failures.append(error)
+            self._flushed.put(None)
+
+    def _write_pieces(self) -> None:
+        position = flushed = 0
+        while (piece := self._pieces.get()) is not None:
+            done = 0
+            while done < len(piece):
+                done += os.pwrite(self._descriptor, piece[done:], position + done)
+            position += len(piece)
+            if isinstance(piece.obj, bytearray) and len(piece.obj) == self.piece:
+                self._free.put(memoryview(piece.obj))
+            if position - flushed >= _SYNC_EVERY:
+                self._flushed.put((flushed, position))
+                flushed = position
+        self._flushed.put((flushed, position))
+        self._flushed.put(None)
+
+    def _read_back(self) -> None:
+        step = max(self.piece, 1 << 16)
+        buffer = memoryview(bytearray(step))
+        while (part := self._flushed.get()) is not None:
+            os.fdatasync(self._descriptor)
+            start, end = part
+            # Drop the pages, so that the bytes come back from the disk and not from memory.
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+            for offset in range(start, end, step):
+                piece = buffer[: min(step, end - offset)]
+                read_exactly(self._descriptor, piece, offset, self.target)
+                self.read_back.update(piece)
+
+
+def new_header(copies: Sequence[TensorCopy], metadata: dict[str, str]) -> bytes:
+    """The header bytes of a file that holds these copies, in this order."""
+    return write_header([copy.written for copy in copies], metadata)
+
+
+def _all_finite(buffer: memoryview, dtype: str) -> bool:
+    """Whether no element has an exponent of all ones. Cheap bit tests: maxima of masked integers, no float arithmetic."""
+    import numpy as np
+
+    if dtype in ("F32", "F64"):
+        values = np.frombuffer(buffer, dtype=np.float32 if dtype == "F32" else np.float64)
+        # max and min pass NaN on, so two passes in cache see every NaN and every infinity.
+        return bool(np.isfinite(values.max(initial=0)) and np.isfinite(values.min(initial=0)))
+    if dtype in ("BF16", "F16"):
+        bits = np.frombuffer(buffer, dtype=np.uint16)
+        exponent = 0x7F80 if dtype == "BF16" else 0x7C00
+        doubled = np.left_shift(bits, 1)  # the sign falls off the end; all exponents of ones are now the largest values
+        return bool(doubled.max(initial=0) < exponent << 1)
+    if dtype == "F8_E5M2":
+        bits8 = np.frombuffer(buffer, dtype=np.uint8)
+        return bool(np.bitwise_and(bits8, 0x7F).max(initial=0) < 0x7C)
+    if dtype == "F8_E4M3":
+        bits8 = np.frombuffer(buffer, dtype=np.uint8)
+        return bool(np.bitwise_and(bits8, 0x7F).max(initial=0) < 0x7F)
+    return True
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino

@@ -1,0 +1,132 @@
+"""The command line: stage functions as commands, with the options that their signatures and docstrings define.
+
+Commands are imported when they are run. A stage returns a result that knows its text and its JSON; this module prints
+it, and turns errors into one or two lines and an exit code: 0 done, 1 a clear error, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+
+from shortstack.common.formatting import plain
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.registry import GROUPS, VERBS
+from shortstack.runtime.distributed import Process
+
+_EVERYWHERE = Group("Options of every command", sort_key=10)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
+    wants_json, debug = False, False
+    app = command_line()
+    app.meta.suppress_keyboard_interrupt = False
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        json: Annotated[bool, Parameter(negative="", group=_EVERYWHERE, help="print the result as JSON.")] = False,
+        debug_: Annotated[
+            bool, Parameter("--debug", negative="", group=_EVERYWHERE, help="show an error's traceback.")
+        ] = False,
+    ) -> Any:
+        nonlocal wants_json, debug
+        wants_json, debug = json, debug_
+        return app(tokens, result_action="return_value", exit_on_error=False)
+
+    from cyclopts import CycloptsError
+
+    _quiet_libraries()
+    try:
+        result = app.meta(argv, result_action="return_value", exit_on_error=False)
+        if result is not None and Process.from_environment().leads:  # of several processes one speaks
+            _print_result(result, wants_json)
+            return int(getattr(result, "exit_code", 0))
+    except CycloptsError:  # cyclopts has said what is wrong
+        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        code = explained(error)
+        if code is None or debug:
+            raise
+        return code
+    return 0
+
+
+def explained(error: BaseException) -> int | None:
+    """Say on one or two lines what went wrong; the exit code, or None for what no user can cause."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    if isinstance(error, ShortstackError):
+        print(plain("error: " + error.message), file=sys.stderr)
+        if error.hint:
+            print(plain("hint: " + error.hint), file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, MemoryError):
+        print("error: out of memory\nhint: --memory streamed, fewer --samples, or a smaller --seq-len", file=sys.stderr)
+        return 1
+    return None
+
+
+def command_line() -> App:
+    """The program: every verb of the table."""
+    app = App(
+        name="shortstack",
+        help="Make the stack of Transformer blocks of a language model shorter: measure, remove, and show what it cost.",
+        help_epilogue="Example: shortstack quickstart (about a minute); shortstack COMMAND --help has one for each command.",
+        version=_version,
+        help_format="plaintext",
+        default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+        suppress_keyboard_interrupt=False,
+    )
+    order = list(VERBS)  # that of the work
+    groups = {
+        name: App(name=name, help=line, sort_key=min(n for n, verb in enumerate(order) if verb.startswith(f"{name} ")))
+        for name, line in GROUPS.items()
+    }
+    for number, (name, verb) in enumerate(VERBS.items()):
+        parent, _, last = name.rpartition(" ")
+        if parent and parent not in app:
+            app.command(groups[parent])
+        (groups[parent] if parent else app).command(
+            verb.function, name=last, help=verb.line, help_epilogue=f"Example: {verb.example}", sort_key=number
+        )
+    return app
+
+
+def _shown_default(value: Any) -> Any:
+    """Defaults are shown where they say something: not for switches that are off."""
+    return None if value is False or value == () else value
+
+
+def _version() -> str:
+    import shortstack
+
+    return str(shortstack.__version__)
+
+
+def _print_result(result: Any, wants_json: bool) -> None:
+    if wants_json:
+        import json
+
+        print(json.dumps(result.to_json(), indent=1))
+        return
+    text = "\n".join(plain(line) for line in result.to_text().split("\n"))
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ and hasattr(result, "coloured"):
+        text = result.coloured(text)
+    print(text)
+
+
+def _quiet_libraries() -> None:
+    """Keep what libraries say (progress, advice) off the terminal, unless the user asked for it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars are asked for by name

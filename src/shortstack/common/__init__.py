@@ -1,0 +1,1 @@
+"""Formatting, progress, JSON fields, extras: nothing here knows what a model is."""

@@ -1,0 +1,1 @@
+"""Texts, rows and data sets: where they come from, and how they become windows, examples and batches."""

@@ -1,0 +1,267 @@
+"""Texts -> windows of token ids: the published procedure by name, and a default that does not waste text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.json_fields import nested
+from shortstack.data.sources import Corpus
+from shortstack.errors import ShortstackError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+Sampling = Literal["documents", "published"]
+
+# Documents are tokenized until there is this many times the text that is needed: enough to draw from, not all of C4.
+_TEXT_TO_DRAW_FROM = 50
+_MARK = 32  # tokens of a window that are enough to find it again
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Windows of token ids, all of one length, and how they were drawn.
+
+    Attributes:
+        windows: token ids, [number of windows][seq_len].
+        record: what scores.json says about it.
+    """
+
+    windows: list[list[int]]
+    record: dict[str, Any]
+
+    def first(self, samples: int) -> CalibrationSet:
+        """The first of them alone."""
+        windows = self.windows[:samples]
+        return CalibrationSet(windows, {**self.record, "samples": samples, "marks": marks_of(windows)})
+
+
+def draw_windows(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    samples: int = 10,
+    seq_len: int = 128,
+    seed: int = 1234,
+    sampling: Sampling = "documents",
+    bos_every: bool = False,
+    chat_template: bool = False,
+    fewest: int | None = None,
+) -> CalibrationSet:
+    """Draw calibration windows from texts.
+
+    Args:
+        corpus: the texts; rows of `input_ids` are taken as they stand, the first `samples` of them, in order.
+        tokenizer: turns text into ids; not needed for rows of `input_ids`.
+        samples: number of windows.
+        seq_len: tokens per window.
+        seed: of the generator that draws.
+        sampling: `published`: draw a row uniformly, tokenize it with special tokens, reject it if it is shorter than a
+            window or was used, draw a start uniformly (Shortened LLaMA, section "calibration"). `documents`: cut every
+            document that is long enough into windows at a random offset and draw among them; where these are too few,
+            all rows joined by blank lines are cut instead.
+        bos_every: tokenize without special tokens and begin every window with BOS (used for Gemma).
+        chat_template: render rows of `messages` through the tokenizer's chat template.
+        fewest: so many are enough where the text has no more; by default `samples`.
+
+    Raises:
+        ShortstackError: too little text (says how many tokens are needed and how many there are), no BOS token, or no
+            chat template.
+    """
+    if samples < 1 or seq_len < 2:
+        raise ShortstackError(f"{samples} windows of {seq_len} tokens: expected at least 1 window of at least 2 tokens")
+    record: dict[str, Any] = {**corpus.described(), "samples": samples, "seq_len": seq_len}
+    if corpus.windows:
+        if fewest is not None:
+            samples = max(fewest, min(samples, len(corpus.windows)))
+        windows = _given_windows(corpus, samples)
+        record |= {"samples": samples, "seq_len": len(windows[0]), "sampling": "as given", "marks": marks_of(windows)}
+        return CalibrationSet(windows, record)
+    if tokenizer is None:
+        raise ShortstackError(f"{corpus.source}: text needs a tokenizer", hint="or give rows of input_ids")
+    if bos_every and tokenizer.bos_token_id is None:
+        raise ShortstackError("--bos-every: the tokenizer has no BOS token", hint="leave --bos-every out")
+    documents = _rendered(corpus, tokenizer, chat_template)
+    encoder = _Encoder(tokenizer, special_tokens=not bos_every and not chat_template)
+    draw = _published if sampling == "published" else _from_documents
+    windows = draw(corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(seed))
+    if bos_every:
+        windows = [[int(tokenizer.bos_token_id), *window[:-1]] for window in windows]
+    record |= {
+        "samples": len(windows),
+        "sampling": sampling,
+        "seed": seed,
+        "bos_every": bos_every,
+        "chat_template": chat_template,
+    }
+    return CalibrationSet(windows, {**record, "marks": marks_of(windows)})
+
+
+def marks_of(windows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A hash of some tokens from the middle of each window, by which another text can be found to hold it."""
+    length = min(_MARK, min(map(len, windows)) // 2)
+    starts = [(len(window) - length) // 2 for window in windows]
+    pieces = [window[start : start + length] for window, start in zip(windows, starts, strict=True)]
+    return {"tokens": length, "hashes": [f"{int(_rolling(piece, length)[0]):016x}" for piece in pieces]}
+
+
+def marked_windows(marks: Any, ids: Sequence[int]) -> int:
+    """How many of the windows that `marks_of` described stand in a text, wherever they were cut from it.
+
+    Args:
+        marks: what `marks_of` gave, from a record; anything else has no windows.
+        ids: the tokens of the text.
+    """
+    length, hashes = nested(marks, "tokens"), nested(marks, "hashes")
+    if type(length) is not int or not 1 <= length <= len(ids) or not isinstance(hashes, list):
+        return 0
+    there = {f"{number:016x}" for number in _rolling(ids, length).tolist()}
+    return sum(known in there for known in hashes)
+
+
+def _rolling(ids: Sequence[int], length: int) -> np.ndarray:
+    """A 64-bit hash of each run of `length` tokens."""
+    import numpy as np
+
+    tokens = np.asarray(ids, dtype=np.uint64) + np.uint64(1)
+    places = len(tokens) - length + 1
+    found = np.zeros(places, dtype=np.uint64)
+    for offset in range(length):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + tokens[offset : offset + places]  # modulo 2 ** 64
+        found ^= found >> np.uint64(29)
+    return found
+
+
+def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:
+    """Refuse windows that are longer than the model's positions or hold ids that it has no embedding for."""
+    length, positions = len(windows[0]), checkpoint.positions
+    if positions is not None and length > positions:
+        raise ShortstackError(
+            f"windows of {length} tokens, but {checkpoint.source} has {positions} positions",
+            hint=f"--seq-len {positions}",
+        )
+    rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
+    largest = max(max(window) for window in windows)
+    if largest >= rows:
+        raise ShortstackError(
+            f"{checkpoint.source}: token id {largest} in the windows, but the embedding has {rows} rows",
+            hint="the tokenizer does not belong to this model",
+        )
+
+
+class _Encoder:
+    """The tokenizer with its options set, without its warning about long texts."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._special_tokens = special_tokens
+
+    def __call__(self, text: str) -> list[int]:
+        encoded = self._tokenizer(text, add_special_tokens=self._special_tokens, verbose=False)
+        return list(encoded["input_ids"])
+
+
+def _given_windows(corpus: Corpus, samples: int) -> list[list[int]]:
+    if len(corpus.windows) < samples:
+        raise ShortstackError(
+            f"{corpus.source}: {samples} windows needed, {len(corpus.windows)} rows of input_ids there",
+            hint=f"--samples {len(corpus.windows)}, or give more rows",
+        )
+    windows = corpus.windows[:samples]
+    lengths = sorted({len(window) for window in windows})
+    if len(lengths) != 1 or lengths[0] < 2:
+        raise ShortstackError(f"{corpus.source}: rows of input_ids must be of one length, found lengths {lengths}")
+    return windows
+
+
+def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[str]:
+    if not chat_template:
+        if corpus.chats:
+            raise ShortstackError(f"{corpus.source}: rows are chats (messages)", hint="--chat-template renders them")
+        return corpus.documents
+    if not corpus.chats:
+        raise ShortstackError(f"{corpus.source}: no rows of messages for --chat-template", hint="leave the option out")
+    if not tokenizer.chat_template:
+        raise ShortstackError("--chat-template: the tokenizer has no chat template", hint="give plain text instead")
+    return [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in corpus.chats]
+
+
+def _published(
+    source: str,
+    documents: Sequence[str],
+    encode: _Encoder,
+    wanted: tuple[int, int],
+    seq_len: int,
+    generator: random.Random,
+) -> list[list[int]]:
+    fewest, samples = wanted
+    ids: dict[int, list[int]] = {}
+    used: set[int] = set()
+    windows: list[list[int]] = []
+    while len(windows) < samples:
+        # Drawing goes on for ever when too few rows are long enough: once all have been seen, it is known whether so.
+        if len(ids) == len(documents):
+            usable = sum(len(row) >= seq_len for row in ids.values())
+            samples = max(fewest, min(samples, usable))
+            if usable < samples:
+                raise ShortstackError(
+                    f"{source}: the published sampling needs {samples} rows of at least {seq_len} tokens, {usable} "
+                    f"of {len(documents)} rows are ({sum(map(len, ids.values()))} tokens in all)",
+                    hint="--sampling documents joins short rows",
+                )
+        index = generator.randint(0, len(documents) - 1)
+        if index not in ids:
+            ids[index] = encode(documents[index])
+        row = ids[index]
+        if len(row) < seq_len or index in used:
+            continue
+        used.add(index)
+        start = generator.randint(0, len(row) - seq_len)
+        windows.append(row[start : start + seq_len])
+    return windows
+
+
+def _from_documents(
+    source: str,
+    documents: Sequence[str],
+    encode: _Encoder,
+    wanted: tuple[int, int],
+    seq_len: int,
+    generator: random.Random,
+) -> list[list[int]]:
+    fewest, samples = wanted
+    order = list(range(len(documents)))
+    generator.shuffle(order)
+    pool: list[list[int]] = []
+    tokens = 0
+    for index in order:
+        row = encode(documents[index])
+        tokens += len(row)
+        pool.extend(_cut(row, seq_len, generator))
+        if len(pool) >= samples * _TEXT_TO_DRAW_FROM:
+            break
+    if len(pool) < samples and len(documents) > 1:
+        row = encode("\n\n".join(documents))
+        tokens = len(row)
+        pool = _cut(row, seq_len, generator) if len(row) // seq_len > samples else _cut(row, seq_len, None)
+    if len(pool) < samples and len(documents) == 1:
+        pool = _cut(encode(documents[0]), seq_len, None)
+    samples = max(fewest, min(samples, len(pool)))
+    if len(pool) < samples:
+        raise ShortstackError(
+            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {tokens}",
+            hint=f"give more text, or --samples {len(pool)}" if pool else "give more text, or a smaller --seq-len",
+        )
+    return generator.sample(pool, samples)
+
+
+def _cut(row: Sequence[int], seq_len: int, generator: random.Random | None) -> list[list[int]]:
+    """Windows side by side; the offset of the first one is drawn, or 0 without a generator."""
+    spare = len(row) % seq_len
+    first = generator.randint(0, spare) if generator is not None and len(row) >= seq_len else 0
+    return [list(row[start : start + seq_len]) for start in range(first, len(row) - seq_len + 1, seq_len)]

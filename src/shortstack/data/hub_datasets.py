@@ -1,0 +1,149 @@
+"""Data sets on the hub: the published ones by name, any other by id; files are fetched one by one, as they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+from shortstack.checkpoint.hub import asked, looks_like_a_path, parse_hub_id
+from shortstack.errors import ShortstackError
+
+if TYPE_CHECKING:
+    from shortstack.data.sources import Role
+
+_PARQUET = "refs/convert/parquet"  # the hub's own conversion of sets that were published as a script
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """One published set: where its files are on the hub.
+
+    Attributes:
+        repository: its id.
+        training: pattern of the files that are trained on and calibrated with.
+        evaluation: pattern of the files that the published figures are computed on.
+        revision: a branch other than the main one.
+    """
+
+    repository: str
+    training: str
+    evaluation: str
+    revision: str | None = None
+
+
+NAMED_SETS = {
+    "wikitext2": HubSet("Salesforce/wikitext", "wikitext-2-raw-v1/train-*.parquet", "wikitext-2-raw-v1/test-*.parquet"),
+    "ptb": HubSet(
+        "ptb-text-only/ptb_text_only",
+        "penn_treebank/train/*.parquet",
+        "penn_treebank/validation/*.parquet",
+        _PARQUET,
+    ),
+    "c4": HubSet("allenai/c4", "en/c4-train.*.json.gz", "en/c4-validation.*.json.gz"),
+    "bookcorpus": HubSet("bookcorpus/bookcorpus", "plain_text/train/*.parquet", "plain_text/train/*.parquet", _PARQUET),
+    "alpaca-cleaned": HubSet("yahma/alpaca-cleaned", "*.json", "*.json"),
+}
+_SPLITS: dict[str, tuple[str, ...]] = {"evaluation": ("test", "validation", "valid", "dev"), "": ("train",)}
+
+
+def hub_files(source: str, *, role: Role) -> Sequence[Path]:
+    """The files of a set on the hub; each is downloaded when it is first asked for, and found in the cache after that.
+
+    Args:
+        source: a published name (`NAMED_SETS`) or a hub id with an optional `@revision`.
+        role: what they are for: the part of the set that goes with it.
+
+    Raises:
+        ShortstackError: no such set, what the hub answered, or nothing in it that can be read.
+    """
+    from shortstack.data.sources import SUFFIXES, suffix_of
+
+    known = NAMED_SETS.get(source)
+    if known is not None:
+        repository, revision = known.repository, known.revision
+    else:
+        repository, revision = hub_set_id(source)
+    names = _file_names(source, repository, revision)
+    if known is not None:
+        chosen = fnmatch.filter(names, known.evaluation if role == "evaluation" else known.training)
+    else:
+        chosen = _of_split([name for name in names if suffix_of(Path(name)) in SUFFIXES], role)
+    if not chosen:
+        raise ShortstackError(
+            f"{source}: the hub's set has no file that can be read here", hint=f"expected {' '.join(SUFFIXES)}"
+        )
+    return HubFiles(source, repository, revision, sorted(chosen))
+
+
+@dataclass(frozen=True)
+class HubFiles(Sequence[Path]):
+    """Files on the hub as paths on this disk, each downloaded when it is asked for."""
+
+    source: str
+    repository: str
+    revision: str | None
+    names: list[str]
+    _known: dict[int, Path] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if index not in self._known:
+            from huggingface_hub import hf_hub_download
+
+            fetch = functools.partial(
+                hf_hub_download, self.repository, self.names[index], repo_type="dataset", revision=self.revision
+            )
+            self._known[index] = Path(asked(self.source, fetch, what="data set"))
+        return self._known[index]
+
+
+def hub_set_id(source: str) -> tuple[str, str | None]:
+    """(id, revision or None) of a set on the hub that is not one of the published names.
+
+    Raises:
+        ShortstackError: it is no hub id, so it was meant as a path, and nothing is there.
+    """
+    from shortstack.data.sources import SUFFIXES, suffix_of
+
+    found = parse_hub_id(source)
+    if found is None or "/" not in found[0] or looks_like_a_path(source) or suffix_of(Path(source)) in SUFFIXES:
+        names = ", ".join(NAMED_SETS)
+        raise ShortstackError(
+            f"{source}: no such file or folder", hint=f"give a file, a folder, embedded, a hub id, or one of {names}"
+        )
+    return found
+
+
+def _file_names(source: str, repository: str, revision: str | None) -> list[str]:
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    if constants.HF_HUB_OFFLINE:
+        with contextlib.suppress(Exception):
+            cached = snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
+            return [str(path.relative_to(cached)) for path in Path(cached).rglob("*") if path.is_file()]
+    listing = functools.partial(HfApi().list_repo_files, repository, repo_type="dataset", revision=revision)
+    return list(asked(source, listing, what="data set"))
+
+
+def _of_split(names: list[str], role: Role) -> list[str]:
+    """The files whose names say that they are of the split that goes with the role; all, where none says so."""
+    for split in _SPLITS["evaluation" if role == "evaluation" else ""]:
+        found = [name for name in names if split in Path(name).name or f"/{split}/" in f"/{name}"]
+        if found:
+            return found
+    return names

@@ -1,0 +1,216 @@
+"""Data as the loop takes it: batches from any step on, what is held out, and how many steps the data are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader
+
+from shortstack.common.progress import Progress
+from shortstack.data.collators import Batch, Examples, Order, Shares, StepSampler, collated
+from shortstack.data.instructions import Example, kind_of, read_instructions, split_off
+from shortstack.data.packing import Encoder, PackedStream, Packing
+from shortstack.data.text_stream import open_texts
+from shortstack.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PUBLISHED_HELD_OUT = 2000  # rows
+_HELD_OUT_WINDOWS = 200
+_EVALUATED_AT_A_TIME = 8
+
+
+class Feed(Protocol):
+    """What a run is trained on.
+
+    Attributes:
+        described: for records: source, sha256, rows.
+        held_out: batches that are never trained on.
+    """
+
+    described: dict[str, Any]
+    held_out: list[Batch]
+
+    @property
+    def tokens_per_row(self) -> float:
+        """In the mean, padding apart; for estimates."""
+
+    def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
+        """Optimizer steps of so many epochs, or of so many tokens."""
+
+    def loader(
+        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+    ) -> Iterable[Batch]:
+        """This process's micro-batches from a step on."""
+
+
+@dataclass
+class ExampleFeed:
+    """Numbered items, shuffled anew in each epoch.
+
+    Attributes:
+        items: what `make` puts into batches.
+        lengths: of the items, in tokens.
+    """
+
+    items: Sequence[Any] = field(repr=False)
+    lengths: Sequence[int] = field(repr=False)
+    make: Callable[[Sequence[Any]], Batch] = field(repr=False)
+    held_out: list[Batch] = field(repr=False)
+    described: dict[str, Any]
+    seed: int
+    group_by_length: bool = False
+    files: Sequence[int] = ()
+
+    @property
+    def tokens_per_row(self) -> float:
+        """In the mean."""
+        return sum(self.lengths) / len(self.lengths)
+
+    def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
+        """Optimizer steps of so many epochs, or of so many tokens."""
+        rows = tokens / self.tokens_per_row if tokens is not None else (epochs or 1) * len(self.items)
+        return max(1, math.ceil(rows / batch))
+
+    def loader(
+        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+    ) -> Iterable[Batch]:
+        """This process's micro-batches from a step on."""
+        order = Order(self.lengths, self.seed, self.group_by_length, shares.batch, self.files)
+        return DataLoader(
+            Examples(self.items, self.make),
+            batch_sampler=StepSampler(order, shares, first_step, steps),
+            collate_fn=self.make,
+            num_workers=workers,
+            # Its own generator: the global one, which dropout uses, must stay as a checkpoint had it.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+
+@dataclass
+class StreamFeed:
+    """Packed windows of text, without end."""
+
+    packing: Packing
+    held_out: list[Batch] = field(repr=False)
+    described: dict[str, Any]
+    tokens_per_epoch: int | None
+
+    @property
+    def tokens_per_row(self) -> float:
+        """Every window is full."""
+        return float(self.packing.seq_len)
+
+    def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
+        """Optimizer steps of so many epochs, or of so many tokens.
+
+        Raises:
+            UsageError: epochs of a source that is too large to be counted.
+        """
+        if tokens is None:
+            if self.tokens_per_epoch is None:
+                raise UsageError(
+                    f"{self.packing.source.source}: too large to count its tokens beforehand",
+                    hint="say how much to train on: --tokens 1B, or --max-steps N",
+                )
+            tokens = math.ceil((epochs or 1) * self.tokens_per_epoch)
+        return max(1, math.ceil(tokens / (batch * self.packing.seq_len)))
+
+    def loader(
+        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+    ) -> Iterable[Batch]:
+        """This process's micro-batches from where its lanes stood on."""
+        while workers and shares.accumulation % workers:
+            workers -= 1  # each worker makes the same micro-batches of every step
+        return DataLoader(
+            PackedStream(self.packing, shares, stream),
+            batch_size=None,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(self.packing.seed),
+        )
+
+
+def open_feed(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seq_len: int,
+    seed: int,
+    validation: int | None,
+    isolated: bool,
+    group_by_length: bool,
+    progress: Progress,
+) -> ExampleFeed | StreamFeed:
+    """What a SOURCE holds, as a feed: instructions and chats as examples, text as packed windows.
+
+    Raises:
+        ShortstackError: nothing there, a broken row, or too little to hold anything out.
+    """
+    if kind_of(source) == "text":
+        return _text_feed(source, tokenizer, seq_len, seed, validation, isolated, progress)
+    found = read_instructions(source, tokenizer, cutoff=seq_len)
+    progress.say(found.to_text())
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    def make(examples: Sequence[Example]) -> Batch:
+        return collated(examples, pad)
+
+    chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), validation), seed)
+    progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
+    examples = [found.examples[number] for number in chosen]
+    return ExampleFeed(
+        examples,
+        [len(example.ids) for example in examples],
+        make,
+        in_batches([found.examples[number] for number in held_out], make),
+        found.described(),
+        seed,
+        group_by_length,
+    )
+
+
+def _held_out_rows(rows: int, asked: int | None) -> int:
+    """As published 2000; of few rows a tenth."""
+    if asked is not None:
+        return asked
+    return _PUBLISHED_HELD_OUT if rows >= 10 * _PUBLISHED_HELD_OUT else max(1, rows // 10) if rows > 1 else 0
+
+
+def in_batches(items: Sequence[Any], make: Callable[[Sequence[Any]], Batch]) -> list[Batch]:
+    """Items for evaluation, some at a time."""
+    step = _EVALUATED_AT_A_TIME
+    return [make(items[start : start + step]) for start in range(0, len(items), step)]
+
+
+def _text_feed(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    seed: int,
+    validation: int | None,
+    isolated: bool,
+    progress: Progress,
+) -> StreamFeed:
+    asked = _HELD_OUT_WINDOWS if validation is None else validation
+    packing, windows = Packing(open_texts(source), Encoder(tokenizer), seq_len, seed, isolated=isolated).holding_out(
+        asked
+    )
+    held_out = in_batches(windows, _stacked)
+    counted = packing.count_tokens()
+    tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"
+    progress.say(f"{source}: {tokens}, in windows of {seq_len}; {len(windows)} windows held out")
+    if asked and not windows:
+        progress.say(f"{source}: too little text to hold any out: nothing is validated")
+    feed = StreamFeed(packing, held_out, packing.source.described(), counted)
+    if counted == 0:
+        raise UsageError(f"{source}: nothing is left to train on", hint="--validation 0, or more text")
+    return feed
+
+
+def _stacked(windows: Sequence[Batch]) -> Batch:
+    return {key: torch.stack([window[key] for window in windows]) for key in windows[0]}

@@ -1,0 +1,227 @@
+"""Text -> packed windows, as a stream that any number of processes and workers share and that starts anywhere.
+
+Documents are cut into pieces of a few windows. Pieces are shuffled in groups and dealt out to *lanes*, one for each
+place in the global batch; a lane strings its pieces together (BOS, text, end of text) and cuts windows from them. Lane n
+fills place n of every batch: which process or worker runs it changes nothing, each reads all rows and tokenizes its own
+lanes' pieces alone, and where every lane stands is a few numbers, saved with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shortstack.data.collators import Batch, Shares
+from shortstack.data.instructions import IGNORED
+from shortstack.data.text_stream import START, TextSource
+from shortstack.errors import ShortstackError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GROUP = 1024  # pieces that are shuffled together
+_PIECE_WINDOWS = 4  # windows that a piece is about as long as
+_CHARACTERS_PER_TOKEN = 4
+_HELD_OUT_EVERY = 20  # of the first pieces every 20th is held out, as many as are needed
+_COUNTED = 64 << 20  # bytes of text that are tokenized whole to learn how many tokens they are
+
+
+class Encoder:
+    """Pieces -> token ids: BOS in front where the tokenizer puts one, end of text behind a document."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        bos = tokenizer.bos_token_id
+        puts_bos = bos is not None and list(tokenizer("a", verbose=False)["input_ids"])[:1] == [bos]
+        self._before = [int(bos)] if puts_bos and bos is not None else []
+        self._after = [int(tokenizer.eos_token_id)] if tokenizer.eos_token_id is not None else []
+
+    def __call__(self, text: str, ends: bool) -> list[int]:
+        """The ids of one piece."""
+        ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return [*self._before, *ids, *(self._after if ends else [])]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How windows are made of a source.
+
+    Attributes:
+        source: the texts.
+        encode: pieces -> ids.
+        seq_len: tokens per window.
+        seed: of the shuffling.
+        held_out_before: of the pieces before this one every 20th is for validation and never trained on.
+        isolated: whether attention is to stay within a document (positions start again in each).
+    """
+
+    source: TextSource
+    encode: Encoder
+    seq_len: int
+    seed: int
+    held_out_before: int = 0
+    isolated: bool = True
+
+    @property
+    def characters(self) -> int:
+        """Characters of a piece."""
+        return _PIECE_WINDOWS * _CHARACTERS_PER_TOKEN * self.seq_len
+
+    def is_held_out(self, number: int) -> bool:
+        """Whether piece `number` of the source is for validation."""
+        return number % _HELD_OUT_EVERY == _HELD_OUT_EVERY // 2 and number < self.held_out_before
+
+    def holding_out(self, windows: int) -> tuple[Packing, list[Batch]]:
+        """(the same without the pieces that so many windows are made of, those windows): fewer, where text is short."""
+        everywhere = replace(self, held_out_before=sys.maxsize)
+        lane = _Lane(0)
+        found: list[Batch] = []
+        last = 0
+        for number, (_, text, ends) in enumerate(self.source.pieces(self.characters)):
+            if len(found) >= windows:
+                break
+            if everywhere.is_held_out(number):
+                last = number + 1
+                lane.add(number, self.encode(text, ends), ())
+            while lane.tokens >= self.seq_len and len(found) < windows:
+                found.append(self.window(*lane.take(self.seq_len)))
+        return replace(self, held_out_before=last), found
+
+    def count_tokens(self) -> int | None:
+        """Tokens in one pass over what is trained on; None where that is too much to count."""
+        if self.source.nbytes is None or self.source.nbytes > _COUNTED:
+            return None
+        pieces = enumerate(self.source.pieces(self.characters))
+        return sum(len(self.encode(text, ends)) for n, (_, text, ends) in pieces if not self.is_held_out(n))
+
+    def window(self, ids: list[int], starts: list[int]) -> Batch:
+        """One window: input_ids, position_ids, targets, [T]; `starts` are the places where a document begins."""
+        ids_T = torch.tensor(ids)
+        targets_T = torch.cat([ids_T[1:], torch.tensor([IGNORED])])
+        positions_T = torch.arange(len(ids))
+        for start in starts:
+            if start > 0:
+                targets_T[start - 1] = IGNORED  # a new document does not follow from the one before it
+                if self.isolated:
+                    positions_T[start:] = torch.arange(len(ids) - start)
+        return {"input_ids": ids_T, "position_ids": positions_T, "targets": targets_T}
+
+
+@dataclass
+class _Lane:
+    """One place of the global batch: the pieces that are to be cut into its next windows."""
+
+    number: int
+    next_piece: int = 0  # pieces before this one have been used up
+    offset: int = 0  # tokens of `next_piece` that have been used up
+    queue: deque[tuple[int, list[int], tuple[Any, ...]]] = field(default_factory=deque)
+    tokens: int = 0
+
+    def add(self, piece: int, ids: list[int], group: tuple[Any, ...]) -> None:
+        self.queue.append((piece, ids, group))
+        self.tokens += len(ids) - (self.offset if piece == self.next_piece else 0)
+        if len(self.queue) == 1 and piece != self.next_piece:
+            self.next_piece, self.offset = piece, 0
+
+    def take(self, length: int) -> tuple[list[int], list[int]]:
+        """The next `length` tokens, and where in them a piece begins."""
+        ids: list[int] = []
+        starts: list[int] = []
+        while len(ids) < length:
+            _, piece, _ = self.queue[0]
+            if self.offset == 0:
+                starts.append(len(ids))
+            part = piece[self.offset : self.offset + length - len(ids)]
+            ids += part
+            self.offset += len(part)
+            if self.offset == len(piece):
+                finished, *_ = self.queue.popleft()
+                self.next_piece = self.queue[0][0] if self.queue else finished + 1
+                self.offset = 0
+        self.tokens -= length
+        return ids, starts
+
+    def state(self) -> dict[str, Any] | None:
+        """Where it stands; None where its next piece has not been read yet."""
+        if not self.queue:
+            return None
+        return {"piece": self.next_piece, "offset": self.offset, "group": list(self.queue[0][2])}
+
+
+class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """The micro-batches of one process, step after step, without end; each carries where its lanes stand after it.
+
+    Args:
+        packing: how windows are made.
+        shares: which places of the global batch are this process's.
+        state: lane -> where it stands, from a checkpoint; of lanes that are not in it, the beginning.
+    """
+
+    def __init__(self, packing: Packing, shares: Shares, state: dict[str, Any] | None = None) -> None:
+        self._packing = packing
+        self._shares = shares
+        self._state = state or {}
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        slots = self._shares.slots()[number::count]
+        lanes = {place: self._lane(place) for slot in slots for place in slot}
+        reader = self._reader(lanes)
+        while True:
+            for slot in slots:
+                yield self._micro_batch([lanes[place] for place in slot], lanes, reader)
+
+    def _micro_batch(self, chosen: list[_Lane], lanes: dict[int, _Lane], reader: Iterator[Any]) -> Batch:
+        windows = []
+        for lane in chosen:
+            # One token more than a window: so that where it stands next is known.
+            while lane.tokens <= self._packing.seq_len:
+                piece, text, ends, group = next(reader)
+                owner = lanes.get(piece % self._shares.batch)
+                if owner is not None and piece >= owner.next_piece:
+                    owner.add(piece, self._packing.encode(text, ends), group)
+            windows.append(self._packing.window(*lane.take(self._packing.seq_len)))
+        batch: Batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
+        batch["stream"] = {str(lane.number): lane.state() for lane in chosen}
+        return batch
+
+    def _lane(self, number: int) -> _Lane:
+        saved = self._state.get(str(number))
+        return _Lane(number, saved["piece"], saved["offset"]) if saved else _Lane(number)
+
+    def _reader(self, lanes: dict[int, _Lane]) -> Iterator[tuple[int, str, bool, tuple[Any, ...]]]:
+        """(number, text, whether its document ends, its group) of pieces, from the earliest group that a lane needs."""
+        groups = [self._state[str(place)]["group"] if str(place) in self._state else None for place in lanes]
+        known = [group for group in groups if group is not None]
+        begin = min(known, key=lambda group: group[0]) if len(known) == len(groups) else None
+        # A group: (number of its first piece, epoch, how many pieces of the source came before it, where it begins).
+        first, epoch, before, place = begin if begin is not None else (0, 0, 0, START)
+        while True:
+            texts = self._packing.source.pieces(self._packing.characters, tuple(place))
+            exhausted = False
+            while not exhausted:
+                group = (first, epoch, before, place)
+                members: list[tuple[str, bool]] = []
+                while len(members) < _GROUP:
+                    found = next(texts, None)
+                    if found is None:
+                        exhausted = True
+                        break
+                    place, text, ends = found
+                    if not self._packing.is_held_out(before):
+                        members.append((text, ends))
+                    before += 1
+                random.Random(f"{self._packing.seed}:{epoch}:{group[2]}").shuffle(members)
+                for text, ends in members:
+                    yield first, text, ends, group
+                    first += 1
+            if first == 0:
+                raise ShortstackError(f"{self._packing.source.source}: no usable text (empty or blank)")
+            epoch, before, place = epoch + 1, 0, START

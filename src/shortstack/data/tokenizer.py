@@ -1,0 +1,68 @@
+"""Load a checkpoint's tokenizer, with errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shortstack.checkpoint.known_faults import repaired
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.errors import ShortstackError, first_line
+from shortstack.runtime.libraries import import_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in the checkpoint's directory; for one with a known fault, without it.
+
+    Raises:
+        ShortstackError: there is none, or it cannot be read.
+    """
+    with _repaired_directory(checkpoint) as directory:
+        return tokenizer_in(directory, checkpoint.source, trust_remote_code=trust_remote_code)
+
+
+def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory, which errors call `source`.
+
+    Raises:
+        ShortstackError: there is none, or it cannot be read.
+    """
+    import_transformers()
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
+    if not any((directory / name).is_file() for name in names):
+        raise ShortstackError(
+            f"{source}: no tokenizer in the directory (tokenizer.json or tokenizer.model)",
+            hint="copy the tokenizer's files there, or give --data as rows of input_ids",
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code
+        )
+        _ = tokenizer.bos_token_id, tokenizer.eos_token_id  # a special token that is no token recurses for ever here
+        return tokenizer
+    except Exception as error:
+        # Tokenizer files fail in many ways (the Rust library raises bare Exception), all of which a user can cause.
+        raise ShortstackError(
+            f"{source}: its tokenizer cannot be loaded: {first_line(error)}", hint="get the tokenizer's files again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _repaired_directory(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The checkpoint's directory; for one with a known fault, a copy of its small files without it."""
+    if checkpoint.repair is None:
+        yield checkpoint.directory
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in checkpoint.directory.iterdir():
+            if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja"):
+                (Path(folder) / path.name).write_bytes(repaired(checkpoint.repair, path.name, path.read_bytes()))
+        yield Path(folder)

@@ -1,0 +1,100 @@
+"""Load a whole checkpoint through transformers, with errors that say what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.errors import ShortstackError, first_line
+from shortstack.runtime.devices import DType, available_bytes, pick_device, pick_dtype
+from shortstack.runtime.libraries import import_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_with_transformers(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, trust_remote_code: bool = False
+) -> tuple[Any, dict[str, Any]]:
+    """(model on the CPU in evaluation mode, what transformers says of missing and unexpected keys).
+
+    Raises:
+        ShortstackError: transformers cannot load it.
+    """
+    import_transformers()
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.directory,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **experts_for(dtype),
+            )
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {first_line(error)}") from None
+    return model.eval(), info
+
+
+def aligned(model: Any) -> Any:
+    """The same model with every weight moved to memory of the allocator's alignment.
+
+    transformers maps weights where they lie in the file, at any multiple of their size; some CPUs then add up the
+    products of experts in another order, and two models with equal weights differ in the last bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def experts_for(dtype: torch.dtype) -> dict[str, str]:
+    """How mixtures of experts are to be computed: the fused products that transformers prefers know no float64."""
+    return {"experts_implementation": "eager"} if str(dtype) == "torch.float64" else {}
+
+
+def load_model(
+    checkpoint: Checkpoint, *, dtype: DType, device: str, trust_remote_code: bool = False
+) -> tuple[Any, torch.dtype, torch.device]:
+    """A whole model that is ready to run: (model in evaluation mode, dtype, device).
+
+    Raises:
+        ShortstackError: it does not fit, or transformers cannot load it without inventing weights.
+    """
+    import torch
+
+    place = pick_device(device)
+    computed = pick_dtype(dtype, checkpoint.tensors[checkpoint.anatomy.embedding].dtype, place)
+    needed = checkpoint.parameters() * torch.empty(0, dtype=computed).element_size()
+    free = available_bytes(place)
+    if needed > free:
+        raise ShortstackError(
+            f"{checkpoint.source}: {needed / 1e9:.1f} GB of weights in {computed}, {free / 1e9:.1f} GB free on {place}",
+            hint="--dtype bfloat16 halves it",
+        )
+    model, info = load_with_transformers(checkpoint, dtype=computed, trust_remote_code=trust_remote_code)
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ShortstackError(
+            f"{checkpoint.source}: the weights lack {missing[0]!r} ({len(missing)}), which would be random"
+        )
+    return model.to(place), computed, place
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within: no progress bars and no warnings about keys, which are checked by the callers."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,247 @@
+"""Which engine runs a model: one block at a time where its blocks allow it, the whole model in memory where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from shortstack.checkpoint.drop_blocks import reason_against
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import size
+from shortstack.errors import ShortstackError
+from shortstack.runtime.devices import available_bytes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from shortstack.engine.backward import OnGradients
+    from shortstack.engine.forward import ForwardResult, OnWeights
+    from shortstack.engine.journal import Journal
+
+MemoryMode = Literal["auto", "resident", "streamed"]
+
+_RESIDENT_SHARE = 0.25  # of the memory that is free: what `auto` lets a model take
+_DEVICE_SHARE = 0.6  # the same of a GPU, which is there for this
+_ACTIVATIONS_SHARE = 0.6  # of the memory that is free: what hidden states may take before they are swept in groups
+
+
+class Engine(Protocol):
+    """What runs a model's blocks for the criteria.
+
+    Attributes:
+        blocks: the block modules, in order.
+        candidates: positions of those that are scored, ascending.
+        original_blocks: their numbers in the original model.
+        device: where it computes.
+        memory: `streamed` or `resident`.
+        reason: why the whole model is held, or empty.
+        group: how many candidates are run together.
+    """
+
+    blocks: list[nn.Module]
+    candidates: tuple[int, ...]
+    original_blocks: tuple[int, ...]
+    device: torch.device
+    memory: str
+    reason: str
+    group: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are run at a time."""
+
+    def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
+        """Call `on_weights` for every block; no window is run."""
+
+    def forward_work(self, *, branches: bool) -> int:
+        """What `on_progress` of `forward` adds up to."""
+
+    def forward(
+        self,
+        ids_WT: torch.Tensor,
+        *,
+        branches: bool,
+        keep_inputs: bool,
+        on_weights: OnWeights,
+        on_progress: Callable[[int], object],
+        journal: Journal,
+    ) -> ForwardResult:
+        """Losses of the dense model, and with `branches` without each block."""
+
+    def backward(
+        self,
+        ids_WT: torch.Tensor,
+        forward: ForwardResult,
+        *,
+        loss_scale_W: torch.Tensor,
+        on_gradients: OnGradients,
+        release_inputs: bool,
+        on_progress: Callable[[int], object],
+        turn: int,
+        journal: Journal,
+    ) -> None:
+        """Gradients of every block's weights."""
+
+    def close(self) -> None:
+        """Let files and threads go."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine is to run.
+
+    Attributes:
+        dtype, device: what is computed in and on.
+        memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
+        stream_bytes: the most that streams may take at once; None for what `memory_bytes` leaves them.
+        group: candidates swept together, where an earlier run has decided it.
+        tokens: tokens that are run at a time; None for what suits the device.
+        trust_remote_code: run code that comes with the checkpoint.
+        memory_bytes: the most that all hidden states may take, streams and kept inputs; None for 60 % of what is free.
+        keeps_inputs: what goes into each block is kept, for a backward sweep.
+        candidates: positions of the blocks to score, ascending; None for all.
+        say: is given a line where the engine changes what was chosen.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    memory: MemoryMode = "auto"
+    stream_bytes: int | None = None
+    group: int | None = None
+    tokens: int | None = None
+    trust_remote_code: bool = False
+    memory_bytes: int | None = None
+    keeps_inputs: bool = False
+    candidates: tuple[int, ...] | None = None
+    say: Callable[[str], object] = lambda _: None
+
+
+def with_less_memory(options: EngineOptions, engine: Engine | None, seq_len: int) -> EngineOptions | None:
+    """What to try after a run out of memory: fewer tokens at a time down to one window, then block by block; or None.
+
+    Args:
+        options: what ran out of memory.
+        engine: what ran with them, if it came so far.
+        seq_len: tokens of one window.
+    """
+    if engine is not None and engine.tokens // 2 >= seq_len:
+        return replace(options, tokens=engine.tokens // 2)
+    streamed = engine is not None and (engine.memory == "streamed" or engine.reason)
+    if options.memory != "streamed" and not streamed:
+        return replace(options, memory="streamed", tokens=None)
+    return None
+
+
+def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
+    """The engine for a checkpoint: what its family's row says, or what its blocks turn out to be given.
+
+    Raises:
+        ShortstackError: the model must be held whole, and is too large for that or `streamed` was asked for.
+    """
+    from shortstack.engine.block_model import NotSeparableError
+
+    reason = checkpoint.anatomy.family.resident
+    if not reason:
+        try:
+            return _streamed(checkpoint, windows, options)
+        except NotSeparableError as error:
+            reason = error.reason
+    if options.memory == "streamed":
+        raise ShortstackError(
+            f"{checkpoint.source}: --memory streamed, but {reason}", hint="leave --memory out: the model is held whole"
+        )
+    return _whole(checkpoint, windows, options, reason)
+
+
+def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
+    from shortstack.engine.block_model import Skeleton
+    from shortstack.engine.forward import group_size, windows_tensor
+    from shortstack.engine.streamed import StreamedModel
+
+    resident = _kept(checkpoint, options)
+    skeleton = Skeleton(
+        checkpoint,
+        dtype=options.dtype,
+        device=options.device,
+        tokens=options.tokens,
+        trust_remote_code=options.trust_remote_code,
+        say=options.say,
+    )
+    candidates = checkpoint.depth if options.candidates is None else len(options.candidates)
+    group, graph_bytes = options.group or candidates, 0
+    if windows is not None:
+        one = windows_tensor(windows[:1], options.device)
+        skeleton.calls(one)  # raises where blocks are given what depends on the text
+        stream = skeleton.first_hidden(one)
+        stream_bytes = stream.numel() * stream.element_size() * len(windows)
+        limit = options.stream_bytes
+        if limit is None:
+            weights = sum(checkpoint.block_parameters()) * options.dtype.itemsize if resident else 0
+            limit = _left_for_streams(checkpoint, stream_bytes, candidates, weights, options)
+        group = options.group or group_size(candidates, stream_bytes, limit)
+        graph_bytes = limit - 2 * stream_bytes if resident else 0
+    return StreamedModel(
+        skeleton, resident=resident, group=group, candidates=options.candidates, graph_bytes=graph_bytes
+    )
+
+
+def _kept(checkpoint: Checkpoint, options: EngineOptions) -> bool:
+    """Whether blocks, once read, stay."""
+    if options.memory != "auto":
+        return options.memory == "resident"
+    needed = checkpoint.parameters() * options.dtype.itemsize
+    if options.device.type == "cuda":
+        return needed < _DEVICE_SHARE * available_bytes(options.device)
+    return max(checkpoint.nbytes, needed) < _RESIDENT_SHARE * available_bytes()
+
+
+def _left_for_streams(
+    checkpoint: Checkpoint, stream_bytes: int, candidates: int, weights_bytes: int, options: EngineOptions
+) -> int:
+    """Bytes for streams, of what hidden states may take; the weights that are to stay are not there yet."""
+    from shortstack.engine.forward import fewest_streams
+
+    kept = (checkpoint.depth + 1) * stream_bytes if options.keeps_inputs else 0
+    asked = options.memory_bytes
+    if asked is None:
+        return int(_ACTIVATIONS_SHARE * (available_bytes(options.device) - weights_bytes)) - kept
+    needed = kept + fewest_streams(candidates) * stream_bytes
+    if asked < needed:
+        raise ShortstackError(
+            f"--memory-limit {size(asked)}: hidden states of all windows take {size(needed)}, one candidate at a time",
+            hint="fewer --samples, a smaller --seq-len" + (", or ppl without taylor" if kept else ""),
+        )
+    return asked - kept
+
+
+def _whole(
+    checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions, reason: str
+) -> Engine:
+    from shortstack.engine.forward import windows_tensor
+    from shortstack.engine.load import load_model
+    from shortstack.engine.whole_model import WholeModel
+
+    model, _, _ = load_model(
+        checkpoint,
+        dtype=str(options.dtype).removeprefix("torch."),  # type: ignore[arg-type]
+        device=str(options.device),
+        trust_remote_code=options.trust_remote_code,
+    )
+    depth = checkpoint.depth
+    unremovable = [
+        index
+        for index in range(depth)
+        if reason_against(checkpoint, [other for other in range(depth) if other != index]) is not None
+    ]
+    sample = windows_tensor(windows[:1] if windows else [[0, 0]], options.device)
+    return WholeModel(
+        model,
+        checkpoint,
+        sample,
+        reason=reason,
+        tokens=options.tokens,
+        unremovable=unremovable,
+        candidates=options.candidates,
+    )

@@ -1,0 +1,121 @@
+"""From tensors as they are stored to parameters as they are computed with, by transformers' own rules.
+
+Names differ (a prefix), and so do forms: experts are stored one by one and computed with in one fused tensor. What
+transformers applies to a whole checkpoint when it loads one is applied here to the tensors of one block at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from shortstack.checkpoint.headers import TensorInfo
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.errors import ShortstackError
+
+
+@dataclass
+class Part:
+    """Stored tensors that together make one parameter, or several.
+
+    Attributes:
+        target: the (first) parameter's name in the model.
+        sources: names on disk, with the pattern of the rule that takes them.
+        rule: transformers' rule, or None where a tensor is stored as it is computed with.
+    """
+
+    target: str
+    sources: list[tuple[str, str | None]] = field(default_factory=list)
+    rule: Any = None
+
+
+class Conversion:
+    """Which stored tensors make which parameters of a model.
+
+    Args:
+        model: the model, parameters on the meta device.
+        checkpoint: where the tensors are.
+
+    Raises:
+        ShortstackError: a tensor has no place in the model, or not the shape that the config implies.
+    """
+
+    def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        self._model = model
+        self._checkpoint = checkpoint
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
+        self._converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
+        self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
+        self._expected: Mapping[str, torch.Tensor] = model.state_dict()
+        self._parts: dict[str, Part] = {}
+        self._part_of: dict[str, Part] = {}
+        for tensor in checkpoint.tensors.values():
+            if not checkpoint.anatomy.predicts_further(tensor.name):
+                self._pair(tensor)
+
+    def _pair(self, tensor: TensorInfo) -> None:
+        checkpoint, expected = self._checkpoint, self._expected
+        target, pattern = self._renamed(tensor.name)
+        if target not in expected:
+            if self._ignored(tensor.name) or checkpoint.anatomy.is_buffer(tensor.name):
+                return
+            raise ShortstackError(
+                f"{checkpoint.source}: the model has no place for tensor {tensor.name!r}",
+                hint="its names are not those that transformers loads this family from",
+            )
+        if pattern is None and tuple(expected[target].shape) != tensor.shape:
+            raise ShortstackError(
+                f"{checkpoint.source}: {tensor.name} is {list(tensor.shape)}, config.json implies "
+                f"{list(expected[target].shape)}",
+                hint="config.json and the weights do not belong together",
+            )
+        part = self._parts.setdefault(target, Part(target))
+        part.sources.append((tensor.name, pattern))
+        if pattern is not None:
+            part.rule = self._by_pattern[pattern]
+        self._part_of[tensor.name] = part
+
+    def _ignored(self, name: str) -> bool:
+        """What transformers leaves out, too; and the other models of a composite, such as a vision tower."""
+        patterns = getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or []
+        if any(re.search(pattern, name) for pattern in patterns):
+            return True
+        family, anatomy = self._checkpoint.anatomy.family, self._checkpoint.anatomy
+        base = anatomy.prefix.partition(".")[0]
+        return bool(family.nested) and not name.startswith((base, anatomy.head))
+
+    def parts(self, tensors: Iterable[TensorInfo]) -> list[Part]:
+        """The parts that some stored tensors make; all of a part's tensors are among them."""
+        found = {self._part_of[t.name].target: self._part_of[t.name] for t in tensors if t.name in self._part_of}
+        return list(found.values())
+
+    def parameters(self, part: Part, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The parameters that a part makes of the stored tensors, by name in the model."""
+        if part.rule is None:
+            return {part.target: stored[part.sources[-1][0]]}
+        from transformers.core_model_loading import dot_natural_key
+
+        rule = copy.deepcopy(part.rule)
+        for name, pattern in sorted(part.sources, key=lambda source: dot_natural_key(source[0])):
+            rule.add_tensor(part.target, name, pattern, lambda value=stored[name]: value)
+        made = rule.convert(part.target, model=self._model, config=self._model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+    def _renamed(self, name: str) -> tuple[str, str | None]:
+        """(name in the model, pattern of the rule that makes a parameter of it)."""
+        from transformers.core_model_loading import rename_source_key
+
+        prefix, expected = self._model.base_model_prefix, self._expected
+        target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, expected)
+        if target not in expected and name in expected:
+            target, pattern = rename_source_key(name, [], [], base_model_prefix=prefix, meta_state_dict=expected)
+        return target, pattern

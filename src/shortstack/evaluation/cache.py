@@ -1,0 +1,53 @@
+"""What evaluations found is kept, by all that made it: a second run, or one that was killed, computes nothing twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError
+from shortstack.runtime.atomic_output import write_file
+
+_FORM = 1  # raised when what is kept, or how it is computed, changes
+
+
+def kept_folder() -> Path:
+    """Where findings lie: `$SHORTSTACK_CACHE`, else `shortstack` in the user's cache."""
+    chosen = os.environ.get("SHORTSTACK_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortstack"
+
+
+def kept_or_made(
+    key: dict[str, Any], make: Callable[[], dict[str, Any]], *, fresh: bool, progress: Progress, what: str
+) -> dict[str, Any]:
+    """What `make` gives, or gave to an earlier run with an equal key.
+
+    Args:
+        key: everything that the finding depends on.
+        make: computes it: an object that JSON can hold.
+        fresh: compute it in any case.
+        progress: says where something was found.
+        what: what it is, for that line.
+    """
+    text = json.dumps({"form": _FORM, **key}, sort_keys=True)
+    path = kept_folder() / "results" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
+    if not fresh:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(path.read_bytes())
+            if json.dumps(record["key"], sort_keys=True) == text:
+                found: dict[str, Any] = record["found"]
+                progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
+                return found
+    found = make()
+    record = {"key": json.loads(text), "found": found}
+    with contextlib.suppress(ShortstackError):  # a cache that cannot be written costs time, not the result
+        write_file(path, json.dumps(record, allow_nan=False).encode())
+    return found

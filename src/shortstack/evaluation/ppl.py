@@ -1,0 +1,252 @@
+"""Perplexity, exactly as published: rows joined by blank lines, windows side by side, both BOS policies.
+
+Legend: W windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shortstack.artifacts.results import Figure, Result, Results
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.json_fields import nested
+from shortstack.common.progress import Progress
+from shortstack.data.calibration import check_windows, marked_windows
+from shortstack.data.ppl_datasets import evaluation_texts
+from shortstack.data.sources import Corpus
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
+from shortstack.evaluation.options import EvaluationOptions
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_SEQ_LENS = (128, 2048)
+# Logits held at once, float32: on a CPU what its caches still help with, but enough tokens for the matrix products.
+_LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
+_FEWEST_TOKENS, _MOST_TOKENS = 1024, 8192  # at a time
+_DEFAULTS = EvaluationOptions()
+
+
+def evaluate_ppl(
+    *models: str,
+    data: str = "embedded",
+    data_dir: Path | None = None,
+    seq_len: str | None = None,
+    out: Path | None = None,
+    options: EvaluationOptions = _DEFAULTS,
+) -> Results:
+    """Perplexity of checkpoints on texts, with standard errors. Lower is better.
+
+    Rows are joined by blank lines, tokenized without special tokens, and cut into windows side by side (the tail is
+    dropped). Two figures per length: BOS once in front of everything (`ppl_L`), and BOS in front of every window
+    (`ppl_L_bos_every`).
+
+    Args:
+        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+        data: texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
+            published figures are of), a file, a folder, or a hub set.
+        data_dir: a folder with local copies of the published sets; by default they come from the hub.
+        seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
+        out: write the results here (results.json).
+        options: how it is run.
+
+    Returns:
+        A result per checkpoint and text.
+
+    Raises:
+        ShortstackError: a checkpoint or text cannot be read, or is too short for one window.
+    """
+    lengths = parse_lengths(seq_len)
+    subjects = open_subjects("ppl", models, options, out)
+    texts = evaluation_texts(data, data_dir)
+    return evaluated(subjects, lambda subject: subject_ppl(subject, texts, lengths), out)
+
+
+def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int] | None) -> list[Result]:
+    """A result per text, of one checkpoint."""
+    positions = subject.checkpoint.positions
+    chosen = list(lengths or [n for n in DEFAULT_SEQ_LENS if n == DEFAULT_SEQ_LENS[0] or (positions or n) >= n])
+    results = []
+    for corpus in texts:
+        key = {
+            "what": "ppl",
+            "source": corpus.source,  # notes name it
+            "data": corpus.sha256,
+            "rows": corpus.rows,
+            "lengths": chosen,
+            "batch": subject.options.batch,
+        }
+        measure = functools.partial(_measured, subject, corpus, chosen)
+        found, usage = subject.found(f"ppl on {corpus.source}", key, measure)
+        results.append(
+            subject.result(
+                "ppl",
+                usage,
+                data=corpus.described(),
+                settings={"joined_by": "\n\n"},
+                figures={name: Figure.from_json(figure) for name, figure in found["figures"].items()},
+                per_item=found["per_item"],
+                notes=found["notes"],
+            )
+        )
+    return results
+
+
+def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int]) -> dict[str, Any]:
+    """Figures, per-window values and notes of one text."""
+    checkpoint, tokenizer = subject.checkpoint, subject.tokenizer
+    ids = list(tokenizer("\n\n".join(_texts(corpus)), add_special_tokens=False, verbose=False)["input_ids"])
+    figures: dict[str, Any] = {}
+    per_item: dict[str, list[float]] = {}
+    notes = _overlaps(checkpoint, corpus, ids)
+    for length in lengths:
+        for bos_every in (False, True):
+            name = f"ppl_{length}" + ("_bos_every" if bos_every else "")
+            windows, reason = _windows_or_reason(ids, tokenizer.bos_token_id, length, bos_every, checkpoint.positions)
+            if reason:
+                figures[name] = Figure(None, None, "ppl", 0, reason).to_json()
+                notes.append(f"{checkpoint.source}: {name} is not there: {reason}")
+                continue
+            if not windows:
+                raise ShortstackError(
+                    f"{corpus.source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}",
+                    hint="give more text, or a smaller --seq-len",
+                )
+            nll_W = window_nll(
+                subject.model, windows, checkpoint, batch=subject.options.batch, device=subject.place,
+                progress=subject.progress,
+            )  # fmt: skip
+            figures[name] = perplexity_figure(nll_W, len(windows[0]) - 1).to_json()
+            per_item[name] = nll_W
+    return {"figures": figures, "per_item": per_item, "notes": notes}
+
+
+def cut_windows(ids: Sequence[int], bos: int | None, seq_len: int, *, bos_every: bool) -> list[list[int]]:
+    """The published windows of a tokenized text: BOS once in front, then cuts of `seq_len`; the tail is dropped.
+
+    With `bos_every` each window has BOS in front of it besides, and so is one token longer.
+    """
+    stream = [bos, *ids] if bos is not None and not bos_every else list(ids)
+    windows = [stream[start : start + seq_len] for start in range(0, len(stream) - seq_len + 1, seq_len)]
+    return [[bos, *window] for window in windows] if bos is not None and bos_every else windows
+
+
+def window_nll(
+    model: Any,
+    windows: Sequence[Sequence[int]],
+    checkpoint: Checkpoint,
+    *,
+    batch: int | Literal["auto"] = "auto",
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Mean NLL per predicted token (all but the first) of each window, in nats.
+
+    Raises:
+        ShortstackError: a token id has no embedding, or an NLL is not finite.
+    """
+    import torch
+
+    from shortstack.engine.cpu import fast_linear, largest_matrix
+    from shortstack.engine.losses import token_nll
+
+    check_windows(checkpoint, windows)
+    rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
+    length = len(windows[0])
+    by_logits = _LOGITS_BYTES.get(device.type, 128 << 20) // (length * rows * 4)
+    fitting = max(1, _FEWEST_TOKENS // length, min(by_logits, _MOST_TOKENS // length))
+    at_once = fitting if batch == "auto" else batch
+    found: list[float] = []
+    with (
+        (progress or Progress(quiet=True)).bar("windows", len(windows)) as advance,
+        fast_linear(model.dtype, device, largest_matrix(checkpoint)),
+        torch.no_grad(),
+    ):
+        for start in range(0, len(windows), at_once):
+            ids_WT = torch.tensor([list(window) for window in windows[start : start + at_once]], device=device)
+            nll = token_nll(model(input_ids=ids_WT, use_cache=False).logits, ids_WT)
+            found += nll.double().mean(dim=1).tolist()
+            advance(len(ids_WT))
+    broken = [index for index, value in enumerate(found) if not math.isfinite(value)]
+    if broken:
+        raise ShortstackError(
+            f"{checkpoint.source}: the loss of window {broken[0]} is not finite ({len(broken)} of {len(found)} windows)",
+            hint="the weights hold NaN, or --dtype float32 is needed",
+        )
+    return found
+
+
+def perplexity_figure(nll_W: Sequence[float], predicted: int) -> Figure:
+    """exp of the mean NLL, with its standard error over windows; `predicted` tokens in each."""
+    windows = len(nll_W)
+    mean = math.fsum(nll_W) / windows
+    value = math.exp(mean) if mean < 709 else None
+    stderr = None
+    if windows > 1 and value is not None:
+        variance = math.fsum((nll - mean) ** 2 for nll in nll_W) / (windows - 1)
+        stderr = value * math.sqrt(variance / windows)  # of exp(mean), to first order
+    return Figure(value, stderr, "ppl", windows * predicted)
+
+
+def _windows_or_reason(
+    ids: Sequence[int], bos: int | None, length: int, bos_every: bool, positions: int | None
+) -> tuple[list[list[int]], str]:
+    if bos_every and bos is None:
+        return [], "the tokenizer has no BOS token"
+    needed = length + 1 if bos_every else length
+    if positions is not None and needed > positions:
+        return [], f"{needed} tokens, but the model has {positions} positions"
+    return cut_windows(ids, bos, length, bos_every=bos_every), ""
+
+
+def _texts(corpus: Corpus) -> list[str]:
+    if not corpus.documents:
+        raise ShortstackError(f"{corpus.source}: perplexity needs text, these are rows of another kind")
+    return corpus.documents
+
+
+def _overlaps(checkpoint: Checkpoint, corpus: Corpus, ids: Sequence[int]) -> list[str]:
+    """Warn where the model has met this text: the blocks were chosen on it, or the weights trained on it."""
+    notes = []
+    for step in (checkpoint.provenance or {}).get("steps", []):
+        calibration = nested(step, "why", "scores", "calibration")
+        if nested(calibration, "sha256") == corpus.sha256:
+            notes.append(f"warning: {checkpoint.source} was pruned by scores on this very text ({corpus.source})")
+        elif found := marked_windows(nested(calibration, "marks"), ids):
+            notes.append(
+                f"warning: {checkpoint.source} was pruned by scores on text that stands in {corpus.source} "
+                f"({found} of its calibration windows)"
+            )
+        trained = nested(step, "data", "source") if step.get("stage") == "retrain" else None
+        if isinstance(trained, str) and _same_place(trained, corpus.source):
+            notes.append(f"warning: {checkpoint.source} was trained on this very text ({corpus.source})")
+    return list(dict.fromkeys(notes))
+
+
+def _same_place(one: str, other: str) -> bool:
+    """Whether two sources are one file or folder, or one lies in the other."""
+    paths = [Path(source).expanduser() for source in (one, other)]
+    if not all(path.exists() for path in paths):
+        return False  # named sets have a part for training and one for evaluation
+    first, second = (path.resolve() for path in paths)
+    return first == second or first in second.parents or second in first.parents
+
+
+def parse_lengths(text: str | None) -> list[int] | None:
+    """`128,2048` -> [128, 2048]: the windows' lengths, in tokens."""
+    if text is None:
+        return None
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--seq-len {text!r}: expected numbers separated by commas", hint="--seq-len 128,2048"
+        ) from None
+    if any(length < 2 for length in lengths):
+        raise UsageError(f"--seq-len {text!r}: a window has at least 2 tokens")
+    return lengths

@@ -1,0 +1,71 @@
+"""What every model is asked to continue: prompts of shortstack's own or of a file, and probes with one right answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from shortstack.common.assets import ASSETS
+from shortstack.data.sources import TEXT_SUFFIXES, file_rows, row_text, suffix_of
+from shortstack.errors import ShortstackError, system_reason
+from shortstack.evaluation.probes import Probe, make_probes
+
+_PROMPTS = ASSETS / "prompts.json"
+NEW_TOKENS, PROBES = 96, 40
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What is asked of every model.
+
+    Attributes:
+        prompts: rows of `register` and `text`.
+        probes: questions with one right answer.
+    """
+
+    prompts: list[dict[str, str]]
+    source: str
+    new_tokens: int
+    probes: list[Probe]
+    seed: int
+
+    @classmethod
+    def read(
+        cls, prompts: Path | None = None, new_tokens: int = NEW_TOKENS, probes: int = PROBES, seed: int = 1234
+    ) -> GenerationRequest:
+        """The prompts of a file, or shortstack's own.
+
+        Raises:
+            ShortstackError: the file cannot be read, or holds no prompt.
+        """
+        rows = json.loads(_PROMPTS.read_bytes()) if prompts is None else _prompts_of(Path(prompts))
+        source = "shortstack's own prompts" if prompts is None else str(prompts)
+        return cls(rows, source, new_tokens, make_probes(probes, seed), seed)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is asked."""
+        asked = [self.prompts, [[probe.prompt, probe.answer] for probe in self.probes], self.new_tokens, self.seed]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _prompts_of(file: Path) -> list[dict[str, str]]:
+    try:
+        if suffix_of(file) in TEXT_SUFFIXES:
+            texts = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            texts = []
+            for place, row in file_rows(file):
+                found = row_text(row) if isinstance(row, dict) else None
+                if not found:
+                    raise ShortstackError(f"{file}, {place}: no text", hint="a prompt is a row with the field text")
+                texts.append(found)
+    except OSError as error:
+        raise ShortstackError(f"{file}: cannot be read ({system_reason(error)})") from None
+    except UnicodeDecodeError as error:
+        raise ShortstackError(f"{file}: not UTF-8 at byte {error.start}", hint="convert the file to UTF-8") from None
+    if not texts:
+        raise ShortstackError(f"{file}: no prompts", hint="a .txt file with a prompt a line, or rows of text")
+    return [{"register": "given", "text": text} for text in texts]

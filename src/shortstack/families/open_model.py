@@ -1,0 +1,84 @@
+"""Open a model for a stage: as `open_checkpoint`, and a family that is not in the table is probed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shortstack.checkpoint.family import Family
+from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError
+from shortstack.families.table import UnknownFamilyError, family_of
+
+
+def open_checkpoint(
+    model: str | Path, *, allow_links: bool = False, family: Family | None = None, headers_only: bool = False
+) -> Checkpoint:
+    """Open a checkpoint by directory, hub id, or `embedded` (the small model in the package).
+
+    Args:
+        model: which.
+        allow_links: follow links that lead out of the directory.
+        family: its row, where the table has none (a probed family).
+        headers_only: of a hub id that is not in the cache, read the headers on the hub and download no weights.
+
+    Raises:
+        UnknownFamilyError: the table has no row for its `model_type`.
+        ShortstackError: nothing is there, it is not a checkpoint that can be read, or config and tensors disagree.
+    """
+    row = family_of if family is None else lambda config, place: family
+    return read_checkpoint(model, row, allow_links=allow_links, headers_only=headers_only)
+
+
+def open_model(
+    model: str, *, allow_links: bool = False, headers_only: bool = False, progress: Progress | None = None
+) -> Checkpoint:
+    """Open a checkpoint by directory, hub id, or `embedded`, and say what a user should hear about it.
+
+    A family that the table does not know is built tiny and tried; it is accepted only if a pruned copy equals the
+    original with those blocks passed over.
+
+    Args:
+        model: which.
+        allow_links: follow links that lead out of the directory.
+        headers_only: of a hub id that is not in the cache, download no weights.
+        progress: where lines are said.
+
+    Raises:
+        ShortstackError: nothing is there, it cannot be read, or its family cannot be shortened exactly.
+    """
+    progress = progress or Progress()
+    try:
+        checkpoint = open_checkpoint(model, allow_links=allow_links, headers_only=headers_only)
+    except UnknownFamilyError as error:
+        from shortstack.families.probe import probed_family
+
+        family = probed_family(error.model_type, error.config, progress)
+        checkpoint = open_checkpoint(model, allow_links=allow_links, family=family, headers_only=headers_only)
+    for note in checkpoint.notes:
+        progress.say(note)
+    return checkpoint
+
+
+def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> tuple[Checkpoint | None, str]:
+    """(the dense model that a checkpoint was made of, or None; why it is not there, where it should be).
+
+    Args:
+        checkpoint: a pruned or retrained one, or any other.
+        asked: which one the user says it is; by default the one that shortstack.json names, if it is on this disk and
+            still the same.
+        progress: where lines are said.
+    """
+    record = checkpoint.provenance or {}
+    source = asked or record.get("source")
+    if source is None or (asked is None and not record.get("steps")):
+        return None, ""
+    if asked is None and source != "embedded" and not Path(source).is_dir():
+        return None, f"the dense model ({source}) is not on this disk: --dense MODEL names it"
+    try:
+        dense = open_model(source, progress=progress)
+    except ShortstackError as error:
+        return None, f"the dense model cannot be opened: {error.message}"
+    if asked is None and dense.fingerprint != record.get("source_fingerprint"):
+        return None, f"{source} is no longer what was pruned"
+    return dense, ""

@@ -1,0 +1,1 @@
+"""What a checkpoint is, whether it is sound, and which families are known."""

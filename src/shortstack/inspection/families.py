@@ -1,0 +1,123 @@
+"""What is known of model families: exact or refused, and why; with what the test matrix has measured."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from shortstack.checkpoint.family import Family
+from shortstack.common.assets import ASSETS
+from shortstack.common.formatting import table
+from shortstack.families.table import FAMILIES
+
+MEASURED = ASSETS / "families.json"
+ENOUGH = 3  # sets of blocks that must be exact for a family to count as such
+
+
+@dataclass(frozen=True)
+class FamilyFacts:
+    """One family, as users ask about it.
+
+    Attributes:
+        family: the `model_type`.
+        kind: `causal` for a decoder-only causal language model, `other` for what can be run as one.
+        status: `exact`, `exact but for some sets`, or `refused`.
+        exact_sets: sets of blocks whose removal the test matrix has found exact, over all tiny configurations.
+        refused_sets: sets that it has found refused.
+        scored: `one block at a time` or `whole model`.
+        reason: why sets are refused, or the whole family; why the whole model is held for scoring.
+    """
+
+    family: str
+    kind: Literal["causal", "other"]
+    status: str
+    exact_sets: int
+    refused_sets: int
+    scored: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FamiliesResult:
+    """All families that are known."""
+
+    families: tuple[FamilyFacts, ...]
+    measured_with: dict[str, str]
+
+    def counted(self, kind: str) -> int:
+        """Families of a kind that are exact with enough sets of blocks."""
+        return sum(facts.kind == kind and facts.exact_sets >= ENOUGH for facts in self.families)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "causal_exact": self.counted("causal"),
+            "other_exact": self.counted("other"),
+            "measured_with": self.measured_with,
+            "families": [asdict(facts) for facts in self.families],
+        }
+
+    def to_text(self) -> str:
+        """A table, and what it adds up to."""
+        rows = [
+            [facts.family, facts.kind, facts.status, str(facts.exact_sets or "-"), facts.scored]
+            for facts in self.families
+        ]
+        lines = table(["family", "kind", "shortened", "sets exact", "scored"], rows).splitlines()
+        reasons = ["why", "---", *(facts.reason for facts in self.families)]
+        lines = [f"{line}  {reason}".rstrip() for line, reason in zip(lines, reasons, strict=True)]
+        refused = [facts for facts in self.families if facts.status == "refused"]
+        versions = ", ".join(f"{name} {version}" for name, version in self.measured_with.items())
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"{self.counted('causal')} decoder-only causal language models are exact with {ENOUGH} or more sets of "
+                f"blocks each, {self.counted('other')} others can be run as one; {len(refused)} are refused.",
+                f"Measured on tiny models with {versions}: pruned equals passed over bit for bit.",
+                "Any other family is probed: built tiny and tried, and refused if that is not exact.",
+            ]
+        )
+
+
+def families() -> FamiliesResult:
+    """Show which model families can be shortened exactly, which are refused, and why.
+
+    Returns:
+        A row per family, with the number of sets of blocks that the test matrix has found exact.
+    """
+    measured = measured_sets()
+    facts = tuple(_facts(FAMILIES[name], measured["configurations"]) for name in sorted(FAMILIES))
+    return FamiliesResult(facts, measured["versions"])
+
+
+@functools.cache
+def measured_sets() -> dict[str, Any]:
+    """What the test matrix has found, as `scripts/prove_families.py` wrote it and the tests compare it."""
+    found: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return found
+
+
+def _documented(row: Family) -> str:
+    """What the rule itself says, where no set of the matrix meets it."""
+    said = (row.refusal.__doc__ or "") if row.refusal is not None else ""
+    return said.strip().partition(".\n")[0].rstrip(".")
+
+
+def _facts(row: Family, configurations: dict[str, Any]) -> FamilyFacts:
+    mine = [found for name, found in configurations.items() if name.partition("@")[0] == row.model_type]
+    exact = sum(len(found["exact"]) for found in mine)
+    refused = {blocks: reason for found in mine for blocks, reason in found["refused"].items()}
+    if row.refused:
+        status, reason = "refused", row.refused
+    else:
+        status = "exact but for some sets" if row.refusal is not None else "exact"
+        reason = next(iter(refused.values()), "") or _documented(row)
+    scored = "-" if row.refused else "whole model" if row.resident else "one block at a time"
+    why = "; ".join(part for part in (reason, f"scored whole: {row.resident}" if row.resident else "") if part)
+    return FamilyFacts(
+        row.model_type, "causal" if row.causal else "other", status, exact, len(refused), scored, why
+    )  # fmt: skip

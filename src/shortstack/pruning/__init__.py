@@ -1,0 +1,1 @@
+"""Plan which blocks to remove, remove them, and verify the result."""

@@ -1,0 +1,307 @@
+"""Scores -> PrunePlan: which blocks go, and what that saves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shortstack.artifacts.plan import PrunePlan
+from shortstack.artifacts.scores import Scores
+from shortstack.baselines.orders import open_scores
+from shortstack.checkpoint.drop_blocks import reason_against, shortened_config, shortened_tensors
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import ranges
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_model
+from shortstack.runtime.atomic_output import check_writable_file, write_file
+
+PROTECTED_FIRST = 4
+PROTECTED_LAST = 2
+PLUS_FROM_DEPTH = 10  # below this depth the published rule would protect most of the model
+
+Strategy = Literal["one-shot", "contiguous"]
+
+
+# What the stages take, in Python: a file or the object itself. The command line, which reads these annotations when it
+# runs, knows files alone.
+if TYPE_CHECKING:
+    PlanSource = Path | PrunePlan
+    ScoresSource = Path | Scores
+else:
+    PlanSource = ScoresSource = Path
+
+
+def replanned(checkpoint: Checkpoint, made: PrunePlan) -> PrunePlan:
+    """A plan that was read from a file, checked against the checkpoint it is carried out on; sizes are counted anew.
+
+    Raises:
+        ShortstackError: it was made for another checkpoint, or its blocks cannot go.
+    """
+    if made.fingerprint != checkpoint.fingerprint:
+        raise ShortstackError(
+            f"{checkpoint.source}: the plan was made for another checkpoint ({made.source}; the fingerprints differ)",
+            hint="make a plan for this one",
+        )
+    removed = tuple(sorted(made.removed))
+    return _made(checkpoint, removed, protected=made.protected, criterion=made.criterion, why=made.why)
+
+
+def plan(
+    model: str,
+    *,
+    out: Path | None = None,
+    blocks: str | None = None,
+    scores: ScoresSource | None = None,
+    criterion: str | None = None,
+    remove: int | None = None,
+    ratio: float | None = None,
+    params: str | None = None,
+    plus: bool | None = None,
+    strategy: Strategy = "one-shot",
+    allow_links: bool = False,
+) -> PrunePlan:
+    """Choose the blocks to remove, and show what that saves.
+
+    Give either the blocks, or scores and how much to remove. Nothing is written but the plan itself.
+
+    Args:
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: write the plan here, as JSON.
+        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
+        scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first removed first), or
+            `published:[MODEL:]CRITERION`.
+        criterion: which of the scores to use; may be left out when the file holds one.
+        remove: how many blocks to remove.
+        ratio: remove the most blocks whose share of the parameters is at most this.
+        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        allow_links: follow links in the checkpoint that lead out of its directory.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ShortstackError: the blocks do not exist or may not go, or the scores are another model's.
+    """
+    if out is not None:
+        check_writable_file(Path(out))
+    made = plan_for(
+        open_model(model, allow_links=allow_links),
+        blocks=blocks,
+        scores=scores,
+        criterion=criterion,
+        remove=remove,
+        ratio=ratio,
+        params=params,
+        plus=plus,
+        strategy=strategy,
+    )
+    if out is not None:
+        write_file(Path(out), (json.dumps(made.to_json(), indent=1) + "\n").encode())
+    return made
+
+
+def plan_for(
+    checkpoint: Checkpoint,
+    *,
+    blocks: str | None = None,
+    scores: ScoresSource | None = None,
+    criterion: str | None = None,
+    remove: int | None = None,
+    ratio: float | None = None,
+    params: str | None = None,
+    plus: bool | None = None,
+    strategy: Strategy = "one-shot",
+) -> PrunePlan:
+    """`plan` for a checkpoint that is open already; `scores` may be a `Scores` too."""
+    amounts = [
+        name for name, value in (("--remove", remove), ("--ratio", ratio), ("--params", params)) if value is not None
+    ]
+    if blocks is not None:
+        if scores is not None or amounts:
+            extra = "--scores" if scores is not None else amounts[0]
+            raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
+        return _made(checkpoint, tuple(sorted(parse_blocks(blocks))), protected=(), criterion="given", why={})
+    if scores is None:
+        raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
+    if len(amounts) != 1:
+        found = "none" if not amounts else " and ".join(amounts)
+        raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
+    ranking = scores if isinstance(scores, Scores) else open_scores(scores, checkpoint)
+    ranking.check_belongs_to(checkpoint)
+    chosen = ranking.criterion(criterion)
+    protected, note = protected_blocks(checkpoint.original_blocks, plus)
+    order = [index for index in chosen.order if index not in protected]
+    sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
+    wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), remove, ratio, params)
+    limit = min(len(order), checkpoint.depth - 1)
+    if wanted > limit:
+        kept = f"kept: {ranges(protected)}" if protected else "one must stay"
+        not_scored = sorted(set(checkpoint.original_blocks).difference(chosen.order))
+        kept += f"; not scored: {ranges(not_scored)}" if not_scored else ""
+        raise ShortstackError(
+            f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} may go ({kept})",
+            hint="--no-plus, or remove fewer" if protected else "remove fewer",
+        )
+    if strategy == "contiguous":
+        removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
+    else:
+        removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
+        note = "\n".join(part for part in (note, passed_by) if part)
+    why = {"strategy": strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
+    return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
+
+
+def protected_blocks(blocks: Sequence[int], plus: bool | None) -> tuple[tuple[int, ...], str]:
+    """The blocks that the published "+" rule keeps, and a line that says so where the user did not decide."""
+    if plus is None:
+        plus = len(blocks) >= PLUS_FROM_DEPTH
+        note = (
+            "" if plus else f"no block is protected below {PLUS_FROM_DEPTH} blocks; --plus keeps the first 4 and last 2"
+        )
+    else:
+        note = ""
+    if not plus:
+        return (), note
+    return tuple(sorted({*blocks[:PROTECTED_FIRST], *blocks[-PROTECTED_LAST:]})), note
+
+
+def parse_blocks(text: str) -> list[int]:
+    """`3,7-9` -> [3, 7, 8, 9]. Duplicates are kept, for the plan to refuse."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if not match:
+            raise UsageError(
+                f"--blocks {text!r}: {part.strip()!r} is not a block number", hint="such as --blocks 3,7-9"
+            )
+        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+        if last < first:
+            raise UsageError(f"--blocks {text!r}: the range {part.strip()!r} runs backwards", hint=f"{last}-{first}?")
+        found.extend(range(first, last + 1))
+    return found
+
+
+def parse_amount(text: str, option: str = "--params", what: str = "parameters") -> int:
+    """`5.5B` -> 5500000000 (K, M, B and T are powers of a thousand)."""
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,18})?)\s*([kKmMbBtT]?)\s*", text)
+    if not match:
+        raise UsageError(f"{option} {text!r} is not a number of {what}", hint="such as 5.5B, 700M or 5524115456")
+    power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}[match.group(2).lower()]
+    return round(float(match.group(1)) * 10.0**power)
+
+
+def amount_to_remove(
+    sizes: Sequence[int], total: int, remove: int | None, ratio: float | None, params: str | None
+) -> int:
+    """How many of the blocks of these sizes (in the order of removal) go, of a model of `total` parameters."""
+    if remove is not None:
+        if remove < 0:
+            raise UsageError(f"--remove {remove}: expected 0 or more blocks")
+        return remove
+    left = [total]
+    for parameters in sizes:
+        left.append(left[-1] - parameters)
+    if ratio is not None:
+        if not 0 <= ratio < 1:
+            raise UsageError(f"--ratio {ratio}: expected a share of the parameters, 0 <= ratio < 1")
+        return max(k for k in range(len(left)) if total - left[k] <= ratio * total + 1e-9)
+    target = parse_amount(params or "")
+    return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
+
+
+def _reason_against(checkpoint: Checkpoint, removed: Sequence[int]) -> str | None:
+    """Why these blocks of the original model cannot go exactly, or None where they can."""
+    kept = [place for place, index in enumerate(checkpoint.original_blocks) if index not in set(removed)]
+    return reason_against(checkpoint, kept)
+
+
+def _first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int) -> tuple[tuple[int, ...], str]:
+    """The first blocks of an order; where they cannot go together, those that can, and a line about the others."""
+    chosen, passed_by = list(order[:wanted]), {}
+    if _reason_against(checkpoint, chosen) is None:
+        return tuple(chosen), ""
+    chosen = []
+    for index in order:
+        if len(chosen) == wanted:
+            break
+        reason = _reason_against(checkpoint, [*chosen, index])
+        if reason is None:
+            chosen.append(index)
+        else:
+            passed_by[index] = reason
+    if len(chosen) < wanted:
+        first = next(iter(passed_by))
+        raise ShortstackError(
+            f"{checkpoint.source}: only {len(chosen)} blocks can go exactly; block {first} cannot: {passed_by[first]}",
+            hint=f"--remove {len(chosen)}, or choose with --blocks",
+        )
+    lines = [f"block {index} stays, though its score is lower: {reason}" for index, reason in passed_by.items()]
+    return tuple(chosen), "\n".join(lines)
+
+
+def _cheapest_run(
+    checkpoint: Checkpoint, protected: Sequence[int], scores: dict[int, float] | None, wanted: int
+) -> tuple[int, ...]:
+    if scores is None:
+        raise ShortstackError(
+            "--strategy contiguous adds up scores, but a block order has none", hint="give scores.json"
+        )
+    blocks = checkpoint.original_blocks
+    runs = [tuple(blocks[start : start + wanted]) for start in range(len(blocks) - wanted + 1)]
+    free = [run for run in runs if set(run) <= scores.keys() - set(protected)]
+    if not free:
+        kept = sorted(set(protected).union(set(blocks) - scores.keys()))
+        raise ShortstackError(
+            f"no run of {wanted} adjacent blocks avoids those that are protected or not scored ({ranges(kept)})",
+            hint="--no-plus, or remove fewer",
+        )
+    for run in sorted(free, key=lambda run: (sum(scores[index] for index in run), run)):
+        if _reason_against(checkpoint, run) is None:
+            return run
+    raise ShortstackError(
+        f"{checkpoint.source}: no run of {wanted} adjacent blocks can go exactly: "
+        f"{_reason_against(checkpoint, free[0])}",
+        hint="remove fewer, or --strategy one-shot",
+    )
+
+
+def _made(
+    checkpoint: Checkpoint,
+    removed: tuple[int, ...],
+    *,
+    protected: tuple[int, ...],
+    criterion: str,
+    why: dict[str, Any],
+    note: str = "",
+) -> PrunePlan:
+    made = PrunePlan(
+        source=checkpoint.source,
+        fingerprint=checkpoint.fingerprint,
+        blocks=checkpoint.original_blocks,
+        removed=removed,
+        protected=protected,
+        criterion=criterion,
+        why=why,
+        note=note,
+    )
+    # Whether this set can go exactly is part of the plan, not a surprise at pruning time.
+    kept = [checkpoint.position_of(index) for index in made.kept]
+    shortened_config(checkpoint, kept)
+    copies = shortened_tensors(checkpoint, kept)
+    before = {
+        "parameters": checkpoint.parameters(),
+        "bytes": checkpoint.nbytes,
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(),
+    }
+    after = {
+        "parameters": sum(copy.numel for copy in copies if checkpoint.is_parameter(copy.source.name)),
+        "bytes": sum(copy.nbytes for copy in copies),
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(len(kept)),
+    }
+    return dataclasses.replace(made, before=before, after=after)

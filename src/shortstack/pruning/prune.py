@@ -1,0 +1,236 @@
+"""PrunePlan -> new checkpoint, by byte copy. Neither torch nor transformers is imported, except to verify."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.artifacts import provenance
+from shortstack.artifacts.plan import PrunePlan, load_plan
+from shortstack.checkpoint.adapter import carry_adapter
+from shortstack.checkpoint.byte_copy import copy_tensors, new_header
+from shortstack.checkpoint.drop_blocks import dropped_further_prediction, shortened_config, shortened_tensors
+from shortstack.checkpoint.extra_files import continued_record, copy_companions
+from shortstack.checkpoint.headers import raw_header
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE
+from shortstack.common.formatting import count, ranges, seconds, size, table
+from shortstack.common.progress import Progress
+from shortstack.errors import UsageError
+from shortstack.families.open_model import open_model
+from shortstack.pruning.plan import PlanSource, ScoresSource, Strategy, plan_for, replanned
+from shortstack.publishing.model_card import model_card
+from shortstack.runtime.atomic_output import published
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What was written where.
+
+    Attributes:
+        out: the new checkpoint.
+        plan: what was removed and why.
+        files: sha256 of every file written, by name.
+        seconds: wall-clock time.
+        verified: what the check found, or None where none was asked for.
+    """
+
+    out: Path
+    plan: PrunePlan
+    files: dict[str, str]
+    seconds: float
+    verified: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "out": str(self.out),
+            "removed": list(self.plan.removed),
+            "kept": list(self.plan.kept),
+            "before": self.plan.before,
+            "after": self.plan.after,
+            "files": self.files,
+            "seconds": self.seconds,
+            "verified": self.verified,
+        }
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        before, after = self.plan.before, self.plan.after
+        rows = [("blocks", str(len(self.plan.blocks)), str(len(self.plan.kept)))]
+        for key, show in (("parameters", count), ("bytes", size)):
+            rows.append((key, show(before[key] or 0), show(after[key] or 0)))
+        lines = [
+            f"{self.out}: block {ranges(self.plan.removed) or 'none'} of {self.plan.source} removed "
+            f"({self.plan.removal_ratio:.1%} of parameters) in {seconds(self.seconds)}",
+            table(["", "before", "after"], rows),
+        ]
+        if self.verified:
+            lines.append(f"verified: {self.verified}")
+        return "\n".join([*lines, *([self.plan.note] if self.plan.note else [])])
+
+
+def prune(
+    model: str,
+    *,
+    out: Path,
+    plan: PlanSource | None = None,
+    blocks: str | None = None,
+    scores: ScoresSource | None = None,
+    criterion: str | None = None,
+    remove: int | None = None,
+    ratio: float | None = None,
+    params: str | None = None,
+    plus: bool | None = None,
+    strategy: Strategy = "one-shot",
+    adapter: Path | None = None,
+    verify: bool = False,
+    force: bool = False,
+    allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    quiet: bool = False,
+) -> PruneResult:
+    """Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.
+
+    Tokenizer, chat template, generation config and the other files are copied; shards stay as the input has them. The
+    output appears whole or not at all.
+
+    Args:
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: the directory to make.
+        plan: a plan.json of `shortstack plan`; or give the options of plan:
+        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
+        scores: a scores.json of `shortstack score`, a block_order.csv, or `published:[MODEL:]CRITERION`.
+        criterion: which of the scores to use; may be left out when the file holds one.
+        remove: how many blocks to remove.
+        ratio: remove the most blocks whose share of the parameters is at most this.
+        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        adapter: a PEFT adapter that was trained on the model: written to OUT/adapter, for the blocks that are left.
+        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits.
+        force: replace an output that shortstack made before.
+        allow_nonfinite: copy tensors that hold NaN or infinity.
+        allow_links: follow links in the checkpoint that lead out of its directory.
+        quiet: no progress on stderr.
+
+    Returns:
+        What was written where.
+
+    Raises:
+        ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
+    """
+    started = time.perf_counter()
+    progress = Progress(quiet=quiet)
+    checkpoint = open_model(model, allow_links=allow_links, progress=progress)
+    if plan is not None:
+        if any(value is not None for value in (blocks, scores, remove, ratio, params)):
+            raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
+        made = replanned(checkpoint, plan if isinstance(plan, PrunePlan) else load_plan(plan))
+    else:
+        made = plan_for(
+            checkpoint,
+            blocks=blocks,
+            scores=scores,
+            criterion=criterion,
+            remove=remove,
+            ratio=ratio,
+            params=params,
+            plus=plus,
+            strategy=strategy,
+        )
+    for line in (checkpoint.repair.says if checkpoint.repair else "", dropped_further_prediction(checkpoint)):
+        if line:
+            progress.say(line)
+    nbytes = made.after["bytes"] or 0
+    verified = None
+    inputs = [checkpoint.directory, *([adapter] if adapter else [])]
+    with published(out, inputs=inputs, nbytes=nbytes, force=force) as stage:
+        files = write_pruned(
+            checkpoint, made, stage, allow_nonfinite=allow_nonfinite, allow_links=allow_links, progress=progress
+        )
+        if adapter is not None:
+            kept = [checkpoint.position_of(index) for index in made.kept]
+            carry_adapter(Path(adapter), checkpoint, kept, str(out), stage / "adapter")
+        if verify:
+            from shortstack.pruning.verify import verify_pruned
+
+            verified = verify_pruned(checkpoint, made, stage)
+    return PruneResult(Path(out), made, files, time.perf_counter() - started, verified)
+
+
+def write_pruned(
+    checkpoint: Checkpoint,
+    plan: PrunePlan,
+    directory: Path,
+    *,
+    allow_nonfinite: bool = False,
+    allow_links: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
+    kept = [checkpoint.position_of(index) for index in plan.kept]
+    config = shortened_config(checkpoint, kept)
+    files = _copy_weights(checkpoint, kept, directory, allow_nonfinite, progress or Progress(quiet=True))
+    if config == checkpoint.config:
+        (directory / "config.json").write_bytes(checkpoint.config_bytes)
+    else:
+        (directory / "config.json").write_text(
+            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    files |= copy_companions(checkpoint, directory, allow_links=allow_links)
+    record = _record(checkpoint, plan, files)
+    (directory / "README.md").write_text(model_card(record), encoding="utf-8")
+    (directory / provenance.FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return files
+
+
+def _copy_weights(
+    checkpoint: Checkpoint, kept: list[int], directory: Path, allow_nonfinite: bool, progress: Progress
+) -> dict[str, str]:
+    """The weight files, as many as the input has (fewer where a shard has nothing left), and their index."""
+    by_shard: dict[Path, list[TensorCopy]] = {path: [] for path in checkpoint.shards}
+    for copy in shortened_tensors(checkpoint, kept):
+        by_shard[copy.source.file].append(copy)
+    shards = [(path, copies) for path, copies in by_shard.items() if copies]
+    single = len(checkpoint.shards) == 1 and next(iter(checkpoint.shards)).name in (SINGLE, PICKLED_SINGLE)
+    files: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    total = sum(copy.nbytes for _, copies in shards for copy in copies)
+    with progress.bar("copy", total, "B") as advance:
+        for number, (path, copies) in enumerate(shards, start=1):
+            name = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            header = new_header(copies, checkpoint.shards[path])
+            if len(kept) == checkpoint.depth and path.suffix == ".safetensors":
+                header = raw_header(path)  # nothing removed: the file is copied to the byte
+            files[name] = copy_tensors(
+                copies, directory / name, header=header, allow_nonfinite=allow_nonfinite, progress=advance
+            )
+            weight_map |= {copy.name: name for copy in copies}
+    if not single:
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return files
+
+
+def _record(checkpoint: Checkpoint, plan: PrunePlan, files: dict[str, str]) -> dict[str, Any]:
+    step = {
+        "stage": "prune",
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        "removed_blocks": list(plan.removed),
+        "protected_blocks": list(plan.protected),
+        "criterion": plan.criterion,
+        "removal_ratio": plan.removal_ratio,
+        "why": plan.why,
+        **({"repairs": [checkpoint.repair.name]} if checkpoint.repair else {}),
+        "before": plan.before,
+        "after": plan.after,
+        "versions": provenance.versions(),
+    }
+    return continued_record(checkpoint, step, plan.kept, files)

@@ -1,0 +1,147 @@
+"""Prove that a pruned checkpoint computes what the original computes with those blocks skipped."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.artifacts.plan import PrunePlan
+from shortstack.checkpoint.byte_copy import same_bytes
+from shortstack.checkpoint.drop_blocks import shortened_config, shortened_tensors
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.common.formatting import size
+from shortstack.engine.load import aligned, load_with_transformers
+from shortstack.errors import ShortstackError
+from shortstack.families.open_model import open_checkpoint
+from shortstack.runtime.devices import available_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+_WINDOWS = 2
+_SEQ_LEN = 64
+_ROOM = 0.7  # share of free memory that two models in float32 may take
+
+
+def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str:
+    """Compare a pruned checkpoint with its original: every tensor byte, every config entry, and logits bit for bit.
+
+    transformers loads both in float32 on the CPU (no key may be missing or unexpected); in the original, the removed
+    blocks are bypassed. Models that do not fit twice are compared block by block by shortstack's own engine instead.
+
+    Returns:
+        What was compared, in a line.
+
+    Raises:
+        ShortstackError: anything differs.
+    """
+    pruned = open_checkpoint(directory, family=original.anatomy.family)
+    kept = [original.position_of(index) for index in plan.kept]
+    if pruned.original_blocks != plan.kept:
+        raise _failed(directory, f"shortstack.json lists blocks {pruned.original_blocks}, the plan keeps {plan.kept}")
+    _compare_config(original, pruned, kept)
+    compared = _compare_bytes(original, pruned, kept)
+    ids_BT = _random_windows(original)
+    needed = 4 * (original.parameters() + pruned.parameters())
+    if needed < _ROOM * available_bytes():
+        how = "transformers"
+        expected, known = _bypassed_logits(original, kept, ids_BT)
+        found = _loaded_logits(pruned, ids_BT, known)
+    else:
+        from shortstack.engine.block_model import NotSeparableError
+        from shortstack.engine.streamed import streamed_logits
+
+        how = "the streaming engine"  # which, too, refuses any tensor that is missing or has no place
+        try:
+            expected = streamed_logits(original, kept, ids_BT)
+            found = streamed_logits(pruned, range(pruned.depth), ids_BT)
+        except NotSeparableError as error:
+            return (
+                f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}); logits not compared: the model does not "
+                f"fit in memory twice, and {error.reason}"
+            )
+    if not _equal_bits(expected, found):
+        worst = float((expected - found).abs().max())
+        raise _failed(directory, f"logits differ from the original with the blocks skipped (by up to {worst:.3g})")
+    shape = " x ".join(map(str, found.shape))
+    return f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}), {shape} logits equal bit for bit ({how})"
+
+
+def _compare_config(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> None:
+    expected = shortened_config(original, kept)
+    for key in sorted(expected.keys() | pruned.config.keys()):
+        if json.dumps(expected.get(key)) != json.dumps(pruned.config.get(key)):
+            raise _failed(
+                pruned.directory, f"config.json: {key} is {pruned.config.get(key)!r}, expected {expected.get(key)!r}"
+            )
+
+
+def _compare_bytes(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> int:
+    expected = {copy.name: copy for copy in shortened_tensors(original, kept)}
+    if expected.keys() != pruned.tensors.keys():
+        odd = sorted(expected.keys() ^ pruned.tensors.keys())
+        raise _failed(pruned.directory, f"tensor {odd[0]!r} is missing or left over ({len(odd)} such)")
+    for name, copy in expected.items():
+        found = pruned.tensors[name]
+        same = (found.dtype, found.shape) == (copy.source.dtype, copy.shape)
+        if not same or not same_bytes(copy, TensorCopy(found, name)):
+            raise _failed(pruned.directory, f"tensor {name!r} differs from {copy.source.name!r} of the original")
+    return len(expected)
+
+
+def _random_windows(checkpoint: Checkpoint) -> torch.Tensor:
+    import torch
+
+    rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
+    length = min(_SEQ_LEN, checkpoint.positions or _SEQ_LEN)
+    generator = random.Random(0)
+    return torch.tensor([[generator.randrange(rows) for _ in range(length)] for _ in range(_WINDOWS)])
+
+
+def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor, known: dict[str, Any]) -> torch.Tensor:
+    import torch
+
+    model, info = load_with_transformers(checkpoint, dtype=torch.float32)
+    _refuse_odd_keys(checkpoint, info, known)
+    with torch.no_grad():
+        logits: torch.Tensor = aligned(model)(input_ids=ids_BT, use_cache=False).logits
+    return logits
+
+
+def _bypassed_logits(
+    checkpoint: Checkpoint, kept: list[int], ids_BT: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """(logits with the other blocks passed over, what transformers says of the original's keys)."""
+    import torch
+
+    from shortstack.engine.bypass import Bypass
+
+    model, info = load_with_transformers(checkpoint, dtype=torch.float32)
+    bypass = Bypass(aligned(model), checkpoint.anatomy, ids_BT[:1, :2])
+    with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(kept)):
+        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    return logits, info
+
+
+def _refuse_odd_keys(checkpoint: Checkpoint, info: dict[str, Any], known: dict[str, Any]) -> None:
+    """No key may be odd that was not so before: a composite's vision tower is left out of its language model."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted({str(key) for key in info.get(problem, ())} - {str(key) for key in known.get(problem, ())})
+        if keys:
+            kind = problem.replace("_", " ")
+            raise _failed(checkpoint.directory, f"transformers reports {kind}: {keys[0]} ({len(keys)} in all)")
+
+
+def _equal_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    import torch
+
+    return first.shape == second.shape and torch.equal(first.view(torch.int32), second.view(torch.int32))
+
+
+def _failed(directory: Path, what: str) -> ShortstackError:
+    return ShortstackError(
+        f"{directory}: verification failed: {what}", hint="nothing was published; please report this"
+    )

@@ -1,0 +1,1 @@
+"""What a checkpoint and its results look like to others: the model card."""

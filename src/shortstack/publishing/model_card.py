@@ -1,0 +1,70 @@
+"""The model card (README.md) of a checkpoint that shortstack wrote."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from shortstack.common.formatting import ranges
+from shortstack.common.json_fields import nested
+
+
+def model_card(record: dict[str, Any]) -> str:
+    """Markdown with YAML front matter, from the record in shortstack.json."""
+    import yaml
+
+    source = str(record["source"])
+    steps = record["steps"]
+    removed = sorted(set(range(record["original_depth"])) - set(record["kept_blocks"]))
+    front: dict[str, Any] = {"library_name": "transformers", "tags": ["shortstack", "depth-pruning"]}
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
+        front["base_model"] = source
+    trained = [step for step in steps if step.get("stage") != "prune"]
+    title = _plain(source)
+    if removed:
+        title += f" without {len(removed)} of its {record['original_depth']} Transformer blocks"
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {title}{', retrained' if trained else ''}",
+        "",
+        f"Made by shortstack {nested(steps[-1], 'versions', 'shortstack') or ''} from {_plain(source)}, in these steps:",
+        "",
+        *(_described(step) for step in steps),
+        "",
+        f"- blocks removed (numbered as in the original model): {ranges(removed) or 'none'}",
+        f"- blocks kept: {ranges(record['kept_blocks'])}",
+        "",
+    ]
+    if trained:
+        lines.append("Evaluate it on your own task: figures on one text say little about another.")
+    else:
+        lines.append(
+            "Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect"
+        )
+        lines.append("worse text than the original's until it is retrained, and evaluate it on your own task.")
+    return "\n".join([*lines, "`shortstack.json` holds the full record; the licence is the original model's.", ""])
+
+
+def _described(step: dict[str, Any]) -> str:
+    """One line about one step."""
+    if step.get("stage") == "prune":
+        calibration = nested(step, "why", "scores", "calibration", "source") or "none"
+        before, after = nested(step, "before", "parameters"), nested(step, "after", "parameters")
+        return (
+            f"1. pruned from {before} to {after} parameters; chosen by: {_plain(str(step.get('criterion')))}, "
+            f"calibration text: {_plain(str(calibration))}"
+        )
+    if step.get("stage") == "retrain":
+        data = _plain(str(nested(step, "data", "source")))
+        return (
+            f"1. retrained ({step.get('method')}) for {step.get('steps')} steps, {step.get('tokens')} tokens of {data}"
+        )
+    return f"1. {_plain(str(step.get('stage')))}: an adapter was folded into the weights"
+
+
+def _plain(text: str) -> str:
+    """Text without what Markdown, HTML or a table would take as markup."""
+    return re.sub(r"[\x00-\x1f\x7f|`<>\[\]*\\]", "_", text)

@@ -1,0 +1,308 @@
+"""Run a recipe: one step after the other, each in its folder; what is done already, of the very same things, is passed by."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from shortstack.common.extras import need_extra
+from shortstack.common.formatting import aligned_left, plain, seconds
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.recipes.cache_keys import model_identity, step_key
+from shortstack.recipes.coordination import Team
+from shortstack.recipes.dry_run import Rehearsal, rehearsed
+from shortstack.recipes.resolve import Recipe, Reference, Step, resolve
+from shortstack.recipes.run_folder import RunFolder
+from shortstack.recipes.schema import unknown
+from shortstack.recipes.stages import OUTPUTS
+from shortstack.runtime.atomic_output import absolute, locked, write_file
+from shortstack.runtime.devices import DType
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What became of one step.
+
+    Attributes:
+        name, verb: which.
+        state: done now, or skipped because an earlier run has done it.
+        seconds: what it took, when it was done.
+        output: what it left behind.
+        text: what it found, as a person reads it.
+        result: what the stage returned; None where it was skipped.
+    """
+
+    name: str
+    verb: str
+    state: Literal["done", "skipped"]
+    seconds: float
+    output: Path
+    text: str
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that ended well.
+
+    Attributes:
+        out: its folder.
+        recipe: what was run.
+        steps: in order.
+        left_out: optional steps that were left out, and why.
+        seconds: wall-clock time of this run.
+    """
+
+    out: Path
+    recipe: str
+    steps: list[StepResult]
+    left_out: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        steps = [
+            {
+                "name": step.name,
+                "stage": step.verb,
+                "state": step.state,
+                "seconds": step.seconds,
+                "output": str(step.output),
+            }
+            for step in self.steps
+        ]
+        return {"schema": 1, "out": str(self.out), "recipe": self.recipe, "steps": steps, "left_out": self.left_out,
+                "seconds": self.seconds}  # fmt: skip
+
+    def to_text(self) -> str:
+        """The steps, and what the last one found."""
+        rows = [
+            [step.name, step.verb, step.state, seconds(step.seconds), _within(step.output, self.out)]
+            for step in self.steps
+        ]
+        lines = [aligned_left(["step", "stage", "", "took", "left behind"], rows)]
+        lines += [f"{name} was left out: {why}" for name, why in self.left_out.items()]
+        if self.steps and self.steps[-1].text:
+            lines += ["", self.steps[-1].text]
+        return "\n".join([*lines, "", f"{self.recipe}: everything is in {self.out} ({seconds(self.seconds)})"])
+
+
+def run(
+    recipe: str,
+    *,
+    model: str | None = None,
+    out: Path | None = None,
+    set_: Sequence[str] = (),
+    from_: str | None = None,
+    dry_run: bool = False,
+    dtype: DType | None = None,
+    device: str | None = None,
+    force: bool = False,
+    quiet: bool = False,
+) -> RunResult | Rehearsal | None:
+    """Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.
+
+    A step is skipped where an earlier run in the same folder has done it with the very same model, data, options and
+    versions. A run that was killed goes on when the same command is given again.
+
+    Args:
+        recipe: a name (`shortstack recipes` lists them), or a file.
+        model: the checkpoint to begin with, instead of the recipe's: a directory, a hub id, or `embedded`.
+        out: the run's folder; by default named after the recipe. Each step has a folder in it.
+        set_: change an option of a step, as `step.key=value`; can be given several times. `step=null` takes a step away.
+        from_: run this step and those after it again, whatever has been done.
+        dry_run: run nothing: check models, data, packages and disk, and show the plan with sizes.
+        dtype: what every step computes in, unless --set says otherwise.
+        device: where every step computes, unless --set says otherwise.
+        force: make steps again that an earlier run in this folder has made with other settings.
+        quiet: no progress on stderr.
+
+    Returns:
+        What every step left behind; with `dry_run` the plan. None in processes other than the first.
+
+    Raises:
+        ShortstackError: the recipe is wrong, or a step failed; names the step.
+    """
+    started = time.perf_counter()
+    everywhere = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
+    made = resolve(recipe, model=model, settings=set_, everywhere=everywhere)
+    if from_ is not None and from_ not in [step.name for step in made.steps]:
+        raise unknown(f"--from {from_}", from_, [step.name for step in made.steps], "step")
+    folder = absolute(out if out is not None else f"shortstack-{Path(made.name).stem}")
+    if dry_run:
+        return rehearsed(made, folder)
+    for step in made.steps:
+        need_extra(step.stage.verb)
+    team = Team.from_environment()
+    if not team.leads:
+        _follow(made, folder, team)
+        return None
+    with locked(folder):
+        runner = _Runner(made, RunFolder.open(folder), Progress(quiet=quiet), team, force, from_)
+        steps = runner.run()
+    shown = Path(out) if out is not None else Path(folder.name)
+    return RunResult(shown, made.name, steps, made.left_out, time.perf_counter() - started)
+
+
+@dataclass
+class _Runner:
+    """One run, in the process that leads."""
+
+    recipe: Recipe
+    folder: RunFolder
+    progress: Progress
+    team: Team
+    force: bool
+    from_: str | None
+    made: dict[str, str] = field(default_factory=dict)  # step, or `model` -> identity of what is there
+
+    def run(self) -> list[StepResult]:
+        """All steps.
+
+        Raises:
+            ShortstackError: one failed; those before it stay done.
+        """
+        other = self.folder.record.get("recipe", self.recipe.name)
+        if other != self.recipe.name and not self.force:
+            raise ShortstackError(
+                f"{self.folder.path}: holds a run of {other}, not of {self.recipe.name}",
+                hint="another --out; --force runs it here all the same",
+            )
+        found = []
+        again = False
+        self.made["model"] = model_identity(self.recipe.model)
+        for number, step in enumerate(self.recipe.steps, start=1):
+            again = again or step.name == self.from_
+            try:
+                found.append(self._step(number, step, again))
+            except ShortstackError as error:
+                kind = UsageError if isinstance(error, UsageError) else ShortstackError
+                raise kind(f"step {step.name}: {error.message}", hint=error.hint) from error
+            self.made[step.name] = self.folder.noted(step)["identity"]
+        self.team.tell("end")
+        self.team.close()
+        return found
+
+    def _step(self, number: int, step: Step, again: bool) -> StepResult:
+        key = step_key(step, self.made)
+        standing, changed = self.folder.standing(step, key)
+        says = f"{number}/{len(self.recipe.steps)} {step.name}"
+        verb, output = step.stage.verb, self.folder.output(step)
+        if standing == "done" and not again:
+            self.progress.say(f"{says}: done by an earlier run (--from {step.name} runs it again)")
+            self.team.tell("skip")
+            noted = self.folder.noted(step)
+            return StepResult(step.name, verb, "skipped", noted["seconds"], output, noted["text"])
+        if standing == "other" and not (again or self.force):
+            raise ShortstackError(
+                f"was made with other settings in {self.folder.path}: {'; '.join(changed)}",
+                hint=f"another --out; --from {step.name} or --force makes it again",
+            )
+        self.progress.say(f"{says}: {step.stage.line}")
+        self.folder.begin(self.recipe, step, key)
+        self.team.tell("together" if step.stage.parallel else "alone")
+        if step.stage.parallel:
+            self.team.gather()
+        started = time.perf_counter()
+        with _logged(self.folder.log_file(step)) as log:
+            anew = again or standing == "other"
+            result = step.stage.call(call_values(self.recipe, step, self.folder, self.progress.quiet, anew=anew))
+            if step.stage.out is None:
+                write_file(output, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+            text = "\n".join(plain(line) for line in result.to_text().split("\n"))
+            log.write(text + "\n")
+        self.progress.say(text + "\n")
+        if getattr(result, "exit_code", 0):
+            raise ShortstackError(
+                f"it ended with a fault; what it found is in {self.folder.log_file(step)}",
+                hint=f"mend what it names, or --set {step.name}=null",
+            )
+        took = time.perf_counter() - started
+        self.folder.note(step, state="done", seconds=took, identity=self.folder.identity(step), text=text)
+        return StepResult(step.name, verb, "done", took, output, text, result)
+
+
+def _within(output: Path, out: Path) -> str:
+    folder = absolute(out)
+    return str(out / output.relative_to(folder)) if output.is_relative_to(folder) else str(output)
+
+
+def call_values(recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, anew: bool) -> dict[str, Any]:
+    """What the stage function is called with."""
+    stage = step.stage
+
+    def passed(name: str, part: Any) -> Any:
+        if isinstance(part, Reference):
+            part = _place(recipe, folder, part, adapter=name == "adapter")
+        if name in OUTPUTS:
+            part = folder.path / step.name / part
+        return Path(part) if stage.parameters[name].is_path and isinstance(part, str) else part
+
+    values = {
+        name: [passed(name, part) for part in value] if isinstance(value, list) else passed(name, value)
+        for name, value in step.values.items()
+    }
+    output = folder.output(step)
+    steering = {"out": output, "quiet": quiet, "force": output.exists(), "restart": anew}
+    return {**values, **{name: value for name, value in steering.items() if name in stage.takes}}
+
+
+def _place(recipe: Recipe, folder: RunFolder, reference: Reference, *, adapter: bool) -> str:
+    if reference.step == "model":
+        return recipe.model
+    made_by = next(step for step in recipe.steps if step.name == reference.step)
+    output = folder.output(made_by)
+    return str(output / "adapter") if adapter and made_by.stage.verb == "retrain lora" else str(output)
+
+
+def _follow(recipe: Recipe, folder: Path, team: Team) -> None:
+    """In the other processes: take part in the steps that several processes share, as the first one says."""
+    for step in recipe.steps:
+        if team.hear() == "together":
+            team.gather()
+            step.stage.call(call_values(recipe, step, RunFolder(folder), quiet=True, anew=False))
+    team.hear()
+    team.close()
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[IO[str]]:
+    """Everything that is said on stderr goes into a file, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log:
+        log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        both = _Both(sys.stderr, log)
+        with contextlib.redirect_stderr(both):
+            try:
+                yield log
+            except ShortstackError as error:
+                log.write(f"error: {error}\n")
+                raise
+
+
+class _Both:
+    """A stream that writes to two; bars, which only a terminal shows, to the first alone."""
+
+    def __init__(self, shown: IO[str], log: IO[str]) -> None:
+        self._shown, self._log = shown, log
+
+    def write(self, text: str) -> int:
+        """Write to both."""
+        if "\r" not in text:
+            self._log.write(text)
+        return self._shown.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self._shown.flush()
+        self._log.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shown, name)

@@ -1,0 +1,120 @@
+"""A run's folder: `run.json`, one sub-folder per step, `logs/`, and `recipe.yaml`, which runs the same again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shortstack.common.json_fields import differences
+from shortstack.errors import ShortstackError
+from shortstack.recipes.cache_keys import output_identity
+from shortstack.recipes.resolve import Recipe, Step
+from shortstack.runtime.atomic_output import write_file
+
+RUN_FILE = "run.json"
+# What became of a step in earlier runs: nothing, begun, done, or either of the two with other settings than now.
+Standing = Literal["new", "begun", "done", "other"]
+SCHEMA = 1
+
+
+@dataclass
+class RunFolder:
+    """Where a run leaves everything.
+
+    Attributes:
+        path: the folder.
+        record: the content of run.json: recipe, model, and per step its key, state, seconds, output and text.
+    """
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run's folder, or a new one; nothing is written yet.
+
+        Raises:
+            ShortstackError: something else is there.
+        """
+        file = path / RUN_FILE
+        if not path.exists():
+            return cls(path)
+        if not path.is_dir():
+            raise ShortstackError(f"{path}: exists and is not a directory", hint="choose another --out")
+        if not file.is_file():
+            if any(one for one in path.iterdir() if not one.name.startswith(".")):
+                raise ShortstackError(
+                    f"{path}: exists and holds no run of shortstack (no {RUN_FILE})", hint="choose another --out"
+                )
+            return cls(path)
+        try:
+            record = json.loads(file.read_bytes())
+            if record["schema"] != SCHEMA or not isinstance(record["steps"], dict):
+                raise ValueError(f"schema {record['schema']!r}, expected {SCHEMA}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ShortstackError(
+                f"{file}: cannot be read ({error})", hint="choose another --out, or remove it: the run begins anew"
+            ) from None
+        return cls(path, record)
+
+    def begin(self, recipe: Recipe, step: Step, key: Mapping[str, Any]) -> None:
+        """Write down what is run, and that this step of it has begun."""
+        steps = self.record.get("steps", {})
+        kept = {step.name: steps[step.name] for step in recipe.steps if step.name in steps}
+        others = {name: one for name, one in steps.items() if name not in kept}
+        self.record = {
+            "schema": SCHEMA, "recipe": recipe.name, "about": recipe.about, "model": recipe.model,
+            "order": [step.name for step in recipe.steps], "left_out": recipe.left_out, "steps": {**kept, **others},
+        }  # fmt: skip
+        write_file(self.path / "recipe.yaml", recipe.to_yaml().encode())
+        self.note(step, key=key, state="begun")
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_file(self.path / RUN_FILE, (json.dumps(self.record, indent=1) + "\n").encode())
+
+    def log_file(self, step: Step) -> Path:
+        """What a step says goes here, too."""
+        return self.path / "logs" / f"{step.name}.log"
+
+    def output(self, step: Step) -> Path:
+        """What a step leaves behind: a file in its folder, or the folder itself."""
+        name = f"{step.stage.verb}.json" if step.stage.out is None else step.stage.out
+        return self.path / step.name / name if name else self.path / step.name
+
+    def noted(self, step: Step) -> dict[str, Any]:
+        """What run.json says of a step; empty where it has not begun."""
+        found: dict[str, Any] = self.record.get("steps", {}).get(step.name, {})
+        return found
+
+    def note(self, step: Step, **entries: Any) -> None:
+        """Say more of a step, and save."""
+        self.record["steps"][step.name] = {
+            **self.noted(step), "output": str(self.output(step).relative_to(self.path)), **entries
+        }  # fmt: skip
+        self.save()
+
+    def identity(self, step: Step) -> str | None:
+        """Of what a step has left behind, as it is now."""
+        return output_identity(self.output(step))
+
+    def standing(self, step: Step, key: Mapping[str, Any]) -> tuple[Standing, list[str]]:
+        """(what earlier runs have done of a step, what is different now).
+
+        Args:
+            step: the step.
+            key: all that makes it now.
+        """
+        noted, identity = self.noted(step), self.identity(step)
+        is_done = noted.get("state") == "done"
+        if not noted or (is_done and identity is None):
+            return "new", []
+        changed = differences(noted.get("key", {}), json.loads(json.dumps(key)))
+        if is_done and not changed and identity != noted.get("identity"):
+            changed = [f"{self.output(step)} was changed since"]
+        if changed:
+            return "other", changed
+        return ("done" if is_done else "begun"), []

@@ -1,0 +1,189 @@
+"""The work folder of a run: which run it belongs to, its checkpoints, and which of them are complete.
+
+`.NAME.shortstack-work/` lies beside the output. A checkpoint counts once `complete.json` stands in it, written last,
+after everything else was flushed, with the names and sizes of its files. What was being written when a process died
+has no such file and is never used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.common.json_fields import differences
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError
+from shortstack.runtime.atomic_output import sync_tree, write_file
+from shortstack.runtime.distributed import Process
+
+COMPLETE = "complete.json"
+STREAM = "stream.json"
+_RUN = "run.json"
+_METRICS = "metrics.jsonl"
+_KEPT = 2  # the last checkpoints that stay, besides the best
+_NAME = re.compile(r"checkpoint-(\d+)")
+# Without these a run would go on with fresh state, and nobody would be told.
+_STATE_FILES = ("optimizer", "scheduler", "rng_state", "trainer_state")
+
+
+@dataclass
+class Session:
+    """A run's work folder.
+
+    Attributes:
+        folder: where it is.
+        key: all that makes the run: a checkpoint of a run with another key is refused.
+        process: this process.
+        forced: what was different where the user went on all the same, for the record.
+    """
+
+    folder: Path
+    key: dict[str, Any]
+    process: Process
+    forced: list[str] = field(default_factory=list)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of metrics, a line per logging step and evaluation."""
+        return self.folder / _METRICS
+
+    def begin(self, *, restart: bool, force: bool, weights_only: bool, progress: Progress) -> Path | None:
+        """Make the folder, or find the checkpoint to go on from. The first process does this before the others.
+
+        Raises:
+            ShortstackError: what is there belongs to another run, or its newest complete checkpoint has lost files.
+        """
+        if not self.process.leads:
+            return self._newest(weights_only)
+        if restart:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        differs = self._differences()
+        if differs and not force:
+            raise ShortstackError(
+                f"{self.folder}: holds a run that was begun with other settings: {'; '.join(differs)}",
+                hint="the same command goes on; --restart begins anew; --force goes on all the same and records it",
+            )
+        self.forced += differs
+        found = self._newest(weights_only)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._drop_incomplete()
+        record = {"key": self.key, "forced": [*self._record().get("forced", []), *differs]}
+        write_file(self.folder / _RUN, (json.dumps(record, indent=1) + "\n").encode())
+        self._cut_metrics(step_of(found) if found else 0)
+        if found is not None:
+            progress.say(f"going on from step {step_of(found)} ({found})")
+        return found
+
+    def complete(self, checkpoint: Path) -> None:
+        """Mark a checkpoint as complete, after all of its files are on the disk."""
+        sync_tree(checkpoint)
+        files = {
+            str(path.relative_to(checkpoint)): path.stat().st_size
+            for path in sorted(checkpoint.rglob("*"))
+            if path.is_file()
+        }
+        write_file(checkpoint / COMPLETE, (json.dumps({"files": files}, indent=1) + "\n").encode())
+
+    def rotate(self, best: int | None) -> None:
+        """Remove all complete checkpoints but the last two and the best."""
+        steps = self.complete_steps()
+        for step in steps[:-_KEPT]:
+            if step != best:
+                folder = self.at(step)
+                (folder / COMPLETE).unlink()  # first, so that a half-removed one does not count
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def complete_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, in order."""
+        found = [step_of(path.parent) for path in self.checkpoints.glob(f"checkpoint-*/{COMPLETE}")]
+        return sorted(found)
+
+    def at(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a choice that a resumed run must make again."""
+        if self.process.leads:
+            write_file(self.folder / f"{name}.txt", value.encode())
+
+    def recall(self, name: str) -> str | None:
+        """A choice that an earlier process of this run made, or None."""
+        path = self.folder / f"{name}.txt"
+        return path.read_text() if path.is_file() else None
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append a line to the metrics."""
+        if self.process.leads:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of the metrics; one that a killed process left unfinished is passed over."""
+        lines = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError):
+                    lines.append(json.loads(line))
+        return lines
+
+    def _cut_metrics(self, step: int) -> None:
+        """Drop what was logged after the checkpoint: it is going to be done again."""
+        kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]
+        write_file(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            record = json.loads((self.folder / _RUN).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def _differences(self) -> list[str]:
+        old = self._record().get("key")
+        if not isinstance(old, dict) or not self.complete_steps():
+            return []  # nothing that could be gone on with
+        return differences(old, self.key)
+
+    def _newest(self, weights_only: bool) -> Path | None:
+        steps = self.complete_steps()
+        if not steps:
+            return None
+        newest = self.at(steps[-1])
+        files = json.loads((newest / COMPLETE).read_bytes())["files"]
+        lost = [name for name, size in files.items() if not _has(newest / name, size)]
+        is_state = [Path(name).parts[0].split(".")[0].startswith(_STATE_FILES) for name in lost]
+        if lost and not (weights_only and all(is_state)):
+            can_go_on = all(is_state)
+            raise ShortstackError(
+                f"{newest}: {', '.join(lost)} is missing or has another size than when it was saved",
+                hint="--weights-only-resume goes on with a fresh optimizer, schedule and random state; or --restart"
+                if can_go_on
+                else "put it back, or --restart",
+            )
+        return newest
+
+    def _drop_incomplete(self) -> None:
+        for folder in self.checkpoints.iterdir():
+            if not (folder / COMPLETE).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps after which a checkpoint was saved."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else 0
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size

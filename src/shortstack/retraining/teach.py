@@ -1,0 +1,303 @@
+"""A teacher's top logits, computed once and written down: a student learns from them without the teacher.
+
+The folder holds what the student is trained on, too (tokens, targets, positions), so that nothing can fall apart: the
+student needs neither the data nor a tokenizer. Shards are compressed; a killed run goes on with the next one.
+
+Legend: N predicted tokens, K top tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shortstack.artifacts.provenance import FILE_NAME, versions
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import count, seconds, size
+from shortstack.common.progress import Progress
+from shortstack.data.tokenizer import load_tokenizer
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_model
+from shortstack.retraining.teacher_cache import KIND
+from shortstack.runtime.atomic_output import absolute, check_output, locked, published, write_file
+from shortstack.runtime.devices import DType
+
+if TYPE_CHECKING:
+    import torch
+
+    from shortstack.data.collators import Batch
+
+_ROWS_PER_SHARD = 64
+_PARTS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class TeachResult:
+    """What was written where.
+
+    Attributes:
+        rows, tokens: windows or examples, and the tokens in them that are predicted.
+        mass: the mean share of probability that the top tokens hold.
+    """
+
+    out: Path
+    rows: int
+    tokens: int
+    nbytes: int
+    mass: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"schema": 1, **self.__dict__, "out": str(self.out)}
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        return (
+            f"{self.out}: {self.rows} rows, {count(self.tokens)} predicted tokens, {size(self.nbytes)} "
+            f"({self.nbytes / max(1, self.tokens):.0f} bytes a token) in {seconds(self.seconds)}; "
+            f"the top tokens hold {self.mass:.1%} of the probability"
+        )
+
+
+def teach(
+    teacher: str,
+    *,
+    data: str,
+    out: Path,
+    top_k: int = 64,
+    temperature: float = 1.0,
+    tokens: str | None = None,
+    seq_len: int = 2048,
+    validation: int | None = None,
+    isolate_documents: bool = True,
+    micro_batch: int = 4,
+    dtype: DType = "auto",
+    device: str = "auto",
+    seed: int = 42,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    quiet: bool = False,
+) -> TeachResult:
+    """Write down a teacher's top logits on a text, for distillation without the teacher.
+
+    Args:
+        teacher: the dense checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        data: what the student will be trained on: text, or rows of instructions (the loss on responses alone).
+        out: the folder to make.
+        top_k: tokens whose log-probabilities are kept at every position.
+        temperature: the logits are divided by it; the student is trained at the same one.
+        tokens: of text, how much of it, such as `10M`; by default one pass.
+        seq_len: tokens per window or row; at most the teacher's positions.
+        validation: windows or rows that are held out; by default as in `retrain`.
+        isolate_documents: attention stays within a document.
+        micro_batch: rows at a time.
+        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        seed: of the order of the text and of the split.
+        force: replace an output that shortstack made before.
+        trust_remote_code: run code that comes with the checkpoint.
+        quiet: no progress on stderr.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ShortstackError: the teacher or data cannot be used.
+    """
+    from shortstack.retraining.hyperparameters import parse_tokens
+
+    started = time.perf_counter()
+    progress = Progress(quiet=quiet)
+    if top_k < 1 or not temperature > 0:
+        raise UsageError(f"--top-k {top_k} --temperature {temperature}: expected at least 1, and more than 0")
+    checkpoint = open_model(teacher, progress=progress)
+    check_output(out, inputs=[checkpoint.directory], force=force)
+    length = min(seq_len, checkpoint.positions or seq_len)
+    if length < seq_len:
+        progress.say(f"{checkpoint.source} has {length} positions: {seq_len} tokens are cut to {length}")
+    settings = {
+        "top_k": min(top_k, _vocabulary(checkpoint)), "temperature": temperature, "seq_len": length, "seed": seed,
+        "validation": validation, "isolate_documents": isolate_documents, "tokens": parse_tokens(tokens),
+        "micro_batch": micro_batch,
+    }  # fmt: skip
+    work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
+    with locked(absolute(out)):
+        lesson = _Lesson(checkpoint, data, settings, work, progress, trust_remote_code)
+        record = lesson.write(dtype, device)
+        with published(out, inputs=[checkpoint.directory], force=force, is_locked=True) as stage:
+            for name in record["shards"]:
+                (work / name).rename(stage / name)
+            (stage / FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(work, ignore_errors=True)
+    nbytes = sum(shard["bytes"] for shard in record["shards"].values())
+    return TeachResult(
+        Path(out), record["rows"], record["predicted"], nbytes, record["mass"], time.perf_counter() - started
+    )
+
+
+def _vocabulary(checkpoint: Checkpoint) -> int:
+    return checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
+
+
+@dataclass
+class _Lesson:
+    """One run of the teacher over the data, shard after shard."""
+
+    teacher: Checkpoint
+    data: str
+    settings: dict[str, Any]
+    work: Path
+    progress: Progress
+    trust_remote_code: bool
+
+    def write(self, dtype: DType, device: str) -> dict[str, Any]:
+        """Write all shards into the work folder that are not there yet; the record of them all."""
+        from shortstack.data.loaders import open_feed
+        from shortstack.engine.load import load_model
+
+        tokenizer = load_tokenizer(self.teacher, trust_remote_code=self.trust_remote_code)
+        settings = self.settings
+        feed = open_feed(
+            self.data,
+            tokenizer,
+            seq_len=settings["seq_len"],
+            seed=settings["seed"],
+            validation=settings["validation"],
+            isolated=settings["isolate_documents"],
+            group_by_length=False,
+            progress=self.progress,
+        )
+        model, computed, place = load_model(
+            self.teacher, dtype=dtype, device=device, trust_remote_code=self.trust_remote_code
+        )
+        record = self._begun(feed.described, str(computed).removeprefix("torch."))
+        rows = feed.steps(1, epochs=1, tokens=settings["tokens"])
+        with self.progress.bar("teach", rows + sum(len(batch["targets"]) for batch in feed.held_out)) as advance:
+            self._part("held_out", feed.held_out, model, place, record, advance)
+            self._part("train", self._training(feed, rows, record), model, place, record, advance)
+        shards = record["shards"].values()
+        predicted = sum(shard["predicted"] for shard in shards)
+        mass = sum(shard["mass"] * shard["predicted"] for shard in shards) / max(1, predicted)
+        return {**record, "rows": sum(shard["rows"] for shard in shards), "predicted": predicted, "mass": mass}
+
+    def _begun(self, data: dict[str, Any], dtype: str) -> dict[str, Any]:
+        """The record that an earlier run left, if it is of this one; else a fresh one."""
+        key = {
+            "teacher": self.teacher.source, "fingerprint": self.teacher.fingerprint,
+            "vocabulary": _vocabulary(self.teacher), "data": data, "settings": self.settings, "dtype": dtype,
+        }  # fmt: skip
+        try:
+            left = json.loads((self.work / FILE_NAME).read_bytes())
+        except (OSError, ValueError):
+            left = {}
+        if left and all(left.get(name) == value for name, value in key.items()):
+            self.progress.say(f"going on after {len(left['shards'])} shards ({self.work})")
+            return dict(left)
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        return {"schema": 1, "kind": KIND, **key, "shards": {}, "streams": {}, "versions": versions()}
+
+    def _training(self, feed: Any, rows: int, record: dict[str, Any]) -> Iterator[Batch]:
+        """The batches that are trained on, each row once, from the one after the last shard on."""
+        from shortstack.data.collators import Shares
+
+        done = sum(shard["rows"] for name, shard in record["shards"].items() if name.startswith("train"))
+        micro = min(self.settings["micro_batch"], _ROWS_PER_SHARD, rows)
+        stream = record["streams"].get(_last(record, "train"), {})
+        loader = iter(feed.loader(Shares(micro, micro), done // micro, -(-rows // micro), stream, 0))
+        for start in range(done, rows, micro):
+            batch = next(loader)
+            left = rows - start
+            yield {key: value[:left] if hasattr(value, "shape") else value for key, value in batch.items()}
+
+    def _part(
+        self, part: str, batches: Any, model: Any, place: torch.device, record: dict[str, Any], advance: Any
+    ) -> None:
+        """Shards of one part; those of `held_out` that are there already are made of the first batches."""
+        names = [name for name in record["shards"] if name.startswith(part)]
+        skipped = sum(record["shards"][name]["rows"] for name in names) if part == "held_out" else 0
+        rows: list[dict[str, np.ndarray]] = []
+        stream: dict[str, Any] = {}
+        number = len(names)
+        for batch in batches:
+            stream |= batch.get("stream", {})
+            if skipped > 0:
+                skipped -= len(batch["targets"])
+                continue
+            rows += self._taught(model, batch, place)
+            advance(len(batch["targets"]))
+            if len(rows) >= _ROWS_PER_SHARD:
+                self._save(f"{part}-{number:05d}.npz", rows, stream, record)
+                rows, number = [], number + 1
+        if rows:
+            self._save(f"{part}-{number:05d}.npz", rows, stream, record)
+
+    def _taught(self, model: Any, batch: Batch, place: torch.device) -> list[dict[str, np.ndarray]]:
+        """Each row of a batch with the teacher's top log-probabilities at what it predicts."""
+        import torch
+        from torch.nn import functional
+
+        from shortstack.data.instructions import IGNORED
+        from shortstack.retraining.losses import logits_of
+
+        here = {key: value.to(place) for key, value in batch.items() if hasattr(value, "to")}
+        with torch.no_grad():
+            logits_BTV = logits_of(model, here)
+            rows = []
+            for row in range(len(logits_BTV)):
+                chosen_T = here["targets"][row] != IGNORED
+                logits_NV = logits_BTV[row][chosen_T].float() / self.settings["temperature"]
+                if not bool(torch.isfinite(logits_NV).all()):
+                    raise ShortstackError(f"{self.teacher.source}: its logits are not finite", hint="--dtype float32")
+                top = functional.log_softmax(logits_NV, dim=-1).topk(self.settings["top_k"], dim=-1)
+                mask_T = here["attention_mask"][row].bool() if "attention_mask" in here else torch.ones_like(chosen_T)
+                rows.append(
+                    {
+                        "ids": batch["input_ids"][row][mask_T.cpu()].numpy().astype(np.int32),
+                        "targets": batch["targets"][row][mask_T.cpu()].numpy().astype(np.int32),
+                        "positions": batch["position_ids"][row][mask_T.cpu()].numpy().astype(np.int32),
+                        "top_ids": top.indices.cpu().numpy(),
+                        "top_logprobs": top.values.cpu().numpy().astype(np.float16),
+                    }
+                )
+        return rows
+
+    def _save(
+        self, name: str, rows: Sequence[dict[str, np.ndarray]], stream: dict[str, Any], record: dict[str, Any]
+    ) -> None:
+        """One shard, then the record that counts it."""
+        small = np.uint16 if _vocabulary(self.teacher) <= 1 << 16 else np.uint32
+        logprobs_NK = np.concatenate([row["top_logprobs"] for row in rows])
+        arrays = {
+            "lengths": np.array([len(row["ids"]) for row in rows], dtype=np.int32),
+            "predicted": np.array([len(row["top_ids"]) for row in rows], dtype=np.int32),
+            **{key: np.concatenate([row[key] for row in rows]) for key in ("ids", "targets", "positions")},
+            # Column by column, and high and low bytes apart: like stands by like, and compresses.
+            "top_ids": np.concatenate([row["top_ids"] for row in rows]).astype(small).T,
+            "top_logprobs": logprobs_NK.T.copy().view(np.uint8).reshape(logprobs_NK.shape[1], -1, 2).transpose(2, 0, 1),
+        }
+        path = self.work / f".{name}"
+        with path.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **{key: np.ascontiguousarray(a) for key, a in arrays.items()})
+        data = path.read_bytes()
+        path.replace(self.work / name)
+        probabilities = np.exp(logprobs_NK.astype(np.float32)).sum(axis=1)
+        record["shards"][name] = {
+            "rows": len(rows), "predicted": len(logprobs_NK), "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(), "mass": float(probabilities.mean()) if len(probabilities) else 0.0,
+        }  # fmt: skip
+        record["streams"] = {name: stream} if name.startswith("train") else record["streams"]
+        write_file(self.work / FILE_NAME, json.dumps(record, indent=1).encode())
+
+
+def _last(record: dict[str, Any], part: str) -> str:
+    return max((name for name in record["shards"] if name.startswith(part)), default="")

@@ -1,0 +1,115 @@
+"""What is watched in training and compared at its end: the loss on what was held out, the perplexity of given texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.data.collators import Batch, predicted_tokens
+from shortstack.data.ppl_datasets import evaluation_texts
+from shortstack.errors import ShortstackError
+from shortstack.evaluation.ppl import cut_windows
+from shortstack.runtime.distributed import Process
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+_PPL_WINDOW = 128  # tokens, as published
+_WINDOWS_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Batches to measure a model on; none of them is trained on.
+
+    Attributes:
+        validation: of the training data's own kind.
+        texts: name -> batches of windows.
+        described: what a record says about the texts.
+    """
+
+    validation: list[Batch] = field(repr=False)
+    texts: dict[str, list[Batch]] = field(default_factory=dict, repr=False)
+    described: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self, model: Any, device: torch.device, process: Process | None = None) -> dict[str, float]:
+        """{"validation": mean NLL per predicted token, "ppl:NAME": perplexity of each text}.
+
+        Processes that train together measure a share each; every one of them must call this.
+        """
+        found = {}
+        if self.validation:
+            found["validation"] = mean_nll(model, self.validation, device, process)
+        for name, batches in self.texts.items():
+            nll = mean_nll(model, batches, device, process)
+            found[f"ppl:{name}"] = math.exp(nll) if nll < 700 else math.inf
+        return found
+
+
+def mean_nll(model: Any, batches: Sequence[Batch], device: torch.device, process: Process | None = None) -> float:
+    """Mean negative log-likelihood over the predicted tokens of all batches, in nats."""
+    import torch
+
+    from shortstack.retraining.losses import NextToken
+
+    process = process or Process()
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for turn in range(math.ceil(len(batches) / process.world)):
+            # Every process runs as many batches: sharded models gather their weights together.
+            number = turn * process.world + process.rank
+            batch = batches[min(number, len(batches) - 1)]
+            tokens = predicted_tokens(batch)
+            here = {key: value.to(device) for key, value in batch.items() if hasattr(value, "to")}
+            nll = NextToken()(model, here)["loss"]
+            if number < len(batches):
+                sums += torch.stack([nll.double(), torch.tensor(float(tokens), dtype=torch.float64, device=device)])
+    if process.world > 1:
+        torch.distributed.all_reduce(sums)
+    model.train(was_training)
+    return float(sums[0] / sums[1])
+
+
+def text_batches(
+    sources: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: Checkpoint,
+    *,
+    limit: int | None = None,
+) -> tuple[dict[str, list[Batch]], dict[str, Any]]:
+    """(name -> batches, name -> what a record says) of texts to follow: windows of 128, BOS once in front, as published."""
+    batches: dict[str, list[Batch]] = {}
+    described: dict[str, Any] = {}
+    for corpus in evaluation_texts(sources or "", None):
+        source = corpus.source
+        if not corpus.documents:
+            raise ShortstackError(f"{source}: perplexity needs text, these are rows of another kind")
+        length = min(_PPL_WINDOW, checkpoint.positions or _PPL_WINDOW)
+        ids = list(tokenizer("\n\n".join(corpus.documents), add_special_tokens=False, verbose=False)["input_ids"])
+        windows = cut_windows(ids, tokenizer.bos_token_id, length, bos_every=False)[:limit]
+        if not windows:
+            raise ShortstackError(f"{source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}")
+        name = Path(source).name
+        batches[name] = window_batches(windows)
+        described[name] = {**corpus.described(), "windows": len(windows), "seq_len": length}
+    return batches, described
+
+
+def window_batches(windows: Sequence[Sequence[int]]) -> list[Batch]:
+    """Windows of one length, some at a time; every token but the first is predicted."""
+    import torch
+
+    from shortstack.data.collators import shifted
+
+    found: list[Batch] = []
+    for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
+        ids_BT = torch.tensor([list(window) for window in windows[start : start + _WINDOWS_AT_A_TIME]])
+        found.append({"input_ids": ids_BT, "targets": shifted(ids_BT)})
+    return found

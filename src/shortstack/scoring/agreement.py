@@ -1,0 +1,184 @@
+"""How far two rankings of blocks agree: by Kendall's tau, and by the blocks that would go."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.artifacts.scores import Scores
+from shortstack.baselines.orders import PREFIX, open_scores
+from shortstack.common.formatting import ranges, table
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.pruning.plan import protected_blocks
+from shortstack.runtime.atomic_output import check_writable_file, write_file
+
+if TYPE_CHECKING:
+    ScoresSource = Path | Scores
+else:
+    ScoresSource = Path  # what the command line, which reads annotations, knows
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two rankings, and how far they agree.
+
+    Attributes:
+        first, second: which.
+        tau: Kendall's tau over all blocks: 1 for the same order, 0 for none in common, -1 for the opposite one.
+        chosen: blocks removed -> (blocks that both would remove, only the first, only the second).
+        by_chance: blocks removed -> how many two unrelated rankings would have in common, on average.
+    """
+
+    first: str
+    second: str
+    tau: float
+    chosen: dict[int, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    by_chance: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Agreements:
+    """All pairs of rankings.
+
+    Attributes:
+        pairs: each with every other.
+        protected: blocks that no ranking may remove.
+    """
+
+    pairs: list[Agreement]
+    protected: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        pairs = [
+            {
+                "first": one.first, "second": one.second, "kendall_tau": one.tau,
+                "chosen": {
+                    str(k): {"both": list(both), "only_first": list(first), "only_second": list(second),
+                             "both_by_chance": one.by_chance[k]}
+                    for k, (both, first, second) in one.chosen.items()
+                },
+            }
+            for one in self.pairs
+        ]  # fmt: skip
+        return {"schema": 1, "protected": list(self.protected), "pairs": pairs}
+
+    def to_text(self) -> str:
+        """A table per pair."""
+        parts = [_pair_text(one) for one in self.pairs]
+        kept = f"never removed: {ranges(self.protected)}" if self.protected else "no block is protected"
+        return "\n\n".join([*parts, f"{kept}; 'by chance': what two unrelated rankings have in common on average"])
+
+
+def _pair_text(one: Agreement) -> str:
+    rows = []
+    for k, parts in one.chosen.items():
+        shown = [ranges(sorted(blocks)) or "-" for blocks in parts]
+        rows.append([str(k), f"{len(parts[0])} of {k}", f"{one.by_chance[k]:.1f}", *shown])
+    header = ["removed", "same", "by chance", "both", "only the first", "only the second"]
+    return f"{one.first} and {one.second}: Kendall's tau {one.tau:+.3f}\n" + table(header, rows)
+
+
+def agree(
+    *scores: ScoresSource,
+    criterion: str | None = None,
+    remove: int | None = None,
+    plus: bool | None = None,
+    out: Path | None = None,
+) -> Agreements:
+    """Say how far rankings of blocks agree: Kendall's tau, and the overlap of the blocks they would remove.
+
+    Every ranking is set beside every other: all criteria of all files. So one scores.json with several criteria is enough,
+    and so are two with one each, of other texts, seeds or precisions, or a published order.
+
+    Args:
+        scores: scores.json or block_order.csv files, or `published:[MODEL:]CRITERION`.
+        criterion: this criterion only, of files that hold several.
+        remove: how many blocks would go; by default every eighth of the blocks, up to half of them.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        out: write the figures here (JSON).
+
+    Returns:
+        Every pair.
+
+    Raises:
+        ShortstackError: fewer than two rankings, or rankings of models of other blocks.
+    """
+    if not scores:
+        raise UsageError("no scores given", hint="shortstack agree scores.json published:vicuna-7b-v1.3:ppl")
+    if out is not None:
+        check_writable_file(Path(out))
+    rankings = _rankings(scores, criterion)
+    if len(rankings) < 2:
+        raise UsageError(
+            f"one ranking only ({next(iter(rankings))})", hint="give another file, or one of several criteria"
+        )
+    (first_name, first), *others = rankings.items()
+    for name, order in others:
+        if sorted(order) != sorted(first):
+            raise ShortstackError(
+                f"{first_name} ranks blocks {ranges(sorted(first))}, {name} blocks {ranges(sorted(order))}",
+                hint="scores of one model, or of models of the same depth",
+            )
+    protected, _ = protected_blocks(sorted(first), plus)
+    may_go = len(first) - len(protected)
+    if remove is not None and not 1 <= remove <= may_go:
+        raise UsageError(f"--remove {remove}: expected 1 to {may_go} blocks")
+    counts = [remove] if remove is not None else _usual_counts(len(first), may_go)
+    pairs = [
+        _agreement(a, rankings[a], b, rankings[b], set(protected), counts)
+        for a, b in itertools.combinations(rankings, 2)
+    ]
+    found = Agreements(pairs, protected)
+    if out is not None:
+        write_file(Path(out), (json.dumps(found.to_json(), indent=1) + "\n").encode())
+    return found
+
+
+def kendall_tau(one: Sequence[int], other: Sequence[int]) -> float:
+    """Kendall's tau of two orders of the same things: (pairs in the same order - pairs in the other) / all pairs."""
+    place = {thing: number for number, thing in enumerate(other)}
+    pairs = list(itertools.combinations([place[thing] for thing in one], 2))
+    return sum(1 if a < b else -1 for a, b in pairs) / len(pairs) if pairs else 1.0
+
+
+def _rankings(sources: Sequence[ScoresSource], criterion: str | None) -> dict[str, tuple[int, ...]]:
+    """Name -> order, of every criterion of every source."""
+    # A published order may leave out its model where another file says it.
+    read = {n: _opened(source) for n, source in enumerate(sources) if not str(source).startswith(PREFIX)}
+    model = next((one.source for one in read.values()), None)
+    found: dict[str, tuple[int, ...]] = {}
+    for number, source in enumerate(sources):
+        ranking = read[number] if number in read else _opened(source, model)
+        chosen = ranking.criteria.values() if criterion is None else [ranking.criterion(criterion)]
+        for one in chosen:
+            name = ranking.source if isinstance(source, Scores) else str(source)
+            label = name if str(name).endswith(one.name) else f"{name} {one.name}"
+            while label in found:
+                label += "'"
+            found[label] = one.order
+    return found
+
+
+def _opened(source: ScoresSource, model: str | None = None) -> Scores:
+    return source if isinstance(source, Scores) else open_scores(source, model=model)
+
+
+def _usual_counts(blocks: int, may_go: int) -> list[int]:
+    return sorted({min(may_go, max(1, round(blocks * eighths / 8))) for eighths in range(1, 5)})
+
+
+def _agreement(
+    first: str, one: Sequence[int], second: str, other: Sequence[int], protected: set[int], counts: Sequence[int]
+) -> Agreement:
+    orders = [[block for block in order if block not in protected] for order in (one, other)]
+    chosen = {}
+    for k in counts:
+        a, b = (set(order[:k]) for order in orders)
+        chosen[k] = (tuple(sorted(a & b)), tuple(sorted(a - b)), tuple(sorted(b - a)))
+    by_chance = {k: k * k / len(orders[0]) for k in counts}
+    return Agreement(first, second, kendall_tau(one, other), chosen, by_chance)

@@ -1,0 +1,312 @@
+"""Plan the fewest sweeps for the criteria asked for, run them, return Scores."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import parse_size, ranges
+from shortstack.common.progress import Progress
+from shortstack.data.calibration import CalibrationSet, Sampling, check_windows, draw_windows
+from shortstack.data.sources import read_corpus
+from shortstack.data.tokenizer import load_tokenizer
+from shortstack.engine.select import EngineOptions, MemoryMode
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_model
+from shortstack.pruning.plan import parse_blocks
+from shortstack.runtime.atomic_output import check_writable_file, locked
+from shortstack.runtime.devices import DType, peak_rss_bytes, pick_device
+from shortstack.runtime.distributed import Process, together
+from shortstack.runtime.libraries import import_transformers
+from shortstack.scoring.attempt import Attempt, attempted
+from shortstack.scoring.criteria import Criterion, parse_criteria
+from shortstack.scoring.early_stopping import Rounds, Until
+
+_CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
+
+
+def score(
+    model: str,
+    *,
+    out: Path | None = None,
+    criterion: str = "ppl",
+    data: str = "embedded",
+    samples: int = 10,
+    seq_len: int = 128,
+    seed: int = 1234,
+    blocks: str | None = None,
+    sampling: Sampling = "documents",
+    bos_every: bool = False,
+    chat_template: bool = False,
+    csv: Path | None = None,
+    dtype: DType = "auto",
+    device: str = "auto",
+    memory: MemoryMode = "auto",
+    memory_limit: str | None = None,
+    save_every: float = 60.0,
+    until: Until | None = None,
+    remove: int | None = None,
+    plus: bool | None = None,
+    max_samples: int = 500,
+    trust_remote_code: bool = False,
+    allow_links: bool = False,
+    quiet: bool = False,
+) -> Scores:
+    """Measure how much each block matters. Lower scores are removed first.
+
+    The model is never held whole unless it is small: one block at a time is brought in, with the next one ahead. Processes
+    that torchrun or accelerate started together share the windows; the first one writes.
+
+    Args:
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: write the scores here (scores.json).
+        criterion: criteria, separated by commas: `ppl`, `taylor`, `magnitude`, with parameters such as
+            `taylor:p=2,weight=sum,block=sum,batch=10`. Asked for together they share their passes over the weights.
+        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
+            the hub such as `bookcorpus`.
+        samples: number of calibration windows.
+        seq_len: tokens per window.
+        seed: of the generator that draws the windows.
+        blocks: score these blocks alone, such as `3,7-9`: the others stay in whatever is planned with the scores.
+        sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
+            procedure of Shortened LLaMA.
+        bos_every: begin every window with BOS, as published for Gemma.
+        chat_template: render rows of `messages` through the tokenizer's chat template.
+        csv: also write the scores in the published CSV layout, one folder per criterion, into this folder.
+        dtype: what to compute in; `auto` is bfloat16 on a GPU (float16 where the checkpoint is) and float32 on a CPU, unless
+            the checkpoint is bfloat16, the run is long, and bfloat16 measures at least 1.3 times as fast there.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
+        memory_limit: the most that hidden states may take, such as `4GB`; by default 60 % of what is free. What does
+            not fit is swept in groups of blocks, the weights being read once for each.
+        save_every: with `--out`, seconds between two saved states, from which a killed run goes on when it is started
+            again.
+        until: `stable` adds windows in rounds of `samples`, until the blocks that `remove` takes away have not changed for
+            three rounds, or are below all others beyond the errors; ppl alone.
+        remove: with `until`: how many blocks would go.
+        plus: with `until`: keep the first four and the last two blocks; by default where there are at least 10 blocks.
+        max_samples: with `until`: the most windows.
+        trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
+        quiet: no progress on stderr.
+
+    Returns:
+        The scores of every criterion.
+
+    Raises:
+        ShortstackError: the checkpoint cannot be read, there is too little text, or a score is not finite.
+    """
+    criteria = parse_criteria(criterion)
+    memory_bytes = parse_size(memory_limit) if memory_limit is not None else None
+    _check_until(until, remove, plus, criteria, samples, max_samples)
+    if out is not None:
+        check_writable_file(Path(out))
+    process = Process.from_environment()
+    progress = Progress(quiet=quiet or not process.leads)
+    checkpoint = open_model(model, allow_links=allow_links, progress=progress)
+    candidates = None if blocks is None else _candidates(checkpoint, blocks, csv)
+    if checkpoint.repair is not None:
+        progress.say(checkpoint.repair.says)
+    calibration = None
+    if any(asked.needs != "weights" for asked in criteria):
+        # The published procedure draws among all rows; the default needs no more text than this.
+        enough = max(_CALIBRATION_BYTES, 400 * (samples if until is None else max_samples) * seq_len)
+        limit = None if sampling == "published" else enough
+        corpus = read_corpus(data, role="calibration", limit_bytes=limit)
+        tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+        calibration = draw_windows(
+            corpus,
+            tokenizer,
+            samples=samples if until is None else max_samples // samples * samples,
+            seq_len=seq_len,
+            seed=seed,
+            sampling=sampling,
+            bos_every=bos_every,
+            chat_template=chat_template,
+            fewest=None if until is None else samples,
+        )
+    work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
+    with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
+        scores = score_windows(
+            checkpoint,
+            calibration,
+            criteria,
+            dtype=dtype,
+            device=device,
+            memory=memory,
+            memory_bytes=memory_bytes,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+            work_folder=work,
+            save_every=save_every,
+            rounds=None if until is None else Rounds(samples, remove or 0, plus),
+            candidates=candidates,
+        )
+        if out is not None and work is not None and process.leads:
+            scores.save(out)
+            shutil.rmtree(work, ignore_errors=True)
+    if csv is not None and process.leads:
+        total = checkpoint.parameters()
+        scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
+    return scores
+
+
+def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[int, ...]:
+    """Positions of the blocks that are to be scored."""
+    if csv is not None:
+        raise UsageError("--csv with --blocks: a block_order.csv names every block", hint="leave one of them out")
+    asked = sorted(set(parse_blocks(blocks)))
+    unknown = sorted(set(asked).difference(checkpoint.original_blocks))
+    if unknown:
+        raise UsageError(
+            f"--blocks {blocks}: {checkpoint.source} has no block {unknown[0]}, only {ranges(checkpoint.original_blocks)}"
+        )
+    return tuple(checkpoint.position_of(index) for index in asked)
+
+
+def _check_until(
+    until: Until | None, remove: int | None, plus: bool | None, criteria: Sequence[Criterion], samples: int, most: int
+) -> None:
+    if until is None:
+        if remove is not None or plus is not None:
+            raise UsageError("--remove and --plus are for --until stable; plan and prune take them, too")
+        return
+    if remove is None:
+        raise UsageError("--until stable: does the set of how many blocks have to be stable?", hint="--remove K")
+    if [asked.kind for asked in criteria] != ["ppl"]:
+        raise UsageError("--until stable: for ppl alone, which says something of every window", hint="--criterion ppl")
+    if most < 2 * samples:
+        raise UsageError(f"--max-samples {most}: expected at least two rounds of --samples {samples}")
+
+
+def score_windows(
+    checkpoint: Checkpoint,
+    calibration: CalibrationSet | None,
+    criteria: Sequence[Criterion],
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    memory: MemoryMode = "auto",
+    memory_bytes: int | None = None,
+    stream_bytes: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    work_folder: Path | None = None,
+    save_every: float = 60.0,
+    rounds: Rounds | None = None,
+    candidates: tuple[int, ...] | None = None,
+) -> Scores:
+    """Score the blocks of a checkpoint on given windows: what `score` does after reading its options.
+
+    Args:
+        calibration: windows of token ids; None where every criterion needs weights alone.
+        memory_bytes: the most that all hidden states may take; by default 60 % of the memory that is free.
+        stream_bytes: the most that streams may take at once; by default what `memory_bytes` leaves them.
+        work_folder: where the state of the run is saved, so that one that is killed can be continued; the caller
+            removes it once the scores are safe.
+        save_every: at least this many seconds between two saved states.
+        rounds: add windows in rounds until they are enough.
+        candidates: positions of the blocks to score, ascending; all by default.
+
+    Raises:
+        ShortstackError: windows that the model cannot take, or a score that is not finite.
+    """
+    import_transformers()
+    from shortstack.engine.journal import read_state
+    from shortstack.engine.precision import chosen_dtype
+
+    started = time.perf_counter()
+    progress = progress or Progress(quiet=True)
+    process = Process.from_environment()
+    if "quantization_config" in checkpoint.config:
+        raise ShortstackError(
+            f"{checkpoint.source}: is quantized; scores are computed on full weights",
+            hint="score the checkpoint it was made from; the order holds for both",
+        )
+    place = process.own_device(pick_device(device))
+    windows = calibration.windows if calibration is not None else None
+    if windows is not None:
+        check_windows(checkpoint, windows)
+        process.part(len(windows))  # raises where there are too few
+    if work_folder is not None and process.world > 1:
+        work_folder = work_folder / f"process-{process.rank}"
+    left = read_state(work_folder) if work_folder is not None else None
+    decided = left.record["key"] if left is not None else {}
+    if decided.get("fingerprint") != checkpoint.fingerprint:
+        decided = {}
+    # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
+    group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
+    if dtype == "auto":
+        dtype = decided.get("dtype", "auto")
+    # Processes that shared a machine would disturb each other's measurement, and might not agree.
+    work = _operations(checkpoint, windows, criteria, candidates) if process.world == 1 else 0.0
+    computed = chosen_dtype(dtype, checkpoint, place, work, say=progress.say)
+    options: EngineOptions | None = EngineOptions(
+        computed,
+        place,
+        memory,
+        stream_bytes,
+        group,
+        tokens,
+        trust_remote_code,
+        memory_bytes,
+        keeps_inputs=any(asked.kind == "taylor" for asked in criteria),
+        candidates=candidates,
+        say=progress.say,
+    )
+    stability = rounds.stability(checkpoint, candidates) if rounds is not None else None
+    attempt = Attempt(
+        checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process, rounds, stability
+    )
+    with together(process):
+        run, settings = attempted(attempt, options)
+    _check_finite(checkpoint, run.found)
+    if stability is not None and calibration is not None:
+        settings["until"] = stability.to_json()
+        calibration = calibration.first(stability.windows[-1])
+    return Scores(
+        source=checkpoint.source,
+        fingerprint=checkpoint.fingerprint,
+        blocks=checkpoint.original_blocks,
+        criteria=run.found,
+        calibration=calibration.record if calibration is not None else {"source": "none", "samples": 0, "seq_len": 0},
+        settings=settings,
+        seconds=time.perf_counter() - started,
+        peak_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def _operations(
+    checkpoint: Checkpoint,
+    windows: Sequence[Sequence[int]] | None,
+    criteria: Sequence[Criterion],
+    candidates: tuple[int, ...] | None,
+) -> float:
+    """Operations of the products with block weights, of all windows."""
+    if windows is None:
+        return 0.0
+    depth = checkpoint.depth
+    needs = {asked.needs for asked in criteria}
+    passes = depth + (3 * depth if "backward" in needs else 0)
+    if "branches" in needs:
+        passes += sum(depth - 1 - index for index in (range(depth) if candidates is None else candidates))
+    tokens = sum(len(window) for window in windows)
+    return 2.0 * tokens * passes * sum(checkpoint.block_parameters()) / depth
+
+
+def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> None:
+    for name, criterion in found.items():
+        broken = [
+            index for index, value in zip(criterion.blocks, criterion.scores, strict=True) if not math.isfinite(value)
+        ]
+        if broken:
+            raise ShortstackError(
+                f"{checkpoint.source}: the {name} score of block {broken[0]} is not finite",
+                hint="compute in --dtype float32 or bfloat16; or the weights hold NaN",
+            )

@@ -1,0 +1,183 @@
+"""Comparisons: paired errors from the definition, marks of noise, published figures beside them, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortstack.artifacts.results import Figure, Result, Results, load_results, mean_figure
+from shortstack.baselines.figures import published_names, published_result
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.evaluation.compare import compare, compared
+
+
+def result(model: str, what: str, per_item: dict[str, list[Any]], figures: dict[str, Figure], **fields: Any) -> Result:
+    data = fields.pop("data", {"source": "wikitext2", "sha256": "a", "rows": 3})
+    settings = fields.pop("settings", {"dtype": "float32", "joined_by": "\n\n"})
+    return Result(model, model * 8, what, data, settings, figures, 1000, 4000, 1.0, 10, per_item=per_item, **fields)
+
+
+def ppl(model: str, nll: list[float], **fields: Any) -> Result:
+    value = math.exp(statistics.fmean(nll))
+    figure = Figure(value, value * statistics.stdev(nll) / len(nll) ** 0.5, "ppl", len(nll) * 127)
+    return result(model, "ppl", {"ppl_128": nll}, {"ppl_128": figure}, **fields)
+
+
+NLL = [3.0, 4.0, 2.0, 5.0]
+
+
+def test_a_difference_of_perplexities_is_a_ratio_with_the_error_of_the_pairs() -> None:
+    shifts = [0.1, 0.12, 0.09, 0.11]
+    found = compared([ppl("d", NLL), ppl("p", [a + b for a, b in zip(NLL, shifts, strict=True)])], None, [])
+    (figure,) = found.figures
+    _, difference = figure.differences
+    assert difference is not None
+    mean, error = statistics.fmean(shifts), statistics.stdev(shifts) / 2
+    assert difference.value == pytest.approx(math.exp(mean) - 1)
+    assert difference.stderr == pytest.approx(math.exp(mean) * error)
+    assert difference.pairs == 4
+    assert difference.is_noise is False
+    # The two figures alone could not tell: their errors are ten times larger.
+    assert figure.figures[0] is not None
+    assert (figure.figures[0].stderr or 0) > 10 * difference.stderr * (figure.figures[0].value or 0) / 2
+    assert "≈" not in found.to_text().replace("≈ within", "")
+
+
+def test_what_is_within_noise_is_marked() -> None:
+    found = compared([ppl("d", NLL), ppl("p", [3.1, 3.8, 2.2, 4.95])], None, [])
+    (figure,) = found.figures
+    assert figure.differences[1] is not None
+    assert figure.differences[1].is_noise is True
+    assert "≈ " in next(line for line in found.to_text().splitlines() if line.startswith("ppl_128"))
+
+
+def accuracy(model: str, right: dict[str, list[float]], **fields: Any) -> Result:
+    figures = {name: mean_figure(values, "accuracy") for name, values in right.items()}
+    values = [figure.value or 0 for figure in figures.values()]
+    error = math.sqrt(sum((figure.stderr or 0) ** 2 for figure in figures.values())) / len(figures)
+    tasks = {name.partition(" ")[0]: {"sha256": "s"} for name in right}
+    data = {"source": "tasks", "sha256": "b", "rows": 8, "tasks": tasks}
+    all_figures = {**figures, "AVE": Figure(statistics.fmean(values), error, "accuracy", 8)}
+    return result(model, "zeroshot", right, all_figures, **{"data": data, **fields})
+
+
+def test_accuracies_differ_by_points_and_the_mean_over_tasks_adds_the_errors_up() -> None:
+    dense = accuracy("d", {"piqa acc": [1, 1, 0, 1], "boolq acc": [0, 1, 1, 1]})
+    pruned = accuracy("p", {"piqa acc": [1, 0, 0, 1], "boolq acc": [0, 1, 1, 0]})
+    found = {figure.name: figure.differences[1] for figure in compared([dense, pruned], None, []).figures}
+    error = statistics.stdev([0, -1, 0, 0]) / 2
+    assert found["piqa acc"] is not None
+    assert (found["piqa acc"].value, found["piqa acc"].stderr) == pytest.approx((-0.25, error))
+    assert found["AVE"] is not None
+    assert (found["AVE"].value, found["AVE"].stderr) == pytest.approx((-0.25, math.sqrt(2 * error**2) / 2))
+
+
+def test_prompts_are_matched_by_their_numbers() -> None:
+    name = "greedy distinct_1"
+
+    def written(model: str, values: dict[int, float]) -> Result:
+        items = {"prompts": list(values), name: list(values.values())}
+        return result(model, "generation", items, {name: mean_figure(list(values.values()), "share")})
+
+    found = compared([written("d", {0: 0.5, 1: 0.7, 2: 0.9}), written("p", {2: 0.8, 0: 0.4})], None, [])
+    (difference,) = (figure.differences[1] for figure in found.figures)
+    assert difference is not None
+    assert difference.pairs == 2
+    assert difference.value == pytest.approx(-0.1)
+
+
+def test_figures_without_items_are_compared_with_both_errors() -> None:
+    dense, pruned = (replace(ppl(name, nll), per_item={}) for name, nll in (("d", NLL), ("p", [3.5, 4.5, 2.5, 5.5])))
+    (figure,) = compared([dense, pruned], None, []).figures
+    difference = figure.differences[1]
+    assert difference is not None
+    assert difference.pairs == 0
+    error = statistics.stdev(NLL) / 2
+    assert difference.stderr == pytest.approx(math.exp(0.5) * math.hypot(error, error), rel=1e-6)
+
+
+def test_other_settings_are_not_compared_and_other_text_stands_apart() -> None:
+    dense = ppl("d", NLL, settings={"limit": None, "dtype": "float32"})
+    limited = ppl("p", NLL, settings={"limit": 3, "dtype": "float32"})
+    found = compared([dense, limited], None, [])
+    assert found.figures[0].differences == [None, None]
+    assert any("another limit: not compared" in note for note in found.notes)
+    other = ppl("p", NLL, data={"source": "ptb", "sha256": "z", "rows": 3})
+    found = compared([dense, other], None, [])
+    assert [figure.data for figure in found.figures] == ["wikitext2", "ptb"]
+    assert [figure.differences for figure in found.figures] == [[None, None], [None, None]]
+    half = ppl("p", NLL, settings={"limit": None, "dtype": "bfloat16"})
+    assert any("float32" in note and "bfloat16" in note for note in compared([dense, half], None, []).notes)
+
+
+def test_the_base_can_be_chosen_and_files_are_pooled(tmp_path: Path) -> None:
+    Results((ppl("d", NLL), ppl("p", [4.0, 5.0, 3.0, 6.0]))).save(tmp_path / "a.json")
+    Results((accuracy("d", {"piqa acc": [1, 0]}),)).save(tmp_path / "b.json")
+    Results((accuracy("p", {"piqa acc": [1, 1]}),)).save(tmp_path / "c.json")
+    files = [tmp_path / name for name in ("a.json", "b.json", "c.json")]
+    found = compare(*files, base="p", out=tmp_path / "out.json")
+    assert found.models == ["p", "d"]
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["what"] == "compare"
+    by_name = {figure["name"]: figure for figure in record["figures"]}
+    assert by_name["ppl_128"]["differences"][1]["value"] == pytest.approx(math.exp(-1) - 1)
+    assert by_name["piqa acc"]["differences"][1]["pairs"] == 2
+    with pytest.raises(UsageError, match=r"--base x: not among the models \(d, p\)"):
+        compare(*files, base="x")
+
+
+def test_published_figures_stand_beside(shared: Path, tmp_path: Path) -> None:
+    published = json.loads((shared / "published/results.json").read_text())
+    assert published_names() == list(published["models"])
+    name = "st-vicuna-v1.3-5.5b-ppl"
+    one = published_result(name)
+    assert one.parameters == published["models"][name]["params"] == 5524115456
+    assert one.figures["zeroshot", "", "hellaswag acc_norm"] == pytest.approx(0.676459)
+    Results((ppl("d", NLL), accuracy("d", {"boolq acc": [1, 0]}))).save(tmp_path / "a.json")
+    found = compare(tmp_path / "a.json", published=name)
+    by_name = {(figure.what, figure.name): figure.published for figure in found.figures}
+    assert by_name["ppl", "ppl_128"] == [18.8495]
+    assert by_name["zeroshot", "boolq acc"] == [pytest.approx(0.718043)]
+    text = found.to_text()
+    assert "published figures are of all rows" not in text
+    limited = accuracy("d", {"boolq acc": [1, 0]}, settings={"limit": 2, "dtype": "float32"})
+    assert "published figures are of all rows" in compared([limited], None, [one]).to_text()
+    assert "5.52B" in text
+    assert "18.85" in text
+    with pytest.raises(UsageError) as raised:
+        published_result("st-vicuna-v1.3-5.5b-pl")
+    assert raised.value.hint == f"did you mean {name}?"
+
+
+def test_the_package_ships_the_published_figures_as_they_are(shared: Path) -> None:
+    import shortstack.baselines.figures as module
+
+    assert json.loads(module._FILE.read_text()) == json.loads((shared / "published/results.json").read_text())
+
+
+def test_what_cannot_be_compared(tmp_path: Path) -> None:
+    Results((ppl("d", NLL),)).save(tmp_path / "one.json")
+    with pytest.raises(ShortstackError, match="results of one model"):
+        compare(tmp_path / "one.json")
+    (tmp_path / "bad.json").write_text('{"schema": 1}')
+    with pytest.raises(ShortstackError, match=r"bad\.json: not a results file"):
+        compare(tmp_path / "bad.json")
+    (tmp_path / "scores.json").write_text('{"schema": 1, "model": {}}')
+    with pytest.raises(ShortstackError, match="not a results file"):
+        compare(tmp_path / "scores.json")
+    with pytest.raises(ShortstackError, match="cannot be read"):
+        compare(tmp_path / "nowhere.json")
+    with pytest.raises(UsageError, match="no results given"):
+        compare()
+
+
+def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
+    found = Results((ppl("d", NLL, notes=["a note"], peak_device_bytes=5), accuracy("d", {"piqa acc": [1, 0]})))
+    found.save(tmp_path / "r.json")
+    assert load_results(tmp_path / "r.json") == found

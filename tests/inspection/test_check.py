@@ -1,0 +1,190 @@
+"""`shortstack check` finds, in checkpoints as other tools leave them, what transformers loads without a word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shortstack.cli.app import run
+from shortstack.inspection.check import check
+from shortstack.pruning.prune import prune
+
+Built = Callable[..., Path]
+
+
+def failed(model: Path) -> dict[str, str]:
+    return {
+        finding.what: finding.says for finding in check(str(model), quiet=True).findings if finding.status == "fail"
+    }
+
+
+def edit(model: Path, name: str = "config.json", **entries: Any) -> Path:
+    path = model / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    return model
+
+
+def cut(model: Path, removed: set[int], *, renumber: bool = True) -> Path:
+    """Drop blocks as scripts do: tensors only."""
+    tensors = load_file(model / "model.safetensors")
+    kept = [index for index in range(6) if index not in removed]
+    left = {}
+    for name, tensor in tensors.items():
+        if not name.startswith("model.layers."):
+            left[name] = tensor
+        elif (index := int(name.split(".")[2])) in kept:
+            left[name.replace(f".{index}.", f".{kept.index(index) if renumber else index}.", 1)] = tensor
+    save_file(left, model / "model.safetensors", metadata={"format": "pt"})
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
+def test_sound_ones_pass(built: Built, family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", str(built(family)), "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "nothing failed" in shown
+    for what in ("cached generation", "static cache", "missing keys", "unexpected keys", "positions", "tokenizer"):
+        assert what in shown
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text"])
+def test_what_shortstack_wrote_passes(built: Built, family: str, tmp_path: Path) -> None:
+    prune(str(built(family)), out=tmp_path / "p", blocks="0,3", quiet=True)
+    assert failed(tmp_path / "p") == {}
+
+
+def test_old_count_kept(copied: Built) -> None:
+    """transformers would add random blocks."""
+    assert "the weights lack block 4-5" in failed(cut(copied("llama"), {1, 2}))["blocks"]
+
+
+def test_blocks_not_renumbered(copied: Built) -> None:
+    model = edit(cut(copied("llama"), {1, 2}, renumber=False), num_hidden_layers=4)
+    assert "the weights lack block 1-2" in failed(model)["blocks"]
+
+
+def test_lists_not_shortened(copied: Built) -> None:
+    model = edit(cut(copied("qwen2"), {1, 2}), num_hidden_layers=4)
+    assert "layer_types has 6 entries for 4 blocks" in failed(model)["per-block lists"]
+
+
+def test_head_left_random(copied: Built) -> None:
+    """Tied, saved without a head, and the config says untied."""
+    model = edit(copied("llama", tie_word_embeddings=True), tie_word_embeddings=False)
+    assert "lack lm_head.weight" in failed(model)["head, widths, types"]
+
+
+def test_a_missing_tensor(copied: Built) -> None:
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    assert failed(model)["missing keys"] == "model.layers.3.mlp.up_proj.weight (1)"
+
+
+def test_a_tensor_left_over(copied: Built) -> None:
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    save_file({**tensors, "model.extra.weight": torch.ones(2)}, model / "model.safetensors", metadata={"format": "pt"})
+    assert failed(model)["unexpected keys"] == "model.extra.weight (1)"
+
+
+def test_not_a_number(copied: Built) -> None:
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    found = failed(model)
+    assert "layers.3.mlp.up_proj" in found["values"]
+    assert found["forward"] == "logits hold NaN or infinity"
+
+
+def test_tokenizer_forgotten(built: Built) -> None:
+    assert "no tokenizer in the directory" in failed(built("llama", with_tokenizer=False))["tokenizer"]
+
+
+def test_tokenizer_of_another_model(copied: Built) -> None:
+    model = copied("llama", vocab_size=200)
+    assert failed(model)["tokenizer"] == "token id 258, but the embedding has 200 rows"
+
+
+def test_end_of_text_of_another_model(copied: Built) -> None:
+    assert failed(edit(copied("llama"), eos_token_id=7))["end of text"] == "config says 7, the tokenizer 2"
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ 'nothing' }}"])
+def test_chat_template_that_does_not_render(copied: Built, template: str) -> None:
+    model = copied("llama")
+    (model / "chat_template.jinja").write_text(template)
+    assert "chat template" in failed(model)
+
+
+def test_use_cache_left_off_is_a_note(copied: Built) -> None:
+    found = check(str(edit(copied("llama"), use_cache=False)), quiet=True)
+    assert [finding.status for finding in found.findings if finding.what == "use_cache"] == ["note"]
+
+
+def test_files_that_were_changed_after_shortstack_wrote_them(built: Built, tmp_path: Path) -> None:
+    prune(str(built("llama")), out=tmp_path / "p", blocks="1", quiet=True)
+    edit(tmp_path / "p", "generation_config.json", bos_token_id=5)
+    assert failed(tmp_path / "p")["recorded hashes"].startswith("generation_config.json is not the file")
+
+
+def test_cached_generation_that_differs(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does where a model's blocks are not renumbered in memory: here the cache is made to lie."""
+    from transformers.cache_utils import DynamicCache
+
+    real = DynamicCache.update
+
+    def update(self: Any, keys: Any, values: Any, *args: Any, **kwargs: Any) -> Any:
+        keys, values = real(self, keys, values, *args, **kwargs)
+        return keys, values.flip(-1) if values.shape[2] > 9 else values
+
+    monkeypatch.setattr(DynamicCache, "update", update)
+    assert "gives other tokens than without a cache" in failed(built("llama"))["cached generation"]
+
+
+def test_models_that_only_fit_as_they_are_stored(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built("llama", dtype=torch.bfloat16)
+    stored = (model / "model.safetensors").stat().st_size
+    monkeypatch.setattr("shortstack.inspection.check.available_bytes", lambda: int(1.5 * stored))
+    assert failed(model) == {}
+    monkeypatch.setattr("shortstack.inspection.check.available_bytes", lambda: stored // 2)
+    notes = [f.says for f in check(str(model), quiet=True).findings if f.what == "loads"]
+    assert notes[0].startswith("not tried: ")
+
+
+def test_an_architecture_that_is_not_in_the_table(copied: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shortstack.families import table as anatomy
+
+    monkeypatch.delitem(anatomy.FAMILIES, "llama")
+    model = copied("llama")
+    assert failed(model) == {}
+    cut(model, {5})
+    assert "missing keys" in failed(model)
+
+
+def test_one_line_each_and_an_exit_code(copied: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    model = copied("llama")
+    (model / "config.json").write_text("{")
+    assert run(["check", str(model), "--quiet"]) == 1
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].startswith("  FAIL  config")
+    assert run(["check", str(model), "--quiet", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+@pytest.mark.fault(77)
+def test_names_cannot_write_to_the_terminal(copied: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    odd = {**tensors, "model.\x1b[31mred": torch.ones(2)}
+    save_file(odd, model / "model.safetensors", metadata={"format": "pt"})
+    run(["check", str(model), "--quiet"])
+    assert "\x1b" not in capsys.readouterr().out

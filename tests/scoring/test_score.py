@@ -1,0 +1,380 @@
+"""Scores against the naive oracle: streamed and resident, one file and shards, tied and untied, in groups."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shortstack.artifacts.scores import Scores, load_scores
+from shortstack.common.formatting import parse_size
+from shortstack.data.calibration import CalibrationSet
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.plan import plan
+from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.score import score, score_windows
+from tests import oracle, pico
+
+Built = Callable[..., Path]
+ALL = "ppl,taylor,magnitude"
+
+
+def scored(model: Path, windows: list[list[int]], criteria: str = ALL, **options: Any) -> Scores:
+    return score_windows(open_checkpoint(model), CalibrationSet(windows, {}), parse_criteria(criteria), **options)
+
+
+def assert_equals_oracle(found: Scores, model: Path, windows: list[list[int]], rel: float = 1e-5) -> None:
+    assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=rel)
+    assert found.criteria["ppl"].base == pytest.approx(oracle.dense_ppl(model, windows), rel=rel)
+    for name, expected in (("taylor", oracle.taylor(model, windows)), ("magnitude", oracle.magnitude(model))):
+        assert list(found.criteria[name].tensors.values()) == [
+            pytest.approx(block, rel=rel, abs=1e-9) for block in expected
+        ]
+        assert found.criteria[name].scores == pytest.approx([sum(block.values()) for block in expected], rel=rel)
+
+
+@pytest.mark.parametrize("memory", ["streamed", "resident"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shard_bytes": 40_000}, {"tie_word_embeddings": True}, {"attention_bias": True}],
+    ids=["one-file", "shards", "tied", "biases"],
+)
+def test_equals_the_oracle(built: Built, options: dict[str, Any], memory: Any) -> None:
+    model = built("llama", **options)
+    windows = pico.windows()
+    assert_equals_oracle(scored(model, windows, memory=memory), model, windows)
+
+
+@pytest.mark.parametrize("model_name", ["stories260k", "babyllama105"])
+@pytest.mark.parametrize("bos_every", [False, True])
+def test_real_models_equal_the_oracle(shared: Path, model_name: str, bos_every: bool) -> None:
+    from shortstack.data.calibration import draw_windows
+    from shortstack.data.sources import read_corpus
+    from shortstack.data.tokenizer import load_tokenizer
+
+    model = shared / "data/models" / model_name
+    tokenizer = load_tokenizer(open_checkpoint(model))
+    corpus = read_corpus(str(shared / "data/text/tinystories/tinystories.txt"), role="calibration")
+    windows = draw_windows(corpus, tokenizer, samples=6, seq_len=96, bos_every=bos_every).windows
+    assert all((window[0] == 1) for window in windows) or not bos_every
+    assert_equals_oracle(scored(model, windows, memory="streamed"), model, windows)
+
+
+@pytest.mark.parametrize("windows_count", [1, 3, 200])
+def test_any_number_of_windows(built: Built, windows_count: int) -> None:
+    """Fewer windows than are run at a time, and more: parts of streams and streams together."""
+    model = built("llama", num_hidden_layers=4)
+    windows = pico.windows(windows_count, 16)
+    found = scored(model, windows, "ppl")
+    assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=1e-5)
+    assert (found.criteria["ppl"].stderr is None) == (windows_count == 1)
+
+
+@pytest.mark.parametrize("streams", [2, 3, 5])
+@pytest.mark.fault(91)
+def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
+    model = built("llama")
+    windows = pico.windows()
+    one_stream = len(windows) * len(windows[0]) * 32 * 4
+    together = scored(model, windows, "ppl,taylor")
+    in_groups = scored(model, windows, "ppl,taylor", stream_bytes=streams * one_stream)
+    for name in ("ppl", "taylor"):
+        assert in_groups.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("criteria", "streams", "group"),
+    [("ppl", 3, 1), ("ppl", 4, 2), ("ppl,taylor", 7 + 5, 3), ("ppl", 7, 6), ("ppl", 99, 6)],
+)
+def test_a_limit_of_memory_makes_groups(
+    built: Built, criteria: str, streams: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The streams share the limit with what a backward sweep needs kept: an input per block, and the last output."""
+    from shortstack.engine.streamed import StreamedModel
+
+    model, windows = built("llama"), pico.windows()
+    seen = []
+    real = StreamedModel.forward
+
+    def forward(self: StreamedModel, *arguments: Any, **options: Any) -> Any:
+        seen.append(self.group)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(StreamedModel, "forward", forward)
+    one_stream = len(windows) * len(windows[0]) * 32 * 4
+    together = scored(model, windows, criteria)
+    limited = scored(model, windows, criteria, memory_bytes=streams * one_stream)
+    assert seen == [6, group]
+    for name in criteria.split(","):
+        assert limited.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
+    with pytest.raises(ShortstackError, match=r"--memory-limit .*: hidden states of all windows take"):
+        scored(model, windows, criteria, memory_bytes=2 * one_stream)
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 kb", 1500), ("500M", 5 * 10**8), ("2000", 2000)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_what_is_no_size(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(ShortstackError, match="'lots' is not a size"):
+        score(str(built("llama")), memory_limit="lots")
+
+
+def test_standard_error_is_that_of_the_paired_difference(built: Built) -> None:
+    model, windows = built("llama"), pico.windows(5)
+    with torch.no_grad():
+        dense = oracle.mean_nll(pico.load(model), windows)
+        without = oracle.mean_nll(oracle.bypassed(pico.load(model), {2}), windows)
+    expected = float((without - dense).std(correction=1) / 5**0.5)
+    stderr = scored(model, windows, "ppl").criteria["ppl"].stderr
+    assert stderr is not None
+    assert stderr[2] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("batch", [None, 1, 2])
+def test_taylor_parameters(built: Built, power: int, batch: int | None) -> None:
+    model, windows = built("llama"), pico.windows()
+    name = f"taylor:p={power}" + (f",batch={batch}" if batch else "")
+    found = scored(model, windows, name).criteria[name]
+    expected = oracle.taylor(model, windows, power=power, batch=batch)
+    assert found.scores == pytest.approx([sum(block.values()) for block in expected], rel=1e-4)
+
+
+def test_batches_of_one_give_the_published_multiple(built: Built) -> None:
+    """Ten batches of one window: S is ten times that of one batch of ten, and the order is the same."""
+    model, windows = built("llama"), pico.windows(10)
+    found = scored(model, windows, "taylor,taylor:batch=1")
+    one, ten = found.criteria["taylor"], found.criteria["taylor:batch=1"]
+    assert ten.scores == pytest.approx([10 * value for value in one.scores], rel=1e-5)
+    assert ten.order == one.order
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "prod"])
+def test_reductions_follow_the_definition(built: Built, reduction: str) -> None:
+    """A matrix is summed over its input dimension first, then reduced over output rows; then tensors within the block."""
+    model = built("llama")
+    name = f"magnitude:weight={reduction},block={reduction}"
+    found = scored(model, pico.windows(1), name).criteria[name]
+    reduce = {"mean": torch.mean, "max": torch.max, "prod": torch.prod}[reduction]
+    with torch.no_grad():
+        for index, block in enumerate(oracle.layers_of(pico.load(model))):
+            values = []
+            for parameter in oracle.scored(block).values():
+                rows = parameter.abs().double().sum(dim=1) if parameter.ndim == 2 else parameter.abs().double()
+                values.append(reduce(rows))
+            assert found.scores[index] == pytest.approx(float(reduce(torch.stack(values))), rel=1e-5)
+
+
+def test_conv1d_rows_are_outputs(built: Built) -> None:
+    """GPT-2 keeps matrices as [input, output]: the input dimension is the first."""
+    model, name = built("gpt2"), "magnitude:weight=max"
+    found = scored(model, pico.windows(1), name).criteria[name].tensors[0]
+    weight = oracle.scored(oracle.layers_of(pico.load(model))[0])["attn.c_attn.weight"].detach()
+    assert found["attn.c_attn.weight"] == pytest.approx(float(weight.abs().double().sum(dim=0).max()), rel=1e-6)
+
+
+def test_gradients_are_accumulated_before_absolute_values(built: Built) -> None:
+    """Windows run in several parts give what one part gives: |a + b| and not |a| + |b|."""
+    model, windows = built("llama"), pico.windows(100, 32)  # 3200 tokens: five parts of 640
+    found = scored(model, windows, "taylor").criteria["taylor"].scores
+    expected = [sum(block.values()) for block in oracle.taylor(model, windows)]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_bfloat16_checkpoint_is_computed_in_float32(built: Built) -> None:
+    model, windows = built("llama", dtype=torch.bfloat16), pico.windows()
+    found = scored(model, windows, memory="streamed")
+    assert found.settings["dtype"] == "float32"
+    assert_equals_oracle(found, model, windows)
+
+
+@pytest.mark.fault(91)
+def test_same_scores_every_time(built: Built) -> None:
+    first, second = (scored(built("llama"), pico.windows(), memory="streamed") for _ in range(2))
+    for name in first.criteria:
+        assert first.criteria[name].scores == second.criteria[name].scores
+
+
+def test_scores_of_a_pruned_model_carry_original_indices(built: Built, tmp_path: Path) -> None:
+    from shortstack.pruning.prune import prune
+
+    pruned = tmp_path / "pruned"
+    prune(str(built("llama")), out=pruned, blocks="1,3", quiet=True)
+    found = scored(pruned, pico.windows(), "ppl")
+    assert found.blocks == (0, 2, 4, 5)
+    assert sorted(found.criteria["ppl"].order) == [0, 2, 4, 5]
+
+
+@pytest.mark.fault(64)
+def test_not_finite_is_an_error(copied: Built) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ShortstackError, match="not finite"):
+        scored(model, pico.windows(), "ppl")
+
+
+def test_stage_reads_rows_and_writes_files(built: Built, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words to draw windows from. " * 40)
+    found = score(
+        str(built("llama")),
+        criterion=ALL,
+        data=str(text),
+        samples=3,
+        seq_len=16,
+        out=tmp_path / "s.json",
+        csv=tmp_path / "csv",
+    )
+    from shortstack.artifacts.scores import load_scores
+
+    again = load_scores(tmp_path / "s.json")
+    assert again.to_json() == found.to_json()
+    order = (tmp_path / "csv/ppl_n3/block_order.csv").read_text().strip()
+    assert order == ",".join(map(str, found.criteria["ppl"].order))
+    assert (tmp_path / "csv/ppl_n3/all_ppl_sorted.csv").read_text().startswith("removed_block,")
+    assert (tmp_path / "csv/taylor_n3/block_score_sorted.csv").read_text().startswith("rank,block_name,")
+
+
+def test_window_longer_than_positions(built: Built) -> None:
+    with pytest.raises(ShortstackError, match="windows of 65 tokens.*64 positions"):
+        scored(built("llama"), pico.windows(2, 65), "ppl")
+
+
+@pytest.mark.fault(39)
+def test_token_without_embedding(built: Built) -> None:
+    with pytest.raises(ShortstackError, match="token id 260.*260 rows"):
+        scored(built("llama"), [[1, 2, 260]], "ppl")
+
+
+def test_streamed_holds_no_more_than_two_blocks(built: Built) -> None:
+    """After a sweep no block holds a weight; while it runs, one block at a time does."""
+    from shortstack.engine.block_model import Skeleton
+    from shortstack.engine.block_weights import BlockWeights
+
+    checkpoint = open_checkpoint(built("llama"))
+    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    with BlockWeights(skeleton, resident=False) as weights:
+        for index, _ in weights.each(range(6)):
+            full = [i for i, block in enumerate(skeleton.blocks) if not any(p.is_meta for p in block.parameters())]
+            assert full == [index]
+    assert all(p.is_meta for block in skeleton.blocks for p in block.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"stream_bytes": 2 * 4 * 16 * 32 * 4}, {"memory": "resident"}])
+def test_some_blocks_alone(built: Built, options: dict[str, Any], tmp_path: Path) -> None:
+    """Scores of some blocks are those that all blocks together give; the others have null, and stay in a plan."""
+    model, windows = built("llama"), pico.windows()
+    everything, some = scored(model, windows), scored(model, windows, candidates=(1, 3, 4), **options)
+    for name, found in some.criteria.items():
+        whole = everything.criteria[name].by_block() or {}
+        assert found.by_block() == pytest.approx({block: whole[block] for block in (1, 3, 4)}, rel=1e-6)
+    assert some.criteria["ppl"].base == pytest.approx(everything.criteria["ppl"].base)
+    some.save(tmp_path / "s.json")
+    written = json.loads((tmp_path / "s.json").read_text())["criteria"]["ppl"]
+    assert [value is None for value in written["scores"]] == [index not in (1, 3, 4) for index in range(6)]
+    again = load_scores(tmp_path / "s.json")
+    assert again.criteria == some.criteria
+    assert "not scored: 0, 2, 5" in again.to_text()
+    made = plan(str(model), scores=tmp_path / "s.json", criterion="ppl", remove=3, plus=False)
+    assert made.removed == (1, 3, 4)
+    with pytest.raises(ShortstackError, match="only 3 of 6 may go .*not scored: 0, 2, 5"):
+        plan(str(model), scores=tmp_path / "s.json", criterion="ppl", remove=4, plus=False)
+    run = plan(str(model), scores=tmp_path / "s.json", criterion="taylor", remove=2, plus=False, strategy="contiguous")
+    assert run.removed == (3, 4)
+
+
+def test_blocks_that_are_not_there(built: Built, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no block 6, only 0-5"):
+        score(str(built("llama")), blocks="2,6", criterion="magnitude")
+    with pytest.raises(UsageError, match="block_order.csv names every block"):
+        score(str(built("llama")), blocks="2", criterion="magnitude", csv=tmp_path)
+    found = score(str(built("llama")), blocks="2,4-5", criterion="magnitude")
+    assert found.criteria["magnitude"].blocks == (2, 4, 5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [0, 1, 3, 6])
+def test_graphs_that_are_kept_give_the_same_gradients(
+    built: Built, kept: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resident, what autograd keeps of a forward is not computed again, for as many of the last blocks as fit; also where
+    weights are converted to what is computed in."""
+    from shortstack.engine import graphs
+    from shortstack.engine.block_model import Skeleton
+
+    model, windows = built("llama", dtype=stored), pico.windows(5)
+    expected = scored(model, windows, "taylor", memory="streamed")
+    monkeypatch.setattr(graphs, "_measured", lambda run, _: (run(), 10))
+    real, forwards = Skeleton.run_block, []
+    monkeypatch.setattr(Skeleton, "run_block", lambda *a: forwards.append(torch.is_grad_enabled()) or real(*a))
+    monkeypatch.setattr(graphs.Graphs, "__init__", _limited(graphs.Graphs.__init__, 10 * kept))
+    found = scored(model, windows, "taylor", memory="resident")
+    assert found.criteria == expected.criteria
+    again = 6 - kept  # the first block's forward is thrown away where it turns out not to fit
+    assert len(forwards) == 6 + again + (kept < 6)
+
+
+def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
+    return lambda self, _, last: original(self, limit, last=last)
+
+
+@pytest.mark.parametrize(("at_a_time", "forwards"), [(5, 1 + 5), (4, 2 * 6)])
+def test_streamed_keeps_the_graph_of_the_last_block_where_it_is_one_batch(
+    built: Built, at_a_time: int, forwards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backward sweep begins with that block, and holds a batch's graph anyway."""
+    from shortstack.engine import block_model as skeleton
+
+    windows = pico.windows(5)
+    monkeypatch.setitem(skeleton.TOKENS_AT_A_TIME, "cpu", at_a_time * len(windows[0]))
+    asked = _watched(monkeypatch)
+    scored(built("llama"), windows, "taylor", memory="streamed")
+    assert len([None for gradients, _ in asked if gradients]) == forwards
+
+
+@pytest.mark.parametrize("memory", ["streamed", "resident"])
+@pytest.mark.parametrize("candidates", [(0, 1, 2, 3, 4, 5), (2, 4, 5)])
+def test_gradients_end_at_the_first_block_that_is_scored(
+    built: Built, memory: str, candidates: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _watched(monkeypatch)
+    scored(built("llama"), pico.windows(2), "taylor", candidates=candidates, memory=memory)
+    onwards = [wanted for gradients, wanted in asked if gradients]
+    assert onwards.count(False) == 1
+    assert onwards.count(True) == 5 - candidates[0]
+
+
+def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
+    """For each run of a block: whether its weights get gradients, and whether what goes into it does."""
+    from shortstack.engine.block_model import Skeleton
+
+    asked: list[tuple[bool, bool]] = []
+    real = Skeleton.run_block
+
+    def run(self: Skeleton, block: torch.nn.Module, hidden: torch.Tensor, call: object) -> torch.Tensor:
+        asked.append((torch.is_grad_enabled(), hidden.requires_grad))
+        return real(self, block, hidden, call)
+
+    monkeypatch.setattr(Skeleton, "run_block", run)
+    return asked
+
+
+def test_kept_graphs_are_measured_without_the_weights(built: Built) -> None:
+    from shortstack.engine.graphs import _measured
+
+    layer = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8))
+    x = torch.randn(5, 8, requires_grad=True)
+    result, taken = _measured(lambda: layer(x), dict(layer.named_parameters()))
+    assert result.grad_fn is not None
+    assert 5 * 8 * 4 + 5 * 32 * 4 <= taken <= 5 * 8 * 4 + 3 * 5 * 32 * 4
