@@ -14,10 +14,10 @@ import pytest
 from shortstack.registry import VERBS
 from tests import pico
 from tests.commands import blocks, run_command, run_document
-from tests.retraining.test_hub_datasets import parquet
 from tests.hub_server import serving
 from tests.recipes import material
 from tests.retraining.material import instructions, texts
+from tests.retraining.test_hub_datasets import parquet
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

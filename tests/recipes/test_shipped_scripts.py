@@ -11,10 +11,10 @@ import pytest
 from shortstack.families.open_model import open_checkpoint
 from shortstack.recipes.resolve import resolve
 from tests.checkpoint.test_hub import shortstack
-from tests.retraining.test_hub_datasets import parquet
 from tests.hub_server import serving
 from tests.recipes.shipped import Bench
 from tests.recipes.test_published_values import PIPELINES
+from tests.retraining.test_hub_datasets import parquet
 
 SCRIPTS = [name for name in PIPELINES if "remove" not in name]
 
