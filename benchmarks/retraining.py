@@ -20,7 +20,7 @@ from shortstack.retraining.cpt import retrain_cpt
 from shortstack.retraining.lora import retrain_lora
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.results import RetrainEstimate
-from shortstack.runtime.devices import peak_rss_bytes
+from shortstack.runtime.memory import peak_rss_bytes
 
 SHAPES = {
     "small": {"blocks": 4, "hidden": 256, "mlp": 688, "vocabulary": 512},

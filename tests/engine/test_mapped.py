@@ -16,7 +16,7 @@ import shortstack
 from shortstack.engine.mapped import MappedFiles
 from shortstack.engine.storage import Buffer, OpenFiles
 from shortstack.families.open_model import open_checkpoint
-from shortstack.runtime.devices import libc
+from shortstack.runtime.memory import libc
 from tests import pico
 
 Built = Callable[..., Path]

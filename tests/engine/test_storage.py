@@ -21,7 +21,7 @@ from shortstack.engine import storage as reading
 from shortstack.engine import streamed
 from shortstack.engine.storage import Buffer, OpenFiles
 from shortstack.errors import ShortstackError
-from shortstack.runtime.devices import installed_bytes, is_out_of_memory, libc
+from shortstack.runtime.memory import installed_bytes, is_out_of_memory, libc
 from tests import pico
 
 Built = Callable[..., Path]

@@ -85,7 +85,7 @@ def test_and_compared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 _PEAKS = """
-from shortstack.runtime.devices import used
+from shortstack.runtime.memory import used
 import numpy as np
 with used() as large:
     block = np.ones(200 << 20, dtype=np.uint8)

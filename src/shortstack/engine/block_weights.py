@@ -22,7 +22,7 @@ from shortstack.engine.mapped import MappedFiles
 from shortstack.engine.storage import Buffer, OpenFiles
 from shortstack.engine.weight_conversion import Conversion, Part
 from shortstack.errors import ShortstackError
-from shortstack.runtime.devices import return_free_memory
+from shortstack.runtime.memory import return_free_memory
 
 if TYPE_CHECKING:
     from shortstack.engine.block_model import Skeleton

@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from shortstack.runtime.devices import libc
+from shortstack.runtime.memory import libc
 
 _lock = threading.Lock()
 _sizes: dict[Path, int] = {}

@@ -23,7 +23,7 @@ from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.stand_ins import BlockCall
 from shortstack.engine.workers import SideBySide, workers
-from shortstack.runtime.devices import is_out_of_memory, return_free_memory
+from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
 # Called with (block index, its weights by name) in a forward sweep.
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError, first_line
-from shortstack.runtime.devices import DType, available_bytes, pick_device, pick_dtype
+from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.libraries import import_transformers
+from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from shortstack.checkpoint.drop_blocks import reason_against
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import size
 from shortstack.errors import ShortstackError
-from shortstack.runtime.devices import available_bytes
+from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.forward import ForwardResult, OnWeights, block_evaluations, forward_sweep
 from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal
-from shortstack.runtime.devices import installed_bytes, keep_free_memory, return_free_memory
+from shortstack.runtime.memory import installed_bytes, keep_free_memory, return_free_memory
 
 _CACHED_SHARE = 0.5  # of the machine's memory: what is larger may not stay in the page cache until it is read again
 

@@ -15,7 +15,7 @@ from shortstack.evaluation.text_metrics import (
     pieces_of,
     scripts_of,
 )
-from shortstack.runtime.devices import Usage
+from shortstack.runtime.memory import Usage
 
 if TYPE_CHECKING:
     from shortstack.evaluation.prompts import GenerationRequest

@@ -19,7 +19,8 @@ from shortstack.evaluation.cache import kept_or_made
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.families.open_model import open_model
 from shortstack.runtime.atomic_output import check_writable_file
-from shortstack.runtime.devices import Usage, pick_device, pick_dtype, used
+from shortstack.runtime.devices import pick_device, pick_dtype
+from shortstack.runtime.memory import Usage, used
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@ from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subje
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.task_files import TASKS, local_rows
 from shortstack.runtime.atomic_output import check_writable_file, write_file
-from shortstack.runtime.devices import Usage
+from shortstack.runtime.memory import Usage
 
 if TYPE_CHECKING:
     from shortstack.evaluation.harness import LoadedTask

@@ -24,7 +24,7 @@ from shortstack.data.tokenizer import tokenizer_in
 from shortstack.engine.load import quiet_transformers
 from shortstack.errors import ShortstackError, first_line
 from shortstack.families.table import FAMILIES
-from shortstack.runtime.devices import available_bytes
+from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from shortstack.common.formatting import size
 from shortstack.engine.load import aligned, load_with_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.runtime.devices import available_bytes
+from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from shortstack.data.collators import predicted_tokens
-from shortstack.runtime.devices import peak_rss_bytes
+from shortstack.runtime.memory import peak_rss_bytes
 
 if TYPE_CHECKING:
     from shortstack.data.collators import Shares

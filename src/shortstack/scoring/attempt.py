@@ -15,8 +15,8 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
 from shortstack.engine.select import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
-from shortstack.runtime.devices import is_out_of_memory
 from shortstack.runtime.distributed import ALONE, Process
+from shortstack.runtime.memory import is_out_of_memory
 from shortstack.scoring.criteria import Criterion
 from shortstack.scoring.early_stopping import Rounds, Stability
 from shortstack.scoring.runner import ScoringRun

@@ -21,9 +21,10 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.plan import parse_blocks
 from shortstack.runtime.atomic_output import check_writable_file, locked
-from shortstack.runtime.devices import DType, peak_rss_bytes, pick_device
+from shortstack.runtime.devices import DType, pick_device
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
+from shortstack.runtime.memory import peak_rss_bytes
 from shortstack.scoring.attempt import Attempt, attempted
 from shortstack.scoring.criteria import Criterion, parse_criteria
 from shortstack.scoring.early_stopping import Rounds, Until
