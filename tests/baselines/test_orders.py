@@ -83,12 +83,12 @@ def test_the_parameters_that_are_left_are_the_published_ones(name: str, tmp_path
         for removed, expected in entry["pruned_sets"].items():
             made = plan_for(
                 model, scores=Path(f"published:{name}:{entry['criterion']}"), remove=int(removed), plus=True
-            )
+            ).plan
             assert made.after["parameters"] == expected["params"]
             assert list(made.removed) == expected["with_plus"]
             bare = plan_for(
                 model, scores=Path(f"published:{name}:{entry['criterion']}"), remove=int(removed), plus=False
-            )
+            ).plan
             assert list(bare.removed) == expected["without_plus"]
             assert round(made.removal_ratio, 5) == pytest.approx(expected["param_ratio_removed"], abs=1e-5)
 
@@ -130,8 +130,8 @@ def test_the_model_may_be_left_out_where_the_checkpoint_says_it(model: Path, tmp
     import dataclasses
 
     checkpoint = dataclasses.replace(open_checkpoint(str(model)), source="lmsys/vicuna-7b-v1.3@main")
-    named = plan_for(open_checkpoint(str(model)), scores=Path("published:vicuna-7b-v1.3:taylor"), remove=6)
-    assert plan_for(checkpoint, scores=Path("published:taylor"), remove=6).removed == named.removed
+    named = plan_for(open_checkpoint(str(model)), scores=Path("published:vicuna-7b-v1.3:taylor"), remove=6).plan
+    assert plan_for(checkpoint, scores=Path("published:taylor"), remove=6).plan.removed == named.removed
     with pytest.raises(ShortstackError, match="does not say which published model it is") as caught:
         plan(str(model), scores=Path("published:taylor"), remove=6)
     assert "published:MODEL:taylor" in caught.value.hint

@@ -185,10 +185,10 @@ def test_blocks_that_cannot_go_are_passed_by(tiny_model: Any) -> None:
     checkpoint = open_checkpoint(tiny_model("modernbert-decoder"))
     criterion = CriterionScores("ppl", (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), tuple(range(6)))
     scores = Scores("x", checkpoint.fingerprint, tuple(range(6)), {"ppl": criterion})
-    made = plan_for(checkpoint, scores=scores, remove=2)
+    made = plan_for(checkpoint, scores=scores, remove=2).plan
     assert made.removed == (1, 2)
     assert "block 0 stays, though its score is lower" in made.note
-    run = plan_for(checkpoint, scores=scores, remove=2, strategy="contiguous")
+    run = plan_for(checkpoint, scores=scores, remove=2, strategy="contiguous").plan
     assert run.removed == (1, 2)
     with pytest.raises(ShortstackError, match="only 5 blocks can go exactly|5 of 6 may go"):
         plan_for(checkpoint, scores=scores, remove=6)

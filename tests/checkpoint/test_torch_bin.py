@@ -73,7 +73,7 @@ def test_removing_nothing_writes_safetensors(copied: Built, tmp_path: Path) -> N
     from shortstack.pruning.plan import plan_for
 
     model = as_bin(copied("llama"))
-    nothing = dataclasses.replace(plan_for(open_checkpoint(model), blocks="1"), removed=())
+    nothing = dataclasses.replace(plan_for(open_checkpoint(model), blocks="1").plan, removed=())
     prune(str(model), out=tmp_path / "p", plan=nothing, quiet=True)
     assert open_checkpoint(tmp_path / "p").depth == 6
 

@@ -44,7 +44,7 @@ def measured(name: str, folder: Path, model_directory: Path | None = None) -> Me
     for number, blocks in enumerate(tiny.sets_of(name)):
         key = ",".join(map(str, blocks))
         try:
-            plan = plan_for(checkpoint, blocks=key)
+            plan = plan_for(checkpoint, blocks=key).plan
         except ShortstackError as error:
             found.refused[key] = error.message.partition("is not exact: ")[2]
             continue

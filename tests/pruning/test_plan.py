@@ -32,16 +32,18 @@ DEEP = [9.0, 8.0, 1.0, 7.0, 3.0, 2.0, 6.0, 5.0, 4.0, 0.5, 0.2, 0.1]
 
 def test_plus_is_on_from_ten_blocks(built: Built) -> None:
     model = built("llama", num_hidden_layers=12)
-    made = plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=3)
+    made = plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=3).plan
     assert made.protected == (0, 1, 2, 3, 10, 11)
     assert made.removed == (4, 5, 9)  # 10 and 11 score lower, but stay
-    free = plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=3, plus=False)
+    free = plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=3, plus=False).plan
     assert free.removed == (9, 10, 11)
     assert free.protected == ()
 
 
 def test_plus_is_off_below_ten_blocks_and_says_so(built: Built) -> None:
-    made = plan_for(open_checkpoint(built("llama")), scores=scores_for(built("llama"), [1, 2, 3, 4, 5, 6]), remove=2)
+    made = plan_for(
+        open_checkpoint(built("llama")), scores=scores_for(built("llama"), [1, 2, 3, 4, 5, 6]), remove=2
+    ).plan
     assert made.removed == (0, 1)
     assert "no block is protected below 10 blocks" in made.note
 
@@ -63,11 +65,11 @@ def test_by_ratio_and_by_size(built: Built) -> None:
     block, total = checkpoint.block_parameters()[0], checkpoint.parameters()
     scores = scores_for(model, [1, 2, 3, 4, 5, 6])
     exactly_two = 2 * block / total
-    assert len(plan_for(checkpoint, scores=scores, ratio=exactly_two).removed) == 2
-    assert len(plan_for(checkpoint, scores=scores, ratio=exactly_two - 1e-6).removed) == 1
-    assert len(plan_for(checkpoint, scores=scores, ratio=0).removed) == 0
-    assert len(plan_for(checkpoint, scores=scores, params=str(total - 3 * block + block // 3)).removed) == 3
-    made = plan_for(checkpoint, scores=scores, remove=2)
+    assert len(plan_for(checkpoint, scores=scores, ratio=exactly_two).plan.removed) == 2
+    assert len(plan_for(checkpoint, scores=scores, ratio=exactly_two - 1e-6).plan.removed) == 1
+    assert len(plan_for(checkpoint, scores=scores, ratio=0).plan.removed) == 0
+    assert len(plan_for(checkpoint, scores=scores, params=str(total - 3 * block + block // 3)).plan.removed) == 3
+    made = plan_for(checkpoint, scores=scores, remove=2).plan
     assert made.removal_ratio == pytest.approx(exactly_two)
     assert made.after["parameters"] == total - 2 * block
 
@@ -76,14 +78,14 @@ def test_contiguous(built: Built) -> None:
     model = built("llama")
     made = plan_for(
         open_checkpoint(model), scores=scores_for(model, [1, 9, 2, 3, 9, 1]), remove=2, strategy="contiguous"
-    )
+    ).plan
     assert made.removed == (2, 3)
 
 
 @pytest.mark.fault(91)
 def test_ties_go_by_index(built: Built) -> None:
     model = built("llama")
-    assert plan_for(open_checkpoint(model), scores=scores_for(model, [1.0] * 6), remove=2).removed == (0, 1)
+    assert plan_for(open_checkpoint(model), scores=scores_for(model, [1.0] * 6), remove=2).plan.removed == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ def test_scores_of_another_model(built: Built) -> None:
 def test_which_criterion(built: Built) -> None:
     model = built("llama")
     both = scores_for(model, [1, 2, 3, 4, 5, 6], taylor=[6, 5, 4, 3, 2, 1])
-    assert plan_for(open_checkpoint(model), scores=both, criterion="taylor", remove=1).removed == (5,)
+    assert plan_for(open_checkpoint(model), scores=both, criterion="taylor", remove=1).plan.removed == (5,)
     with pytest.raises(ShortstackError, match="hold ppl, taylor"):
         plan_for(open_checkpoint(model), scores=both, remove=1)
     with pytest.raises(ShortstackError, match="hold ppl, taylor, not magnitude"):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -17,8 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from shortstack.checkpoint import drop_blocks
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.plan import plan as write_plan
 from shortstack.pruning.plan import plan_for
 from shortstack.pruning.prune import prune
 from tests import oracle, pico
@@ -65,6 +69,41 @@ def test_kept_tensors_are_the_same_bytes(built: Built, options: dict[str, Any], 
     assert after == expected
 
 
+@pytest.mark.parametrize("source", ["blocks", "scores", "file"])
+def test_a_cut_is_worked_out_once(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Planning, writing and verifying share one shortened config and one list of tensors."""
+    model = built("llama")
+    write_plan(str(model), blocks="1,4", out=tmp_path / "plan.json")
+    (tmp_path / "block_order.csv").write_text("1,4,0,2,3,5\n")
+    options: dict[str, dict[str, Any]] = {
+        "blocks": {"blocks": "1,4"},
+        "scores": {"scores": tmp_path / "block_order.csv", "remove": 2},
+        "file": {"plan": tmp_path / "plan.json"},
+    }
+    with counted_cuts() as worked_out:
+        result = prune(str(model), out=tmp_path / "p", verify=True, quiet=True, **options[source])
+    assert result.plan.removed == (1, 4)
+    assert worked_out == ["shortened_config", "shortened_tensors"]
+
+
+@contextlib.contextmanager
+def counted_cuts() -> Iterator[list[str]]:
+    """Within, a name for each time that a shortened config or list of tensors is worked out, by whichever caller."""
+    calls: list[str] = []
+    watched = {work.__code__: work.__name__ for work in (drop_blocks.shortened_config, drop_blocks.shortened_tensors)}
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in watched:
+            calls.append(watched[frame.f_code])
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
+
+
 def test_shards_stay_as_the_input_has_them(built: Built, tmp_path: Path) -> None:
     model = built("llama", shard_bytes=40_000)
     shards = len(list(model.glob("model-*.safetensors")))
@@ -81,7 +120,7 @@ def test_removing_nothing_copies_to_the_byte(built: Built, tmp_path: Path) -> No
     import dataclasses
 
     model = built("llama")
-    nothing = dataclasses.replace(plan_for(open_checkpoint(model), blocks="1"), removed=())
+    nothing = dataclasses.replace(plan_for(open_checkpoint(model), blocks="1").plan, removed=())
     prune(str(model), out=tmp_path / "p", plan=nothing, quiet=True)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "p" / name).read_bytes() == (model / name).read_bytes()
@@ -262,13 +301,13 @@ class TestOutput:
 
 
 def test_plan_of_another_checkpoint(built: Built, tmp_path: Path) -> None:
-    plan = plan_for(open_checkpoint(built("llama")), blocks="1")
+    plan = plan_for(open_checkpoint(built("llama")), blocks="1").plan
     with pytest.raises(ShortstackError, match="another checkpoint"):
         prune(str(built("llama", seed=1)), out=tmp_path / "p", plan=plan, quiet=True)
 
 
 def test_plan_and_options_contradict(built: Built, tmp_path: Path) -> None:
-    plan = plan_for(open_checkpoint(built("llama")), blocks="1")
+    plan = plan_for(open_checkpoint(built("llama")), blocks="1").plan
     with pytest.raises(UsageError, match="contradict"):
         prune(str(built("llama")), out=tmp_path / "p", plan=plan, blocks="2", quiet=True)
 

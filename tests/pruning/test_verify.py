@@ -21,10 +21,10 @@ Built = Callable[..., Path]
 
 def made(model: Path, out: Path, blocks: str = "1,3") -> Any:
     checkpoint = open_checkpoint(model)
-    plan = plan_for(checkpoint, blocks=blocks)
+    planned = plan_for(checkpoint, blocks=blocks)
     out.mkdir()
-    write_pruned(checkpoint, plan, out)
-    return lambda: verify_pruned(checkpoint, plan, out)
+    write_pruned(checkpoint, planned, out)
+    return lambda: verify_pruned(checkpoint, planned, out)
 
 
 def test_passes_unaltered(built: Built, tmp_path: Path) -> None:

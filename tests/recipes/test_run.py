@@ -19,6 +19,7 @@ from shortstack.cli.app import run as cli
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.recipes.run import RunResult, run
+from tests.pruning.test_prune import counted_cuts
 from tests.retraining.material import texts
 from tests.retraining.processes import launched
 
@@ -83,6 +84,15 @@ def test_a_run_leaves_a_folder_that_a_person_can_read(recipe: Path, tmp_path: Pa
     text = result.to_text()
     assert "ppl on" in text  # what the last step found
     assert json.loads(json.dumps(result.to_json()))["steps"][2]["stage"] == "retrain cpt"
+
+
+def test_a_step_works_its_cut_out_once(built: Built, tmp_path: Path) -> None:
+    """Though the step plans, writes and verifies."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f'about: a cut\nmodel: {built("llama")}\nsteps:\n  prune: {{blocks: "1,4", verify: true}}\n')
+    with counted_cuts() as worked_out:
+        done(path, tmp_path / "out")
+    assert worked_out == ["shortened_config", "shortened_tensors"]
 
 
 def test_what_is_done_is_passed_by_and_what_is_written_down_runs_the_same(

@@ -1,10 +1,11 @@
-"""The config and the tensors of a checkpoint without some of its blocks, as plans: nothing is read or written here."""
+"""A checkpoint without some of its blocks: its config and its list of tensors. Nothing is read or written here."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,33 @@ if TYPE_CHECKING:
 # Entries of config.json that are lists about multi-token-prediction blocks, which go with them.
 _MTP_LISTS = ("mtp_layers_block_type", "mtp_hybrid_override_pattern", "mtp_local_layer_ids", "mtp_layer_types")
 _NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A checkpoint without some of its blocks: all that writing, verifying and exporting it need to know.
+
+    It is worked out once, when the plan is made or a plan from a file is opened with its checkpoint, and handed on.
+
+    Attributes:
+        kept: positions, in the checkpoint, of the blocks that stay, rising.
+        config: config.json of the result.
+        tensors: every tensor of the result: which bytes of the checkpoint it has, its name and shape; in the order of the
+            checkpoint's bytes.
+    """
+
+    kept: tuple[int, ...]
+    config: dict[str, Any] = field(repr=False)
+    tensors: tuple[TensorCopy, ...] = field(repr=False)
+
+
+def cut_blocks(checkpoint: Checkpoint, kept: Sequence[int]) -> Cut:
+    """The checkpoint without all blocks but those at the positions `kept`.
+
+    Raises:
+        ShortstackError: this set of blocks cannot be removed exactly from this checkpoint.
+    """
+    return Cut(tuple(kept), shortened_config(checkpoint, kept), tuple(shortened_tensors(checkpoint, kept)))
 
 
 def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.checkpoint.drop_blocks import Cut, cut_blocks
 from shortstack.checkpoint.family import Config, Family
 from shortstack.checkpoint.reader import read_config
 from shortstack.common.formatting import ranges
@@ -171,7 +172,6 @@ class _Probe:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from shortstack.checkpoint.drop_blocks import shortened_config, shortened_tensors
         from shortstack.engine.load import aligned
 
         checkpoint = self._checkpoint
@@ -179,7 +179,7 @@ class _Probe:
         out = self._folder / f"pruned-{len(self._tried)}"
         out.mkdir()
         try:
-            _write(out, shortened_config(checkpoint, kept), shortened_tensors(checkpoint, kept))
+            _write(out, cut_blocks(checkpoint, kept))
             pruned, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
             odd = sorted({*info["missing_keys"], *info["unexpected_keys"]})
             if odd:
@@ -235,8 +235,8 @@ def _lists(config: Mapping[str, Any], depth: int) -> dict[str, list[Any]]:
     return {key: value for key, value in config.items() if isinstance(value, list) and len(value) == depth}
 
 
-def _write(directory: Path, config: dict[str, Any], copies: Sequence[Any]) -> None:
+def _write(directory: Path, cut: Cut) -> None:
     from shortstack.checkpoint.byte_copy import copy_tensors, new_header
 
-    (directory / "config.json").write_text(json.dumps(config))
-    copy_tensors(copies, directory / "model.safetensors", header=new_header(copies, {"format": "pt"}))
+    (directory / "config.json").write_text(json.dumps(cut.config))
+    copy_tensors(cut.tensors, directory / "model.safetensors", header=new_header(cut.tensors, {"format": "pt"}))

@@ -1,4 +1,4 @@
-"""Scores -> PrunePlan: which blocks go, and what that saves."""
+"""Scores -> a plan and its cut: which blocks go, what that saves, and what the checkpoint is without them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from shortstack.artifacts.plan import PrunePlan
+from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.scores import Scores
 from shortstack.baselines.orders import open_scores
-from shortstack.checkpoint.drop_blocks import reason_against, shortened_config, shortened_tensors
+from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError, UsageError
@@ -35,12 +35,20 @@ else:
     PlanSource = ScoresSource = Path
 
 
-def replanned(checkpoint: Checkpoint, made: PrunePlan) -> PrunePlan:
-    """A plan that was read from a file, checked against the checkpoint it is carried out on; sizes are counted anew.
+class PlannedCut(NamedTuple):
+    """A plan, the record of what was chosen and why, with the cut that it means for the opened checkpoint."""
+
+    plan: PrunePlan
+    cut: Cut
+
+
+def open_plan(checkpoint: Checkpoint, plan: PlanSource) -> PlannedCut:
+    """A plan from a file or in memory, with its cut of the checkpoint that it is carried out on; sizes are counted anew.
 
     Raises:
         ShortstackError: it was made for another checkpoint, or its blocks cannot go.
     """
+    made = plan if isinstance(plan, PrunePlan) else load_plan(plan)
     if made.fingerprint != checkpoint.fingerprint:
         raise ShortstackError(
             f"{checkpoint.source}: the plan was made for another checkpoint ({made.source}; the fingerprints differ)",
@@ -90,7 +98,7 @@ def plan(
     """
     if out is not None:
         check_writable_file(Path(out))
-    made = plan_for(
+    made, _ = plan_for(
         open_model(model, allow_links=allow_links),
         blocks=blocks,
         scores=scores,
@@ -117,8 +125,8 @@ def plan_for(
     params: str | None = None,
     plus: bool | None = None,
     strategy: Strategy = "one-shot",
-) -> PrunePlan:
-    """`plan` for a checkpoint that is open already; `scores` may be a `Scores` too."""
+) -> PlannedCut:
+    """`plan` for a checkpoint that is open already, with the cut."""
     amounts = [
         name for name, value in (("--remove", remove), ("--ratio", ratio), ("--params", params)) if value is not None
     ]
@@ -279,7 +287,7 @@ def _made(
     criterion: str,
     why: dict[str, Any],
     note: str = "",
-) -> PrunePlan:
+) -> PlannedCut:
     made = PrunePlan(
         source=checkpoint.source,
         fingerprint=checkpoint.fingerprint,
@@ -291,17 +299,15 @@ def _made(
         note=note,
     )
     # Whether this set can go exactly is part of the plan, not a surprise at pruning time.
-    kept = [checkpoint.position_of(index) for index in made.kept]
-    shortened_config(checkpoint, kept)
-    copies = shortened_tensors(checkpoint, kept)
+    cut = cut_blocks(checkpoint, [checkpoint.position_of(index) for index in made.kept])
     before = {
         "parameters": checkpoint.parameters(),
         "bytes": checkpoint.nbytes,
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token(),
     }
     after = {
-        "parameters": sum(copy.numel for copy in copies if checkpoint.is_parameter(copy.source.name)),
-        "bytes": sum(copy.nbytes for copy in copies),
-        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(len(kept)),
+        "parameters": sum(copy.numel for copy in cut.tensors if checkpoint.is_parameter(copy.source.name)),
+        "bytes": sum(copy.nbytes for copy in cut.tensors),
+        "kv_bytes_per_token": checkpoint.kv_bytes_per_token(len(cut.kept)),
     }
-    return dataclasses.replace(made, before=before, after=after)
+    return PlannedCut(dataclasses.replace(made, before=before, after=after), cut)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts import provenance
-from shortstack.artifacts.plan import PrunePlan, load_plan
+from shortstack.artifacts.plan import PrunePlan
 from shortstack.checkpoint.adapter import carry_adapter
 from shortstack.checkpoint.byte_copy import copy_tensors, new_header
-from shortstack.checkpoint.drop_blocks import dropped_further_prediction, shortened_config, shortened_tensors
+from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.headers import raw_header
 from shortstack.checkpoint.reader import Checkpoint
@@ -22,7 +22,7 @@ from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
-from shortstack.pruning.plan import PlanSource, ScoresSource, Strategy, plan_for, replanned
+from shortstack.pruning.plan import PlannedCut, PlanSource, ScoresSource, Strategy, open_plan, plan_for
 from shortstack.publishing.model_card import model_card
 from shortstack.runtime.atomic_output import published
 
@@ -131,9 +131,9 @@ def prune(
     if plan is not None:
         if any(value is not None for value in (blocks, scores, remove, ratio, params)):
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
-        made = replanned(checkpoint, plan if isinstance(plan, PrunePlan) else load_plan(plan))
+        planned = open_plan(checkpoint, plan)
     else:
-        made = plan_for(
+        planned = plan_for(
             checkpoint,
             blocks=blocks,
             scores=scores,
@@ -147,26 +147,25 @@ def prune(
     for line in (checkpoint.repair.says if checkpoint.repair else "", dropped_further_prediction(checkpoint)):
         if line:
             progress.say(line)
-    nbytes = made.after["bytes"] or 0
+    nbytes = planned.plan.after["bytes"] or 0
     verified = None
     inputs = [checkpoint.directory, *([adapter] if adapter else [])]
     with published(out, inputs=inputs, nbytes=nbytes, force=force) as stage:
         files = write_pruned(
-            checkpoint, made, stage, allow_nonfinite=allow_nonfinite, allow_links=allow_links, progress=progress
+            checkpoint, planned, stage, allow_nonfinite=allow_nonfinite, allow_links=allow_links, progress=progress
         )
         if adapter is not None:
-            kept = [checkpoint.position_of(index) for index in made.kept]
-            carry_adapter(Path(adapter), checkpoint, kept, str(out), stage / "adapter")
+            carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), stage / "adapter")
         if verify:
             from shortstack.pruning.verify import verify_pruned
 
-            verified = verify_pruned(checkpoint, made, stage)
-    return PruneResult(Path(out), made, files, time.perf_counter() - started, verified)
+            verified = verify_pruned(checkpoint, planned, stage)
+    return PruneResult(Path(out), planned.plan, files, time.perf_counter() - started, verified)
 
 
 def write_pruned(
     checkpoint: Checkpoint,
-    plan: PrunePlan,
+    planned: PlannedCut,
     directory: Path,
     *,
     allow_nonfinite: bool = False,
@@ -174,14 +173,13 @@ def write_pruned(
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
-    kept = [checkpoint.position_of(index) for index in plan.kept]
-    config = shortened_config(checkpoint, kept)
-    files = _copy_weights(checkpoint, kept, directory, allow_nonfinite, progress or Progress(quiet=True))
-    if config == checkpoint.config:
+    plan, cut = planned
+    files = _copy_weights(checkpoint, cut, directory, allow_nonfinite, progress or Progress(quiet=True))
+    if cut.config == checkpoint.config:
         (directory / "config.json").write_bytes(checkpoint.config_bytes)
     else:
         (directory / "config.json").write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            json.dumps(cut.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
         )
     files |= copy_companions(checkpoint, directory, allow_links=allow_links)
     record = _record(checkpoint, plan, files)
@@ -191,11 +189,11 @@ def write_pruned(
 
 
 def _copy_weights(
-    checkpoint: Checkpoint, kept: list[int], directory: Path, allow_nonfinite: bool, progress: Progress
+    checkpoint: Checkpoint, cut: Cut, directory: Path, allow_nonfinite: bool, progress: Progress
 ) -> dict[str, str]:
     """The weight files, as many as the input has (fewer where a shard has nothing left), and their index."""
     by_shard: dict[Path, list[TensorCopy]] = {path: [] for path in checkpoint.shards}
-    for copy in shortened_tensors(checkpoint, kept):
+    for copy in cut.tensors:
         by_shard[copy.source.file].append(copy)
     shards = [(path, copies) for path, copies in by_shard.items() if copies]
     single = len(checkpoint.shards) == 1 and next(iter(checkpoint.shards)).name in (SINGLE, PICKLED_SINGLE)
@@ -206,7 +204,7 @@ def _copy_weights(
         for number, (path, copies) in enumerate(shards, start=1):
             name = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             header = new_header(copies, checkpoint.shards[path])
-            if len(kept) == checkpoint.depth and path.suffix == ".safetensors":
+            if len(cut.kept) == checkpoint.depth and path.suffix == ".safetensors":
                 header = raw_header(path)  # nothing removed: the file is copied to the byte
             files[name] = copy_tensors(
                 copies, directory / name, header=header, allow_nonfinite=allow_nonfinite, progress=advance

@@ -7,15 +7,15 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.artifacts.plan import PrunePlan
 from shortstack.checkpoint.byte_copy import same_bytes
-from shortstack.checkpoint.drop_blocks import shortened_config, shortened_tensors
+from shortstack.checkpoint.drop_blocks import Cut
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.common.formatting import size
 from shortstack.engine.load import aligned, load_with_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.plan import PlannedCut
 from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _SEQ_LEN = 64
 _ROOM = 0.7  # share of free memory that two models in float32 may take
 
 
-def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str:
+def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) -> str:
     """Compare a pruned checkpoint with its original: every tensor byte, every config entry, and logits bit for bit.
 
     transformers loads both in float32 on the CPU (no key may be missing or unexpected); in the original, the removed
@@ -39,16 +39,16 @@ def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str
         ShortstackError: anything differs.
     """
     pruned = open_checkpoint(directory, family=original.anatomy.family)
-    kept = [original.position_of(index) for index in plan.kept]
+    plan, cut = planned
     if pruned.original_blocks != plan.kept:
         raise _failed(directory, f"shortstack.json lists blocks {pruned.original_blocks}, the plan keeps {plan.kept}")
-    _compare_config(original, pruned, kept)
-    compared = _compare_bytes(original, pruned, kept)
+    _compare_config(cut, pruned)
+    compared = _compare_bytes(cut, pruned)
     ids_BT = _random_windows(original)
     needed = 4 * (original.parameters() + pruned.parameters())
     if needed < _ROOM * available_bytes():
         how = "transformers"
-        expected, known = _bypassed_logits(original, kept, ids_BT)
+        expected, known = _bypassed_logits(original, cut, ids_BT)
         found = _loaded_logits(pruned, ids_BT, known)
     else:
         from shortstack.engine.block_model import NotSeparableError
@@ -56,7 +56,7 @@ def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str
 
         how = "the streaming engine"  # which, too, refuses any tensor that is missing or has no place
         try:
-            expected = streamed_logits(original, kept, ids_BT)
+            expected = streamed_logits(original, cut.kept, ids_BT)
             found = streamed_logits(pruned, range(pruned.depth), ids_BT)
         except NotSeparableError as error:
             return (
@@ -70,8 +70,8 @@ def verify_pruned(original: Checkpoint, plan: PrunePlan, directory: Path) -> str
     return f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}), {shape} logits equal bit for bit ({how})"
 
 
-def _compare_config(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> None:
-    expected = shortened_config(original, kept)
+def _compare_config(cut: Cut, pruned: Checkpoint) -> None:
+    expected = cut.config
     for key in sorted(expected.keys() | pruned.config.keys()):
         if json.dumps(expected.get(key)) != json.dumps(pruned.config.get(key)):
             raise _failed(
@@ -79,8 +79,8 @@ def _compare_config(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -
             )
 
 
-def _compare_bytes(original: Checkpoint, pruned: Checkpoint, kept: list[int]) -> int:
-    expected = {copy.name: copy for copy in shortened_tensors(original, kept)}
+def _compare_bytes(cut: Cut, pruned: Checkpoint) -> int:
+    expected = {copy.name: copy for copy in cut.tensors}
     if expected.keys() != pruned.tensors.keys():
         odd = sorted(expected.keys() ^ pruned.tensors.keys())
         raise _failed(pruned.directory, f"tensor {odd[0]!r} is missing or left over ({len(odd)} such)")
@@ -111,9 +111,7 @@ def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor, known: dict[str
     return logits
 
 
-def _bypassed_logits(
-    checkpoint: Checkpoint, kept: list[int], ids_BT: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, Any]]:
+def _bypassed_logits(checkpoint: Checkpoint, cut: Cut, ids_BT: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
     """(logits with the other blocks passed over, what transformers says of the original's keys)."""
     import torch
 
@@ -121,7 +119,7 @@ def _bypassed_logits(
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
     bypass = Bypass(aligned(model), checkpoint.anatomy, ids_BT[:1, :2])
-    with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(kept)):
+    with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(cut.kept)):
         logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
     return logits, info
 

@@ -293,7 +293,7 @@ class _Rehearser:
         scores = values.get("scores")
         if is_whole and not isinstance(scores, Reference):
             return _planned(
-                shape, plan_for(checkpoint, scores=scores, strategy=values.get("strategy", "one-shot"), **asked)
+                shape, plan_for(checkpoint, scores=scores, strategy=values.get("strategy", "one-shot"), **asked).plan
             )
         if is_whole and scores is not None:
             # Which blocks go is not known before they are scored; that so many may go is.
