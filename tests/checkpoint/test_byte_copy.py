@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from shortstack.checkpoint import byte_copy as copying
-from shortstack.checkpoint.byte_copy import copy_tensors, new_header
-from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.runtime.atomic_output import write_file

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shortstack.checkpoint.byte_copy import TensorCopy
 from shortstack.checkpoint.drop_blocks import shortened_config
 from shortstack.checkpoint.headers import TensorInfo
-from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.plan import plan_for

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.byte_copy import copy_tensors, new_header, write_hashed
+from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
 from shortstack.checkpoint.headers import TensorInfo, read_header
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.renumber_names import Renumbering, renumbered
-from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError
 

@@ -1,23 +1,80 @@
-"""Copy tensors byte for byte: checked for NaN and infinity, hashed, flushed and read back from the disk meanwhile."""
+"""Copy tensors byte for byte, under new names and in part: checked for NaN, hashed, flushed and read back meanwhile."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from shortstack.checkpoint.headers import TensorInfo, read_exactly, write_header
-from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.checkpoint.headers import DTYPE_BITS, TensorInfo, read_exactly, write_header
 from shortstack.errors import ShortstackError
 
 _PIECE = 4 << 20  # bytes read, checked, hashed and written at a time
 _PIECES_IN_FLIGHT = 6
 _SYNC_EVERY = 64 << 20  # bytes between flushes; what is flushed is read back while copying goes on
+_ZEROS = -1  # in place of an offset: bytes that no tensor holds
+
+
+@dataclass(frozen=True)
+class TensorCopy:
+    """One tensor to write: where its bytes come from, and the name and shape that it gets.
+
+    Attributes:
+        source: the tensor on disk.
+        name: what it is called in the new file.
+        sliced: (dimension 0 or 1, runs of its indices that are kept, in order); None for all of it.
+        zeros: nothing is copied: the new tensor has the source's dtype and shape, and is zero.
+    """
+
+    source: TensorInfo
+    name: str
+    sliced: tuple[int, tuple[tuple[int, int], ...]] | None = None
+    zeros: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the tensor that is written."""
+        if self.sliced is None:
+            return self.source.shape
+        dim, runs = self.sliced
+        length = sum(stop - start for start, stop in runs)
+        return tuple(length if index == dim else size for index, size in enumerate(self.source.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor that is written."""
+        return -(-DTYPE_BITS[self.source.dtype] * self.numel // 8)
+
+    @property
+    def numel(self) -> int:
+        """Elements of the tensor that is written."""
+        return math.prod(self.shape)
+
+    @property
+    def written(self) -> TensorInfo:
+        """Dtype, shape and size of what is written, for a header."""
+        return replace(self.source, name=self.name, shape=self.shape, nbytes=self.nbytes)
+
+    def byte_runs(self) -> Iterator[tuple[int, int]]:
+        """(offset from the source's start, length) of the bytes that are copied, in order."""
+        if self.zeros:
+            return
+        if self.sliced is None:
+            yield 0, self.source.nbytes
+            return
+        dim, runs = self.sliced
+        rows = self.source.shape[0] if dim else 1
+        stride = self.source.nbytes // rows
+        each = stride // self.source.shape[dim]
+        for row in range(rows):
+            for start, stop in runs:
+                yield row * stride + start * each, (stop - start) * each
 
 
 def copy_tensors(
@@ -70,9 +127,6 @@ def copy_tensors(
         if _stamp(path) != stamp:
             raise ShortstackError(f"{path}: was changed while it was read", hint="run again when nothing writes to it")
     return pipeline.digest()
-
-
-_ZEROS = -1  # in place of an offset: bytes that no tensor holds
 
 
 def _pieces(copy: TensorCopy) -> Iterator[list[tuple[int, int]]]:

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint import quantized
 from shortstack.checkpoint.anatomy import MTP_COUNTS, Anatomy, reading_rules
+from shortstack.checkpoint.byte_copy import TensorCopy
 from shortstack.checkpoint.family import Config, TensorEdits
 from shortstack.checkpoint.headers import TensorInfo
-from shortstack.checkpoint.renumber_names import renumbered
-from shortstack.checkpoint.tensor_copy import TensorCopy
+from shortstack.checkpoint.renumber_names import renumbered, renumbered_quantization
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError
 
@@ -79,7 +78,7 @@ def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, A
     with reading_rules(place, family):
         _edit_entries(inner, checkpoint, kept)
     if "quantization_config" in config:
-        edited["quantization_config"] = quantized.shortened(config["quantization_config"], anatomy, kept, place)
+        edited["quantization_config"] = renumbered_quantization(config["quantization_config"], anatomy, kept, place)
     return edited
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from shortstack.artifacts import provenance
 from shortstack.checkpoint.byte_copy import write_hashed
+from shortstack.checkpoint.headers import INDEX, checked_link
 from shortstack.checkpoint.known_faults import repaired
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.weight_files import INDEX, checked_link
 
 # Never copied: other forms of the weights, code, and what shortstack writes itself.
 _NOT_COPIED_SUFFIXES = (

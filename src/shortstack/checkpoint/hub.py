@@ -10,8 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from shortstack.checkpoint.headers import TensorInfo
-from shortstack.checkpoint.weight_files import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE
+from shortstack.checkpoint.headers import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE, TensorInfo
 from shortstack.common.assets import ASSETS
 from shortstack.errors import ShortstackError, first_line
 

@@ -14,13 +14,19 @@ from typing import Any
 from shortstack.artifacts import provenance
 from shortstack.checkpoint import anatomy as structure
 from shortstack.checkpoint.anatomy import Anatomy
-from shortstack.checkpoint.byte_copy import same_bytes
+from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.family import Family
-from shortstack.checkpoint.headers import FLOAT_DTYPES, TensorInfo, read_exactly
+from shortstack.checkpoint.headers import (
+    FLOAT_DTYPES,
+    TensorInfo,
+    checked_link,
+    has_weights,
+    read_exactly,
+    read_weights,
+    stray_shards,
+)
 from shortstack.checkpoint.hub import locate, remote_headers
 from shortstack.checkpoint.known_faults import Repair, repair_for
-from shortstack.checkpoint.tensor_copy import TensorCopy
-from shortstack.checkpoint.weight_files import checked_link, has_weights, read_weights, stray_shards
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError
 

@@ -122,7 +122,7 @@ class _Probe:
 
     def _read_off(self) -> Family:
         """The row: prefix, counts, lists and the names of embedding and head."""
-        from shortstack.checkpoint.weight_files import read_weights
+        from shortstack.checkpoint.headers import read_weights
 
         names = list(read_weights(self._tiny)[0])
         numbered = [match for name in names if (match := re.match(r"(.*?\.)(\d+)\.", name))]

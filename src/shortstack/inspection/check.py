@@ -13,11 +13,10 @@ from shortstack.artifacts import provenance
 from shortstack.checkpoint import anatomy as structure
 from shortstack.checkpoint.byte_copy import first_nonfinite
 from shortstack.checkpoint.family import Family
-from shortstack.checkpoint.headers import TensorInfo
+from shortstack.checkpoint.headers import TensorInfo, read_weights, stray_shards
 from shortstack.checkpoint.hub import locate
 from shortstack.checkpoint.known_faults import repair_for
 from shortstack.checkpoint.reader import Checkpoint, check_consistency, read_config
-from shortstack.checkpoint.weight_files import read_weights, stray_shards
 from shortstack.common.formatting import size
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import tokenizer_in

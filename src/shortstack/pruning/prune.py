@@ -11,13 +11,11 @@ from typing import Any
 from shortstack.artifacts import provenance
 from shortstack.artifacts.plan import PrunePlan
 from shortstack.checkpoint.adapter import carry_adapter
-from shortstack.checkpoint.byte_copy import copy_tensors, new_header
+from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header
 from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
-from shortstack.checkpoint.headers import raw_header
+from shortstack.checkpoint.headers import INDEX, PICKLED_SINGLE, SINGLE, raw_header
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.tensor_copy import TensorCopy
-from shortstack.checkpoint.weight_files import INDEX, PICKLED_SINGLE, SINGLE
 from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError

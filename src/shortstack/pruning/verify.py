@@ -7,10 +7,9 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.byte_copy import same_bytes
+from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.drop_blocks import Cut
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.tensor_copy import TensorCopy
 from shortstack.common.formatting import size
 from shortstack.engine.load import aligned, load_with_transformers
 from shortstack.errors import ShortstackError

@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 from shortstack.artifacts.provenance import FILE_NAME
 from shortstack.checkpoint.byte_copy import first_nonfinite
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
+from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.weight_files import read_weights
 from shortstack.engine.load import load_with_transformers, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.publishing.model_card import model_card
