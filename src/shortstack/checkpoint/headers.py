@@ -1,7 +1,8 @@
 """Find the weight files of a checkpoint, read and check their headers and their index, without reading a tensor.
 
 The format of safetensors: 8 bytes little-endian header length, that many bytes of JSON (name -> dtype, shape,
-data_offsets), then the data. transformers checks little of it, so everything that a download or a disk can break is checked here.
+data_offsets), then the data. transformers checks little of it, so everything that a download or a disk can break is
+checked here.
 """
 
 from __future__ import annotations
