@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shortstack.common import json_fields as records
 from shortstack.common.formatting import count, ranges, size, table
+from shortstack.common.json_text import read_json
 from shortstack.errors import ShortstackError
 
 SCHEMA = 1
@@ -117,7 +117,7 @@ def load_plan(path: str | Path) -> PrunePlan:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path.read_bytes())
         model = records.mapping(record, "model")
         if record.get("schema") != SCHEMA:
             raise ShortstackError(

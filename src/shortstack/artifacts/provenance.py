@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
 from typing import Any
 
 from shortstack.common.json_fields import block_numbers, mapping
+from shortstack.common.json_text import read_json
 from shortstack.errors import ShortstackError
 from shortstack.runtime.atomic_output import RECORD_NAME
 
@@ -25,7 +25,7 @@ def read(directory: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path.read_bytes())
         kept = block_numbers(record, "kept_blocks")
         if kept != tuple(sorted(set(kept))):
             raise TypeError("kept_blocks must rise, each block once")

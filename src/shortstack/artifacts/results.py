@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,9 @@ from typing import Any
 from shortstack.artifacts.provenance import versions
 from shortstack.common.formatting import count, seconds, size, table
 from shortstack.common.json_fields import mapping, number, text
+from shortstack.common.json_text import read_json
 from shortstack.errors import ShortstackError, system_reason
-from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.atomic_output import write_json
 
 SCHEMA = 1
 _WIDE = 6  # figures; with more than these a row per figure is easier to read than a column
@@ -160,7 +160,7 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Write results.json."""
-        write_file(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        write_json(Path(path), self.to_json())
 
     def to_text(self) -> str:
         """A table for each kind of evaluation and text, the models side by side."""
@@ -178,7 +178,7 @@ def load_results(path: str | Path) -> Results:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path.read_bytes())
         results = [Result.from_json(entry) for entry in (record if isinstance(record, list) else [record])]
     except OSError as error:
         raise ShortstackError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 import statistics
@@ -16,8 +15,9 @@ from typing import Any, Protocol
 from shortstack.common import json_fields as records
 from shortstack.common.formatting import bar, ranges, seconds, size, table
 from shortstack.common.json_fields import nested
+from shortstack.common.json_text import read_json
 from shortstack.errors import ShortstackError
-from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.atomic_output import write_file, write_json
 
 SCHEMA = 1
 
@@ -173,7 +173,7 @@ class Scores:
 
     def save(self, path: str | Path) -> None:
         """Write scores.json."""
-        write_file(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        write_json(Path(path), self.to_json())
 
     def save_csv(self, folder: str | Path, parameters_without: Sequence[int]) -> None:
         """Write the published layout: `folder/CRITERION_nN/` with block_order.csv and the sorted scores.
@@ -231,7 +231,7 @@ def load_scores(path: str | Path) -> Scores:
     if path.suffix.lower() == ".csv":
         return _from_block_order(path, text)
     try:
-        return _from_json(path, json.loads(text))
+        return _from_json(path, read_json(text))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ShortstackError(
             f"{path}: neither scores of shortstack nor a block order ({error})",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
+from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.headers import TensorInfo, read_header
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.renumber_names import Renumbering, renumbered
@@ -59,7 +60,7 @@ def carry_adapter(
     shortened = _shortened(config, renumber, kept)
     shortened["base_model_name_or_path"] = base
     files = {WEIGHTS: copy_tensors(copies, directory / WEIGHTS, header=new_header(copies, metadata))}
-    files[CONFIG] = write_hashed(directory / CONFIG, (json.dumps(shortened, indent=2) + "\n").encode())
+    files[CONFIG] = write_hashed(directory / CONFIG, config_text(shortened).encode())
     return files
 
 

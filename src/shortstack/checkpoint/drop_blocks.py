@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from shortstack.checkpoint.family import Config, TensorEdits
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.renumber_names import renumbered, renumbered_quantization
 from shortstack.common.formatting import ranges
+from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -194,6 +194,6 @@ def dropped_further_prediction(checkpoint: Checkpoint) -> str:
     if not names:
         return ""
     return (
-        f"multi-token-prediction weights are left out ({len(names)} tensors, such as {json.dumps(names[0])}): "
+        f"multi-token-prediction weights are left out ({len(names)} tensors, such as {json_text(names[0])}): "
         "they were trained on the dense model's last hidden states"
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
 
 # Bits per element, by the names of the format.
@@ -98,7 +99,7 @@ def write_header(tensors: list[TensorInfo], metadata: dict[str, str]) -> bytes:
         end = position + tensor.nbytes
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
-    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw = json_text(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # data starts at a multiple of 8, as the reference implementation writes it
     return len(raw).to_bytes(8, "little") + raw
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shortstack.checkpoint.config_file import config_text
+
 # JSON files of a checkpoint -> entries to set in them; None removes one.
 Edits = dict[str, dict[str, Any]]
 
@@ -69,7 +71,7 @@ def repaired(repair: Repair | None, name: str, data: bytes) -> bytes:
     """The bytes of one of the checkpoint's files with the repair applied; unchanged where it says nothing of it."""
     if repair is None or name not in repair.edits:
         return data
-    return (json.dumps({**json.loads(data), **repair.edits[name]}, indent=2, ensure_ascii=False) + "\n").encode()
+    return config_text({**json.loads(data), **repair.edits[name]}).encode()
 
 
 def _read(path: Path) -> dict[str, Any]:

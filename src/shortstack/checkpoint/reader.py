@@ -28,6 +28,7 @@ from shortstack.checkpoint.headers import (
 from shortstack.checkpoint.hub import locate, remote_headers
 from shortstack.checkpoint.known_faults import Repair, repair_for
 from shortstack.common.formatting import ranges
+from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
 
 _CONFIG_LIMIT = 10_000_000  # bytes
@@ -124,7 +125,7 @@ class Checkpoint:
         try:
             for name in sorted(self.tensors):
                 tensor = self.tensors[name]
-                digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+                digest.update(json_text([name, tensor.dtype, tensor.shape]).encode())
                 edge = min(_FINGERPRINT_EDGE, tensor.nbytes)
                 for start in (tensor.start, tensor.start + tensor.nbytes - edge):
                     edge_bytes = bytearray(edge)

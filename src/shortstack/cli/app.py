@@ -114,9 +114,9 @@ def _version() -> str:
 
 def _print_result(result: Any, wants_json: bool) -> None:
     if wants_json:
-        import json
+        from shortstack.common.json_text import json_text
 
-        print(json.dumps(result.to_json(), indent=1))
+        print(json_text(result.to_json(), indent=1))
         return
     text = "\n".join(plain(line) for line in result.to_text().split("\n"))
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ and hasattr(result, "coloured"):

@@ -7,12 +7,12 @@ of text and text files are packed into windows (`packing.py`).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from shortstack.common.json_text import json_text
 from shortstack.data.sources import TEXT_SUFFIXES, file_rows, row_text, source_files, suffix_of
 from shortstack.errors import ShortstackError
 
@@ -131,7 +131,7 @@ def read_instructions(source: str, tokenizer: PreTrainedTokenizerBase, *, cutoff
     truncated = empty = 0
     for file in source_files(source, role="training"):
         for place, row in file_rows(Path(file)):
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+            digest.update(json_text(row, sort_keys=True, default=str).encode())
             example, was_cut = _example(f"{file}, {place}", _as_object(file, place, row), tokenizer, cutoff)
             truncated += was_cut
             if example.predicted:

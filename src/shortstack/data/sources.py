@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from shortstack.common.json_text import json_text
 from shortstack.data.compression import open_rows
 from shortstack.errors import ShortstackError, UsageError, first_line, system_reason
 
@@ -261,7 +262,7 @@ def _parquet_rows(file: Path, budget: Budget | None) -> Iterator[tuple[str, Any]
                 for row in batch.to_pylist():
                     number += 1
                     if budget is not None:
-                        budget.take(json.dumps(row, default=str, sort_keys=True).encode())
+                        budget.take(json_text(row, default=str, sort_keys=True).encode())
                     yield f"row {number}", row
                 if budget is not None and budget.left == 0:
                     budget.is_cut = number < table.metadata.num_rows

@@ -7,7 +7,6 @@ another key is not used.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from shortstack.checkpoint.headers import TensorInfo, write_header
+from shortstack.common.json_text import json_text, read_json
 from shortstack.runtime.atomic_output import write_file
 
 _STATE = "state.safetensors"
@@ -71,7 +71,7 @@ class Journal:
         # Streams may take gigabytes: they are written as they lie in memory, not gathered first.
         raw = (tensor.reshape(-1).view(torch.uint8).numpy() for tensor in cpu.values())
         pieces = [memoryview(array) for array in raw]  # type: ignore[arg-type]
-        write_file(path, write_header(listed, {"record": json.dumps(whole)}), *pieces)
+        write_file(path, write_header(listed, {"record": json_text(whole)}), *pieces)
         self._saved_at = time.monotonic()
 
 
@@ -81,7 +81,7 @@ def read_state(folder: Path) -> SavedState | None:
 
     try:
         with safe_open(folder / _STATE, "pt") as file:
-            record = json.loads((file.metadata() or {})["record"])
+            record = read_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, ValueError, KeyError):
         return None

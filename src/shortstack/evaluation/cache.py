@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shortstack.common.json_text import json_text, read_json
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.runtime.atomic_output import write_file
@@ -37,17 +37,17 @@ def kept_or_made(
         progress: says where something was found.
         what: what it is, for that line.
     """
-    text = json.dumps({"form": _FORM, **key}, sort_keys=True)
+    text = json_text({"form": _FORM, **key}, sort_keys=True)
     path = kept_folder() / "results" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
     if not fresh:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(path.read_bytes())
-            if json.dumps(record["key"], sort_keys=True) == text:
+            record = read_json(path.read_bytes())
+            if json_text(record["key"], sort_keys=True) == text:
                 found: dict[str, Any] = record["found"]
                 progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
                 return found
     found = make()
-    record = {"key": json.loads(text), "found": found}
+    record = {"key": read_json(text), "found": found}
     with contextlib.suppress(ShortstackError):  # a cache that cannot be written costs time, not the result
-        write_file(path, json.dumps(record, allow_nan=False).encode())
+        write_file(path, json_text(record).encode())
     return found

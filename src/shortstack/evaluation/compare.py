@@ -6,7 +6,6 @@ error of their difference is often a tenth of the error of either figure.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from shortstack.artifacts.results import Figure, Result, load_results, shown_fig
 from shortstack.baselines.figures import PublishedResult, published_result
 from shortstack.common.formatting import count, size, table
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.runtime.atomic_output import check_writable_file, write_file
+from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 _NOISE = 1.96  # standard errors: 95 of 100 differences of nothing are smaller
 _SAME = "≈"
@@ -179,7 +178,7 @@ def compare(
     pooled = [result for file in results for result in load_results(Path(file)).results]
     found = compared(pooled, base, beside)
     if out is not None:
-        write_file(Path(out), (json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n").encode())
+        write_json(Path(out), found.to_json())
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.results import Figure, Result, Results
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
@@ -164,7 +164,7 @@ class Subject:
             {path for name in _BESIDE for path in self.checkpoint.directory.glob(name) if path.is_file()}
         ):
             beside.update(path.name.encode() + path.read_bytes())
-        record = json.dumps(self.checkpoint.provenance, sort_keys=True, default=str).encode()
+        record = json_text(self.checkpoint.provenance, sort_keys=True, default=str).encode()
         files = [path.stat() for path in self.checkpoint.shards]
         return {
             "fingerprint": self.checkpoint.fingerprint,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 import random
@@ -27,6 +26,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from shortstack.common.json_text import json_text, read_json
 from shortstack.engine.cpu import fast_linear, largest_matrix
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.evaluation.evaluated_model import Subject
@@ -122,7 +122,7 @@ def _definition(name: str, rows: LocalRows | None, folder: Path) -> str:
         return str(_DEFINITIONS / TASKS[name].definition) if name in TASKS else name
     form = TASKS[name]
     data = folder / f"{name}.json"
-    data.write_text(json.dumps({form.split: rows.rows, **({"train": rows.training} if rows.training else {})}))
+    data.write_text(json_text({form.split: rows.rows, **({"train": rows.training} if rows.training else {})}))
     config: dict[str, Any] = {
         "include": str(_DEFINITIONS / form.definition),
         "task": name,
@@ -143,7 +143,7 @@ def _definition(name: str, rows: LocalRows | None, folder: Path) -> str:
 
 def rows_as_dataset(*, rows_file: str, **_: Any) -> datasets.DatasetDict:
     """Rows that lie in a file, as the harness takes them; named by the definitions that `load_tasks` writes."""
-    splits = json.loads(Path(rows_file).read_bytes())
+    splits = read_json(Path(rows_file).read_bytes())
     return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in splits.items()})
 
 
@@ -160,7 +160,7 @@ def _set_fewshot(task: Any, asked: int | None) -> None:
 def _hub_data(task: Any) -> dict[str, Any]:
     digest, rows = hashlib.sha256(), 0
     for doc in task.eval_docs:
-        digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
+        digest.update(json_text(doc, sort_keys=True, default=str).encode())
         rows += 1
     source = ":".join(filter(None, (task.DATASET_PATH, task.DATASET_NAME)))
     return {"source": source, "form": "hub", "sha256": digest.hexdigest(), "rows": rows}

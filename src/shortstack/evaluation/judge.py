@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from shortstack.common.json_text import json_text
 from shortstack.evaluation.continuations import DECODINGS, Written
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.options import EvaluationOptions
@@ -40,7 +40,7 @@ def judgement(judge: Subject, one: Written) -> dict[str, list[float | None]]:
         ]
         for name in DECODINGS
     }
-    digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    digest = hashlib.sha256(json_text(asked).encode()).hexdigest()
     key = {"what": "judgement", "texts": digest}
     what = f"perplexity of what {one.subject.name} wrote"
     found, _ = judge.found(what, key, lambda: {name: _nll(judge, requests) for name, requests in asked.items()})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.common.assets import ASSETS
+from shortstack.common.json_text import json_text
 from shortstack.data.sources import TEXT_SUFFIXES, file_rows, row_text, suffix_of
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.evaluation.probes import Probe, make_probes
@@ -48,7 +49,7 @@ class GenerationRequest:
     def sha256(self) -> str:
         """Of all that is asked."""
         asked = [self.prompts, [[probe.prompt, probe.answer] for probe in self.probes], self.new_tokens, self.seed]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        return hashlib.sha256(json_text(asked).encode()).hexdigest()
 
 
 def _prompts_of(file: Path) -> list[dict[str, str]]:

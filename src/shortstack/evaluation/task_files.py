@@ -8,12 +8,12 @@ is turned into the same rows, and only where a task's preprocessing has been don
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shortstack.common.json_text import json_text
 from shortstack.data.sources import Budget, file_rows
 from shortstack.errors import ShortstackError
 from shortstack.evaluation import task_rows
@@ -70,7 +70,7 @@ class LocalRows:
         names = ", ".join(str(file) for file in self.files)
         found = {"source": names, "form": self.form, "sha256": self.sha256, "rows": len(self.rows)}
         if self.training:  # examples from here stand in the prompts
-            rows = json.dumps(self.training, sort_keys=True).encode()
+            rows = json_text(self.training, sort_keys=True).encode()
             found["training_sha256"] = hashlib.sha256(rows).hexdigest()
         return found
 

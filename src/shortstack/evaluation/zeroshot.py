@@ -6,7 +6,6 @@ import csv
 import functools
 import hashlib
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.results import Figure, Result, Results
 from shortstack.common.extras import need_extra
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
@@ -187,7 +187,7 @@ def _sum_of(one: Usage, other: Usage) -> Usage:
 def _described(plan: TaskPlan) -> dict[str, Any]:
     """What a record says about all rows."""
     tasks = {loaded.name: loaded.data for loaded in plan.tasks}
-    digest = hashlib.sha256(json.dumps({name: data["sha256"] for name, data in tasks.items()}, sort_keys=True).encode())
+    digest = hashlib.sha256(json_text({name: data["sha256"] for name, data in tasks.items()}, sort_keys=True).encode())
     names = list(tasks)
     source = "the seven published tasks" if names == list(TASKS) else ", ".join(names)
     return {

@@ -7,7 +7,6 @@ by that set, computes bit for bit what it computes with those blocks passed over
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks
 from shortstack.checkpoint.family import Config, Family
 from shortstack.checkpoint.reader import read_config
@@ -238,5 +238,5 @@ def _lists(config: Mapping[str, Any], depth: int) -> dict[str, list[Any]]:
 def _write(directory: Path, cut: Cut) -> None:
     from shortstack.checkpoint.byte_copy import copy_tensors, new_header
 
-    (directory / "config.json").write_text(json.dumps(cut.config))
+    (directory / "config.json").write_text(config_text(cut.config))
     copy_tensors(cut.tensors, directory / "model.safetensors", header=new_header(cut.tensors, {"format": "pt"}))

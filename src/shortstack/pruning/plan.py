@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.runtime.atomic_output import check_writable_file, write_file
+from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 PROTECTED_FIRST = 4
 PROTECTED_LAST = 2
@@ -110,7 +109,7 @@ def plan(
         strategy=strategy,
     )
     if out is not None:
-        write_file(Path(out), (json.dumps(made.to_json(), indent=1) + "\n").encode())
+        write_json(Path(out), made.to_json())
     return made
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,19 @@ from shortstack.artifacts import provenance
 from shortstack.artifacts.plan import PrunePlan
 from shortstack.checkpoint.adapter import carry_adapter
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header
+from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.headers import INDEX, PICKLED_SINGLE, SINGLE, raw_header
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, ranges, seconds, size, table
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.plan import PlannedCut, PlanSource, ScoresSource, Strategy, open_plan, plan_for
 from shortstack.publishing.model_card import model_card
-from shortstack.runtime.atomic_output import published
+from shortstack.runtime.atomic_output import published, write_json
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,11 @@ def write_pruned(
     if cut.config == checkpoint.config:
         (directory / "config.json").write_bytes(checkpoint.config_bytes)
     else:
-        (directory / "config.json").write_text(
-            json.dumps(cut.config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (directory / "config.json").write_text(config_text(cut.config), encoding="utf-8")
     files |= copy_companions(checkpoint, directory, allow_links=allow_links)
     record = _record(checkpoint, plan, files)
     (directory / "README.md").write_text(model_card(record), encoding="utf-8")
-    (directory / provenance.FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / provenance.FILE_NAME, record)
     return files
 
 
@@ -210,7 +209,7 @@ def _copy_weights(
             weight_map |= {copy.name: name for copy in copies}
     if not single:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / INDEX).write_text(json_text(index, indent=2) + "\n", encoding="utf-8")
     return files
 
 

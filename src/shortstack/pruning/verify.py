@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.drop_blocks import Cut
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import size
+from shortstack.common.json_text import json_text
 from shortstack.engine.load import aligned, load_with_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
@@ -72,7 +72,7 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
 def _compare_config(cut: Cut, pruned: Checkpoint) -> None:
     expected = cut.config
     for key in sorted(expected.keys() | pruned.config.keys()):
-        if json.dumps(expected.get(key)) != json.dumps(pruned.config.get(key)):
+        if json_text(expected.get(key)) != json_text(pruned.config.get(key)):
             raise _failed(
                 pruned.directory, f"config.json: {key} is {pruned.config.get(key)!r}, expected {expected.get(key)!r}"
             )

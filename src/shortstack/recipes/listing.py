@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
+from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
 from shortstack.recipes.merge import shipped_recipes
 from shortstack.recipes.resolve import resolve
@@ -77,7 +77,7 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
         from shortstack.recipes.schema import json_schema
 
         schema = json_schema()
-        return RecipeText(json.dumps(schema, indent=1), schema)
+        return RecipeText(json_text(schema, indent=1), schema)
     import yaml
 
     text = resolve(what).to_yaml()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from shortstack.checkpoint.hub import EMBEDDED_MODEL
 from shortstack.common.formatting import count, seconds, size, table
 from shortstack.data.embedded import python_name
 from shortstack.errors import ShortstackError
-from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.atomic_output import write_json
 
 if TYPE_CHECKING:
     from shortstack.recipes.run import RunResult
@@ -108,7 +107,7 @@ def quickstart(
     done = run(RECIPE, out=out, from_=first if force else None, force=force, quiet=quiet)
     assert isinstance(done, RunResult)
     found = _found(done, time.perf_counter() - started)
-    write_file(Path(out) / "quickstart.json", (json.dumps(found.to_json(), indent=1) + "\n").encode())
+    write_json(Path(out) / "quickstart.json", found.to_json())
     check_dense(found.rows["dense"]["ppl"], found.card_ppl)
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from shortstack.recipes.resolve import Recipe, Reference, Step, resolve
 from shortstack.recipes.run_folder import RunFolder
 from shortstack.recipes.schema import unknown
 from shortstack.recipes.stages import OUTPUTS
-from shortstack.runtime.atomic_output import absolute, locked, write_file
+from shortstack.runtime.atomic_output import absolute, locked, write_json
 from shortstack.runtime.devices import DType
 
 
@@ -215,7 +214,7 @@ class _Runner:
             anew = again or standing == "other"
             result = step.stage.call(call_values(self.recipe, step, self.folder, self.progress.quiet, anew=anew))
             if step.stage.out is None:
-                write_file(output, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+                write_json(output, result.to_json())
             text = "\n".join(plain(line) for line in result.to_text().split("\n"))
             log.write(text + "\n")
         self.progress.say(text + "\n")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from shortstack.common.json_fields import differences
+from shortstack.common.json_text import json_text, read_json
 from shortstack.errors import ShortstackError
 from shortstack.recipes.cache_keys import output_identity
 from shortstack.recipes.resolve import Recipe, Step
-from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.atomic_output import write_file, write_json
 
 RUN_FILE = "run.json"
 # What became of a step in earlier runs: nothing, begun, done, or either of the two with other settings than now.
@@ -51,7 +51,7 @@ class RunFolder:
                 )
             return cls(path)
         try:
-            record = json.loads(file.read_bytes())
+            record = read_json(file.read_bytes())
             if record["schema"] != SCHEMA or not isinstance(record["steps"], dict):
                 raise ValueError(f"schema {record['schema']!r}, expected {SCHEMA}")
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -74,7 +74,7 @@ class RunFolder:
 
     def save(self) -> None:
         """Write run.json."""
-        write_file(self.path / RUN_FILE, (json.dumps(self.record, indent=1) + "\n").encode())
+        write_json(self.path / RUN_FILE, self.record)
 
     def log_file(self, step: Step) -> Path:
         """What a step says goes here, too."""
@@ -112,7 +112,7 @@ class RunFolder:
         is_done = noted.get("state") == "done"
         if not noted or (is_done and identity is None):
             return "new", []
-        changed = differences(noted.get("key", {}), json.loads(json.dumps(key)))
+        changed = differences(noted.get("key", {}), read_json(json_text(key)))
         if is_done and not changed and identity != noted.get("identity"):
             changed = [f"{self.output(step)} was changed since"]
         if changed:

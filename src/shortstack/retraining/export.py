@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from shortstack.retraining.results import RetrainResult
 from shortstack.retraining.saving import stored_model, write_adapter, write_checkpoint
 from shortstack.retraining.trainable import with_adapter
 from shortstack.retraining.trainer import put_trained
-from shortstack.runtime.atomic_output import published
+from shortstack.runtime.atomic_output import published, write_json
 
 if TYPE_CHECKING:
     from shortstack.retraining.run import Run
@@ -38,7 +37,7 @@ def publish(run: Run) -> RetrainResult:
             run.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
         after = open_checkpoint(stage, family=checkpoint.anatomy.family) if run.writes_checkpoint else None
         rows, notes = compare(checkpoint, after, run.held_out, options, run.progress)
-        (stage / "retraining.json").write_text(json.dumps({"models": rows}, indent=1) + "\n", encoding="utf-8")
+        write_json(stage / "retraining.json", {"models": rows})
     return RetrainResult(
         out=run.out,
         method=run.hyperparameters.method,
@@ -89,7 +88,7 @@ def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
     del run.trainer  # its model and optimizer are no longer needed
     run.place.release()
     if not run.writes_checkpoint:
-        (stage / FILE_NAME).write_text(json.dumps({"schema": 1, "adapter_of": step}, indent=1) + "\n")
+        write_json(stage / FILE_NAME, {"schema": 1, "adapter_of": step})
         return
     if lora is not None:
         model = merged_model(checkpoint, adapter, trust_remote_code=trust)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_extra
+from shortstack.common.json_text import read_json
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
@@ -274,7 +274,7 @@ class Run:
         done = steps_done(self.resumed)
         stream = {}
         if self.resumed is not None and (self.resumed / STREAM).is_file():
-            stream = json.loads((self.resumed / STREAM).read_bytes())
+            stream = read_json((self.resumed / STREAM).read_bytes())
         loader = self.feed.loader(self.shares, done, self.steps, stream, self.options.workers)
         monitor = Monitor(
             self.progress,

@@ -8,7 +8,6 @@ has no such file and is never used.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.common.json_fields import differences
+from shortstack.common.json_text import json_text, read_json
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
-from shortstack.runtime.atomic_output import sync_tree, write_file
+from shortstack.runtime.atomic_output import sync_tree, write_file, write_json
 from shortstack.runtime.distributed import Process
 
 COMPLETE = "complete.json"
@@ -78,7 +78,7 @@ class Session:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._drop_incomplete()
         record = {"key": self.key, "forced": [*self._record().get("forced", []), *differs]}
-        write_file(self.folder / _RUN, (json.dumps(record, indent=1) + "\n").encode())
+        write_json(self.folder / _RUN, record)
         self._cut_metrics(step_of(found) if found else 0)
         if found is not None:
             progress.say(f"going on from step {step_of(found)} ({found})")
@@ -92,7 +92,7 @@ class Session:
             for path in sorted(checkpoint.rglob("*"))
             if path.is_file()
         }
-        write_file(checkpoint / COMPLETE, (json.dumps({"files": files}, indent=1) + "\n").encode())
+        write_json(checkpoint / COMPLETE, {"files": files})
 
     def rotate(self, best: int | None) -> None:
         """Remove all complete checkpoints but the last two and the best."""
@@ -126,7 +126,7 @@ class Session:
         """Append a line to the metrics."""
         if self.process.leads:
             with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+                stream.write(json_text(record) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All lines of the metrics; one that a killed process left unfinished is passed over."""
@@ -134,17 +134,17 @@ class Session:
         with contextlib.suppress(FileNotFoundError):
             for line in self.metrics.read_text(encoding="utf-8").splitlines():
                 with contextlib.suppress(ValueError):
-                    lines.append(json.loads(line))
+                    lines.append(read_json(line))
         return lines
 
     def _cut_metrics(self, step: int) -> None:
         """Drop what was logged after the checkpoint: it is going to be done again."""
         kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]
-        write_file(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_file(self.metrics, "".join(json_text(line) + "\n" for line in kept).encode())
 
     def _record(self) -> dict[str, Any]:
         try:
-            record = json.loads((self.folder / _RUN).read_bytes())
+            record = read_json((self.folder / _RUN).read_bytes())
         except (OSError, ValueError):
             return {}
         return record if isinstance(record, dict) else {}
@@ -160,7 +160,7 @@ class Session:
         if not steps:
             return None
         newest = self.at(steps[-1])
-        files = json.loads((newest / COMPLETE).read_bytes())["files"]
+        files = read_json((newest / COMPLETE).read_bytes())["files"]
         lost = [name for name, size in files.items() if not _has(newest / name, size)]
         is_state = [Path(name).parts[0].split(".")[0].startswith(_STATE_FILES) for name in lost]
         if lost and not (weights_only and all(is_state)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ from transformers import GenerationConfig
 
 from shortstack.artifacts.provenance import FILE_NAME
 from shortstack.checkpoint.byte_copy import first_nonfinite
+from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.load import load_with_transformers, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.publishing.model_card import model_card
+from shortstack.runtime.atomic_output import write_json
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
@@ -69,12 +70,12 @@ def write_checkpoint(
     config = dict(checkpoint.config)
     if save_dtype is not None:
         config = _with_dtype(config, save_dtype)
-    data = checkpoint.config_bytes if config == checkpoint.config else (json.dumps(config, indent=2) + "\n").encode()
+    data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
     (directory / "config.json").write_bytes(data)
     files = copy_companions(checkpoint, directory)
     record = continued_record(checkpoint, step, checkpoint.original_blocks, files)
     (directory / "README.md").write_text(model_card(record), encoding="utf-8")
-    (directory / FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(directory / FILE_NAME, record)
 
 
 def write_adapter(model: Any, directory: Path) -> None:

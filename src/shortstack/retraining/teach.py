@@ -9,7 +9,6 @@ Legend: N predicted tokens, K top tokens, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -22,12 +21,13 @@ import numpy as np
 from shortstack.artifacts.provenance import FILE_NAME, versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, seconds, size
+from shortstack.common.json_text import read_json
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.teacher_cache import KIND
-from shortstack.runtime.atomic_output import absolute, check_output, locked, published, write_file
+from shortstack.runtime.atomic_output import absolute, check_output, locked, published, write_json
 from shortstack.runtime.devices import DType
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def teach(
         with published(out, inputs=[checkpoint.directory], force=force, is_locked=True) as stage:
             for name in record["shards"]:
                 (work / name).rename(stage / name)
-            (stage / FILE_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(stage / FILE_NAME, record)
         shutil.rmtree(work, ignore_errors=True)
     nbytes = sum(shard["bytes"] for shard in record["shards"].values())
     return TeachResult(
@@ -196,7 +196,7 @@ class _Lesson:
             "vocabulary": _vocabulary(self.teacher), "data": data, "settings": self.settings, "dtype": dtype,
         }  # fmt: skip
         try:
-            left = json.loads((self.work / FILE_NAME).read_bytes())
+            left = read_json((self.work / FILE_NAME).read_bytes())
         except (OSError, ValueError):
             left = {}
         if left and all(left.get(name) == value for name, value in key.items()):
@@ -296,7 +296,7 @@ class _Lesson:
             "sha256": hashlib.sha256(data).hexdigest(), "mass": float(probabilities.mean()) if len(probabilities) else 0.0,
         }  # fmt: skip
         record["streams"] = {name: stream} if name.startswith("train") else record["streams"]
-        write_file(self.work / FILE_NAME, json.dumps(record, indent=1).encode())
+        write_json(self.work / FILE_NAME, record)
 
 
 def _last(record: dict[str, Any], part: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shortstack.artifacts.provenance import FILE_NAME
+from shortstack.common.json_text import json_text, read_json
 from shortstack.errors import ShortstackError, first_line
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def open_lessons(folder: Path) -> Lessons:
         ShortstackError: it is something else, or a shard is missing or has another size than when it was written.
     """
     try:
-        record = json.loads((folder / FILE_NAME).read_bytes())
+        record = read_json((folder / FILE_NAME).read_bytes())
     except (OSError, ValueError):
         record = {}
     if not isinstance(record, dict) or record.get("kind") != KIND:
@@ -156,7 +156,7 @@ def taught_feed(lessons: Lessons, hyperparameters: Hyperparameters, seed: int) -
     rows = lessons.rows("train")
     if not len(rows):
         raise ShortstackError(f"{lessons.folder}: holds nothing to train on", hint="teach more data")
-    digest = hashlib.sha256(json.dumps(lessons.record["shards"], sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json_text(lessons.record["shards"], sort_keys=True).encode()).hexdigest()
     held_out = in_batches(lessons.rows("held_out"), taught_batch)
     return ExampleFeed(
         rows,

@@ -8,7 +8,6 @@ parameters by name, and counts when it is complete; a loss that is not finite en
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 import time
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from shortstack.common.json_text import json_text, read_json
 from shortstack.data.collators import Batch, predicted_tokens
 from shortstack.errors import ShortstackError, first_line
 from shortstack.retraining.losses import Objective
@@ -166,7 +166,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
             stream = self._gathered_stream()
             if self.is_world_process_zero():
                 if stream:
-                    (folder / STREAM).write_text(json.dumps(stream), encoding="utf-8")
+                    (folder / STREAM).write_text(json_text(stream), encoding="utf-8")
                 self._note_best(step)
                 self.session.complete(folder)
                 self.session.rotate(self.best.get("step"))
@@ -196,7 +196,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         """Which saved step was the best so far, and that its checkpoint is still there."""
         path = self.session.folder / _BEST
         if path.is_file():
-            best = json.loads(path.read_bytes())
+            best = read_json(path.read_bytes())
             self.best = best if best["step"] in self.session.complete_steps() else {}
 
     def _note_best(self, step: int) -> None:
@@ -205,7 +205,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
             loss = losses[-1]["validation"]
             if math.isfinite(loss) and loss < self.best.get("validation", math.inf):
                 self.best = {"step": step, "validation": loss}
-                (self.session.folder / _BEST).write_text(json.dumps(self.best), encoding="utf-8")
+                (self.session.folder / _BEST).write_text(json_text(self.best), encoding="utf-8")
 
     def trained_parameters(self) -> dict[str, torch.Tensor]:
         """The parameters that are trained, by name, on the CPU; gathered where they are sharded (call on every process)."""

@@ -15,7 +15,9 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError, system_reason
 
 RECORD_NAME = "shortstack.json"  # what shows that shortstack made a directory
@@ -176,6 +178,11 @@ def write_file(path: Path, *data: bytes | memoryview) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise ShortstackError(f"{path}: could not be written ({system_reason(error)})") from None
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record as JSON, whole or not at all."""
+    write_file(path, (json_text(record, indent=1) + "\n").encode())
 
 
 def check_writable_file(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from shortstack.baselines.orders import PREFIX, open_scores
 from shortstack.common.formatting import ranges, table
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.pruning.plan import protected_blocks
-from shortstack.runtime.atomic_output import check_writable_file, write_file
+from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 if TYPE_CHECKING:
     ScoresSource = Path | Scores
@@ -135,7 +134,7 @@ def agree(
     ]
     found = Agreements(pairs, protected)
     if out is not None:
-        write_file(Path(out), (json.dumps(found.to_json(), indent=1) + "\n").encode())
+        write_json(Path(out), found.to_json())
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.engine.select import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
@@ -123,7 +123,7 @@ def _run_key(
 
     return {
         "fingerprint": checkpoint.fingerprint,
-        "windows": hashlib.sha256(json.dumps(windows).encode()).hexdigest(),
+        "windows": hashlib.sha256(json_text(windows).encode()).hexdigest(),
         "criteria": [asked.name for asked in criteria],
         **{name: value for name, value in settings.items() if name != "memory"},
         "group": engine.group,
