@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from shortstack.artifacts.results import Figure, Result, Results, load_results, mean_figure
+from shortstack.artifacts.results import Figure, Result, Results, load_results, mean_figure, perplexity_figure
 from shortstack.baselines.figures import published_names, published_result
+from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.evaluation.compare import compare, compared
+from shortstack.evaluation.compare import Difference, compare, compared
 
 
 def result(model: str, what: str, per_item: dict[str, list[Any]], figures: dict[str, Figure], **fields: Any) -> Result:
@@ -181,3 +182,34 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
     found = Results((ppl("d", NLL, notes=["a note"], peak_device_bytes=5), accuracy("d", {"piqa acc": [1, 0]})))
     found.save(tmp_path / "r.json")
     assert load_results(tmp_path / "r.json") == found
+
+
+@pytest.mark.fault(111)
+def test_infinite_perplexities_are_compared_as_far_as_they_can_be() -> None:
+    """A model that is broken has an infinite perplexity: an answer, not a traceback, and no number made up."""
+    fine, broken = perplexity_figure([2.0, 3.0], 127), perplexity_figure([900.0, 950.0], 127)
+    nll = {"a": [2.0, 3.0], "b": [900.0, 950.0]}
+    measured = [
+        result(model, "ppl", {"ppl_128": nll[model]}, {"ppl_128": figure})
+        for model, figure in zip("ab", (fine, broken), strict=True)
+    ]
+    (figure,) = compared(measured, None, []).figures
+    assert figure.differences[1] == Difference(math.inf, None, 2)
+    without = [
+        result(model, "ppl", {}, {"ppl_128": one}) for model, one in zip("abc", (broken, fine, broken), strict=True)
+    ]
+    found = compared(without, None, [])
+    assert found.figures[0].differences == [None, Difference(-1.0, None, 0), None]
+    assert "inf" in found.to_text()
+    json.loads(json_text(found.to_json()), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_items_without_their_prompts_are_no_pairs() -> None:
+    """A list of another length says nothing of which item is which."""
+    whole = {"prompts": [0, 1, 2], "greedy length": [3.0, 4.0, 5.0]}
+    cut = {"prompts": [0, 1], "greedy length": [3.5, 4.5, 5.5]}
+    models = [result(m, "generation", items, {"greedy length": mean_figure(items["greedy length"], "tokens")})
+              for m, items in (("a", whole), ("b", cut))]  # fmt: skip
+    difference = compared(models, None, []).figures[0].differences[1]
+    assert difference is not None
+    assert difference.pairs == 0

@@ -93,8 +93,8 @@ ROWS: dict[int, tuple[str, str]] = {
     92: ("the same run twice", "the same bytes"),
     93: ("a table that cannot be written after the scores", "the scores are there; the table's error is its own"),
     94: ("191 shards of 800 GB", "headers and byte ranges: little memory"),
-    107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it did not"),
-    111: ("a figure that is infinite, or no number", "JSON stays valid: null with a note, read back as it was, shown in tables"),
+    107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
+    111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {

@@ -11,12 +11,12 @@ from typing import Any
 from shortstack.common.json_fields import block_numbers, mapping
 from shortstack.common.json_text import read_json
 from shortstack.errors import ShortstackError
-from shortstack.runtime.atomic_output import RECORD_NAME
+from shortstack.runtime.hashes import RECORD_NAME
 
 FILE_NAME = RECORD_NAME
 SCHEMA = 1
 # What retraining leaves beside the weights: about one run, and not copied when the checkpoint is worked on further.
-RETRAINING_FILES = ("metrics.jsonl", "loss.png")
+RETRAINING_FILES = ("metrics.jsonl", "loss.png", "retraining.json")
 
 
 def read(directory: Path) -> dict[str, Any] | None:

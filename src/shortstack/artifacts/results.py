@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ class Figure:
     """One measured number.
 
     Attributes:
-        value: None where it cannot be measured on this model; `note` says why.
+        value: None where it cannot be measured on this model, infinite where it is more than a number can hold; `note`
+            says why.
         stderr: standard error, in the unit of the value, or None.
         unit: such as "ppl", "accuracy" or "share".
         n: how many items (predicted tokens, rows) it is a mean over.
@@ -65,6 +66,43 @@ def mean_figure(values: Sequence[float], unit: str) -> Figure:
         return Figure(mean, None, unit, 1)
     variance = math.fsum((value - mean) ** 2 for value in values) / (count_of - 1)
     return Figure(mean, math.sqrt(variance / count_of), unit, count_of)
+
+
+def mean_of(figures: Mapping[str, Figure]) -> Figure:
+    """The plain mean of figures of different rows, by name, with its standard error; None where one of them has no value."""
+    values = [figure.value for figure in figures.values()]
+    missing = [name for name, value in zip(figures, values, strict=True) if value is None]
+    unit = next((figure.unit for figure in figures.values()), "")
+    if missing or not figures:
+        return Figure(
+            None, None, unit, 0, f"no figure of {', '.join(missing)}" if missing else "nothing to measure it on"
+        )
+    errors = [figure.stderr for figure in figures.values() if figure.stderr is not None]
+    stderr = math.sqrt(math.fsum(error**2 for error in errors)) / len(figures) if len(errors) == len(figures) else None
+    mean = math.fsum(value for value in values if value is not None) / len(figures)
+    return Figure(mean, stderr, unit, sum(figure.n for figure in figures.values()))
+
+
+def perplexity(nll: float) -> float:
+    """exp of a mean negative log-likelihood in nats; infinite beyond what a number can hold, NaN for NaN."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
+def perplexity_figure(nll_W: Sequence[float], predicted: int) -> Figure:
+    """The perplexity of windows, from the mean NLL of each, with its standard error; `predicted` tokens in each."""
+    windows = len(nll_W)
+    mean = math.fsum(nll_W) / windows
+    value = perplexity(mean)
+    if not math.isfinite(value):
+        return Figure(value, None, "ppl", windows * predicted, f"not finite: the mean NLL is {mean:.4g} nats a token")
+    stderr = None
+    if windows > 1:
+        variance = math.fsum((nll - mean) ** 2 for nll in nll_W) / (windows - 1)
+        stderr = value * math.sqrt(variance / windows)  # of exp(mean), to first order
+    return Figure(value, stderr, "ppl", windows * predicted)
 
 
 @dataclass(frozen=True)

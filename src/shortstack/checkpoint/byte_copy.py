@@ -185,6 +185,29 @@ def first_nonfinite(tensors: Iterable[TensorInfo], progress: Callable[[int], obj
     return None
 
 
+def read_through(
+    path: Path, tensors: Iterable[TensorInfo], progress: Callable[[int], object] = lambda _: None
+) -> tuple[str, str | None]:
+    """(sha256 of a safetensors file, the first of its tensors that holds NaN or infinity), in one pass over its bytes.
+
+    Args:
+        path: the file.
+        tensors: all that it holds.
+        progress: called with the number of bytes just read.
+    """
+    digest, broken = hashlib.sha256(), None
+    ordered = sorted(tensors, key=lambda tensor: tensor.start)
+    with path.open("rb") as stream:
+        digest.update(stream.read(ordered[0].start if ordered else -1))  # the header
+    for tensor in ordered:
+        for piece in copied_bytes(TensorCopy(tensor, tensor.name)):
+            digest.update(piece)
+            if broken is None and not _all_finite(memoryview(piece), tensor.dtype):
+                broken = tensor.name
+            progress(len(piece))
+    return digest.hexdigest(), broken
+
+
 def write_hashed(path: Path, data: bytes) -> str:
     """Write a small file; return the sha256 of its bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shortstack.artifacts.results import Figure, Result, load_results, shown_figure
+from shortstack.artifacts.results import Figure, Result, load_results, perplexity, shown_figure
 from shortstack.baselines.figures import PublishedResult, published_result
 from shortstack.common.formatting import count, size, table
 from shortstack.errors import ShortstackError, UsageError
@@ -285,21 +285,27 @@ def _difference(name: str, base: Result, other: Result) -> Difference | None:
     differences = [b - a for a, b in pairs]
     mean = math.fsum(differences) / len(pairs)
     stderr = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (len(pairs) - 1) / len(pairs))
+    if not math.isfinite(mean):
+        return None
     if is_ppl:  # per item are mean NLLs; exp of their mean difference is the ratio of perplexities
-        return Difference(math.expm1(mean), math.exp(mean) * stderr, len(pairs))
+        ratio = perplexity(mean)
+        if math.isinf(ratio):
+            return Difference(ratio, None, len(pairs))
+        return Difference(math.expm1(mean), ratio * stderr, len(pairs))
     return Difference(mean, stderr, len(pairs))
 
 
 def _pairs(name: str, base: Result, other: Result) -> list[tuple[float, float]]:
     """Values of the same items; prompts are matched by their numbers."""
     ours, theirs = base.per_item.get(name, []), other.per_item.get(name, [])
+    matched: list[tuple[Any, Any]] = []
     if "prompts" in base.per_item and name.partition(" ")[0] in ("greedy", "drawn"):
-        known = dict(zip(base.per_item["prompts"], ours, strict=False))
-        matched = [(known.get(n), b) for n, b in zip(other.per_item.get("prompts", []), theirs, strict=False)]
+        asked, asked_too = base.per_item["prompts"], other.per_item.get("prompts", [])
+        if len(asked) == len(ours) and len(asked_too) == len(theirs):
+            known = dict(zip(asked, ours, strict=True))
+            matched = [(known.get(number), value) for number, value in zip(asked_too, theirs, strict=True)]
     elif len(ours) == len(theirs):
         matched = list(zip(ours, theirs, strict=True))
-    else:
-        matched = []
     return [(float(a), float(b)) for a, b in matched if a is not None and b is not None]
 
 
@@ -317,15 +323,20 @@ def _mean_difference(base: Result, other: Result) -> Difference:
     return Difference(plain, stderr / len(known), sum(difference.pairs for difference in known))
 
 
-def _unpaired(ours: Figure, theirs: Figure, *, is_ppl: bool) -> Difference:
+def _unpaired(ours: Figure, theirs: Figure, *, is_ppl: bool) -> Difference | None:
+    """Of two figures without common items; None where both are infinite."""
     assert ours.value is not None
     assert theirs.value is not None
-    known = ours.stderr is not None and theirs.stderr is not None
     if is_ppl:
         ratio = theirs.value / ours.value
-        errors = math.hypot((ours.stderr or 0) / ours.value, (theirs.stderr or 0) / theirs.value)
-        return Difference(ratio - 1, ratio * errors if known else None, 0)
-    return Difference(theirs.value - ours.value, math.hypot(ours.stderr or 0, theirs.stderr or 0) if known else None, 0)
+        value, weights = ratio - 1, (ratio / ours.value, ratio / theirs.value)
+    else:
+        value, weights = theirs.value - ours.value, (1.0, 1.0)
+    if math.isnan(value):
+        return None
+    if ours.stderr is None or theirs.stderr is None or math.isinf(value):
+        return Difference(value, None, 0)
+    return Difference(value, math.hypot(ours.stderr * weights[0], theirs.stderr * weights[1]), 0)
 
 
 def _shown(difference: Difference | None, unit: str) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shortstack.artifacts.results import Figure, Result, Results, mean_figure
+from shortstack.artifacts.results import Figure, Result, Results, mean_figure, perplexity_figure
 from shortstack.errors import UsageError
 from shortstack.evaluation.continuations import DECODINGS, Written, subject_texts
 from shortstack.evaluation.evaluated_model import open_subjects
 from shortstack.evaluation.judge import find_judge, judgement
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.ppl import perplexity_figure
 from shortstack.evaluation.prompts import NEW_TOKENS, PROBES, GenerationRequest
 
 _MEASURES = ("distinct_1", "distinct_2", "distinct_4", "longest_repeat", "loops", "ended", "length", "foreign")

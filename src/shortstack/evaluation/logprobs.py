@@ -53,7 +53,7 @@ def continuation_logprobs(
         ids_BT = torch.zeros((len(fed_rows), longest), dtype=torch.long)
         for place, fed in enumerate(fed_rows):  # padded on the right: what comes after changes nothing before it
             ids_BT[place, : len(fed)] = torch.tensor(fed)
-        first = min(len(fed) - count for fed, count in zip(fed_rows, predicted, strict=False))
+        first = min(len(fed) - count for fed, count in zip(fed_rows, predicted[:taken], strict=True))
         given = {"logits_to_keep": longest - first} if keeps else {}
         logits_BTV = model(input_ids=ids_BT.to(device), use_cache=False, **given).logits
         left_out = longest - logits_BTV.shape[1]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.artifacts.results import Figure, Result, Results
+from shortstack.artifacts.results import Figure, Result, Results, perplexity_figure
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
 from shortstack.common.progress import Progress
@@ -179,18 +179,6 @@ def window_nll(
             hint="the weights hold NaN, or --dtype float32 is needed",
         )
     return found
-
-
-def perplexity_figure(nll_W: Sequence[float], predicted: int) -> Figure:
-    """exp of the mean NLL, with its standard error over windows; `predicted` tokens in each."""
-    windows = len(nll_W)
-    mean = math.fsum(nll_W) / windows
-    value = math.exp(mean) if mean < 709 else None
-    stderr = None
-    if windows > 1 and value is not None:
-        variance = math.fsum((nll - mean) ** 2 for nll in nll_W) / (windows - 1)
-        stderr = value * math.sqrt(variance / windows)  # of exp(mean), to first order
-    return Figure(value, stderr, "ppl", windows * predicted)
 
 
 def _windows_or_reason(

@@ -6,13 +6,11 @@ import csv
 import functools
 import hashlib
 import io
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.artifacts.results import Figure, Result, Results
+from shortstack.artifacts.results import Figure, Result, Results, mean_of
 from shortstack.common.extras import need_extra
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
@@ -155,7 +153,9 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
         per_item |= {f"{loaded.name} {metric}": values for metric, values in found["per_row"].items()}
         total = _sum_of(total, usage)
     if all(loaded.name in TASKS for loaded in plan.tasks):
-        figures[MEAN] = mean_of([figures[f"{loaded.name} {TASKS[loaded.name].metric}"] for loaded in plan.tasks])
+        published = [f"{loaded.name} {TASKS[loaded.name].metric}" for loaded in plan.tasks]
+        nothing = Figure(None, None, "accuracy", 0, "not measured")
+        figures[MEAN] = mean_of({name: figures.get(name, nothing) for name in published})
     settings = {"limit": plan.limit, "num_fewshot": plan.num_fewshot, "softmax_dtype": "float32"}
     return subject.result(
         "zeroshot", total, data=_described(plan), settings=settings, figures=figures, per_item=per_item
@@ -165,16 +165,6 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
 def _in_order(task: str, metrics: dict[str, Any]) -> list[str]:
     """The published metric first."""
     return sorted(metrics, key=lambda metric: (metric != (TASKS[task].metric if task in TASKS else ""), metric))
-
-
-def mean_of(figures: Sequence[Figure]) -> Figure:
-    """The plain mean of figures of different rows, with its standard error."""
-    values = [figure.value for figure in figures if figure.value is not None]
-    errors = [figure.stderr for figure in figures]
-    stderr = None
-    if all(error is not None for error in errors):
-        stderr = math.sqrt(math.fsum(error**2 for error in errors if error is not None)) / len(figures)
-    return Figure(math.fsum(values) / len(figures), stderr, figures[0].unit, sum(figure.n for figure in figures))
 
 
 def _sum_of(one: Usage, other: Usage) -> Usage:

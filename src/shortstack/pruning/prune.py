@@ -10,7 +10,7 @@ from typing import Any
 from shortstack.artifacts import provenance
 from shortstack.artifacts.plan import PrunePlan
 from shortstack.checkpoint.adapter import carry_adapter
-from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header
+from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
 from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
@@ -154,7 +154,8 @@ def prune(
             checkpoint, planned, stage, allow_nonfinite=allow_nonfinite, allow_links=allow_links, progress=progress
         )
         if adapter is not None:
-            carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), stage / "adapter")
+            carried = carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), stage / "adapter")
+            files |= {f"adapter/{name}": digest for name, digest in carried.items()}
         if verify:
             from shortstack.pruning.verify import verify_pruned
 
@@ -174,14 +175,12 @@ def write_pruned(
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
     plan, cut = planned
     files = _copy_weights(checkpoint, cut, directory, allow_nonfinite, progress or Progress(quiet=True))
-    if cut.config == checkpoint.config:
-        (directory / "config.json").write_bytes(checkpoint.config_bytes)
-    else:
-        (directory / "config.json").write_text(config_text(cut.config), encoding="utf-8")
+    data = checkpoint.config_bytes if cut.config == checkpoint.config else config_text(cut.config).encode()
+    files["config.json"] = write_hashed(directory / "config.json", data)
     files |= copy_companions(checkpoint, directory, allow_links=allow_links)
     record = _record(checkpoint, plan, files)
-    (directory / "README.md").write_text(model_card(record), encoding="utf-8")
-    write_json(directory / provenance.FILE_NAME, record)
+    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
+    write_json(directory / provenance.FILE_NAME, {**record, "files": dict(sorted(files.items()))})
     return files
 
 
@@ -209,7 +208,7 @@ def _copy_weights(
             weight_map |= {copy.name: name for copy in copies}
     if not single:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (directory / INDEX).write_text(json_text(index, indent=2) + "\n", encoding="utf-8")
+        files[INDEX] = write_hashed(directory / INDEX, (json_text(index, indent=2) + "\n").encode())
     return files
 
 

@@ -55,8 +55,8 @@ class QuickstartResult:
                 count(row["parameters"]),
                 f"{row['parameters'] / dense['parameters'] - 1:+.1%}" if row is not dense else "",
                 size(row["bytes"]),
-                f"{row['ppl']:.2f} ±{row['stderr']:.2f}",
-                f"{row['change']['value']:+.1%} ±{100 * row['change']['stderr']:.1f}" if row["change"] else "",
+                _with_error(row["ppl"], row["stderr"], ".2f"),
+                _with_error(row["change"]["value"], row["change"]["stderr"], "+.1%") if row["change"] else "",
             ]
             for name, row in self.rows.items()
         ]
@@ -165,6 +165,14 @@ def check_dense(measured: float | None, card: float) -> None:
             f"the dense model's perplexity is {measured}, its card says {card:.2f}: this installation computes wrongly",
             hint="check the versions of torch and transformers; constraints.txt has a set that works",
         )
+
+
+def _with_error(value: float | None, stderr: float | None, form: str) -> str:
+    """A figure with its error, as far as there are any: a broken model's perplexity is infinite."""
+    if value is None:
+        return "-"
+    error = "" if stderr is None else f" ±{100 * stderr:.1f}" if form.endswith("%") else f" ±{stderr:{form}}"
+    return f"{value:{form}}{error}"
 
 
 def _one_line(text: str) -> str:

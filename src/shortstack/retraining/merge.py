@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from shortstack.errors import ShortstackError, first_line
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import SaveDType
 from shortstack.runtime.atomic_output import published
+from shortstack.runtime.hashes import file_sha256
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def merge(
         "source": checkpoint.source,
         "fingerprint": checkpoint.fingerprint,
         "adapter": str(adapter),
-        "adapter_sha256": hashlib.sha256(_weights(adapter).read_bytes()).hexdigest(),
+        "adapter_sha256": file_sha256(_weights(adapter)),
         "versions": versions("peft"),
     }
     nbytes = checkpoint.nbytes

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from shortstack.artifacts.provenance import FILE_NAME
-from shortstack.checkpoint.byte_copy import first_nonfinite
+from shortstack.checkpoint.byte_copy import read_through, write_hashed
 from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.headers import read_weights
@@ -66,16 +66,16 @@ def write_checkpoint(
     for written in (*directory.glob("*.jinja"), directory / "generation_config.json"):
         written.unlink(missing_ok=True)  # the input's own is copied
     _as_usual(directory)
-    _check_written(checkpoint, directory, save_dtype)
+    files = _check_written(checkpoint, directory, save_dtype)
     config = dict(checkpoint.config)
     if save_dtype is not None:
         config = _with_dtype(config, save_dtype)
     data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
-    (directory / "config.json").write_bytes(data)
-    files = copy_companions(checkpoint, directory)
+    files["config.json"] = write_hashed(directory / "config.json", data)
+    files |= copy_companions(checkpoint, directory)
     record = continued_record(checkpoint, step, checkpoint.original_blocks, files)
-    (directory / "README.md").write_text(model_card(record), encoding="utf-8")
-    write_json(directory / FILE_NAME, record)
+    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
+    write_json(directory / FILE_NAME, {**record, "files": dict(sorted(files.items()))})
 
 
 def write_adapter(model: Any, directory: Path) -> None:
@@ -103,8 +103,9 @@ def _cast(checkpoint: Checkpoint, model: Any, save_dtype: str | None) -> None:
             parameter.data = parameter.data.to(DTYPES.get(dtype, torch.float32))
 
 
-def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | None) -> None:
-    tensors, _ = read_weights(directory)
+def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | None) -> dict[str, str]:
+    """Read what was written back, once: names, shapes and values are checked; gives the sha256 of every weight file."""
+    tensors, shards = read_weights(directory)
     expected = {t.name: t.shape for t in checkpoint.tensors.values() if checkpoint.is_parameter(t.name)}
     found = {name: tensor.shape for name, tensor in tensors.items() if not checkpoint.is_repeated_head(name)}
     # Checkpoints of a bare base model lack the outermost name; what is written has it.
@@ -117,12 +118,16 @@ def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | No
         raise ShortstackError(
             f"{checkpoint.source}: transformers writes other tensors than it read ({odd}); nothing was published"
         )
-    broken = first_nonfinite(tensors.values())
-    if broken is not None:
-        raise ShortstackError(
-            f"{checkpoint.source}: {broken} is not finite once it is stored{f' in {save_dtype}' if save_dtype else ''}",
-            hint="--save-dtype bfloat16 has the range of float32",
-        )
+    files = {}
+    for shard in shards:
+        files[shard.name], broken = read_through(shard, [t for t in tensors.values() if t.file == shard])
+        if broken is not None:
+            raise ShortstackError(
+                f"{checkpoint.source}: {broken} is not finite once it is stored"
+                f"{f' in {save_dtype}' if save_dtype else ''}",
+                hint="--save-dtype bfloat16 has the range of float32",
+            )
+    return files
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def teach(
         with published(out, inputs=[checkpoint.directory], force=force, is_locked=True) as stage:
             for name in record["shards"]:
                 (work / name).rename(stage / name)
+            record["files"] = {name: shard["sha256"] for name, shard in record["shards"].items()}
             write_json(stage / FILE_NAME, record)
         shutil.rmtree(work, ignore_errors=True)
     nbytes = sum(shard["bytes"] for shard in record["shards"].values())

@@ -134,7 +134,10 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         if self.is_world_process_zero():
             self.monitor.say(record)
         shown = {name: value for name, value in record.items() if name != "step" and value is not None}
-        self.state.log_history.append({**shown, "step": self.state.global_step})
+        finite = {
+            name: value for name, value in shown.items() if math.isfinite(value)
+        }  # the Trainer's file is JSON, too
+        self.state.log_history.append({**finite, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(shown))
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.data.collators import Batch, predicted_tokens
 from shortstack.data.ppl_datasets import evaluation_texts
@@ -43,11 +44,11 @@ class HeldOut:
         Processes that train together measure a share each; every one of them must call this.
         """
         found = {}
-        if self.validation:
+        if any(predicted_tokens(batch) for batch in self.validation):  # rows that are cut off may predict nothing
             found["validation"] = mean_nll(model, self.validation, device, process)
         for name, batches in self.texts.items():
             nll = mean_nll(model, batches, device, process)
-            found[f"ppl:{name}"] = math.exp(nll) if nll < 700 else math.inf
+            found[f"ppl:{name}"] = perplexity(nll)
         return found
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError, system_reason
+from shortstack.runtime.hashes import RECORD_NAME, record_hashes
 
-RECORD_NAME = "shortstack.json"  # what shows that shortstack made a directory
 _SPARE_SPACE = 1.05
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -35,6 +35,8 @@ def published(
     is_locked: bool = False,
 ) -> Iterator[Path]:
     """Give a staging directory that becomes `output` when the body ends well, and vanishes when it does not.
+
+    Its shortstack.json, where the body writes one, gets the sha256 of every file that it does not name yet.
 
     Args:
         output: the directory to make.
@@ -113,6 +115,7 @@ def _staged(target: Path, force: bool) -> Iterator[Path]:
     stage.mkdir()
     try:
         yield stage
+        record_hashes(stage)
         sync_tree(stage)
         if os.path.lexists(target):
             _refuse_unsafe(target, (), force)  # it may have appeared meanwhile

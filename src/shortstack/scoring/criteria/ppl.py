@@ -6,6 +6,8 @@ import math
 
 import torch
 
+from shortstack.artifacts.results import perplexity
+
 
 def perplexities(nll_NW: torch.Tensor) -> list[float]:
     """exp of the mean NLL over all predicted tokens, per block; windows are equally long, so means of means are means.
@@ -13,7 +15,7 @@ def perplexities(nll_NW: torch.Tensor) -> list[float]:
     Args:
         nll_NW: mean NLL per predicted token, without block n, on window w.
     """
-    return [math.exp(value) if value < 709 else math.inf for value in nll_NW.mean(dim=1).tolist()]
+    return [perplexity(value) for value in nll_NW.mean(dim=1).tolist()]
 
 
 def paired_stderr(nll_NW: torch.Tensor, base_nll_W: torch.Tensor) -> list[float] | None:

@@ -1,0 +1,65 @@
+"""Figures that are infinite, or cannot be had, stay what they are: in files, means, tables and comparisons."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from shortstack.artifacts.results import (
+    Figure,
+    Result,
+    Results,
+    load_results,
+    mean_figure,
+    mean_of,
+    perplexity,
+    perplexity_figure,
+    shown_figure,
+)
+
+
+def result(model: str, figure: Figure, nll: list[float] | None = None) -> Result:
+    data = {"source": "text", "sha256": "s", "rows": 2}
+    per_item = {"ppl_128": nll} if nll else {}
+    return Result(model, model, "ppl", data, {}, {"ppl_128": figure}, 10, 10, 1.0, 1, per_item=per_item)
+
+
+def test_perplexity_of_any_loss() -> None:
+    assert perplexity(2.0) == math.exp(2.0)
+    assert perplexity(705.0) == math.exp(705.0)
+    assert perplexity(710.0) == math.inf
+    assert math.isnan(perplexity(math.nan))
+
+
+@pytest.mark.fault(111)
+def test_an_infinite_perplexity_is_valid_json_and_comes_back_infinite(tmp_path: Path) -> None:
+    figure = perplexity_figure([800.0, 900.0], 127)
+    assert figure.value == math.inf
+    assert figure.stderr is None
+    assert "mean NLL is 850" in figure.note
+    Results((result("m", figure),)).save(tmp_path / "r.json")
+    record = json.loads((tmp_path / "r.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert record["figures"]["ppl_128"]["value"] is None
+    assert record["not_finite"] == {"/figures/ppl_128/value": "Infinity"}
+    (back,) = load_results(tmp_path / "r.json").results
+    assert back.figures["ppl_128"] == figure
+    assert "inf" in load_results(tmp_path / "r.json").to_text()
+    assert shown_figure(figure) == "inf"
+
+
+def test_a_mean_of_figures_that_are_not_there_is_not_there() -> None:
+    there = Figure(0.5, 0.1, "accuracy", 10)
+    missing = Figure(None, None, "accuracy", 0, "no rows")
+    assert mean_of({"a": there, "b": there}) == Figure(0.5, pytest.approx(math.sqrt(0.02) / 2), "accuracy", 20)
+    mean = mean_of({"a": there, "b": missing})
+    assert mean.value is None
+    assert mean.note == "no figure of b"
+    assert mean_of({}).value is None
+
+
+def test_an_unknown_error_of_one_figure_is_an_unknown_error_of_the_mean() -> None:
+    assert mean_of({"a": Figure(0.5, None, "accuracy", 10), "b": Figure(0.3, 0.1, "accuracy", 10)}).stderr is None
+    assert mean_figure([], "accuracy").value is None
