@@ -85,6 +85,13 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
+def recorded_hashes(out: Path) -> dict[str, str]:
+    """What shortstack.json of an output records, once it is found to be every other file with the sha256 that it has."""
+    recorded: dict[str, str] = json.loads((out / "shortstack.json").read_bytes())["files"]
+    assert recorded == {name: digest for name, digest in hashes(out).items() if name != "shortstack.json"}
+    return recorded
+
+
 @dataclass
 class Sweep:
     """One command, killed again and again; what must hold afterwards is checked each time.

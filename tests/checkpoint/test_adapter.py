@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from shortstack.errors import ShortstackError
 from shortstack.pruning.prune import prune
+from tests.kills import recorded_hashes
 
 Built = Callable[..., Path]
 NAME = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
@@ -43,7 +44,8 @@ def test_blocks_are_renumbered_and_removed_ones_dropped(built: Built, tmp_path: 
         tmp_path / "a", pickled=pickled, layers_to_transform=[0, 1, 2, 3, 4, 5],
         rank_pattern={"model.layers.1.self_attn.q_proj": 4, "model.layers.4.self_attn.q_proj": 8},
     )  # fmt: skip
-    prune(str(built("llama")), out=tmp_path / "p", blocks="1,3", adapter=given, quiet=True)
+    result = prune(str(built("llama")), out=tmp_path / "p", blocks="1,3", adapter=given, quiet=True)
+    assert result.files == recorded_hashes(tmp_path / "p")
     before = torch.load(given / "adapter_model.bin") if pickled else load_file(given / "adapter_model.safetensors")
     after = load_file(tmp_path / "p/adapter/adapter_model.safetensors")
     assert len(after) == 8

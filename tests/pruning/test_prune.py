@@ -26,6 +26,7 @@ from shortstack.pruning.plan import plan as write_plan
 from shortstack.pruning.plan import plan_for
 from shortstack.pruning.prune import prune
 from tests import oracle, pico
+from tests.kills import recorded_hashes
 
 Built = Callable[..., Path]
 
@@ -178,14 +179,11 @@ def test_two_runs_give_the_same_bytes(built: Built, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_files_are_hashed(built: Built, tmp_path: Path) -> None:
-    import hashlib
-
-    result = prune(str(built("llama")), out=tmp_path / "p", blocks="2", quiet=True)
-    record = json.loads((tmp_path / "p/shortstack.json").read_text())
-    for name, digest in record["files"].items():
-        assert hashlib.sha256((tmp_path / "p" / name).read_bytes()).hexdigest() == digest
-    assert record["files"] == result.files
+@pytest.mark.fault(107)
+@pytest.mark.parametrize("options", [{}, {"shard_bytes": 40_000}])
+def test_files_are_hashed(built: Built, options: dict[str, Any], tmp_path: Path) -> None:
+    result = prune(str(built("llama", **options)), out=tmp_path / "p", blocks="2", quiet=True)
+    assert result.files == recorded_hashes(tmp_path / "p")
 
 
 class TestOutput:

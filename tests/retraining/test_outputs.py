@@ -19,6 +19,7 @@ from shortstack.pruning.prune import prune
 from shortstack.retraining.merge import merge
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from tests import pico
+from tests.kills import recorded_hashes
 
 Built = Callable[..., Path]
 Retrained = Callable[..., Any]
@@ -245,3 +246,43 @@ def test_an_adapter_on_four_bits(retrained: Retrained, tmp_path: Path) -> None:
     result = retrained("lora", tmp_path / "out", load_in_4bit=True, max_steps=4)
     assert {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()} == {torch.float32}
     assert result.rows["after"]["figures"]["validation"] < result.rows["before"]["figures"]["validation"]
+
+
+@pytest.mark.fault(107)
+@pytest.mark.parametrize(
+    ("way", "options"),
+    [("lora", {}), ("lora", {"merge": False}), ("cpt", {"save_dtype": "bfloat16"}), ("distill", {})],
+)
+def test_every_file_is_hashed(way: str, options: dict[str, Any], retrained: Retrained, tmp_path: Path) -> None:
+    retrained(way, tmp_path / "out", max_steps=1, **options)
+    assert {"metrics.jsonl", "retraining.json"} <= recorded_hashes(tmp_path / "out").keys()
+
+
+@pytest.mark.fault(107)
+def test_every_file_of_a_merged_checkpoint_is_hashed(adapted: Path, tmp_path: Path) -> None:
+    merge(adapted / "adapter", out=tmp_path / "merged", quiet=True)
+    assert "model.safetensors" in recorded_hashes(tmp_path / "merged")
+
+
+@pytest.mark.fault(111)
+def test_infinite_perplexities_are_written_as_json_and_shown(
+    retrained: Retrained, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortstack.retraining.validation.mean_nll", lambda *_: 900.0)
+    found = retrained("cpt", tmp_path / "out", max_steps=1, eval_data=str(text))
+    assert "inf" in found.to_text()
+    for name in ("retraining.json", "metrics.jsonl"):
+        for line in (tmp_path / "out" / name).read_text().split("\n" if name.endswith("l") else "\0"):
+            if line:
+                json.loads(line, parse_constant=lambda constant: pytest.fail(constant))
+    record = json.loads((tmp_path / "out/retraining.json").read_bytes())
+    assert record["models"]["after"]["figures"][f"ppl:{text.name}"] is None
+    assert record["not_finite"][f"/models/after/figures/ppl:{text.name}"] == "Infinity"
+
+
+def test_rows_that_predict_nothing_have_no_validation_loss(pruned: Path) -> None:
+    from shortstack.retraining.validation import HeldOut
+
+    ids = torch.ones((1, 4), dtype=torch.long)
+    batch = {"input_ids": ids, "targets": torch.full_like(ids, -100)}
+    assert HeldOut([batch]).measure(pico.load(pruned), torch.device("cpu")) == {}

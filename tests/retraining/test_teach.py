@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from shortstack.retraining.losses import full_kl
 from shortstack.retraining.teach import teach
 from shortstack.retraining.teacher_cache import open_lessons, taught_batch
 from tests import pico
-from tests.kills import hashes
+from tests.kills import hashes, recorded_hashes
 from tests.retraining.test_resume import figures
 
 Retrained = Callable[..., Any]
@@ -98,6 +99,19 @@ def test_cut_off_it_goes_on_and_ends_the_same(
         assert not list(tmp_path.glob(".*work*"))
 
 
+@pytest.mark.fault(107)
+def test_every_shard_is_hashed_and_the_hash_compared(lessons: Path, tmp_path: Path) -> None:
+    assert recorded_hashes(lessons)
+    changed = tmp_path / "lessons"
+    shutil.copytree(lessons, changed)
+    record = json.loads((changed / "shortstack.json").read_text())
+    record["shards"]["train-00000.npz"]["sha256"] = "0" * 64
+    (changed / "shortstack.json").write_text(json.dumps(record))
+    with pytest.raises(ShortstackError, match=r"train-00000\.npz: is not the shard that shortstack\.json records"):
+        _ = open_lessons(changed).rows("train")[0]
+
+
+@pytest.mark.fault(107)
 def test_a_shard_that_was_changed_is_refused(dense: Path, text: Path, retrained: Retrained, tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     teach(str(dense), data=str(text), out=notes, top_k=8, seq_len=32, validation=4, tokens="2000", quiet=True)
@@ -107,6 +121,9 @@ def test_a_shard_that_was_changed_is_refused(dense: Path, text: Path, retrained:
         shard.write_bytes(broken)
         with pytest.raises(ShortstackError, match=says):
             retrained("offline", tmp_path / "out", offline=notes)
+    shard.write_bytes(whole[:200] + bytes([whole[200] ^ 1]) + whole[201:])
+    with pytest.raises(ShortstackError, match=r"is not the shard that shortstack\.json records|cannot be read"):
+        retrained("offline", tmp_path / "out", offline=notes)
     shard.unlink()
     with pytest.raises(ShortstackError, match="is missing or incomplete"):
         retrained("offline", tmp_path / "out", offline=notes)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +71,7 @@ class TaughtRows(Sequence[dict[str, np.ndarray]]):
 
     def __init__(self, folder: Path, shards: dict[str, Any]) -> None:
         self.folder, self.names = folder, sorted(shards)
+        self._sha256 = [str(shards[name]["sha256"]) for name in self.names]
         self.files = [shards[name]["rows"] for name in self.names]
         self.lengths: list[int] = []
         self._held: collections.OrderedDict[int, list[dict[str, np.ndarray]]] = collections.OrderedDict()
@@ -93,17 +96,23 @@ class TaughtRows(Sequence[dict[str, np.ndarray]]):
         self._held.move_to_end(file)
         return self._held[file][place]
 
-    def _opened(self, number: int) -> Any:
+    def _opened(self, number: int, *, whole: bool = False) -> Any:
+        """The arrays of a shard; `whole` reads all of it, and compares its hash with the recorded one."""
         path = self.folder / self.names[number]
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            data = path.read_bytes() if whole else b""
+            if whole and hashlib.sha256(data).hexdigest() != self._sha256[number]:
+                raise ShortstackError(
+                    f"{path}: is not the shard that {FILE_NAME} records", hint="run shortstack teach again"
+                )
+            return np.load(io.BytesIO(data) if whole else path, allow_pickle=False)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise ShortstackError(
                 f"{path}: cannot be read ({first_line(error)})", hint="run shortstack teach again"
             ) from None
 
     def _read(self, number: int) -> list[dict[str, np.ndarray]]:
-        with self._opened(number) as arrays:
+        with self._opened(number, whole=True) as arrays:
             planes = arrays["top_logprobs"]
             top_logprobs_NK = np.ascontiguousarray(planes.transpose(1, 2, 0)).view(np.float16)[:, :, 0].T
             top_ids_NK = arrays["top_ids"].T
