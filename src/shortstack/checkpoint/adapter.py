@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
 from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.headers import TensorInfo, read_header
-from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
 from shortstack.checkpoint.renumber_names import Renumbering, renumbered
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError
@@ -44,15 +45,10 @@ def carry_adapter(
     config = read_adapter_config(adapter)
     tensors, metadata = _tensors(adapter)
     renumber = Renumbering(checkpoint.anatomy, kept, str(adapter / CONFIG))
-    found = {number for tensor in tensors if (number := renumber.number_of(tensor.name)) is not None}
+    found = _adapted_blocks(tensors, renumber)
     if not found and not any(".modules_to_save." in tensor.name for tensor in tensors):
         raise ShortstackError(f"{adapter}: none of its tensors belongs to a block", hint="is it of another model?")
-    beyond = sorted(index for index in found if index >= checkpoint.depth)
-    if beyond:
-        raise ShortstackError(
-            f"{adapter}: adapts block {ranges(beyond)}, but {checkpoint.source} has {checkpoint.depth} blocks",
-            hint="give the adapter that was trained on this checkpoint",
-        )
+    _check_blocks(adapter, config, found, checkpoint)
     copies = [TensorCopy(tensor, name) for tensor in tensors if (name := renumber(tensor.name)) is not None]
     if not copies:
         raise ShortstackError(f"{adapter}: all blocks that it adapts are removed", hint="leave --adapter out")
@@ -62,6 +58,73 @@ def carry_adapter(
     files = {WEIGHTS: copy_tensors(copies, directory / WEIGHTS, header=new_header(copies, metadata))}
     files[CONFIG] = write_hashed(directory / CONFIG, config_text(shortened).encode())
     return files
+
+
+def check_blocks(adapter: Path, checkpoint: Checkpoint) -> None:
+    """Refuse an adapter that adapts blocks which the checkpoint lacks, or has under other numbers.
+
+    Raises:
+        ShortstackError: it does; the hint says how a dense model's adapter gets to a pruned one.
+    """
+    config, (tensors, _) = read_adapter_config(adapter), _tensors(adapter)
+    everywhere = Renumbering(checkpoint.anatomy, range(checkpoint.depth), str(adapter / CONFIG))
+    _check_blocks(adapter, config, _adapted_blocks(tensors, everywhere), checkpoint)
+
+
+def _adapted_blocks(tensors: Sequence[TensorInfo], names: Renumbering) -> set[int]:
+    """The blocks that an adapter's tensors belong to, by their numbers in the model that it was trained on."""
+    return {number for tensor in tensors if (number := names.number_of(tensor.name)) is not None}
+
+
+def _check_blocks(adapter: Path, config: dict[str, Any], found: set[int], checkpoint: Checkpoint) -> None:
+    trained_on = str(config.get("base_model_name_or_path") or "")
+    numbers = _original_blocks(trained_on, checkpoint)
+    original_depth = (checkpoint.provenance or {}).get("original_depth", 0)
+    if len(numbers) <= max(found, default=0) < original_depth:
+        numbers = tuple(range(original_depth))  # nothing says so, but these are the dense model's numbers
+    places = {original: position for position, original in enumerate(checkpoint.original_blocks)}
+    lacking = {block for block in found if block >= len(numbers) or numbers[block] not in places}
+    moved = {block for block in found - lacking if places[numbers[block]] != block}
+    if not lacking | moved:
+        return
+    parts = [
+        *([f"block {ranges(lacking)}, which {checkpoint.source} lacks"] if lacking else []),
+        *([f"block {ranges(moved)}, which {'it' if lacking else checkpoint.source} has renumbered"] if moved else []),
+    ]
+    raise ShortstackError(
+        f"{adapter}: adapts {' and '.join(parts)}", hint=_way_on(adapter, numbers, trained_on, checkpoint)
+    )
+
+
+def _way_on(adapter: Path, numbers: Sequence[int], trained_on: str, checkpoint: Checkpoint) -> str:
+    """How an adapter of the dense model comes to a pruned one; else what does go together."""
+    dense = trained_on or str((checkpoint.provenance or {}).get("source", ""))
+    removed = ranges(set(numbers) - set(checkpoint.original_blocks)).replace(" ", "")
+    if removed and dense:
+        return (
+            f"shortstack prune {dense} --blocks {removed} --adapter {adapter} --out DIR carries the dense model's adapter "
+            "over the cut, to DIR/adapter"
+        )
+    return "adapter and checkpoint do not belong together: give the checkpoint that it was trained on"
+
+
+def _original_blocks(trained_on: str, checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The original numbers of the blocks that an adapter counts: those of the model that it was trained on, if that is of
+    the same origin as the checkpoint; else the checkpoint's own.
+    """
+    record = checkpoint.provenance or {}
+    if trained_on and Path(trained_on).is_dir():
+        with contextlib.suppress(ShortstackError):  # whatever else lies there, it is not the checkpoint's origin
+            base = read_checkpoint(trained_on, lambda *_: checkpoint.anatomy.family)
+            if _origin(base) == _origin(checkpoint):
+                return base.original_blocks
+    if trained_on and trained_on.partition("@")[0] == str(record.get("source", "")).partition("@")[0]:
+        return tuple(range(record["original_depth"]))
+    return checkpoint.original_blocks
+
+
+def _origin(checkpoint: Checkpoint) -> str:
+    return str((checkpoint.provenance or {}).get("source_fingerprint", checkpoint.fingerprint))
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:

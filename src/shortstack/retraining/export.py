@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.artifacts.provenance import FILE_NAME, versions
 from shortstack.families.open_model import open_checkpoint
 from shortstack.retraining.before_after import compare
-from shortstack.retraining.merge import merged_model
+from shortstack.retraining.fold import merged_model
 from shortstack.retraining.monitor import plot_losses
 from shortstack.retraining.results import RetrainResult
 from shortstack.retraining.saving import stored_model, write_adapter, write_checkpoint
@@ -91,7 +91,7 @@ def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
         write_json(stage / FILE_NAME, {"schema": 1, "adapter_of": step})
         return
     if lora is not None:
-        model = merged_model(checkpoint, adapter, trust_remote_code=trust)
+        model = merged_model(checkpoint, adapter, trust_remote_code=trust, progress=run.progress)
     else:
         model = stored_model(checkpoint, trust_remote_code=trust)
         put_trained(model, run.weights)

@@ -13,7 +13,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_extra
 from shortstack.common.formatting import seconds
 from shortstack.common.progress import Progress
-from shortstack.errors import ShortstackError, first_line
+from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import SaveDType
 from shortstack.runtime.atomic_output import published
@@ -52,7 +52,8 @@ def merge(
 ) -> MergeResult:
     """Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.
 
-    Each weight becomes W + scale * B A, computed in float32 and rounded once to the type that W is stored in.
+    Each weight becomes W + scale * B A, computed in float32 and rounded once to the type that W is stored in. Before
+    anything is written, the logits are compared with those of base and adapter.
 
     Args:
         adapter: the adapter's directory.
@@ -74,8 +75,11 @@ def merge(
     adapter = Path(adapter)
     named = read_adapter_config(adapter).get("base_model_name_or_path")
     if base is None and not named:
-        raise ShortstackError(f"{adapter}: does not say which checkpoint it was trained on", hint="--base MODEL")
-    checkpoint = open_model(base or str(named), progress=Progress(quiet=quiet))
+        raise ShortstackError(
+            f"{adapter}: does not say which checkpoint it was trained on", hint="--base MODEL says which"
+        )
+    progress = Progress(quiet=quiet)
+    checkpoint = _opened(adapter, base, str(named), progress)
     step = {
         "stage": "merge",
         "source": checkpoint.source,
@@ -84,46 +88,25 @@ def merge(
         "adapter_sha256": file_sha256(_weights(adapter)),
         "versions": versions("peft"),
     }
-    nbytes = checkpoint.nbytes
+    nbytes = checkpoint.nbytes + checkpoint.tensors[checkpoint.anatomy.embedding].nbytes  # a tie may come undone
     with published(out, inputs=[checkpoint.directory, adapter], nbytes=nbytes, force=force) as stage:
+        from shortstack.retraining.fold import merged_model
         from shortstack.retraining.saving import write_checkpoint
 
-        model = merged_model(checkpoint, adapter, trust_remote_code=trust_remote_code)
+        model = merged_model(checkpoint, adapter, trust_remote_code=trust_remote_code, progress=progress)
         write_checkpoint(checkpoint, model, stage, step, save_dtype=save_dtype)
     return MergeResult(Path(out), adapter, checkpoint.source, time.perf_counter() - started)
 
 
-def merged_model(checkpoint: Checkpoint, adapter: Path, *, trust_remote_code: bool = False) -> Any:
-    """The base model on the CPU with the adapter folded in (PEFT's own merge, checked for values that are not finite).
-
-    Raises:
-        ShortstackError: the adapter does not fit this checkpoint.
-    """
-    import warnings
-
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    from shortstack.retraining.saving import stored_model
-
-    model = stored_model(checkpoint, trust_remote_code=trust_remote_code)
+def _opened(adapter: Path, base: str | None, named: str, progress: Progress) -> Checkpoint:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PEFT warns of keys that it does not find, and goes on
-            adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=False)
-            for layer in adapted.modules():
-                if isinstance(layer, BaseTunerLayer):
-                    # PEFT rounds the product to the weight's type before it adds it; in float32 there is one rounding.
-                    weight = layer.get_base_layer().weight
-                    stored, weight.data = weight.dtype, weight.data.float()
-                    layer.merge(safe_merge=True)
-                    weight = layer.get_base_layer().weight
-                    weight.data = weight.data.to(stored)
-            return adapted.unload()
-    except (ValueError, RuntimeError, KeyError, UserWarning, OSError) as error:
+        return open_model(base or named, progress=progress)
+    except ShortstackError as error:
+        if base is not None:
+            raise
         raise ShortstackError(
-            f"{adapter}: does not fit {checkpoint.source}: {first_line(error)}",
-            hint="--base MODEL: the very checkpoint that it was trained on",
+            f"{adapter}: the base that it names cannot be opened: {error.message}",
+            hint="--base MODEL: where that checkpoint is now",
         ) from None
 
 

@@ -27,15 +27,15 @@ DTYPES = {
 _LARGEST_SHARD = "5GB"
 
 
-def stored_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Any:
-    """The whole model on the CPU in its own precision (float32 where its tensors have several).
+def stored_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Any:
+    """The whole model on the CPU, by default in its own precision (float32 where its tensors have several).
 
     Raises:
         ShortstackError: transformers cannot load it, or would invent weights.
     """
     stored = {tensor.dtype for tensor in checkpoint.tensors.values() if checkpoint.is_parameter(tensor.name)}
-    dtype = DTYPES.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
-    model, info = load_with_transformers(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+    own = DTYPES.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
+    model, info = load_with_transformers(checkpoint, dtype=dtype or own, trust_remote_code=trust_remote_code)
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise ShortstackError(f"{checkpoint.source}: the weights lack {missing[0]!r}, which would be random")
@@ -67,7 +67,8 @@ def write_checkpoint(
         written.unlink(missing_ok=True)  # the input's own is copied
     _as_usual(directory)
     files = _check_written(checkpoint, directory, save_dtype)
-    config = dict(checkpoint.config)
+    tie_undone = checkpoint.tied and not model.config.tie_word_embeddings
+    config = _untied(checkpoint) if tie_undone else dict(checkpoint.config)
     if save_dtype is not None:
         config = _with_dtype(config, save_dtype)
     data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
@@ -128,6 +129,15 @@ def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | No
                 hint="--save-dtype bfloat16 has the range of float32",
             )
     return files
+
+
+def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config of a checkpoint whose head has become a tensor of its own."""
+    config, nested = dict(checkpoint.config), checkpoint.anatomy.family.nested
+    config["tie_word_embeddings"] = False
+    if nested in config:
+        config[nested] = {**config[nested], "tie_word_embeddings": False}
+    return config
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
