@@ -94,9 +94,7 @@ ROWS: dict[int, tuple[str, str]] = {
     93: ("a table that cannot be written after the scores", "the scores are there; the table's error is its own"),
     94: ("191 shards of 800 GB", "headers and byte ranges: little memory"),
     95: ("an adapter of another depth or numbering", "refused by block number, with the command that carries it over"),
-    96: ("adapter files beside full weights", "left alone in a line: never copied, never put on top of the weights"),
     97: ("adapters on fused experts, tied embeddings, of a newer PEFT", "folded exactly, or refused by name"),
-    98: ("a companion file that states the depth or names blocks", "renumbered, or left out; both are reported"),
     107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
     111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
 }  # fmt: skip

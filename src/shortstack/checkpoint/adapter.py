@@ -88,7 +88,11 @@ def _check_blocks(adapter: Path, config: dict[str, Any], found: set[int], checkp
     if not lacking | moved:
         return
     parts = [
-        *([f"block {ranges(lacking)}, which {checkpoint.source} lacks"] if lacking else []),
+        *(
+            [f"block {ranges(lacking)}, which {checkpoint.source} (of {checkpoint.depth} blocks) lacks"]
+            if lacking
+            else []
+        ),
         *([f"block {ranges(moved)}, which {'it' if lacking else checkpoint.source} has renumbered"] if moved else []),
     ]
     raise ShortstackError(

@@ -67,7 +67,7 @@ def write_checkpoint(
         written.unlink(missing_ok=True)  # the input's own is copied
     _as_usual(directory)
     files = _check_written(checkpoint, directory, save_dtype)
-    tie_undone = checkpoint.tied and not model.config.tie_word_embeddings
+    tie_undone = checkpoint.tied and not getattr(model.config, "tie_word_embeddings", True)
     config = _untied(checkpoint) if tie_undone else dict(checkpoint.config)
     if save_dtype is not None:
         config = _with_dtype(config, save_dtype)
