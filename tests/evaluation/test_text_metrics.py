@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.evaluation.probes import Probe, make_probes
+from shortstack.evaluation.prompts import Probe, make_probes
 from shortstack.evaluation.text_metrics import (
     distinct_n,
     ends_in_loop,

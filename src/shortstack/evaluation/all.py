@@ -8,7 +8,6 @@ from shortstack.artifacts.results import Results
 from shortstack.common.extras import need_extra
 from shortstack.common.progress import Progress
 from shortstack.data.ppl_datasets import evaluation_texts
-from shortstack.evaluation.continuations import subject_texts
 from shortstack.evaluation.evaluated_model import open_subjects
 from shortstack.evaluation.generation import judged_results
 from shortstack.evaluation.options import EvaluationOptions
@@ -54,6 +53,8 @@ def evaluate_all(
     Raises:
         ShortstackError: a checkpoint, a text or a task's rows cannot be used.
     """
+    from shortstack.evaluation.generate import subject_texts
+
     need_extra("eval all")
     subjects = open_subjects("all", models, options, out)
     lengths, texts = parse_lengths(seq_len), evaluation_texts(data, data_dir)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.results import Figure, Result, Results, mean_figure, perplexity_figure
+from shortstack.common.json_text import json_text
 from shortstack.errors import UsageError
-from shortstack.evaluation.continuations import DECODINGS, Written, subject_texts
-from shortstack.evaluation.evaluated_model import open_subjects
-from shortstack.evaluation.judge import find_judge, judgement
+from shortstack.evaluation.evaluated_model import Subject, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.prompts import NEW_TOKENS, PROBES, GenerationRequest
+from shortstack.evaluation.prompts import DECODINGS, NEW_TOKENS, PROBES, GenerationRequest
+from shortstack.families.open_model import dense_of, open_model
+
+if TYPE_CHECKING:
+    from shortstack.evaluation.generate import Written
+
 
 _MEASURES = ("distinct_1", "distinct_2", "distinct_4", "longest_repeat", "loops", "ended", "length", "foreign")
 _UNITS = {"longest_repeat": "tokens", "length": "tokens"}
@@ -54,6 +59,8 @@ def evaluate_generation(
     Raises:
         ShortstackError: a checkpoint cannot be loaded, or no prompt fits.
     """
+    from shortstack.evaluation.generate import subject_texts
+
     if new_tokens < 1 or probes < 0:
         raise UsageError(f"--new-tokens {new_tokens} --probes {probes}: expected at least 1, and at least 0")
     subjects = open_subjects("generation", models, options, out)
@@ -90,7 +97,9 @@ def _result(
             per_item[name] = [float(row[measure]) for row in rows]
             figures[name] = mean_figure(per_item[name], _UNITS.get(measure, "share"))
         per_item[f"{decoding} ppl_by_dense"] = nll[decoding]
-        figures[f"{decoding} ppl_by_dense"] = _judged_figure([value for value in nll[decoding] if value is not None])
+        read = [value for value in nll[decoding] if value is not None]
+        nothing = Figure(None, None, "ppl", 0, "nothing was written that the dense model can read")
+        figures[f"{decoding} ppl_by_dense"] = perplexity_figure(read, 1) if read else nothing
         per_item[f"{decoding} texts"] = [row["text"] for row in rows]
     for kind in dict.fromkeys(probe.kind for probe in request.probes):
         per_item[kind] = [answer["right"] for answer in one.found["probes"] if answer["kind"] == kind]
@@ -122,7 +131,52 @@ def _left_out(one: Written, request: GenerationRequest) -> list[str]:
     return notes
 
 
-def _judged_figure(nll: Sequence[float]) -> Figure:
-    if not nll:
-        return Figure(None, None, "ppl", 0, "nothing was written that the dense model can read")
-    return perplexity_figure(nll, 1)
+def find_judge(written: Sequence[Written], dense: str | None, options: EvaluationOptions) -> tuple[Subject, list[str]]:
+    """(the dense model, what a reader should know): the one asked for, the one that the models were made of, or the first.
+
+    Raises:
+        ShortstackError: the one asked for cannot be opened.
+    """
+    first = written[0].subject
+    if dense is not None:
+        return Subject(open_model(dense, progress=first.progress), options, first.progress), []
+    for one in written:
+        checkpoint, note = dense_of(one.subject.checkpoint, None, first.progress)
+        if checkpoint is not None:
+            return Subject(checkpoint, options, first.progress), []
+        if note:
+            return first, [f"{note}; the texts are judged by {first.name}"]
+    return first, []
+
+
+def judgement(judge: Subject, one: Written) -> dict[str, list[float | None]]:
+    """Per decoding, the mean NLL per token of each text under the judge, in nats; None where it cannot read the text."""
+    alike = judge.tokenizer.get_vocab() == one.subject.tokenizer.get_vocab()
+    asked = {
+        name: [
+            (row["prompt_ids"], row["ids"]) if alike else _as_judge_reads(judge, one, row) for row in one.found[name]
+        ]
+        for name in DECODINGS
+    }
+    digest = hashlib.sha256(json_text(asked).encode()).hexdigest()
+    key = {"what": "judgement", "texts": digest}
+    what = f"perplexity of what {one.subject.name} wrote"
+    found, _ = judge.found(what, key, lambda: {name: _nll(judge, requests) for name, requests in asked.items()})
+    return found
+
+
+def _nll(judge: Subject, requests: Sequence[tuple[list[int], list[int]]]) -> list[float | None]:
+    from shortstack.evaluation.logprobs import continuation_logprobs
+
+    read = [bool(context and said) and max(*context, *said) < judge.rows for context, said in requests]
+    asked = [request for request, is_read in zip(requests, read, strict=True) if is_read]
+    sums = iter(continuation_logprobs(judge.model, asked, max_length=judge.checkpoint.positions, device=judge.place))
+    return [-next(sums)[0] / len(said) if is_read else None for (_, said), is_read in zip(requests, read, strict=True)]
+
+
+def _as_judge_reads(judge: Subject, one: Written, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """(context, continuation) in the tokens of a judge of another vocabulary."""
+    prompt = one.subject.tokenizer.decode(row["prompt_ids"], skip_special_tokens=True)
+    context = list(judge.tokenizer(prompt, verbose=False)["input_ids"])
+    whole = list(judge.tokenizer(row["text"], verbose=False)["input_ids"])
+    return context, whole[len(context) :]

@@ -47,7 +47,8 @@ def continuation_logprobs(
         predicted = [
             max(len(requests[n][1]) for n in rows[fed]) for fed in order[start : start + (batch or _MOST_ROWS)]
         ]
-        taken = batch or _rows_at_once(longest, predicted, vocabulary, keeps)
+        logits = vocabulary * (max(predicted) + 8 if keeps else longest)  # of one row
+        taken = batch or max(1, min(_TOKENS_AT_A_TIME // longest, _LOGITS_AT_A_TIME // logits, len(predicted)))
         fed_rows = order[start : start + taken]
         start += taken
         ids_BT = torch.zeros((len(fed_rows), longest), dtype=torch.long)
@@ -65,12 +66,6 @@ def continuation_logprobs(
             advance(len(rows[fed]))
         del logits_BTV
     return found
-
-
-def _rows_at_once(longest: int, predicted: Sequence[int], vocabulary: int, keeps: bool) -> int:
-    """How many rows of this length are run together."""
-    logits = vocabulary * (max(predicted) + 8 if keeps else longest)
-    return max(1, min(_TOKENS_AT_A_TIME // longest, _LOGITS_AT_A_TIME // logits, len(predicted)))
 
 
 def _scored(logits_NV: torch.Tensor, continuation: list[int]) -> tuple[float, bool]:

@@ -100,7 +100,9 @@ def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int
 def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int]) -> dict[str, Any]:
     """Figures, per-window values and notes of one text."""
     checkpoint, tokenizer = subject.checkpoint, subject.tokenizer
-    ids = list(tokenizer("\n\n".join(_texts(corpus)), add_special_tokens=False, verbose=False)["input_ids"])
+    if not corpus.documents:
+        raise ShortstackError(f"{corpus.source}: perplexity needs text, these are rows of another kind")
+    ids = list(tokenizer("\n\n".join(corpus.documents), add_special_tokens=False, verbose=False)["input_ids"])
     figures: dict[str, Any] = {}
     per_item: dict[str, list[float]] = {}
     notes = _overlaps(checkpoint, corpus, ids)
@@ -190,12 +192,6 @@ def _windows_or_reason(
     if positions is not None and needed > positions:
         return [], f"{needed} tokens, but the model has {positions} positions"
     return cut_windows(ids, bos, length, bos_every=bos_every), ""
-
-
-def _texts(corpus: Corpus) -> list[str]:
-    if not corpus.documents:
-        raise ShortstackError(f"{corpus.source}: perplexity needs text, these are rows of another kind")
-    return corpus.documents
 
 
 def _overlaps(checkpoint: Checkpoint, corpus: Corpus, ids: Sequence[int]) -> list[str]:

@@ -146,7 +146,8 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
 
         found, usage = subject.found(loaded.name, key, run)
         rows = min(plan.limit or loaded.data["rows"], loaded.data["rows"])
-        for metric in _in_order(loaded.name, found["figures"]):
+        published = TASKS[loaded.name].metric if loaded.name in TASKS else ""
+        for metric in sorted(found["figures"], key=lambda metric: (metric != published, metric)):
             value, stderr = found["figures"][metric]
             unit = "accuracy" if metric.startswith("acc") or metric == "exact_match" else metric
             figures[f"{loaded.name} {metric}"] = Figure(value, stderr, unit, rows)
@@ -160,11 +161,6 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
     return subject.result(
         "zeroshot", total, data=_described(plan), settings=settings, figures=figures, per_item=per_item
     )
-
-
-def _in_order(task: str, metrics: dict[str, Any]) -> list[str]:
-    """The published metric first."""
-    return sorted(metrics, key=lambda metric: (metric != (TASKS[task].metric if task in TASKS else ""), metric))
 
 
 def _sum_of(one: Usage, other: Usage) -> Usage:
