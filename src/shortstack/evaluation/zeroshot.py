@@ -146,8 +146,8 @@ def subject_zeroshot(subject: Subject, plan: TaskPlan) -> Result:
 
         found, usage = subject.found(loaded.name, key, run)
         rows = min(plan.limit or loaded.data["rows"], loaded.data["rows"])
-        published = TASKS[loaded.name].metric if loaded.name in TASKS else ""
-        for metric in sorted(found["figures"], key=lambda metric: (metric != published, metric)):
+        own = TASKS[loaded.name].metric if loaded.name in TASKS else ""
+        for metric in sorted(found["figures"], key=lambda metric: (metric != own, metric)):
             value, stderr = found["figures"][metric]
             unit = "accuracy" if metric.startswith("acc") or metric == "exact_match" else metric
             figures[f"{loaded.name} {metric}"] = Figure(value, stderr, unit, rows)
