@@ -95,6 +95,7 @@ ROWS: dict[int, tuple[str, str]] = {
     94: ("191 shards of 800 GB", "headers and byte ranges: little memory"),
     95: ("an adapter of another depth or numbering", "refused by block number, with the command that carries it over"),
     97: ("adapters on fused experts, tied embeddings, of a newer PEFT", "folded exactly, or refused by name"),
+    104: ("a system call or a path that only Linux has", "not needed: tests take away what macOS lacks"),
     107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
     111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
 }  # fmt: skip

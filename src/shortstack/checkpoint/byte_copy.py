@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from shortstack.checkpoint.headers import DTYPE_BITS, TensorInfo, read_exactly, write_header
 from shortstack.errors import ShortstackError
+from shortstack.runtime.atomic_output import flush
 
 _PIECE = 4 << 20  # bytes read, checked, hashed and written at a time
 _PIECES_IN_FLIGHT = 6
@@ -293,10 +295,10 @@ class _CopyPipeline:
         step = max(self.piece, 1 << 16)
         buffer = memoryview(bytearray(step))
         while (part := self._flushed.get()) is not None:
-            os.fdatasync(self._descriptor)
+            flush(self._descriptor)
             start, end = part
-            # Drop the pages, so that the bytes come back from the disk and not from memory.
-            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+            if sys.platform == "linux":  # drop the pages: the bytes come back from the disk and not from memory
+                os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
             for offset in range(start, end, step):
                 piece = buffer[: min(step, end - offset)]
                 read_exactly(self._descriptor, piece, offset, self.target)

@@ -30,6 +30,7 @@ INDEX = "model.safetensors.index.json"
 PICKLED_SINGLE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
 _INDEX_LIMIT = 200_000_000  # bytes
+_AT_ONCE = 1 << 30  # bytes of one read; macOS refuses those of 2 GiB and more
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,18 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
     """Fill `buffer` from `offset` by positioned reads: no mmap, so a shrinking file is an error and not a crash."""
     done = 0
     while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        count = _read_at(descriptor, buffer[done : done + _AT_ONCE], offset + done)
         if count == 0:
             raise ShortstackError(f"{path}: ended at byte {offset + done} while it was read; it was changed meanwhile")
         done += count
+
+
+def _read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [buffer], offset)
+    data = os.pread(descriptor, len(buffer), offset)  # Python for macOS before 11
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _check_start(path: Path, size: int, start: bytes) -> None:

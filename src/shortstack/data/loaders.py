@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from shortstack.common.progress import Progress
 from shortstack.data.collators import Batch, Examples, Order, Shares, StepSampler, collated
-from shortstack.data.instructions import Example, kind_of, read_instructions, split_off
+from shortstack.data.instructions import kind_of, read_instructions, split_off
 from shortstack.data.packing import Encoder, PackedStream, Packing
 from shortstack.data.text_stream import open_texts
 from shortstack.errors import UsageError
@@ -156,10 +157,7 @@ def open_feed(
     found = read_instructions(source, tokenizer, cutoff=seq_len)
     progress.say(found.to_text())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-    def make(examples: Sequence[Example]) -> Batch:
-        return collated(examples, pad)
-
+    make = functools.partial(collated, pad=pad)  # no closure: processes that are started afresh (macOS) are sent it
     chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), validation), seed)
     progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
     examples = [found.examples[number] for number in chosen]

@@ -20,6 +20,8 @@ from shortstack.checkpoint.headers import TensorInfo, read_exactly
 from shortstack.engine.stored import begins_well, from_bytes
 
 _PAGE = 4096  # bytes; direct I/O begins and ends at multiples of this, in files and in memory
+_DIRECT: int = getattr(os, "O_DIRECT", 0)  # Linux alone has both
+_NO_WAIT: int = getattr(os, "RWF_NOWAIT", 0)
 _PROBES = 4  # pages of a span that are looked for in the page cache
 
 
@@ -33,7 +35,7 @@ class OpenFiles:
     def __init__(self, *, past_cache: bool = False) -> None:
         self._descriptors: dict[Path, int] = {}
         self._direct: dict[Path, int | None] = {}
-        self._past_cache = past_cache and hasattr(os, "O_DIRECT") and hasattr(os, "RWF_NOWAIT")
+        self._past_cache = past_cache and bool(_DIRECT and _NO_WAIT)
         self._random = random.Random()
 
     def spans(self, tensors: Sequence[TensorInfo]) -> list[Span]:
@@ -76,7 +78,7 @@ class OpenFiles:
         for _ in range(_PROBES):
             place = self._random.randrange(span.begin, max(span.end, span.begin + 1))
             try:
-                os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT)
+                os.preadv(descriptor, [bytearray(1)], place, _NO_WAIT)
             except BlockingIOError:
                 return False
             except OSError:
@@ -105,7 +107,7 @@ class OpenFiles:
         if file not in self._direct:
             self._direct[file] = None
             with contextlib.suppress(OSError):  # a file system that has no direct I/O
-                self._direct[file] = os.open(file, os.O_RDONLY | os.O_DIRECT)
+                self._direct[file] = os.open(file, os.O_RDONLY | _DIRECT)
         return self._direct[file]
 
 

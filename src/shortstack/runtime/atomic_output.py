@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -175,7 +176,7 @@ def write_file(path: Path, *data: bytes | memoryview) -> None:
                 for piece in data:
                     stream.write(piece)
                 stream.flush()
-                os.fsync(stream.fileno())
+                flush(stream.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -269,6 +270,17 @@ def _sync(path: Path) -> None:
     """Flush a file or a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Flush an open file or directory to the disk; on macOS also out of the drive's own cache, where fsync leaves it."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        with contextlib.suppress(OSError):  # a file system that does not know the request
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
