@@ -19,11 +19,12 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faults.rows import LATER, ROWS  # noqa: E402
 
+import shortstack  # noqa: E402
 from shortstack.cli.app import command_line  # noqa: E402
 from shortstack.inspection.families import ENOUGH, families  # noqa: E402
 from shortstack.recipes.merge import shipped_recipes  # noqa: E402
 from shortstack.recipes.resolve import resolve  # noqa: E402
-from shortstack.registry import VERBS  # noqa: E402
+from shortstack.registry import COMMANDS, public_commands  # noqa: E402
 
 
 def documents() -> dict[Path, str]:
@@ -33,7 +34,19 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/faults.md": faults_page(),
         ROOT / "docs/reference/commands.md": commands_page(),
         ROOT / "docs/reference/recipes.md": recipes_page(),
+        ROOT / "src/shortstack/__init__.pyi": type_stub(),
     }
+
+
+def type_stub() -> str:
+    """What type checkers are told of the package: every public name, where it is."""
+    where = {name: (f"shortstack.{module}", name) for name, module in shortstack.RECORDS.items()}
+    where |= {name: tuple(row.function.split(":")) for name, row in public_commands().items()}
+    lines = ["# Made by scripts/make_docs.py of registry.py and __init__.py.", ""]
+    for name, (module, own) in sorted(where.items(), key=lambda one: (one[1][0], one[0])):
+        lines.append(f"from {module} import {own} as {name}")
+    lines += ["", "RECORDS: dict[str, str]", "__version__: str", ""]
+    return "\n".join(lines)
 
 
 def commands_page() -> str:
@@ -47,9 +60,9 @@ def commands_page() -> str:
         "standard output, progress and logs to standard error.",
     ]
     app = command_line()
-    for name, verb in VERBS.items():
+    for name, row in COMMANDS.items():
         command = functools.reduce(lambda parent, part: parent[part], name.split(), app)
-        lines += ["", f"## {name}", "", verb.line, "", "```text", verb.example, "```", ""]
+        lines += ["", f"## {name}", "", row.summary, "", "```text", row.example, "```", ""]
         arguments = [one for one in command.assemble_argument_collection(parse_docstring=True) if one.show]
         lines += ["| option | default | |", "|---|---|---|"] if arguments else ["No options of its own."]
         for argument in arguments:

@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
+    return load_maker()
+
+
+def load_maker() -> ModuleType:
+    """scripts/make_docs.py, which makes the documents that are made of code."""
     spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts/make_docs.py")
     assert spec is not None
     assert spec.loader is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shortstack.registry import VERBS
+from shortstack.registry import COMMANDS
 from tests import pico
 from tests.commands import blocks, run_command, run_document
 from tests.hub_server import serving
@@ -89,7 +89,7 @@ def test_every_command_of_a_page(page: Path, hub: Path, capsys: pytest.CaptureFi
 
 def test_every_example_of_the_help(hub: Path) -> None:
     """In the order of the table, each on what the ones before it left."""
-    for verb, entry in VERBS.items():
+    for verb, entry in COMMANDS.items():
         if verb != "quickstart":  # run by tests/recipes/test_quickstart.py
             run_command(entry.example, f"example of {verb}")
 

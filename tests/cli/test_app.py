@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shortstack.cli.app import run
-from shortstack.registry import VERBS
+from shortstack.registry import COMMANDS
 
 Built = Callable[..., Path]
 
@@ -22,28 +21,17 @@ def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_overview_lines_are_the_first_sentences_of_the_docstrings() -> None:
-    for function, line, _ in VERBS.values():
-        module, _, name = function.partition(":")
-        doc = getattr(importlib.import_module(module), name).__doc__
-        assert " ".join(doc.split()).startswith(line)
+    for command in COMMANDS.values():
+        assert " ".join((command.stage.__doc__ or "").split()).startswith(command.summary)
 
 
-@pytest.mark.parametrize("command", ["", *VERBS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import inspect
-
     assert run([*command.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert "--json" in shown
     if command:
-        module, _, name = VERBS[command][0].partition(":")
-        function = getattr(importlib.import_module(module), name)
-        parameters = list(inspect.signature(function).parameters)
-        if "options" in parameters:  # a record, whose fields are options of their own
-            record = inspect.signature(function).parameters["options"].default
-            parameters.remove("options")
-            parameters += record.__dataclass_fields__
-        for parameter in (name.strip("_") for name in parameters):
+        for parameter in (name.strip("_") for name in COMMANDS[command].options):
             assert parameter.upper() in shown or f"--{parameter.replace('_', '-')}" in shown
 
 
@@ -93,7 +81,7 @@ def test_frozen_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert [flag for flag in FROZEN[command].split() if flag not in shown] == []
-    assert set(FROZEN) == set(VERBS)
+    assert set(FROZEN) == set(COMMANDS)
 
 
 def test_python_dash_m_and_version() -> None:

@@ -11,7 +11,7 @@ import yaml
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.merge import shipped_recipes
 from shortstack.recipes.resolve import Recipe, Reference, resolve
-from shortstack.recipes.stages import STAGES
+from shortstack.registry import COMMANDS
 
 PRUNING = "model: embedded\nsteps:\n  score: {criterion: ppl, samples: 2}\n  prune: {scores: $score, remove: 3}\n"
 
@@ -151,7 +151,7 @@ def test_what_cannot_be_is_named_with_its_line(text: str, message: str, hint: st
 @pytest.mark.parametrize("option", ["trust_remote_code", "allow_links", "force", "out", "quiet", "dry_run"])
 def test_what_a_user_decides_is_not_for_recipes(option: str, tmp_path: Path) -> None:
     error = refused(tmp_path, PRUNING + f"  score2: {{stage: score, {option}: true}}")
-    verb = "score" if option in STAGES["score"].takes else "prune"
+    verb = "score" if option in COMMANDS["score"].options else "prune"
     if verb == "score":
         assert f"{option} is not for recipes" in error.message
     else:

@@ -12,42 +12,48 @@ import yaml
 from shortstack.cli.app import run
 from shortstack.errors import ShortstackError
 from shortstack.recipes.merge import SHIPPED, shipped_recipes
-from shortstack.recipes.schema import STEP, checked, json_schema
-from shortstack.recipes.stages import NOT_IN_RECIPES, OUTPUTS, REFERENCES, SOURCES, STAGES
-from shortstack.registry import VERBS
+from shortstack.recipes.schema import (
+    NOT_IN_RECIPES,
+    OUTPUTS,
+    REFERENCES,
+    SOURCES,
+    STEP,
+    checked,
+    json_schema,
+    stages,
+    step_options,
+)
+from shortstack.registry import COMMANDS
 
 # Verbs that no step can be: they are about recipes, or about no checkpoint at all.
 NOT_STAGES = {"quickstart", "families", "run", "recipes"}
 
 
 def test_every_verb_is_a_stage_or_says_why_not() -> None:
-    assert set(VERBS) - set(STAGES) == NOT_STAGES
+    assert set(COMMANDS) - set(stages()) == NOT_STAGES
 
 
-@pytest.mark.parametrize("verb", STAGES)
+@pytest.mark.parametrize("verb", stages())
 def test_parameters_are_those_of_the_function(verb: str) -> None:
-    stage = STAGES[verb]
-    signature = inspect.signature(stage.function).parameters
-    expected = {name for name in signature if name != "options"}
-    if "options" in signature:
-        expected |= set(signature["options"].default.__dataclass_fields__)
-    assert stage.takes == expected
-    assert set(stage.parameters) == expected - NOT_IN_RECIPES
-    assert all(parameter.help for parameter in stage.parameters.values())
-    assert not set(stage.parameters) & set(STEP)
+    command = COMMANDS[verb]
+    expected = set(inspect.signature(command.stage).parameters)
+    assert set(command.options) == expected
+    assert set(step_options(command)) == expected - NOT_IN_RECIPES
+    assert all(option.help for option in command.options.values())
+    assert not set(step_options(command)) & set(STEP)
 
 
 def test_the_tables_name_parameters_that_exist() -> None:
-    known = {name for stage in STAGES.values() for name in stage.takes}
+    known = {name for command in stages().values() for name in command.options}
     assert known >= NOT_IN_RECIPES | OUTPUTS | SOURCES | set(REFERENCES)
 
 
-@pytest.mark.parametrize("verb", STAGES)
+@pytest.mark.parametrize("verb", stages())
 def test_every_default_is_a_value_that_a_recipe_may_say(verb: str) -> None:
     """A type that pydantic reads otherwise than Python would show here."""
     defaults = {
         name: str(one.default) if one.is_path and one.default is not None else one.default
-        for name, one in STAGES[verb].parameters.items()
+        for name, one in step_options(COMMANDS[verb]).items()
         if one.default is not inspect.Parameter.empty
     }
     found = checked(verb, defaults, lambda name: name)

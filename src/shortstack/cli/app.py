@@ -14,7 +14,7 @@ from cyclopts import App, Group, Parameter
 
 from shortstack.common.formatting import plain
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.registry import GROUPS, VERBS
+from shortstack.registry import COMMANDS, GROUPS
 from shortstack.runtime.distributed import Process
 
 _EVERYWHERE = Group("Options of every command", sort_key=10)
@@ -76,7 +76,7 @@ def explained(error: BaseException) -> int | None:
 
 
 def command_line() -> App:
-    """The program: every verb of the table."""
+    """The program: every command of the registry."""
     app = App(
         name="shortstack",
         help="Make the stack of Transformer blocks of a language model shorter: measure, remove, and show what it cost.",
@@ -86,17 +86,21 @@ def command_line() -> App:
         default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
         suppress_keyboard_interrupt=False,
     )
-    order = list(VERBS)  # that of the work
+    order = list(COMMANDS)  # that of the work
     groups = {
-        name: App(name=name, help=line, sort_key=min(n for n, verb in enumerate(order) if verb.startswith(f"{name} ")))
+        name: App(name=name, help=line, sort_key=min(n for n, one in enumerate(order) if one.startswith(f"{name} ")))
         for name, line in GROUPS.items()
     }
-    for number, (name, verb) in enumerate(VERBS.items()):
+    for number, (name, command) in enumerate(COMMANDS.items()):
         parent, _, last = name.rpartition(" ")
         if parent and parent not in app:
             app.command(groups[parent])
         (groups[parent] if parent else app).command(
-            verb.function, name=last, help=verb.line, help_epilogue=f"Example: {verb.example}", sort_key=number
+            f"shortstack.cli.commands:{command.identifier}",
+            name=last,
+            help=command.summary,
+            help_epilogue=f"Example: {command.example}",
+            sort_key=number,
         )
     return app
 

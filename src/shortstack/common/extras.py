@@ -1,44 +1,30 @@
-"""The packages that parts of shortstack need beyond the core, and what to install where one is missing."""
+"""Packages beyond the core: which are missing, and what to install."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 
 from shortstack.errors import UsageError
 
-_RETRAIN, _EVAL = "'shortstack[retrain]'", "'shortstack[eval]'"
-# Verb -> (the import names of what it needs, what to give to pip).
-NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "retrain lora": (("accelerate", "peft"), _RETRAIN),
-    "retrain cpt": (("accelerate",), _RETRAIN),
-    "retrain distill": (("accelerate",), _RETRAIN),
-    "merge": (("peft",), _RETRAIN),
-    "eval zeroshot": (("lm_eval",), _EVAL),
-    "eval all": (("lm_eval",), _EVAL),
-}
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Import names that are not installed."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
 
 
-def missing_packages(verb: str, *further: str) -> tuple[list[str], str]:
-    """(the packages that a verb needs and that are not installed, what to give to pip).
+def need_packages(what: str, *names: str, extra: str = "") -> None:
+    """Say now, rather than after the work, that a package is missing.
 
     Args:
-        verb: what needs them.
-        further: import names of what it needs besides, as it is used.
-    """
-    packages, install = NEEDS.get(verb, ((), " ".join(further)))
-    return [name for name in (*packages, *further) if importlib.util.find_spec(name) is None], install
-
-
-def need_extra(verb: str, *further: str) -> None:
-    """Say at once, rather than after the work, that a package is missing.
-
-    Args:
-        verb: what needs it; an option, for packages that one option needs.
-        further: import names of what it needs besides those that it always needs.
+        what: a command or an option that needs them.
+        names: their import names.
+        extra: the extra of shortstack that installs them; without, they are installed by name.
 
     Raises:
         UsageError: one is not installed; with the command that installs it.
     """
-    missing, install = missing_packages(verb, *further)
+    missing = missing_packages(names)
     if missing:
-        raise UsageError(f"{verb} needs {', '.join(missing)}", hint=f"pip install {install}")
+        install = f"'shortstack[{extra}]'" if extra else " ".join(names)
+        raise UsageError(f"{what} needs {', '.join(missing)}", hint=f"pip install {install}")

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shortstack.artifacts.results import Results
-from shortstack.common.extras import need_extra
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.evaluation.evaluated_model import open_subjects
 from shortstack.evaluation.generation import judged_results
-from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.ppl import parse_lengths, subject_ppl
+from shortstack.evaluation.options import EvaluationOptions, TaskOptions, TextOptions
+from shortstack.evaluation.ppl import check_texts, parse_lengths, subject_ppl
 from shortstack.evaluation.prompts import GenerationRequest
 from shortstack.evaluation.samples import SampleRequest, subject_samples
-from shortstack.evaluation.zeroshot import open_tasks, subject_zeroshot
+from shortstack.evaluation.zeroshot import check_tasks, open_tasks, subject_zeroshot
 
-_DEFAULTS = EvaluationOptions()
+_TEXTS, _TASKS, _DEFAULTS = TextOptions(data="wikitext2,ptb"), TaskOptions(), EvaluationOptions()
 
 
+@stage
 def evaluate_all(
     *models: str,
-    data: str = "wikitext2,ptb",
-    data_dir: Path | None = None,
-    seq_len: str | None = None,
-    tasks: str | None = None,
-    tasks_dir: Path | None = None,
-    limit: int | None = None,
+    texts: TextOptions = _TEXTS,
+    chosen: TaskOptions = _TASKS,
     dense: str | None = None,
     seed: int = 1234,
     out: Path | None = None,
@@ -36,12 +35,8 @@ def evaluate_all(
 
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
-        data: texts for perplexity, as of `eval ppl`.
-        data_dir: a folder with local copies of the published texts.
-        seq_len: window lengths, as of `eval ppl`.
-        tasks: as of `eval zeroshot`.
-        tasks_dir: a folder with each task's own files.
-        limit: the first so many rows of each task.
+        texts: what perplexity is measured on.
+        chosen: the zero-shot tasks.
         dense: the model that judges what the others write, as of `eval generation`.
         seed: of draws and probes.
         out: write the results here (results.json).
@@ -55,14 +50,13 @@ def evaluate_all(
     """
     from shortstack.evaluation.generate import subject_texts
 
-    need_extra("eval all")
     subjects = open_subjects("all", models, options, out)
-    lengths, texts = parse_lengths(seq_len), evaluation_texts(data, data_dir)
-    plan = open_tasks(tasks, tasks_dir, limit, None, Progress(quiet=options.quiet))
+    lengths, corpora = parse_lengths(texts.seq_len), evaluation_texts(texts.data, texts.data_dir)
+    plan = open_tasks(chosen, None, Progress(quiet=options.quiet))
     generation, samples = GenerationRequest.read(None, seed=seed), SampleRequest(seed=seed)
     results, written = [], []
     for subject in subjects:
-        results += subject_ppl(subject, texts, lengths)
+        results += subject_ppl(subject, corpora, lengths)
         results.append(subject_zeroshot(subject, plan))
         written.append(subject_texts(subject, generation))
         results.append(subject_samples(subject, samples))
@@ -71,3 +65,12 @@ def evaluate_all(
     if out is not None:
         found.save(out)
     return found
+
+
+def check_all(values: Mapping[str, Any]) -> list[str]:
+    """Look at texts and tasks, before anything runs; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: one cannot be used.
+    """
+    return [*check_texts({"data": _TEXTS.data, **values}), *check_tasks(values)]

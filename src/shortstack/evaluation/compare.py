@@ -7,7 +7,7 @@ error of their difference is often a tenth of the error of either figure.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -349,3 +349,15 @@ def _shown(difference: Difference | None, unit: str) -> str:
         return f"{mark}{100 * difference.value:+.1f}{sign}{error}"
     error = "" if difference.stderr is None else f" ±{difference.stderr:.2g}"
     return f"{mark}{difference.value:+.3g}{error}"
+
+
+def check_published(values: Mapping[str, Any]) -> list[str]:
+    """Refuse names of published figures that do not exist, before anything runs.
+
+    Raises:
+        ShortstackError: there is no such figure.
+    """
+    for name in (values.get("published") or "").split(","):
+        if name:
+            published_result(name.strip())
+    return []

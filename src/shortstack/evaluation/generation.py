@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.results import Figure, Result, Results, mean_figure, perplexity_figure
 from shortstack.common.json_text import json_text
+from shortstack.common.options import stage
 from shortstack.errors import UsageError
 from shortstack.evaluation.evaluated_model import Subject, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
@@ -24,6 +25,7 @@ _UNITS = {"longest_repeat": "tokens", "length": "tokens"}
 _DEFAULTS = EvaluationOptions()
 
 
+@stage
 def evaluate_generation(
     *models: str,
     prompts: Path | None = None,

@@ -1,16 +1,14 @@
-"""The options that all evaluations share: one record, which the command line shows as plain options."""
+"""The options of evaluation: how one runs, whatever it measures, and which texts and tasks it measures on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
-
-from cyclopts import Parameter
 
 from shortstack.runtime.devices import DType
 
 
-@Parameter(name="*")  # on the command line each field is an option of its own
 @dataclass(frozen=True)
 class EvaluationOptions:
     """How an evaluation runs, whatever it measures.
@@ -30,3 +28,35 @@ class EvaluationOptions:
     fresh: bool = False
     trust_remote_code: bool = False
     quiet: bool = False
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The texts that perplexity is measured on, and the windows.
+
+    Attributes:
+        data: texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
+            published figures are of), a file, a folder, or a hub set.
+        data_dir: a folder with local copies of the published sets; by default they come from the hub.
+        seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
+    """
+
+    data: str = "embedded"
+    data_dir: Path | None = None
+    seq_len: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """The zero-shot tasks, and where their rows come from.
+
+    Attributes:
+        tasks: names separated by commas; by default the published seven. Any task of the harness can be named.
+        tasks_dir: a folder with each task's own published files, or rows of `query`, `choices` and `gold`; by default the
+            rows come from the hub.
+        limit: the first so many rows of each task.
+    """
+
+    tasks: str | None = None
+    tasks_dir: Path | None = None
+    limit: int | None = None

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.artifacts.results import Figure, Result, Results, perplexity_figure
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import check_windows, marked_windows
-from shortstack.data.ppl_datasets import evaluation_texts
+from shortstack.data.ppl_datasets import LOCAL_COPIES, evaluation_texts
+from shortstack.data.preview import preview
 from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
-from shortstack.evaluation.options import EvaluationOptions
+from shortstack.evaluation.options import EvaluationOptions, TextOptions
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +31,13 @@ DEFAULT_SEQ_LENS = (128, 2048)
 # Logits held at once, float32: on a CPU what its caches still help with, but enough tokens for the matrix products.
 _LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 _FEWEST_TOKENS, _MOST_TOKENS = 1024, 8192  # at a time
-_DEFAULTS = EvaluationOptions()
+_TEXTS, _DEFAULTS = TextOptions(), EvaluationOptions()
 
 
+@stage
 def evaluate_ppl(
     *models: str,
-    data: str = "embedded",
-    data_dir: Path | None = None,
-    seq_len: str | None = None,
+    texts: TextOptions = _TEXTS,
     out: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
@@ -48,10 +49,7 @@ def evaluate_ppl(
 
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
-        data: texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
-            published figures are of), a file, a folder, or a hub set.
-        data_dir: a folder with local copies of the published sets; by default they come from the hub.
-        seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
+        texts: what it is measured on.
         out: write the results here (results.json).
         options: how it is run.
 
@@ -61,10 +59,10 @@ def evaluate_ppl(
     Raises:
         ShortstackError: a checkpoint or text cannot be read, or is too short for one window.
     """
-    lengths = parse_lengths(seq_len)
+    lengths = parse_lengths(texts.seq_len)
     subjects = open_subjects("ppl", models, options, out)
-    texts = evaluation_texts(data, data_dir)
-    return evaluated(subjects, lambda subject: subject_ppl(subject, texts, lengths), out)
+    corpora = evaluation_texts(texts.data, texts.data_dir)
+    return evaluated(subjects, lambda subject: subject_ppl(subject, corpora, lengths), out)
 
 
 def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int] | None) -> list[Result]:
@@ -234,3 +232,21 @@ def parse_lengths(text: str | None) -> list[int] | None:
     if any(length < 2 for length in lengths):
         raise UsageError(f"--seq-len {text!r}: a window has at least 2 tokens")
     return lengths
+
+
+def check_texts(values: Mapping[str, Any]) -> list[str]:
+    """Look at the texts that would be read, before anything runs; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: one cannot be used.
+    """
+    parse_lengths(values.get("seq_len"))
+    notes = []
+    folder = Path(values["data_dir"]) if values.get("data_dir") else None
+    for text in values.get("data", _TEXTS.data).split(","):
+        look = functools.partial(evaluation_texts, text, folder)
+        if folder is not None and text in LOCAL_COPIES:
+            look()
+        else:
+            notes += preview(text, "evaluation", look)
+    return notes

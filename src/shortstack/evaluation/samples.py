@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from shortstack.artifacts.results import Result, Results
+from shortstack.checkpoint.forecast import Forecast
+from shortstack.common.options import stage
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
@@ -14,22 +18,11 @@ _DEFAULTS = EvaluationOptions()
 PUBLISHED_PROMPT = "The Leaning Tower of Pisa is known for"
 
 
-def evaluate_samples(
-    *models: str,
-    prompt: str = PUBLISHED_PROMPT,
-    count: int = 5,
-    new_tokens: int = 128,
-    top_k: int = 50,
-    top_p: float = 0.95,
-    temperature: float = 1.0,
-    seed: int = 1234,
-    out: Path | None = None,
-    options: EvaluationOptions = _DEFAULTS,
-) -> Results:
-    """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
+@dataclass(frozen=True)
+class SampleRequest:
+    """What every model is asked to continue, and how; the defaults are the published ones.
 
-    Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+    Attributes:
         prompt: what to continue.
         count: number of continuations per model.
         new_tokens: tokens per continuation; end-of-text does not end it.
@@ -37,28 +30,6 @@ def evaluate_samples(
         top_p: and among the most likely ones that together have this probability.
         temperature: 0 takes the most likely token always.
         seed: of the sampling, the same for every model.
-        out: write the results here (results.json).
-        options: how it is run.
-
-    Returns:
-        A result per checkpoint; the texts are its items.
-
-    Raises:
-        ShortstackError: a checkpoint cannot be loaded, or prompt and continuation are longer than its positions.
-    """
-    request = SampleRequest(prompt, count, new_tokens, top_k, top_p, temperature, seed)
-    subjects = open_subjects("samples", models, options, out)
-    return evaluated(subjects, lambda subject: [subject_samples(subject, request)], out)
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """What is asked of every model; the defaults are the published ones.
-
-    Attributes:
-        prompt: what to continue.
-        count, new_tokens: continuations, and tokens of each.
-        top_k, top_p, temperature, seed: how they are drawn.
     """
 
     prompt: str = PUBLISHED_PROMPT
@@ -72,6 +43,34 @@ class SampleRequest:
     def __post_init__(self) -> None:
         if min(self.count, self.new_tokens, self.top_k) < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
             raise UsageError("count, new tokens and top-k are at least 1, temperature at least 0, top-p in (0, 1]")
+
+
+_REQUEST = SampleRequest()
+
+
+@stage
+def evaluate_samples(
+    *models: str,
+    request: SampleRequest = _REQUEST,
+    out: Path | None = None,
+    options: EvaluationOptions = _DEFAULTS,
+) -> Results:
+    """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
+
+    Args:
+        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+        request: what is continued, and how.
+        out: write the results here (results.json).
+        options: how it is run.
+
+    Returns:
+        A result per checkpoint; the texts are its items.
+
+    Raises:
+        ShortstackError: a checkpoint cannot be loaded, or prompt and continuation are longer than its positions.
+    """
+    subjects = open_subjects("samples", models, options, out)
+    return evaluated(subjects, lambda subject: [subject_samples(subject, request)], out)
 
 
 def subject_samples(subject: Subject, request: SampleRequest) -> Result:
@@ -110,3 +109,16 @@ def _continuations(subject: Subject, request: SampleRequest) -> list[str]:
         torch.manual_seed(request.seed)
         texts = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=generation)
     return [str(tokenizer.decode(text, skip_special_tokens=True)) for text in texts]
+
+
+def check_positions(values: Mapping[str, Any]) -> list[str]:
+    """Refuse continuations that are longer than a model can take, before anything runs.
+
+    Raises:
+        ShortstackError: they are.
+    """
+    models: list[Forecast | None] = values.get("models") or []
+    for model in models:
+        if model is not None:
+            model.check_positions("new_tokens", values.get("new_tokens", _REQUEST.new_tokens))
+    return []

@@ -6,17 +6,18 @@ import csv
 import functools
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.results import Figure, Result, Results, mean_of
-from shortstack.common.extras import need_extra
 from shortstack.common.json_text import json_text
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
-from shortstack.evaluation.options import EvaluationOptions
+from shortstack.evaluation.options import EvaluationOptions, TaskOptions
 from shortstack.evaluation.task_files import TASKS, local_rows
 from shortstack.runtime.atomic_output import check_writable_file, write_file
 from shortstack.runtime.memory import Usage
@@ -25,14 +26,13 @@ if TYPE_CHECKING:
     from shortstack.evaluation.harness import LoadedTask
 
 MEAN = "AVE"  # as the published tables call it
-_DEFAULTS = EvaluationOptions()
+_TASKS, _DEFAULTS = TaskOptions(), EvaluationOptions()
 
 
+@stage
 def evaluate_zeroshot(
     *models: str,
-    tasks: str | None = None,
-    tasks_dir: Path | None = None,
-    limit: int | None = None,
+    chosen: TaskOptions = _TASKS,
     num_fewshot: int | None = None,
     out: Path | None = None,
     csv: Path | None = None,
@@ -46,10 +46,7 @@ def evaluate_zeroshot(
 
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
-        tasks: names separated by commas; by default the published seven. Any task of the harness can be named.
-        tasks_dir: a folder with each task's own published files, or rows of `query`, `choices` and `gold`; by default the
-            rows come from the hub.
-        limit: the first so many rows of each task.
+        chosen: the tasks.
         num_fewshot: examples in front of each question; by default as the task says, which for these is none.
         out: write the results here (results.json).
         csv: write the scores here as the published tables have them: a row of tasks, one of metrics, one of scores (a file,
@@ -62,11 +59,10 @@ def evaluate_zeroshot(
     Raises:
         ShortstackError: a checkpoint or a task's rows cannot be used; names file and row.
     """
-    need_extra("eval zeroshot")
     subjects = open_subjects("zeroshot", models, options, out)
     if csv is not None:
         check_writable_file(Path(csv) if len(models) == 1 else Path(csv) / "model.csv")
-    plan = open_tasks(tasks, tasks_dir, limit, num_fewshot, Progress(quiet=options.quiet))
+    plan = open_tasks(chosen, num_fewshot, Progress(quiet=options.quiet))
     found = evaluated(subjects, lambda subject: [subject_zeroshot(subject, plan)], out)
     if csv is not None:
         write_published_csv(found, Path(csv))
@@ -88,14 +84,13 @@ class TaskPlan:
     num_fewshot: int | None
 
 
-def open_tasks(
-    tasks: str | None, tasks_dir: Path | None, limit: int | None, num_fewshot: int | None, progress: Progress
-) -> TaskPlan:
+def open_tasks(chosen: TaskOptions, num_fewshot: int | None, progress: Progress) -> TaskPlan:
     """Find the rows of every task, and say what was found.
 
     Raises:
         ShortstackError: an option means nothing, or a task's rows cannot be had.
     """
+    tasks, tasks_dir, limit = chosen.tasks, chosen.tasks_dir, chosen.limit
     names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"--tasks {tasks!r}: expected names separated by commas, each once")
@@ -201,3 +196,21 @@ def write_published_csv(results: Results, path: Path) -> None:
         single = len(results.results) == 1
         name = result.model.strip("/").replace("/", "_").lstrip("._") or "model"
         write_file(path if single else path / f"{name}.csv", stream.getvalue().encode())
+
+
+def check_tasks(values: Mapping[str, Any]) -> list[str]:
+    """Look at the tasks' rows, before anything runs; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: the rows of a task cannot be used.
+    """
+    folder = values.get("tasks_dir")
+    names = values["tasks"].split(",") if values.get("tasks") else list(TASKS)
+    if folder is None:
+        return [f"the rows of {', '.join(names)} come from the hub when they are needed"]
+    if not Path(folder).is_dir():
+        raise UsageError(f"tasks_dir {folder}: no such folder")
+    for name in names:
+        if name in TASKS:
+            local_rows(name, Path(folder))
+    return []

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.scores import Scores
@@ -14,24 +14,16 @@ from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
+from shortstack.common.options import stage
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
+from shortstack.pruning.options import BlockChoice, PlanSource
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 PROTECTED_FIRST = 4
 PROTECTED_LAST = 2
+_CHOICE = BlockChoice()
 PLUS_FROM_DEPTH = 10  # below this depth the published rule would protect most of the model
-
-Strategy = Literal["one-shot", "contiguous"]
-
-
-# What the stages take, in Python: a file or the object itself. The command line, which reads these annotations when it
-# runs, knows files alone.
-if TYPE_CHECKING:
-    PlanSource = Path | PrunePlan
-    ScoresSource = Path | Scores
-else:
-    PlanSource = ScoresSource = Path
 
 
 class PlannedCut(NamedTuple):
@@ -57,18 +49,12 @@ def open_plan(checkpoint: Checkpoint, plan: PlanSource) -> PlannedCut:
     return _made(checkpoint, removed, protected=made.protected, criterion=made.criterion, why=made.why)
 
 
+@stage
 def plan(
     model: str,
     *,
     out: Path | None = None,
-    blocks: str | None = None,
-    scores: ScoresSource | None = None,
-    criterion: str | None = None,
-    remove: int | None = None,
-    ratio: float | None = None,
-    params: str | None = None,
-    plus: bool | None = None,
-    strategy: Strategy = "one-shot",
+    choice: BlockChoice = _CHOICE,
     allow_links: bool = False,
 ) -> PrunePlan:
     """Choose the blocks to remove, and show what that saves.
@@ -78,15 +64,7 @@ def plan(
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: write the plan here, as JSON.
-        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
-        scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first removed first), or
-            `published:[MODEL:]CRITERION`.
-        criterion: which of the scores to use; may be left out when the file holds one.
-        remove: how many blocks to remove.
-        ratio: remove the most blocks whose share of the parameters is at most this.
-        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
-        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
-        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        choice: which blocks to remove.
         allow_links: follow links in the checkpoint that lead out of its directory.
 
     Returns:
@@ -97,43 +75,21 @@ def plan(
     """
     if out is not None:
         check_writable_file(Path(out))
-    made, _ = plan_for(
-        open_model(model, allow_links=allow_links),
-        blocks=blocks,
-        scores=scores,
-        criterion=criterion,
-        remove=remove,
-        ratio=ratio,
-        params=params,
-        plus=plus,
-        strategy=strategy,
-    )
+    made, _ = plan_for(open_model(model, allow_links=allow_links), choice)
     if out is not None:
         write_json(Path(out), made.to_json())
     return made
 
 
-def plan_for(
-    checkpoint: Checkpoint,
-    *,
-    blocks: str | None = None,
-    scores: ScoresSource | None = None,
-    criterion: str | None = None,
-    remove: int | None = None,
-    ratio: float | None = None,
-    params: str | None = None,
-    plus: bool | None = None,
-    strategy: Strategy = "one-shot",
-) -> PlannedCut:
+@stage
+def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCut:
     """`plan` for a checkpoint that is open already, with the cut."""
-    amounts = [
-        name for name, value in (("--remove", remove), ("--ratio", ratio), ("--params", params)) if value is not None
-    ]
-    if blocks is not None:
+    amounts, scores = choice.amounts, choice.scores
+    if choice.blocks is not None:
         if scores is not None or amounts:
-            extra = "--scores" if scores is not None else amounts[0]
+            extra = "--scores" if scores is not None else next(iter(amounts))
             raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
-        return _made(checkpoint, tuple(sorted(parse_blocks(blocks))), protected=(), criterion="given", why={})
+        return _made(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
         raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
     if len(amounts) != 1:
@@ -141,11 +97,11 @@ def plan_for(
         raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
     ranking = scores if isinstance(scores, Scores) else open_scores(scores, checkpoint)
     ranking.check_belongs_to(checkpoint)
-    chosen = ranking.criterion(criterion)
-    protected, note = protected_blocks(checkpoint.original_blocks, plus)
+    chosen = ranking.criterion(choice.criterion)
+    protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     order = [index for index in chosen.order if index not in protected]
     sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
-    wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), remove, ratio, params)
+    wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), choice)
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
         kept = f"kept: {ranges(protected)}" if protected else "one must stay"
@@ -155,12 +111,12 @@ def plan_for(
             f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} may go ({kept})",
             hint="--no-plus, or remove fewer" if protected else "remove fewer",
         )
-    if strategy == "contiguous":
+    if choice.strategy == "contiguous":
         removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
     else:
         removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
         note = "\n".join(part for part in (note, passed_by) if part)
-    why = {"strategy": strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
+    why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
     return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
 
 
@@ -203,22 +159,20 @@ def parse_amount(text: str, option: str = "--params", what: str = "parameters") 
     return round(float(match.group(1)) * 10.0**power)
 
 
-def amount_to_remove(
-    sizes: Sequence[int], total: int, remove: int | None, ratio: float | None, params: str | None
-) -> int:
+def amount_to_remove(sizes: Sequence[int], total: int, choice: BlockChoice) -> int:
     """How many of the blocks of these sizes (in the order of removal) go, of a model of `total` parameters."""
-    if remove is not None:
-        if remove < 0:
-            raise UsageError(f"--remove {remove}: expected 0 or more blocks")
-        return remove
+    if choice.remove is not None:
+        if choice.remove < 0:
+            raise UsageError(f"--remove {choice.remove}: expected 0 or more blocks")
+        return choice.remove
     left = [total]
     for parameters in sizes:
         left.append(left[-1] - parameters)
-    if ratio is not None:
-        if not 0 <= ratio < 1:
-            raise UsageError(f"--ratio {ratio}: expected a share of the parameters, 0 <= ratio < 1")
-        return max(k for k in range(len(left)) if total - left[k] <= ratio * total + 1e-9)
-    target = parse_amount(params or "")
+    if choice.ratio is not None:
+        if not 0 <= choice.ratio < 1:
+            raise UsageError(f"--ratio {choice.ratio}: expected a share of the parameters, 0 <= ratio < 1")
+        return max(k for k in range(len(left)) if total - left[k] <= choice.ratio * total + 1e-9)
+    target = parse_amount(choice.params or "")
     return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
 
 

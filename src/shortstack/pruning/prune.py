@@ -18,12 +18,16 @@ from shortstack.checkpoint.headers import INDEX, PICKLED_SINGLE, SINGLE, raw_hea
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.json_text import json_text
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
-from shortstack.pruning.plan import PlannedCut, PlanSource, ScoresSource, Strategy, open_plan, plan_for
+from shortstack.pruning.options import BlockChoice, PlanSource, PruneOptions
+from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
 from shortstack.publishing.model_card import model_card
 from shortstack.runtime.atomic_output import published, write_json
+
+_CHOICE, _OPTIONS = BlockChoice(), PruneOptions()
 
 
 @dataclass(frozen=True)
@@ -74,25 +78,15 @@ class PruneResult:
         return "\n".join([*lines, *([self.plan.note] if self.plan.note else [])])
 
 
+@stage
 def prune(
     model: str,
     *,
     out: Path,
     plan: PlanSource | None = None,
-    blocks: str | None = None,
-    scores: ScoresSource | None = None,
-    criterion: str | None = None,
-    remove: int | None = None,
-    ratio: float | None = None,
-    params: str | None = None,
-    plus: bool | None = None,
-    strategy: Strategy = "one-shot",
+    choice: BlockChoice = _CHOICE,
     adapter: Path | None = None,
-    verify: bool = False,
-    force: bool = False,
-    allow_nonfinite: bool = False,
-    allow_links: bool = False,
-    quiet: bool = False,
+    options: PruneOptions = _OPTIONS,
 ) -> PruneResult:
     """Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.
 
@@ -102,21 +96,10 @@ def prune(
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: the directory to make.
-        plan: a plan.json of `shortstack plan`; or give the options of plan:
-        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
-        scores: a scores.json of `shortstack score`, a block_order.csv, or `published:[MODEL:]CRITERION`.
-        criterion: which of the scores to use; may be left out when the file holds one.
-        remove: how many blocks to remove.
-        ratio: remove the most blocks whose share of the parameters is at most this.
-        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
-        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
-        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        plan: a plan.json of `shortstack plan`; or give the options of plan.
+        choice: which blocks to remove.
         adapter: a PEFT adapter that was trained on the model: written to OUT/adapter, for the blocks that are left.
-        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits.
-        force: replace an output that shortstack made before.
-        allow_nonfinite: copy tensors that hold NaN or infinity.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        options: how the checkpoint is written.
 
     Returns:
         What was written where.
@@ -125,41 +108,36 @@ def prune(
         ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
     """
     started = time.perf_counter()
-    progress = Progress(quiet=quiet)
-    checkpoint = open_model(model, allow_links=allow_links, progress=progress)
+    progress = Progress(quiet=options.quiet)
+    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
     if plan is not None:
-        if any(value is not None for value in (blocks, scores, remove, ratio, params)):
+        if choice.amounts or choice.blocks is not None or choice.scores is not None:
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
         planned = open_plan(checkpoint, plan)
     else:
-        planned = plan_for(
-            checkpoint,
-            blocks=blocks,
-            scores=scores,
-            criterion=criterion,
-            remove=remove,
-            ratio=ratio,
-            params=params,
-            plus=plus,
-            strategy=strategy,
-        )
+        planned = plan_for(checkpoint, choice)
     for line in (checkpoint.repair.says if checkpoint.repair else "", dropped_further_prediction(checkpoint)):
         if line:
             progress.say(line)
     nbytes = planned.plan.after["bytes"] or 0
     verified = None
     inputs = [checkpoint.directory, *([adapter] if adapter else [])]
-    with published(out, inputs=inputs, nbytes=nbytes, force=force) as stage:
+    with published(out, inputs=inputs, nbytes=nbytes, force=options.force) as folder:
         files = write_pruned(
-            checkpoint, planned, stage, allow_nonfinite=allow_nonfinite, allow_links=allow_links, progress=progress
+            checkpoint,
+            planned,
+            folder,
+            allow_nonfinite=options.allow_nonfinite,
+            allow_links=options.allow_links,
+            progress=progress,
         )
         if adapter is not None:
-            carried = carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), stage / "adapter")
+            carried = carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), folder / "adapter")
             files |= {f"adapter/{name}": digest for name, digest in carried.items()}
-        if verify:
+        if options.verify:
             from shortstack.pruning.verify import verify_pruned
 
-            verified = verify_pruned(checkpoint, planned, stage)
+            verified = verify_pruned(checkpoint, planned, folder)
     return PruneResult(Path(out), planned.plan, files, time.perf_counter() - started, verified)
 
 

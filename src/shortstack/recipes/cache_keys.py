@@ -12,7 +12,7 @@ from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.recipes.resolve import Reference, Step
-from shortstack.recipes.stages import OUTPUTS, SOURCES
+from shortstack.recipes.schema import OUTPUTS, SOURCES
 
 _HASHED_WHOLE = 1 << 30  # bytes; of a larger file, both ends, its size and its time of change
 _END = 1 << 20
@@ -29,7 +29,7 @@ def step_key(step: Step, made: Mapping[str, str]) -> dict[str, Any]:
         ShortstackError: a model cannot be opened, or a file read.
     """
     options = {name: _identity(step, name, value, made) for name, value in step.values.items()}
-    return {"stage": step.stage.verb, "options": options, "versions": versions("peft", "accelerate", "lm_eval")}
+    return {"stage": step.command.name, "options": options, "versions": versions("peft", "accelerate", "lm_eval")}
 
 
 def _identity(step: Step, name: str, value: Any, made: Mapping[str, str]) -> Any:
@@ -39,7 +39,7 @@ def _identity(step: Step, name: str, value: Any, made: Mapping[str, str]) -> Any
         return made[value.step]
     if not isinstance(value, str) or name in OUTPUTS:
         return value
-    parameter = step.stage.parameters[name]
+    parameter = step.command.options[name]
     if name in ("data", "eval_data"):
         return [_text_identity(part) for part in value.split(",")]
     if name in SOURCES:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shortstack.common.extras import missing_packages
+from shortstack.common.options import Option
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.merge import (
     BASES,
@@ -19,8 +19,8 @@ from shortstack.recipes.merge import (
     lay_setting,
     read_draft,
 )
-from shortstack.recipes.schema import STEP, TOP, checked, unknown
-from shortstack.recipes.stages import OUTPUTS, REFERENCES, SOURCES, STAGES, Kind, Parameter, Stage
+from shortstack.recipes.schema import OUTPUTS, REFERENCES, SOURCES, STEP, TOP, checked, stages, step_options, unknown
+from shortstack.registry import Command, Kind
 
 
 @dataclass(frozen=True)
@@ -39,22 +39,20 @@ class Step:
 
     Attributes:
         name: its own; also its folder's.
-        stage: what it runs.
+        command: what it runs.
         values: by parameter name; references are `Reference`, paths are absolute or relative to where the user is.
         optional: it may be left out where packages are missing.
     """
 
     name: str
-    stage: Stage
+    command: Command
     values: dict[str, Any]
     optional: bool = False
 
     @property
     def makes(self) -> tuple[Kind, ...]:
         """What later steps can use of it."""
-        if self.stage.verb != "retrain lora":
-            return (self.stage.makes,)
-        return ("adapter",) if self.values.get("merge") is False else ("checkpoint", "adapter")
+        return tuple(self.command.makes_with(self.values)) or ("text",)
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,15 @@ class Recipe:
 
         steps: dict[str, dict[str, Any]] = {}
         for step in self.steps:
-            said: dict[str, Any] = {"stage": step.stage.verb, **({"optional": True} if step.optional else {})}
+            said: dict[str, Any] = {"stage": step.command.name, **({"optional": True} if step.optional else {})}
             for name, value in step.values.items():
-                said[name] = _spoken(step.stage.parameters[name], value)
+                said[name] = _spoken(step_options(step.command)[name], value)
             steps[step.name] = said
         record = {"about": self.about, "model": _in_full(self.model), "steps": steps}
         return str(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _spoken(parameter: Parameter, value: Any) -> Any:
+def _spoken(parameter: Option, value: Any) -> Any:
     if isinstance(value, list):
         return [_spoken(parameter, part) for part in value]
     if isinstance(value, Reference):
@@ -135,45 +133,44 @@ def resolve(
     steps: list[Step] = []
     left_out: dict[str, str] = {}
     for step_name, said in draft.steps.items():
-        stage, optional = _stage_of(step_name, said)
-        missing, install = missing_packages(stage.verb)
-        if optional and missing:
-            left_out[step_name] = f"it needs pip install {install}"
+        command, optional = _command_of(step_name, said)
+        if optional and command.missing:
+            left_out[step_name] = f"it needs pip install {command.install}"
             continue
         for key, value in (everywhere or {}).items():
-            if key in stage.parameters and (step_name, key) not in set_by_hand:
+            if key in step_options(command) and (step_name, key) not in set_by_hand:
                 said[key] = Said(value, f"--{key}", None)
-        steps.append(Step(step_name, stage, _values(step_name, stage, said, steps, left_out), optional))
+        steps.append(Step(step_name, command, _values(step_name, command, said, steps, left_out), optional))
     return Recipe(path.stem if path.parent == SHIPPED else name, draft.about, begins_with, tuple(steps), left_out)
 
 
-def _stage_of(name: str, said: Mapping[str, Said]) -> tuple[Stage, bool]:
+def _command_of(name: str, said: Mapping[str, Said]) -> tuple[Command, bool]:
     """(what a step runs, whether it may be left out)."""
     asked = said.get("stage")
     verb = asked.value if asked is not None else name
     place = asked.place if asked is not None else next((one.place for one in said.values()), name)
-    if not isinstance(verb, str) or verb not in STAGES:
-        raise unknown(f"{place}: step {name}", str(verb), STAGES, "stage")
+    if not isinstance(verb, str) or verb not in stages():
+        raise unknown(f"{place}: step {name}", str(verb), stages(), "stage")
     optional = said["optional"].value if "optional" in said else False
     if not isinstance(optional, bool):
         raise ShortstackError(f"{said['optional'].place}: optional is {optional!r:.60}, expected true or false")
-    return STAGES[verb], optional
+    return stages()[verb], optional
 
 
 def _values(
-    name: str, stage: Stage, said: Mapping[str, Said], before: Sequence[Step], left_out: Mapping[str, str]
+    name: str, command: Command, said: Mapping[str, Said], before: Sequence[Step], left_out: Mapping[str, str]
 ) -> dict[str, Any]:
     """The values of a step's parameters, checked, with references and paths found."""
     given = {key: one for key, one in said.items() if key not in STEP}
     for key in given:
-        if key in stage.takes and key not in stage.parameters:
+        if key in command.options and key not in step_options(command):
             raise ShortstackError(
                 f"{given[key].place}: {key} is not for recipes: a run or its user decides that", hint="leave it out"
             )
-    values = checked(stage.verb, {key: one.value for key, one in given.items()}, lambda key: given[key].place)
+    values = checked(command.name, {key: one.value for key, one in given.items()}, lambda key: given[key].place)
     found = {}
     for key, value in values.items():
-        parameter, one = stage.parameters[key], given[key]
+        parameter, one = step_options(command)[key], given[key]
         if isinstance(value, list):
             parts = [_value(name, parameter, one, part, before, left_out) for part in value]
             found[key] = [part for part in parts if part is not None]
@@ -183,20 +180,23 @@ def _values(
                 raise ShortstackError(
                     f"{one.place}: {value} was left out: {left_out[value[1:]]}", hint=f"make {name} optional, too"
                 )
-    return _completed(name, stage, found, before, next((one.place for one in said.values()), ""))
+    return _completed(name, command, found, before, next((one.place for one in said.values()), ""))
 
 
-def _completed(name: str, stage: Stage, found: dict[str, Any], before: Sequence[Step], place: str) -> dict[str, Any]:
+def _completed(
+    name: str, command: Command, found: dict[str, Any], before: Sequence[Step], place: str
+) -> dict[str, Any]:
     """With the checkpoints that a step is about where it does not say so."""
+    options = step_options(command)
     made = [Reference(step.name) for step in before if "checkpoint" in step.makes]
-    if "model" in stage.parameters and "model" not in found:
+    if "model" in options and "model" not in found:
         found = {"model": made[-1] if made else Reference(MODEL), **found}
-    if "base" in stage.parameters and "base" not in found and isinstance(found.get("adapter"), Reference):
+    if "base" in options and "base" not in found and isinstance(found.get("adapter"), Reference):
         trained = next(step for step in before if step.name == found["adapter"].step)
         found = {**found, "base": trained.values["model"]}
-    if "models" in stage.parameters and not found.get("models"):
+    if "models" in options and not found.get("models"):
         found = {"models": [Reference(MODEL), *made], **found}
-    for key, parameter in stage.parameters.items():
+    for key, parameter in options.items():
         must_be_said = parameter.default is inspect.Parameter.empty
         if must_be_said and not found.get(key):
             raise ShortstackError(f"{place or name}: step {name} does not say {key}", hint=f"{key}: {parameter.help}")
@@ -204,7 +204,7 @@ def _completed(name: str, stage: Stage, found: dict[str, Any], before: Sequence[
 
 
 def _value(
-    step: str, parameter: Parameter, said: Said, value: Any, before: Sequence[Step], left_out: Mapping[str, str]
+    step: str, parameter: Option, said: Said, value: Any, before: Sequence[Step], left_out: Mapping[str, str]
 ) -> Any:
     """One value: a reference, a path, or as it stands; None for a reference to a step that is left out."""
     name = parameter.name

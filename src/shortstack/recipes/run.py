@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from shortstack.common.extras import need_extra
 from shortstack.common.formatting import aligned_left, plain, seconds
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.cache_keys import model_identity, step_key
@@ -19,8 +19,7 @@ from shortstack.recipes.coordination import Team
 from shortstack.recipes.dry_run import Rehearsal, rehearsed
 from shortstack.recipes.resolve import Recipe, Reference, Step, resolve
 from shortstack.recipes.run_folder import RunFolder
-from shortstack.recipes.schema import unknown
-from shortstack.recipes.stages import OUTPUTS
+from shortstack.recipes.schema import OUTPUTS, REFERENCES, unknown
 from shortstack.runtime.atomic_output import absolute, locked, write_json
 from shortstack.runtime.devices import DType
 
@@ -93,6 +92,29 @@ class RunResult:
         return "\n".join([*lines, "", f"{self.recipe}: everything is in {self.out} ({seconds(self.seconds)})"])
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """How a recipe is run.
+
+    Attributes:
+        dry_run: run nothing: check models, data, packages and disk, and show the plan with sizes.
+        dtype: what every step computes in, unless --set says otherwise.
+        device: where every step computes, unless --set says otherwise.
+        force: make steps again that an earlier run in this folder has made with other settings.
+        quiet: no progress on stderr.
+    """
+
+    dry_run: bool = False
+    dtype: DType | None = None
+    device: str | None = None
+    force: bool = False
+    quiet: bool = False
+
+
+_OPTIONS = RunOptions()
+
+
+@stage
 def run(
     recipe: str,
     *,
@@ -100,11 +122,7 @@ def run(
     out: Path | None = None,
     set_: Sequence[str] = (),
     from_: str | None = None,
-    dry_run: bool = False,
-    dtype: DType | None = None,
-    device: str | None = None,
-    force: bool = False,
-    quiet: bool = False,
+    options: RunOptions = _OPTIONS,
 ) -> RunResult | Rehearsal | None:
     """Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.
 
@@ -117,11 +135,7 @@ def run(
         out: the run's folder; by default named after the recipe. Each step has a folder in it.
         set_: change an option of a step, as `step.key=value`; can be given several times. `step=null` takes a step away.
         from_: run this step and those after it again, whatever has been done.
-        dry_run: run nothing: check models, data, packages and disk, and show the plan with sizes.
-        dtype: what every step computes in, unless --set says otherwise.
-        device: where every step computes, unless --set says otherwise.
-        force: make steps again that an earlier run in this folder has made with other settings.
-        quiet: no progress on stderr.
+        options: how the run goes.
 
     Returns:
         What every step left behind; with `dry_run` the plan. None in processes other than the first.
@@ -130,21 +144,23 @@ def run(
         ShortstackError: the recipe is wrong, or a step failed; names the step.
     """
     started = time.perf_counter()
-    everywhere = {name: value for name, value in (("dtype", dtype), ("device", device)) if value is not None}
+    everywhere = {
+        name: value for name, value in (("dtype", options.dtype), ("device", options.device)) if value is not None
+    }
     made = resolve(recipe, model=model, settings=set_, everywhere=everywhere)
     if from_ is not None and from_ not in [step.name for step in made.steps]:
         raise unknown(f"--from {from_}", from_, [step.name for step in made.steps], "step")
     folder = absolute(out if out is not None else f"shortstack-{Path(made.name).stem}")
-    if dry_run:
+    if options.dry_run:
         return rehearsed(made, folder)
     for step in made.steps:
-        need_extra(step.stage.verb)
+        step.command.need_packages()
     team = Team.from_environment()
     if not team.leads:
         _follow(made, folder, team)
         return None
     with locked(folder):
-        runner = _Runner(made, RunFolder.open(folder), Progress(quiet=quiet), team, force, from_)
+        runner = _Runner(made, RunFolder.open(folder), Progress(quiet=options.quiet), team, options.force, from_)
         steps = runner.run()
     shown = Path(out) if out is not None else Path(folder.name)
     return RunResult(shown, made.name, steps, made.left_out, time.perf_counter() - started)
@@ -193,7 +209,7 @@ class _Runner:
         key = step_key(step, self.made)
         standing, changed = self.folder.standing(step, key)
         says = f"{number}/{len(self.recipe.steps)} {step.name}"
-        verb, output = step.stage.verb, self.folder.output(step)
+        verb, output = step.command.name, self.folder.output(step)
         if standing == "done" and not again:
             self.progress.say(f"{says}: done by an earlier run (--from {step.name} runs it again)")
             self.team.tell("skip")
@@ -204,16 +220,16 @@ class _Runner:
                 f"was made with other settings in {self.folder.path}: {'; '.join(changed)}",
                 hint=f"another --out; --from {step.name} or --force makes it again",
             )
-        self.progress.say(f"{says}: {step.stage.line}")
+        self.progress.say(f"{says}: {step.command.summary}")
         self.folder.begin(self.recipe, step, key)
-        self.team.tell("together" if step.stage.parallel else "alone")
-        if step.stage.parallel:
+        self.team.tell("together" if step.command.parallel else "alone")
+        if step.command.parallel:
             self.team.gather()
         started = time.perf_counter()
         with _logged(self.folder.log_file(step)) as log:
             anew = again or standing == "other"
-            result = step.stage.call(call_values(self.recipe, step, self.folder, self.progress.quiet, anew=anew))
-            if step.stage.out is None:
+            result = step.command.call(call_values(self.recipe, step, self.folder, self.progress.quiet, anew=anew))
+            if not step.command.makes:
                 write_json(output, result.to_json())
             text = "\n".join(plain(line) for line in result.to_text().split("\n"))
             log.write(text + "\n")
@@ -235,14 +251,14 @@ def _within(output: Path, out: Path) -> str:
 
 def call_values(recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, anew: bool) -> dict[str, Any]:
     """What the stage function is called with."""
-    stage = step.stage
+    options = step.command.options
 
     def passed(name: str, part: Any) -> Any:
         if isinstance(part, Reference):
-            part = _place(recipe, folder, part, adapter=name == "adapter")
+            part = _path_of(recipe, folder, part, name)
         if name in OUTPUTS:
             part = folder.path / step.name / part
-        return Path(part) if stage.parameters[name].is_path and isinstance(part, str) else part
+        return Path(part) if options[name].is_path and isinstance(part, str) else part
 
     values = {
         name: [passed(name, part) for part in value] if isinstance(value, list) else passed(name, value)
@@ -250,15 +266,17 @@ def call_values(recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, a
     }
     output = folder.output(step)
     steering = {"out": output, "quiet": quiet, "force": output.exists(), "restart": anew}
-    return {**values, **{name: value for name, value in steering.items() if name in stage.takes}}
+    return {**values, **{name: value for name, value in steering.items() if name in options}}
 
 
-def _place(recipe: Recipe, folder: RunFolder, reference: Reference, *, adapter: bool) -> str:
+def _path_of(recipe: Recipe, folder: RunFolder, reference: Reference, option: str) -> str:
+    """Where what an option refers to lies."""
     if reference.step == "model":
         return recipe.model
     made_by = next(step for step in recipe.steps if step.name == reference.step)
-    output = folder.output(made_by)
-    return str(output / "adapter") if adapter and made_by.stage.verb == "retrain lora" else str(output)
+    places = made_by.command.makes_with(made_by.values)
+    inside = next((places[kind] for kind in REFERENCES[option] if kind in places), "")
+    return str(folder.path / made_by.name / inside)
 
 
 def _follow(recipe: Recipe, folder: Path, team: Team) -> None:
@@ -266,7 +284,7 @@ def _follow(recipe: Recipe, folder: Path, team: Team) -> None:
     for step in recipe.steps:
         if team.hear() == "together":
             team.gather()
-            step.stage.call(call_values(recipe, step, RunFolder(folder), quiet=True, anew=False))
+            step.command.call(call_values(recipe, step, RunFolder(folder), quiet=True, anew=False))
     team.hear()
     team.close()
 

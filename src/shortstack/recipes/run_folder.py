@@ -82,7 +82,7 @@ class RunFolder:
 
     def output(self, step: Step) -> Path:
         """What a step leaves behind: a file in its folder, or the folder itself."""
-        name = f"{step.stage.verb}.json" if step.stage.out is None else step.stage.out
+        name = next(iter(step.command.makes.values()), f"{step.command.name}.json")
         return self.path / step.name / name if name else self.path / step.name
 
     def noted(self, step: Step) -> dict[str, Any]:

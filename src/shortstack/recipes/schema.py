@@ -11,9 +11,31 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from shortstack.common.options import Option
 from shortstack.errors import ShortstackError, did_you_mean
-from shortstack.recipes.stages import STAGES, Parameter, Stage
+from shortstack.registry import COMMANDS, Command, Kind
 
+# What a run decides, or a user on the command line, and never a file that came from somewhere else.
+NOT_IN_RECIPES = {
+    "out", "force", "quiet", "dry_run", "restart", "weights_only_resume", "trust_remote_code", "allow_links",
+}  # fmt: skip
+# Options that take what an earlier step left behind, as `$step`, and which kind of it.
+REFERENCES: dict[str, tuple[Kind, ...]] = {
+    "model": ("checkpoint",),
+    "models": ("checkpoint",),
+    "base": ("checkpoint",),
+    "teacher": ("checkpoint",),
+    "dense": ("checkpoint",),
+    "adapter": ("adapter",),
+    "scores": ("scores",),
+    "plan": ("plan",),
+    "offline": ("teacher logits",),
+    "results": ("results",),
+}
+# Options that name models or texts, besides those that are annotated as paths.
+SOURCES = {"model", "models", "base", "teacher", "dense", "data", "eval_data"}
+# Paths that a stage writes besides OUT: they lie in the step's own folder.
+OUTPUTS = {"csv"}
 # Keys of a recipe, and of a step besides its stage's parameters, with what they mean.
 TOP = {
     "about": "what this recipe does, in one line",
@@ -28,11 +50,20 @@ STEP = {
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
-@functools.cache
+def stages() -> dict[str, Command]:
+    """The commands that a step can be, by name."""
+    return {name: command for name, command in COMMANDS.items() if command.step}
+
+
+def step_options(command: Command) -> dict[str, Option]:
+    """What a recipe may say of a command, by name."""
+    return {name: option for name, option in command.options.items() if name not in NOT_IN_RECIPES}
+
+
 def step_model(verb: str) -> type[BaseModel]:
     """The pydantic model of one stage's parameters. All may be left out: an extended recipe may say the others."""
     fields: dict[str, Any] = {}
-    for name, parameter in STAGES[verb].parameters.items():
+    for name, parameter in step_options(COMMANDS[verb]).items():
         default = None if parameter.default is inspect.Parameter.empty else parameter.default
         fields[name] = (_field_type(parameter) | None, Field(default, description=parameter.help))
     config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -56,8 +87,8 @@ def checked(verb: str, values: dict[str, Any], where: typing.Callable[[str], str
         first = error.errors()[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            raise unknown(where(name), name, STAGES[verb].parameters, f"option of {verb}") from None
-        parameter = STAGES[verb].parameters[name]
+            raise unknown(where(name), name, step_options(COMMANDS[verb]), f"option of {verb}") from None
+        parameter = step_options(COMMANDS[verb])[name]
         raise ShortstackError(
             f"{where(name)}: {name} is {values[name]!r:.60}, expected {_expected(parameter)}",
             hint=f"{name}: {parameter.help}",
@@ -72,10 +103,10 @@ def unknown(place: str, name: str, known: typing.Iterable[str], what: str) -> Sh
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a recipe file, for editors (draft 2020-12)."""
-    definitions = {verb.replace(" ", "-"): _step_schema(stage) for verb, stage in STAGES.items()}
+    definitions = {verb.replace(" ", "-"): _step_schema(command) for verb, command in stages().items()}
     named = {
         verb: {"anyOf": [{"$ref": f"#/$defs/{verb}"}, *_with_stage_named(definitions), {"type": "null"}]}
-        for verb in STAGES
+        for verb in stages()
         if " " not in verb
     }
     return {
@@ -103,15 +134,15 @@ def _with_stage_named(definitions: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"allOf": [{"$ref": f"#/$defs/{name}"}, {"required": ["stage"]}]} for name in definitions]
 
 
-def _step_schema(stage: Stage) -> dict[str, Any]:
-    made = step_model(stage.verb).model_json_schema()
+def _step_schema(command: Command) -> dict[str, Any]:
+    made = step_model(command.name).model_json_schema()
     properties = {name: {key: value for key, value in found.items() if key != "title"}
                   for name, found in made["properties"].items()}  # fmt: skip
     steering = {
-        "stage": {"const": stage.verb, "description": STEP["stage"]},
+        "stage": {"const": command.name, "description": STEP["stage"]},
         "optional": {"type": "boolean", "description": STEP["optional"], "default": False},
     }
-    return {"type": "object", "description": stage.line, "additionalProperties": False,
+    return {"type": "object", "description": command.summary, "additionalProperties": False,
             "properties": {**steering, **properties}}  # fmt: skip
 
 
@@ -127,7 +158,7 @@ def _as_list(value: Any) -> Any:
 _Text = Annotated[str, BeforeValidator(_as_text, json_schema_input_type=str | float)]
 
 
-def _field_type(parameter: Parameter) -> Any:
+def _field_type(parameter: Option) -> Any:
     if parameter.many:
         return Annotated[list[_Text], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
     return _yaml_type(parameter.annotation)
@@ -140,7 +171,7 @@ def _yaml_type(annotation: Any) -> Any:
     return _Text if annotation in (Path, str) else annotation
 
 
-def _expected(parameter: Parameter) -> str:
+def _expected(parameter: Option) -> str:
     if parameter.many:
         return "text or a list of texts"
     return " or ".join(dict.fromkeys(_names(parameter.annotation)))

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shortstack.common.options import stage
 from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
-from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.options import TextSteps, TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
 BETAS = (0.9, 0.95)
-_DEFAULTS = TrainingOptions()
+_STEPS, _DEFAULTS = TextSteps(), TrainingOptions()
 
 
+@stage
 def retrain_cpt(
     model: str,
     *,
     data: str,
     out: Path,
     train: str = "all",
-    tokens: str | None = None,
-    seq_len: int = 2048,
-    lr: float = 1e-4,
-    weight_decay: float = 0.1,
-    batch: int = 512,
-    micro_batch: int = 2,
-    warmup: int = 100,
-    isolate_documents: bool = True,
+    steps: TextSteps = _STEPS,
     options: TrainingOptions = _DEFAULTS,
 ) -> RetrainResult | RetrainEstimate | None:
     """Train a checkpoint further on text, as in pretraining.
@@ -41,14 +36,7 @@ def retrain_cpt(
         out: the checkpoint to make.
         train: what is trained: `all`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated by commas
             (`last:3,head,norm` is partial tuning as in Reassessing Layer Pruning).
-        tokens: how many tokens to train on, such as `1B`; by default one pass over the text.
-        seq_len: tokens per window; at most the model's positions.
-        lr: the learning rate at the end of the warm-up.
-        weight_decay: of AdamW.
-        batch: windows per step, over all processes.
-        micro_batch: windows at a time in one process.
-        warmup: steps until the learning rate is reached; a tenth of a run that is too short for them.
-        isolate_documents: attention stays within a document, in families where positions that start again do that.
+        steps: the steps of the optimizer.
         options: how the run goes.
 
     Returns:
@@ -60,16 +48,16 @@ def retrain_cpt(
     hyperparameters = Hyperparameters(
         method="cpt",
         train=train,
-        learning_rate=lr,
+        learning_rate=steps.lr,
         schedule="cosine",
-        warmup_steps=warmup,
-        batch=batch,
-        micro_batch=micro_batch,
-        seq_len=seq_len,
+        warmup_steps=steps.warmup,
+        batch=steps.batch,
+        micro_batch=steps.micro_batch,
+        seq_len=steps.seq_len,
         keep="last",
-        tokens=parse_tokens(tokens),
+        tokens=parse_tokens(steps.tokens),
         betas=BETAS,
-        weight_decay=weight_decay,
-        isolate_documents=isolate_documents,
+        weight_decay=steps.weight_decay,
+        isolate_documents=steps.isolate_documents,
     )
     return retrain(model, data, out, hyperparameters, options)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.cpt import BETAS
 from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
-from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.options import DistillationSteps, LoRA, Teaching, TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
@@ -22,33 +23,19 @@ if TYPE_CHECKING:
     from shortstack.retraining.losses import Objective
     from shortstack.retraining.teacher_cache import Lessons
 
-_DEFAULTS = TrainingOptions()
+_TEACHING, _STEPS, _LORA, _DEFAULTS = Teaching(), DistillationSteps(), LoRA(), TrainingOptions()
 
 
+@stage
 def retrain_distill(
     model: str,
     *,
     out: Path,
-    teacher: str | None = None,
     data: str | None = None,
-    offline: Path | None = None,
+    teaching: Teaching = _TEACHING,
     train: str = "all",
-    temperature: float | None = None,
-    kl_weight: float = 1.0,
-    loss_weight: float = 0.5,
-    hidden_weight: float = 0.0,
-    lr: float = 1e-4,
-    weight_decay: float = 0.1,
-    epochs: float = 1,
-    tokens: str | None = None,
-    seq_len: int = 2048,
-    batch: int = 64,
-    micro_batch: int = 4,
-    warmup: int = 100,
-    rank: int = 8,
-    alpha: float = 16,
-    dropout: float = 0.05,
-    isolate_documents: bool = True,
+    steps: DistillationSteps = _STEPS,
+    lora: LoRA = _LORA,
     options: TrainingOptions = _DEFAULTS,
 ) -> RetrainResult | RetrainEstimate | None:
     """Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.
@@ -60,26 +47,11 @@ def retrain_distill(
     Args:
         model: the pruned checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: the checkpoint to make.
-        teacher: the dense checkpoint, run beside the student; by default the one that shortstack.json names.
         data: text, or rows of instructions; with --teacher.
-        offline: a folder of `shortstack teach`, instead of --teacher and --data.
+        teaching: the teacher, and what is learned from it.
         train: `all`, `lora`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`.
-        temperature: softens both distributions; by default 1, offline the one that was taught at.
-        kl_weight: of the distance to the teacher's distribution.
-        loss_weight: of the next token's own loss.
-        hidden_weight: of the distance of hidden states; not offline.
-        lr: the learning rate at the end of the warm-up.
-        weight_decay: of AdamW.
-        epochs: passes over the data.
-        tokens: train on so many tokens instead, such as `10M`.
-        seq_len: tokens per window, or after which a row is cut off; at most the model's positions.
-        batch: rows per step, over all processes.
-        micro_batch: rows at a time in one process.
-        warmup: steps until the learning rate is reached; a tenth of a run that is too short for them.
-        rank: of the adapter, for `--train lora`.
-        alpha: the adapter is scaled by alpha / rank.
-        dropout: of the adapter's input.
-        isolate_documents: attention stays within a document, in families where positions that start again do that.
+        steps: the steps of the optimizer.
+        lora: the adapter, for `--train lora`.
         options: how the run goes.
 
     Returns:
@@ -88,52 +60,52 @@ def retrain_distill(
     Raises:
         ShortstackError: student, teacher and data do not go together, or the loss is no longer finite.
     """
-    from shortstack.retraining.trainable import LoRA
-
-    weights: dict[str, Any] = {"kl_weight": kl_weight, "loss_weight": loss_weight, "hidden_weight": hidden_weight}
-    if any(value < 0 for value in weights.values()) or not kl_weight + loss_weight + hidden_weight > 0:
+    weights: dict[str, Any] = {
+        "kl_weight": teaching.kl_weight, "loss_weight": teaching.loss_weight, "hidden_weight": teaching.hidden_weight
+    }  # fmt: skip
+    if any(value < 0 for value in weights.values()) or not sum(weights.values()) > 0:
         raise UsageError("--kl-weight, --loss-weight and --hidden-weight: expected none below 0, and one above")
     progress = Progress(quiet=True)
     student = open_model(model, progress=progress)
-    if offline is not None:
+    if teaching.offline is not None:
         from shortstack.retraining.teacher_cache import open_lessons, taught_feed
 
-        if teacher is not None or data is not None or hidden_weight:
+        if teaching.teacher is not None or data is not None or teaching.hidden_weight:
             raise UsageError(
                 "--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it"
             )
-        lessons = open_lessons(Path(offline))
-        made: _Offline | _Online = _Offline(lessons, _same_temperature(lessons, temperature), weights)
+        lessons = open_lessons(Path(teaching.offline))
+        made: _Offline | _Online = _Offline(lessons, _same_temperature(lessons, teaching.temperature), weights)
         made.check(student)
     else:
         if data is None:
             raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
-        made = _Online(_dense(student, teacher), temperature or 1.0, weights, options)
+        made = _Online(_dense(student, teaching.teacher), teaching.temperature or 1.0, weights, options)
         made.check(student)
-    lora = train == "lora"
+    with_adapter = train == "lora"
     hyperparameters = Hyperparameters(
         method="distill",
         train=train,
-        learning_rate=lr,
+        learning_rate=steps.lr,
         schedule="cosine",
-        warmup_steps=warmup,
-        batch=batch,
-        micro_batch=micro_batch,
-        seq_len=seq_len,
+        warmup_steps=steps.warmup,
+        batch=steps.batch,
+        micro_batch=steps.micro_batch,
+        seq_len=steps.seq_len,
         keep="last",
-        epochs=epochs,
-        tokens=parse_tokens(tokens),
+        epochs=steps.epochs,
+        tokens=parse_tokens(steps.tokens),
         betas=BETAS,
-        weight_decay=0.0 if lora else weight_decay,
-        lora=LoRA(rank, alpha, dropout) if lora else None,
-        isolate_documents=isolate_documents,
+        weight_decay=0.0 if with_adapter else steps.weight_decay,
+        lora=lora if with_adapter else None,
+        isolate_documents=steps.isolate_documents,
         distillation=made.described(),
     )
 
     def feed_from(fitted: Hyperparameters) -> Feed:
         return taught_feed(lessons, fitted, options.seed)
 
-    taught = feed_from if offline is not None else None
+    taught = feed_from if teaching.offline is not None else None
     return retrain(model, data, out, hyperparameters, options, make_objective=made.objective, feed_from=taught)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shortstack.errors import UsageError
 
 if TYPE_CHECKING:
-    from shortstack.retraining.trainable import LoRA
+    from shortstack.retraining.options import LoRA
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.adapter import read_adapter_config
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.extras import need_extra
 from shortstack.common.formatting import seconds
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
@@ -70,7 +69,6 @@ def merge(
     Raises:
         ShortstackError: it is no adapter, or does not fit the base.
     """
-    need_extra("merge")
     started = time.perf_counter()
     adapter = Path(adapter)
     named = read_adapter_config(adapter).get("base_model_name_or_path")

@@ -1,18 +1,16 @@
-"""The options that all ways of retraining share: one record, which the command line shows as plain options."""
+"""The options of retraining: how a run goes, how its steps are taken, what an adapter and a teacher are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
-
-from cyclopts import Parameter
 
 from shortstack.runtime.devices import DType
 
 SaveDType = Literal["float32", "bfloat16", "float16"]
 
 
-@Parameter(name="*")  # on the command line each field is an option of its own
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a retraining run goes, whatever it trains.
@@ -59,6 +57,149 @@ class TrainingOptions:
     dry_run: bool = False
     restart: bool = False
     weights_only_resume: bool = False
+    force: bool = False
+    trust_remote_code: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Settings of an adapter (Hu et al. 2021); the defaults are the published ones.
+
+    Attributes:
+        rank: of the adapter.
+        alpha: the adapter is scaled by alpha / rank.
+        dropout: of the adapter's input.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.05
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of the optimizer, whatever is trained.
+
+    Attributes:
+        lr: the learning rate at the end of the warm-up.
+        batch: rows or windows per step, over all processes.
+        micro_batch: rows or windows at a time in one process.
+        warmup: steps until the learning rate is reached; a tenth of a run that is too short for them.
+    """
+
+    lr: float = 1e-4
+    batch: int = 64
+    micro_batch: int = 4
+    warmup: int = 100
+
+
+@dataclass(frozen=True)
+class RowSteps(Steps):
+    """Steps over rows of instructions.
+
+    Attributes:
+        epochs: passes over the data.
+        tokens: train on so many tokens instead, such as `10M`.
+        cutoff: tokens after which a row is cut off; of text, tokens per window.
+        group_by_length: put rows of like length into one batch: less padding, another order.
+    """
+
+    epochs: float = 2
+    tokens: str | None = None
+    cutoff: int = 256
+    group_by_length: bool = False
+
+
+@dataclass(frozen=True)
+class TextSteps(Steps):
+    """Steps over windows of packed text; the defaults are those published with the CPT checkpoints of Shortened LLaMA.
+
+    Attributes:
+        tokens: how many tokens to train on, such as `1B`; by default one pass over the text.
+        seq_len: tokens per window; at most the model's positions.
+        weight_decay: of AdamW.
+        isolate_documents: attention stays within a document, in families where positions that start again do that.
+    """
+
+    batch: int = 512
+    micro_batch: int = 2
+    tokens: str | None = None
+    seq_len: int = 2048
+    weight_decay: float = 0.1
+    isolate_documents: bool = True
+
+
+@dataclass(frozen=True)
+class DistillationSteps(Steps):
+    """Steps of a student.
+
+    Attributes:
+        epochs: passes over the data.
+        tokens: train on so many tokens instead, such as `10M`.
+        seq_len: tokens per window, or after which a row is cut off; at most the model's positions.
+        weight_decay: of AdamW.
+        isolate_documents: attention stays within a document, in families where positions that start again do that.
+    """
+
+    epochs: float = 1
+    tokens: str | None = None
+    seq_len: int = 2048
+    weight_decay: float = 0.1
+    isolate_documents: bool = True
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The teacher, and what a student learns from it.
+
+    Attributes:
+        teacher: the dense checkpoint, run beside the student; by default the one that shortstack.json names.
+        offline: a folder of `shortstack teach`, instead of --teacher and --data.
+        temperature: softens both distributions; by default 1, offline the one that was taught at.
+        kl_weight: of the distance to the teacher's distribution.
+        loss_weight: of the next token's own loss.
+        hidden_weight: of the distance of hidden states; not offline.
+    """
+
+    teacher: str | None = None
+    offline: Path | None = None
+    temperature: float | None = None
+    kl_weight: float = 1.0
+    loss_weight: float = 0.5
+    hidden_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class TeachOptions:
+    """What of a teacher's logits is written down, on which rows or windows, and how the run goes.
+
+    Attributes:
+        top_k: tokens whose log-probabilities are kept at every position.
+        temperature: the logits are divided by it; the student is trained at the same one.
+        tokens: of text, how much of it, such as `10M`; by default one pass.
+        seq_len: tokens per window or row; at most the teacher's positions.
+        validation: windows or rows of the validation set; by default as in `retrain`.
+        isolate_documents: attention stays within a document.
+        micro_batch: rows at a time.
+        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        seed: of the order of the text and of the split.
+        force: replace an output that shortstack made before.
+        trust_remote_code: run code that comes with the checkpoint.
+        quiet: no progress on stderr.
+    """
+
+    top_k: int = 64
+    temperature: float = 1.0
+    tokens: str | None = None
+    seq_len: int = 2048
+    validation: int | None = None
+    isolate_documents: bool = True
+    micro_batch: int = 4
+    dtype: DType = "auto"
+    device: str = "auto"
+    seed: int = 42
     force: bool = False
     trust_remote_code: bool = False
     quiet: bool = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.extras import need_extra
+from shortstack.common.extras import need_packages
 from shortstack.common.json_text import read_json
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
@@ -59,7 +59,8 @@ def retrain(
     Raises:
         ShortstackError: anything that a user can cause; docs/faults.md has a list.
     """
-    need_extra(f"retrain {hyperparameters.method}", *(["peft"] if hyperparameters.lora else []))
+    if hyperparameters.lora is not None:
+        need_packages("--train lora", "peft", extra="retrain")
     started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)

@@ -22,10 +22,12 @@ from shortstack.artifacts.provenance import FILE_NAME, versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, seconds, size
 from shortstack.common.json_text import read_json
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
+from shortstack.retraining.options import TeachOptions
 from shortstack.retraining.teacher_cache import KIND
 from shortstack.runtime.atomic_output import absolute, check_output, locked, published, write_json
 from shortstack.runtime.devices import DType
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
     from shortstack.data.collators import Batch
 
+_DEFAULTS = TeachOptions()
 _ROWS_PER_SHARD = 64
 _PARTS = ("train", "held_out")
 
@@ -68,24 +71,13 @@ class TeachResult:
         )
 
 
+@stage
 def teach(
     teacher: str,
     *,
     data: str,
     out: Path,
-    top_k: int = 64,
-    temperature: float = 1.0,
-    tokens: str | None = None,
-    seq_len: int = 2048,
-    validation: int | None = None,
-    isolate_documents: bool = True,
-    micro_batch: int = 4,
-    dtype: DType = "auto",
-    device: str = "auto",
-    seed: int = 42,
-    force: bool = False,
-    trust_remote_code: bool = False,
-    quiet: bool = False,
+    options: TeachOptions = _DEFAULTS,
 ) -> TeachResult:
     """Write down a teacher's top logits on a text, for distillation without the teacher.
 
@@ -93,19 +85,7 @@ def teach(
         teacher: the dense checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         data: what the student will be trained on: text, or rows of instructions (the loss on responses alone).
         out: the folder to make.
-        top_k: tokens whose log-probabilities are kept at every position.
-        temperature: the logits are divided by it; the student is trained at the same one.
-        tokens: of text, how much of it, such as `10M`; by default one pass.
-        seq_len: tokens per window or row; at most the teacher's positions.
-        validation: windows or rows that are held out; by default as in `retrain`.
-        isolate_documents: attention stays within a document.
-        micro_batch: rows at a time.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        seed: of the order of the text and of the split.
-        force: replace an output that shortstack made before.
-        trust_remote_code: run code that comes with the checkpoint.
-        quiet: no progress on stderr.
+        options: what is written down of which rows, and how the run goes.
 
     Returns:
         What was written.
@@ -116,28 +96,30 @@ def teach(
     from shortstack.retraining.hyperparameters import parse_tokens
 
     started = time.perf_counter()
-    progress = Progress(quiet=quiet)
-    if top_k < 1 or not temperature > 0:
-        raise UsageError(f"--top-k {top_k} --temperature {temperature}: expected at least 1, and more than 0")
+    progress = Progress(quiet=options.quiet)
+    if options.top_k < 1 or not options.temperature > 0:
+        raise UsageError(
+            f"--top-k {options.top_k} --temperature {options.temperature}: expected at least 1, and more than 0"
+        )
     checkpoint = open_model(teacher, progress=progress)
-    check_output(out, inputs=[checkpoint.directory], force=force)
-    length = min(seq_len, checkpoint.positions or seq_len)
-    if length < seq_len:
-        progress.say(f"{checkpoint.source} has {length} positions: {seq_len} tokens are cut to {length}")
+    check_output(out, inputs=[checkpoint.directory], force=options.force)
+    length = min(options.seq_len, checkpoint.positions or options.seq_len)
+    if length < options.seq_len:
+        progress.say(f"{checkpoint.source} has {length} positions: {options.seq_len} tokens are cut to {length}")
     settings = {
-        "top_k": min(top_k, _vocabulary(checkpoint)), "temperature": temperature, "seq_len": length, "seed": seed,
-        "validation": validation, "isolate_documents": isolate_documents, "tokens": parse_tokens(tokens),
-        "micro_batch": micro_batch,
+        "top_k": min(options.top_k, _vocabulary(checkpoint)), "temperature": options.temperature, "seq_len": length,
+        "seed": options.seed, "validation": options.validation, "isolate_documents": options.isolate_documents,
+        "tokens": parse_tokens(options.tokens), "micro_batch": options.micro_batch,
     }  # fmt: skip
     work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
     with locked(absolute(out)):
-        lesson = _Lesson(checkpoint, data, settings, work, progress, trust_remote_code)
-        record = lesson.write(dtype, device)
-        with published(out, inputs=[checkpoint.directory], force=force, is_locked=True) as stage:
+        lesson = _Lesson(checkpoint, data, settings, work, progress, options.trust_remote_code)
+        record = lesson.write(options.dtype, options.device)
+        with published(out, inputs=[checkpoint.directory], force=options.force, is_locked=True) as folder:
             for name in record["shards"]:
-                (work / name).rename(stage / name)
+                (work / name).rename(folder / name)
             record["files"] = {name: shard["sha256"] for name, shard in record["shards"].items()}
-            write_json(stage / FILE_NAME, record)
+            write_json(folder / FILE_NAME, record)
         shutil.rmtree(work, ignore_errors=True)
     nbytes = sum(shard["bytes"] for shard in record["shards"].values())
     return TeachResult(

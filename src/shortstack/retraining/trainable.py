@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +10,11 @@ from torch import nn
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.bypass import find_blocks
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.retraining.options import LoRA
 
 # Linear layers that choose experts: their outputs are not projections of hidden states.
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 _PARTS = "all, last:N, first:N, head, norm, embeddings, separated by commas"
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Settings of an adapter (Hu et al. 2021); the defaults are the published ones.
-
-    Attributes:
-        rank: of the two factors.
-        alpha: their product is multiplied by alpha / rank.
-        dropout: of what goes into the first factor, in training.
-    """
-
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.05
 
 
 def projections(model: nn.Module, checkpoint: Checkpoint) -> list[str]:

@@ -6,14 +6,18 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import parse_size, ranges
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationSet, Sampling, check_windows, draw_windows
+from shortstack.data.calibration import CalibrationSet, check_windows, draw_windows
+from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.select import EngineOptions, MemoryMode
@@ -27,37 +31,24 @@ from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
 from shortstack.scoring.attempt import Attempt, attempted
 from shortstack.scoring.criteria import Criterion, parse_criteria
-from shortstack.scoring.early_stopping import Rounds, Until
+from shortstack.scoring.early_stopping import Rounds
+from shortstack.scoring.options import CalibrationOptions, ScoreOptions, StoppingOptions
 
+_CALIBRATION, _STOPPING, _OPTIONS = CalibrationOptions(), StoppingOptions(), ScoreOptions()
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
 
 
+@stage
 def score(
     model: str,
     *,
     out: Path | None = None,
     criterion: str = "ppl",
-    data: str = "embedded",
-    samples: int = 10,
-    seq_len: int = 128,
-    seed: int = 1234,
+    calibration: CalibrationOptions = _CALIBRATION,
     blocks: str | None = None,
-    sampling: Sampling = "documents",
-    bos_every: bool = False,
-    chat_template: bool = False,
     csv: Path | None = None,
-    dtype: DType = "auto",
-    device: str = "auto",
-    memory: MemoryMode = "auto",
-    memory_limit: str | None = None,
-    save_every: float = 60.0,
-    until: Until | None = None,
-    remove: int | None = None,
-    plus: bool | None = None,
-    max_samples: int = 500,
-    trust_remote_code: bool = False,
-    allow_links: bool = False,
-    quiet: bool = False,
+    stopping: StoppingOptions = _STOPPING,
+    options: ScoreOptions = _OPTIONS,
 ) -> Scores:
     """Measure how much each block matters. Lower scores are removed first.
 
@@ -69,33 +60,11 @@ def score(
         out: write the scores here (scores.json).
         criterion: criteria, separated by commas: `ppl`, `taylor`, `magnitude`, with parameters such as
             `taylor:p=2,weight=sum,block=sum,batch=10`. Asked for together they share their passes over the weights.
-        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
-            the hub such as `bookcorpus`.
-        samples: number of calibration windows.
-        seq_len: tokens per window.
-        seed: of the generator that draws the windows.
+        calibration: the windows.
         blocks: score these blocks alone, such as `3,7-9`: the others stay in whatever is planned with the scores.
-        sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
-            procedure of Shortened LLaMA.
-        bos_every: begin every window with BOS, as published for Gemma.
-        chat_template: render rows of `messages` through the tokenizer's chat template.
         csv: also write the scores in the published CSV layout, one folder per criterion, into this folder.
-        dtype: what to compute in; `auto` is bfloat16 on a GPU (float16 where the checkpoint is) and float32 on a CPU, unless
-            the checkpoint is bfloat16, the run is long, and bfloat16 measures at least 1.3 times as fast there.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
-        memory_limit: the most that hidden states may take, such as `4GB`; by default 60 % of what is free. What does
-            not fit is swept in groups of blocks, the weights being read once for each.
-        save_every: with `--out`, seconds between two saved states, from which a killed run goes on when it is started
-            again.
-        until: `stable` adds windows in rounds of `samples`, until the blocks that `remove` takes away have not changed for
-            three rounds, or are below all others beyond the errors; ppl alone.
-        remove: with `until`: how many blocks would go.
-        plus: with `until`: keep the first four and the last two blocks; by default where there are at least 10 blocks.
-        max_samples: with `until`: the most windows.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        stopping: when there are enough windows.
+        options: how the run goes.
 
     Returns:
         The scores of every criterion.
@@ -104,49 +73,34 @@ def score(
         ShortstackError: the checkpoint cannot be read, there is too little text, or a score is not finite.
     """
     criteria = parse_criteria(criterion)
-    memory_bytes = parse_size(memory_limit) if memory_limit is not None else None
-    _check_until(until, remove, plus, criteria, samples, max_samples)
+    memory_bytes = parse_size(options.memory_limit) if options.memory_limit is not None else None
+    _check_until(stopping, criteria, calibration.samples)
     if out is not None:
         check_writable_file(Path(out))
     process = Process.from_environment()
-    progress = Progress(quiet=quiet or not process.leads)
-    checkpoint = open_model(model, allow_links=allow_links, progress=progress)
+    progress = Progress(quiet=options.quiet or not process.leads)
+    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
     candidates = None if blocks is None else _candidates(checkpoint, blocks, csv)
     if checkpoint.repair is not None:
         progress.say(checkpoint.repair.says)
-    calibration = None
+    windows = None
     if any(asked.needs != "weights" for asked in criteria):
-        # The published procedure draws among all rows; the default needs no more text than this.
-        enough = max(_CALIBRATION_BYTES, 400 * (samples if until is None else max_samples) * seq_len)
-        limit = None if sampling == "published" else enough
-        corpus = read_corpus(data, role="calibration", limit_bytes=limit)
-        tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-        calibration = draw_windows(
-            corpus,
-            tokenizer,
-            samples=samples if until is None else max_samples // samples * samples,
-            seq_len=seq_len,
-            seed=seed,
-            sampling=sampling,
-            bos_every=bos_every,
-            chat_template=chat_template,
-            fewest=None if until is None else samples,
-        )
+        windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code)
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
         scores = score_windows(
             checkpoint,
-            calibration,
+            windows,
             criteria,
-            dtype=dtype,
-            device=device,
-            memory=memory,
+            dtype=options.dtype,
+            device=options.device,
+            memory=options.memory,
             memory_bytes=memory_bytes,
-            trust_remote_code=trust_remote_code,
+            trust_remote_code=options.trust_remote_code,
             progress=progress,
             work_folder=work,
-            save_every=save_every,
-            rounds=None if until is None else Rounds(samples, remove or 0, plus),
+            save_every=options.save_every,
+            rounds=None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus),
             candidates=candidates,
         )
         if out is not None and work is not None and process.leads:
@@ -156,6 +110,29 @@ def score(
         total = checkpoint.parameters()
         scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
     return scores
+
+
+def _windows(
+    checkpoint: Checkpoint, calibration: CalibrationOptions, stopping: StoppingOptions, trust_remote_code: bool
+) -> CalibrationSet:
+    """The windows, drawn; with rounds as many as all of them may need."""
+    samples = calibration.samples if stopping.until is None else stopping.max_samples
+    # The published procedure draws among all rows; the default needs no more text than this.
+    enough = max(_CALIBRATION_BYTES, 400 * samples * calibration.seq_len)
+    limit = None if calibration.sampling == "published" else enough
+    corpus = read_corpus(calibration.data, role="calibration", limit_bytes=limit)
+    tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    return draw_windows(
+        corpus,
+        tokenizer,
+        samples=samples // calibration.samples * calibration.samples,
+        seq_len=calibration.seq_len,
+        seed=calibration.seed,
+        sampling=calibration.sampling,
+        bos_every=calibration.bos_every,
+        chat_template=calibration.chat_template,
+        fewest=None if stopping.until is None else calibration.samples,
+    )
 
 
 def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[int, ...]:
@@ -171,19 +148,17 @@ def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[
     return tuple(checkpoint.position_of(index) for index in asked)
 
 
-def _check_until(
-    until: Until | None, remove: int | None, plus: bool | None, criteria: Sequence[Criterion], samples: int, most: int
-) -> None:
-    if until is None:
-        if remove is not None or plus is not None:
+def _check_until(stopping: StoppingOptions, criteria: Sequence[Criterion], samples: int) -> None:
+    if stopping.until is None:
+        if stopping.remove is not None or stopping.plus is not None:
             raise UsageError("--remove and --plus are for --until stable; plan and prune take them, too")
         return
-    if remove is None:
+    if stopping.remove is None:
         raise UsageError("--until stable: does the set of how many blocks have to be stable?", hint="--remove K")
     if [asked.kind for asked in criteria] != ["ppl"]:
         raise UsageError("--until stable: for ppl alone, which says something of every window", hint="--criterion ppl")
-    if most < 2 * samples:
-        raise UsageError(f"--max-samples {most}: expected at least two rounds of --samples {samples}")
+    if stopping.max_samples < 2 * samples:
+        raise UsageError(f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {samples}")
 
 
 def score_windows(
@@ -311,3 +286,20 @@ def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> 
                 f"{checkpoint.source}: the {name} score of block {broken[0]} is not finite",
                 hint="compute in --dtype float32 or bfloat16; or the weights hold NaN",
             )
+
+
+def check_score(values: Mapping[str, Any]) -> list[str]:
+    """Look at what a run would read, before it runs; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: an unknown criterion, a text that cannot be used, or windows longer than the model takes.
+    """
+    if all(criterion.needs == "weights" for criterion in parse_criteria(values.get("criterion", "ppl"))):
+        return []
+    data = values.get("data", _CALIBRATION.data)
+    notes = preview(data, "calibration", lambda: read_corpus(data, role="calibration", limit_bytes=READ_BYTES))
+    model: Forecast | None = values.get("model")
+    asked = values.get("seq_len", _CALIBRATION.seq_len)
+    if model is not None:
+        model.check_positions("seq_len", asked)
+    return notes

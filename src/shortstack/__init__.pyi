@@ -1,0 +1,62 @@
+# Made by scripts/make_docs.py of registry.py and __init__.py.
+
+from shortstack.artifacts.plan import PrunePlan as PrunePlan
+from shortstack.artifacts.plan import load_plan as load_plan
+from shortstack.artifacts.results import Figure as Figure
+from shortstack.artifacts.results import Result as Result
+from shortstack.artifacts.results import Results as Results
+from shortstack.artifacts.results import load_results as load_results
+from shortstack.artifacts.scores import CriterionScores as CriterionScores
+from shortstack.artifacts.scores import Scores as Scores
+from shortstack.artifacts.scores import load_scores as load_scores
+from shortstack.checkpoint.reader import Checkpoint as Checkpoint
+from shortstack.errors import ShortstackError as ShortstackError
+from shortstack.errors import UsageError as UsageError
+from shortstack.evaluation.all import evaluate_all as evaluate_all
+from shortstack.evaluation.compare import Comparison as Comparison
+from shortstack.evaluation.compare import compare as compare
+from shortstack.evaluation.generation import evaluate_generation as evaluate_generation
+from shortstack.evaluation.options import EvaluationOptions as EvaluationOptions
+from shortstack.evaluation.options import TaskOptions as TaskOptions
+from shortstack.evaluation.options import TextOptions as TextOptions
+from shortstack.evaluation.ppl import evaluate_ppl as evaluate_ppl
+from shortstack.evaluation.samples import SampleRequest as SampleRequest
+from shortstack.evaluation.zeroshot import evaluate_zeroshot as evaluate_zeroshot
+from shortstack.families.open_model import open_checkpoint as open_checkpoint
+from shortstack.inspection.check import check as check
+from shortstack.inspection.info import Info as Info
+from shortstack.inspection.info import info as info
+from shortstack.pruning.options import BlockChoice as BlockChoice
+from shortstack.pruning.options import PruneOptions as PruneOptions
+from shortstack.pruning.plan import plan as plan
+from shortstack.pruning.prune import PruneResult as PruneResult
+from shortstack.pruning.prune import prune as prune
+from shortstack.recipes.dry_run import Rehearsal as Rehearsal
+from shortstack.recipes.run import RunOptions as RunOptions
+from shortstack.recipes.run import RunResult as RunResult
+from shortstack.recipes.run import run as run
+from shortstack.retraining.cpt import retrain_cpt as retrain_cpt
+from shortstack.retraining.distill import retrain_distill as retrain_distill
+from shortstack.retraining.lora import retrain_lora as retrain_lora
+from shortstack.retraining.merge import MergeResult as MergeResult
+from shortstack.retraining.merge import merge as merge
+from shortstack.retraining.options import DistillationSteps as DistillationSteps
+from shortstack.retraining.options import LoRA as LoRA
+from shortstack.retraining.options import RowSteps as RowSteps
+from shortstack.retraining.options import Teaching as Teaching
+from shortstack.retraining.options import TeachOptions as TeachOptions
+from shortstack.retraining.options import TextSteps as TextSteps
+from shortstack.retraining.options import TrainingOptions as TrainingOptions
+from shortstack.retraining.results import RetrainEstimate as RetrainEstimate
+from shortstack.retraining.results import RetrainResult as RetrainResult
+from shortstack.retraining.teach import TeachResult as TeachResult
+from shortstack.retraining.teach import teach as teach
+from shortstack.scoring.agreement import Agreements as Agreements
+from shortstack.scoring.agreement import agree as agree
+from shortstack.scoring.options import CalibrationOptions as CalibrationOptions
+from shortstack.scoring.options import ScoreOptions as ScoreOptions
+from shortstack.scoring.options import StoppingOptions as StoppingOptions
+from shortstack.scoring.score import score as score
+
+RECORDS: dict[str, str]
+__version__: str

@@ -1,0 +1,77 @@
+"""What planning and pruning will leave, told before scores are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.artifacts.plan import PrunePlan, load_plan
+from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import count
+from shortstack.pruning.options import BlockChoice
+from shortstack.pruning.plan import amount_to_remove, plan_for, protected_blocks
+
+
+def estimate_plan(values: Mapping[str, Any]) -> Estimate:
+    """What a plan leaves; it takes no room itself."""
+    forecast = _cut(values)
+    return Estimate("plan" if forecast is None else _described(forecast), forecast=forecast)
+
+
+def estimate_prune(values: Mapping[str, Any]) -> Estimate:
+    """The checkpoint that pruning makes."""
+    forecast = _cut(values)
+    if forecast is None:
+        return Estimate("checkpoint")
+    return Estimate(_described(forecast), forecast.nbytes, forecast=forecast)
+
+
+def _described(forecast: Forecast) -> str:
+    return f"{len(forecast.kept)} blocks, {count(forecast.parameters)} parameters"
+
+
+def _cut(values: Mapping[str, Any]) -> Forecast | None:
+    """What will be left of the model: which blocks, where that can be known now, else how many.
+
+    Raises:
+        ShortstackError: the choice cannot be carried out on the model.
+    """
+    model, plan = values.get("model"), values.get("plan")
+    if isinstance(plan, Forecast) or model is None:
+        return plan if isinstance(plan, Forecast) else None
+    if isinstance(plan, str | Path):
+        return _planned(model, load_plan(plan))
+    fields = {field.name for field in dataclasses.fields(BlockChoice)}
+    choice = BlockChoice(**{name: value for name, value in values.items() if name in fields})
+    checkpoint, is_whole = model.checkpoint, len(model.kept) == model.checkpoint.depth
+    is_scored = not isinstance(choice.scores, Estimate)  # else an earlier step of the recipe will make the scores
+    if is_whole and is_scored:
+        return _planned(model, plan_for(checkpoint, choice).plan)
+    if is_whole:
+        # Which blocks go is not known before they are scored; that so many may go is.
+        plan_for(checkpoint, dataclasses.replace(choice, scores=_any_order(checkpoint), criterion=None))
+    if choice.blocks is not None:
+        return _without(model, len(choice.blocks.split(",")))
+    sizes = [checkpoint.block_parameters()[position] for position in model.kept]
+    return _without(model, amount_to_remove(sizes, model.parameters, choice))
+
+
+def _planned(model: Forecast, plan: PrunePlan) -> Forecast:
+    return dataclasses.replace(model, kept=tuple(model.checkpoint.position_of(index) for index in plan.kept))
+
+
+def _without(model: Forecast, blocks: int) -> Forecast:
+    """With that many blocks less: the first that may go."""
+    protected = set(protected_blocks(range(len(model.kept)), None)[0])
+    free = [position for number, position in enumerate(model.kept) if number not in protected]
+    gone = set((free if blocks <= len(free) else list(model.kept))[:blocks])
+    return dataclasses.replace(model, kept=tuple(position for position in model.kept if position not in gone))
+
+
+def _any_order(checkpoint: Checkpoint) -> Scores:
+    blocks = checkpoint.original_blocks
+    return Scores(checkpoint.source, None, blocks, {"any": CriterionScores("any", (), blocks, known_order=blocks)})

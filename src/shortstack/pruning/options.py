@@ -1,0 +1,71 @@
+"""The options of pruning: which blocks to remove, which `plan` and `prune` share, and how the writing goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from shortstack.artifacts.plan import PrunePlan
+    from shortstack.artifacts.scores import Scores
+
+    # What the stages take, in Python: a file or the object itself. The command line, which reads these annotations when
+    # it runs, knows files alone.
+    PlanSource = Path | PrunePlan
+    ScoresSource = Path | Scores
+else:
+    PlanSource = ScoresSource = Path
+
+Strategy = Literal["one-shot", "contiguous"]
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """Which blocks to remove: the blocks themselves, or scores and how much to remove.
+
+    Attributes:
+        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
+        scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first removed first), or
+            `published:[MODEL:]CRITERION`.
+        criterion: which of the scores to use; may be left out when the file holds one.
+        remove: how many blocks to remove.
+        ratio: remove the most blocks whose share of the parameters is at most this.
+        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+    """
+
+    blocks: str | None = None
+    scores: ScoresSource | None = None
+    criterion: str | None = None
+    remove: int | None = None
+    ratio: float | None = None
+    params: str | None = None
+    plus: bool | None = None
+    strategy: Strategy = "one-shot"
+
+    @property
+    def amounts(self) -> dict[str, int | float | str]:
+        """The options that say how much to remove, by name, as far as they are given."""
+        given = {"--remove": self.remove, "--ratio": self.ratio, "--params": self.params}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How a pruned checkpoint is written.
+
+    Attributes:
+        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits.
+        force: replace an output that shortstack made before.
+        allow_nonfinite: copy tensors that hold NaN or infinity.
+        allow_links: follow links in the checkpoint that lead out of its directory.
+        quiet: no progress on stderr.
+    """
+
+    verify: bool = False
+    force: bool = False
+    allow_nonfinite: bool = False
+    allow_links: bool = False
+    quiet: bool = False
