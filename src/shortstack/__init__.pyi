@@ -19,8 +19,10 @@ from shortstack.evaluation.generation import evaluate_generation as evaluate_gen
 from shortstack.evaluation.options import EvaluationOptions as EvaluationOptions
 from shortstack.evaluation.options import TaskOptions as TaskOptions
 from shortstack.evaluation.options import TextOptions as TextOptions
+from shortstack.evaluation.ppl import evaluate_ppl as evaluate
 from shortstack.evaluation.ppl import evaluate_ppl as evaluate_ppl
 from shortstack.evaluation.samples import SampleRequest as SampleRequest
+from shortstack.evaluation.samples import evaluate_samples as samples
 from shortstack.evaluation.zeroshot import evaluate_zeroshot as evaluate_zeroshot
 from shortstack.families.open_model import open_checkpoint as open_checkpoint
 from shortstack.inspection.check import check as check
@@ -43,8 +45,8 @@ from shortstack.retraining.merge import merge as merge
 from shortstack.retraining.options import DistillationSteps as DistillationSteps
 from shortstack.retraining.options import LoRA as LoRA
 from shortstack.retraining.options import RowSteps as RowSteps
-from shortstack.retraining.options import Teaching as Teaching
 from shortstack.retraining.options import TeachOptions as TeachOptions
+from shortstack.retraining.options import Teaching as Teaching
 from shortstack.retraining.options import TextSteps as TextSteps
 from shortstack.retraining.options import TrainingOptions as TrainingOptions
 from shortstack.retraining.results import RetrainEstimate as RetrainEstimate

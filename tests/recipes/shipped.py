@@ -39,7 +39,7 @@ class Bench:
         """Run a recipe and look at everything that it left."""
         recipe = resolve(name)
         out = self.folder / "runs" / name
-        settings = material.shortened({step.name: step.stage.verb for step in recipe.steps}, self.places)
+        settings = material.shortened({step.name: step.command.name for step in recipe.steps}, self.places)
         result = run(name, model=str(self.model(recipe)), out=out, set_=[*settings, *more], quiet=True)
         assert isinstance(result, RunResult)
         assert [step.name for step in result.steps] == [step.name for step in recipe.steps]

@@ -45,7 +45,7 @@ CHECKPOINTS = [
 
 
 def steps(name: str) -> dict[str, dict[str, Any]]:
-    return {step.name: {"stage": step.stage.verb, **step.values} for step in resolve(name).steps}
+    return {step.name: {"stage": step.command.name, **step.values} for step in resolve(name).steps}
 
 
 def scoring(model: str, criterion: str) -> dict[str, Any]:
