@@ -136,6 +136,107 @@ def test_files_that_were_changed_after_shortstack_wrote_them(built: Built, tmp_p
     assert failed(tmp_path / "p")["recorded hashes"].startswith("generation_config.json is not the file")
 
 
+def said(model: Path, what: str = "recorded hashes", **options: Any) -> list[tuple[str, str]]:
+    found = check(str(model), quiet=True, **options).findings
+    return [(finding.status, finding.says) for finding in found if finding.what == what]
+
+
+@pytest.fixture
+def pruned(built: Built, tmp_path: Path) -> Path:
+    prune(str(built("llama", shard_bytes=40_000)), out=tmp_path / "p", blocks="1", quiet=True)
+    return tmp_path / "p"
+
+
+def recorded(model: Path) -> dict[str, str]:
+    files: dict[str, str] = json.loads((model / "shortstack.json").read_text())["files"]
+    return files
+
+
+@pytest.mark.fault(107)
+def test_every_hash_that_is_reported_was_computed(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large files too: they are hashed in the pass that looks for NaN."""
+    monkeypatch.setattr("shortstack.inspection.check_bytes.LARGE", 1)
+    count = len(recorded(pruned))
+    assert said(pruned) == [("ok", f"{count} of {count} files computed: as shortstack.json records them")]
+    shard = next(pruned.glob("*.safetensors"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    assert said(pruned) == [("fail", f"{shard.name} is not the file that shortstack.json records")]
+
+
+@pytest.mark.fault(107)
+def test_quick_reports_what_it_skips(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(pruned, quick=True)[0][0] == "ok"  # nothing here is large
+    largest = max(pruned.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    monkeypatch.setattr("shortstack.inspection.check_bytes.LARGE", largest.stat().st_size)
+    monkeypatch.setattr("shortstack.inspection.check.LARGE", largest.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1] + b"\xff")
+    (ok, skipped) = said(pruned, quick=True)
+    assert ok[0] == "ok"
+    assert int(ok[1].split()[0]) < len(recorded(pruned))
+    assert skipped[0] == "skip"
+    assert largest.name in skipped[1]
+    assert [status for status, _ in said(pruned, "values", quick=True)] == ["ok", "skip"]
+    assert said(pruned, "loads", quick=True)[0][0] == "skip"
+    found = check(str(pruned), quick=True, quiet=True)
+    assert found.exit_code == 0
+    assert found.to_json()["complete"] is False
+    assert "skipped" in found.to_text().splitlines()[-1]
+    assert said(pruned)[0][0] == "fail"
+
+
+@pytest.mark.fault(107)
+def test_recorded_files_that_are_missing_fail(pruned: Path) -> None:
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (pruned / name).unlink()
+    (fails,) = said(pruned)
+    assert fails == (
+        "fail", "missing, though shortstack.json records it: generation_config.json, tokenizer_config.json"
+    )  # fmt: skip
+
+
+@pytest.mark.fault(107)
+def test_what_was_not_recorded_is_said(pruned: Path) -> None:
+    record = json.loads((pruned / "shortstack.json").read_text())
+    shard = next(pruned.glob("*.safetensors")).name
+    record["files"] = {n: h for n, h in record["files"].items() if n not in ("config.json", shard)}
+    (pruned / "shortstack.json").write_text(json.dumps(record))
+    assert [status for status, _ in said(pruned)] == ["ok", "skip"]
+    assert f"records no hash of config.json, {shard}" in said(pruned)[1][1]
+    record["files"] = {"../outside": "0"}
+    (pruned / "shortstack.json").write_text(json.dumps(record))
+    assert said(pruned)[0] == (
+        "fail",
+        "../outside is not the file that shortstack.json records",
+    )
+    del record["files"]
+    (pruned / "shortstack.json").write_text(json.dumps(record))
+    assert [status for status, _ in said(pruned)] == ["skip"]
+
+
+def test_a_card_may_be_edited(pruned: Path) -> None:
+    (pruned / "README.md").write_text("mine")
+    assert [status for status, _ in said(pruned)] == ["note", "ok"]
+
+
+def test_files_that_the_hub_did_not_send_are_not_missing(pruned: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--o--n/snapshots/0"
+    snapshot.parent.mkdir(parents=True)
+    pruned.rename(snapshot)
+    (snapshot / "README.md").unlink()
+    assert [status for status, _ in said(snapshot)] == ["ok", "skip"]
+    (snapshot / "generation_config.json").unlink()
+    assert "fail" in [status for status, _ in said(snapshot)]
+
+
+def test_types_that_nobody_looks_into_are_said(copied: Built) -> None:
+    model = copied("llama")
+    tensors = load_file(model / "model.safetensors")
+    scales = torch.ones(2).to(torch.float8_e8m0fnu)
+    save_file({**tensors, "model.extra.scale": scales}, model / "model.safetensors", metadata={"format": "pt"})
+    assert said(model, "values")[1] == ("skip", "not looked for NaN in tensors of type F8_E8M0")
+
+
 def test_cached_generation_that_differs(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it does where a model's blocks are not renumbered in memory: here the cache is made to lie."""
     from transformers.cache_utils import DynamicCache
@@ -153,9 +254,9 @@ def test_cached_generation_that_differs(built: Built, monkeypatch: pytest.Monkey
 def test_models_that_only_fit_as_they_are_stored(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     model = built("llama", dtype=torch.bfloat16)
     stored = (model / "model.safetensors").stat().st_size
-    monkeypatch.setattr("shortstack.inspection.check.available_bytes", lambda: int(1.5 * stored))
+    monkeypatch.setattr("shortstack.inspection.check_running.available_bytes", lambda: int(1.5 * stored))
     assert failed(model) == {}
-    monkeypatch.setattr("shortstack.inspection.check.available_bytes", lambda: stored // 2)
+    monkeypatch.setattr("shortstack.inspection.check_running.available_bytes", lambda: stored // 2)
     notes = [f.says for f in check(str(model), quiet=True).findings if f.what == "loads"]
     assert notes[0].startswith("not tried: ")
 

@@ -310,6 +310,11 @@ def new_header(copies: Sequence[TensorCopy], metadata: dict[str, str]) -> bytes:
     return write_header([copy.written for copy in copies], metadata)
 
 
+def values_are_known(dtype: str) -> bool:
+    """Whether `first_nonfinite` looks into tensors of this type, or they can hold neither NaN nor infinity."""
+    return dtype in ("F64", "F32", "BF16", "F16", "F8_E5M2", "F8_E4M3") or dtype[0] in "BIU"
+
+
 def _all_finite(buffer: memoryview, dtype: str) -> bool:
     """Whether no element has an exponent of all ones. Cheap bit tests: maxima of masked integers, no float arithmetic."""
     import numpy as np

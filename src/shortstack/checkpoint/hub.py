@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import functools
 import logging
 import re
@@ -17,6 +18,7 @@ from shortstack.errors import ShortstackError, first_line
 EMBEDDED_MODEL = ASSETS / "model"
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
 _SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.tiktoken")
+_WEIGHTS = (SINGLE, "model-*.safetensors", PICKLED_SINGLE, "pytorch_model-*.bin")
 _Result = TypeVar("_Result")
 
 
@@ -49,6 +51,12 @@ def parse_hub_id(source: str) -> tuple[str, str | None] | None:
     """(name, revision or None) of `org/name@revision`; None for what is no hub id."""
     match = _HUB_ID.fullmatch(source)
     return (match.group("name"), match.group("revision")) if match and ".." not in source else None
+
+
+def is_not_downloaded(directory: Path, name: str) -> bool:
+    """Whether a directory is a snapshot in the hub cache, and a file one that `locate` does not download."""
+    wanted = (*_SMALL_FILES, *_WEIGHTS)
+    return directory.parent.name == "snapshots" and not any(fnmatch.fnmatch(name, pattern) for pattern in wanted)
 
 
 def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo], dict[Path, dict[str, str]]]:

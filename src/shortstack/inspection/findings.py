@@ -1,0 +1,81 @@
+"""What a check found, line by line: nothing is said to be well that was not looked at."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Status = Literal["ok", "fail", "note", "skip"]
+_MARKS: dict[Status, tuple[str, str]] = {
+    "ok": ("ok  ", "32"),
+    "fail": ("FAIL", "31"),
+    "note": ("note", "33"),
+    "skip": ("skip", "33"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a check.
+
+    Attributes:
+        what: what was looked at.
+        status: `ok`, `fail`, `note` for what may be meant so, or `skip` for what was not checked.
+        says: what was found, or why it was not checked.
+    """
+
+    what: str
+    status: Status
+    says: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What `shortstack check` found; the command's exit code is 1 where anything failed."""
+
+    source: str
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where nothing failed, else 1."""
+        return int(any(finding.status == "fail" for finding in self.findings))
+
+    @property
+    def not_checked(self) -> list[Finding]:
+        """What was not checked, and why."""
+        return [finding for finding in self.findings if finding.status == "skip"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "source": self.source,
+            "ok": not self.exit_code,
+            "complete": not self.not_checked,
+            "findings": [asdict(f) for f in self.findings],
+        }
+
+    def to_text(self) -> str:
+        """One line each."""
+        width = max(len(finding.what) for finding in self.findings)
+        lines = [self.source]
+        lines += [f"  {_MARKS[f.status][0]}  {f.what.ljust(width)}  {f.says}" for f in self.findings]
+        failed = sum(finding.status == "fail" for finding in self.findings)
+        made = len(self.findings) - len(self.not_checked)
+        last = f"{failed} of {made} checks failed" if failed else f"nothing failed in {made} checks"
+        return "\n".join([*lines, f"{last}, {len(self.not_checked)} skipped" if self.not_checked else last])
+
+    def coloured(self, text: str) -> str:
+        """The same text with green and red marks, for a terminal."""
+        for mark, code in _MARKS.values():
+            text = text.replace(f"\n  {mark}  ", f"\n  \x1b[{code}m{mark}\x1b[0m  ")
+        return text
+
+
+class Findings(list[Finding]):
+    """The lines of a check that is being made."""
+
+    def add(self, what: str, status: Status, says: str) -> None:
+        """Add a line."""
+        self.append(Finding(what, status, says))
