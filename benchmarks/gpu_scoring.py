@@ -25,7 +25,7 @@ import torch
 from common import Goals, random_llama, random_windows, say
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine.forward import block_evaluations, windows_tensor
+from shortstack.engine.forward import Hooks, block_evaluations, windows_tensor
 from shortstack.engine.journal import Journal
 from shortstack.engine.select import Engine, EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
@@ -69,7 +69,7 @@ class Bench:
     def sweep(self, engine: Engine, ids: torch.Tensor) -> float:
         """Seconds of one forward sweep with all candidates."""
         seconds, _ = self.timed(
-            lambda: engine.forward(ids, branches=True, keep_inputs=False, on_weights=lambda *_: None,
+            lambda: engine.forward(ids, branches=True, keep_inputs=False, hooks=Hooks(),
                                    on_progress=lambda _: None, journal=Journal(None))
         )  # fmt: skip
         return seconds

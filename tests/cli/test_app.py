@@ -138,7 +138,7 @@ def test_the_whole_way(built: Built, tmp_path: Path, capsys: pytest.CaptureFixtu
             2,
             "error: criterion 'taylor:p=²': p=², expected a whole number",
         ),
-        (["score", "MODEL", "--criterion", "ppl,ppl"], 2, "error: --criterion 'ppl,ppl': ppl is there twice"),
+        (["score", "MODEL", "--criterion", "ppl,ppl"], 2, "error: --criterion 'ppl,ppl': duplicate ppl"),
         (["score", "MODEL", "--samples", "x"], 2, ""),
         (["score", "MODEL", "--data", "/no/text"], 1, "error: /no/text: no such file or folder"),
         (

@@ -17,8 +17,13 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def launched(kind: str, processes: int, arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Start `shortstack ARGUMENTS` in so many processes: `plain`, `ddp` (torchrun) or `fsdp2` (accelerate)."""
+def launched(
+    kind: str, processes: int, arguments: Sequence[str], folder: Path, *, module: str = "shortstack"
+) -> subprocess.Popen[str]:
+    """Start `shortstack ARGUMENTS` in so many processes: `plain`, `ddp` (torchrun) or `fsdp2` (accelerate).
+
+    `module` is what is started instead, a module that does the same and more.
+    """
     if kind == "plain":
         launcher = [sys.executable]
     elif kind == "ddp":
@@ -32,7 +37,7 @@ def launched(kind: str, processes: int, arguments: Sequence[str], folder: Path) 
             "--main_process_port", str(free_port()),
         ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
-    command = [*launcher, "-m", "shortstack", *arguments]
+    command = [*launcher, "-m", module, *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )

@@ -49,7 +49,7 @@ class CriterionScores:
         blocks: the original index of each block that was scored.
         stderr: standard errors of the scores, or None where the criterion has none. For ppl: of the paired difference
             to the dense model over windows, as mean NLL per token.
-        base: the dense model's own value (ppl), or None.
+        base: the dense model's own value, where scores are perplexities without each block; or None.
         tensors: per block (original index) the score of each tensor, for criteria that score tensors.
         known_order: the order, where a file gave nothing else.
     """
@@ -184,14 +184,15 @@ class Scores:
         """
         windows = self.calibration.get("samples", 0)
         for name, found in self.criteria.items():
-            target = Path(folder) / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}_n{windows}"
+            in_names = re.sub(r"[^A-Za-z0-9]+", "-", name)
+            target = Path(folder) / f"{in_names}_n{windows}"
             write_file(target / "block_order.csv", (",".join(map(str, found.order)) + "\n").encode())
             by_block = found.by_block() or {}
-            if name == "ppl":
+            if found.base is not None:
                 left = dict(zip(self.blocks, parameters_without, strict=True))
                 rows = [[index, repr(by_block[index]), windows, left[index]] for index in found.order]
-                header = ["removed_block", "ppl_calibration", "num_calib_data", "params"]
-                write_file(target / "all_ppl_sorted.csv", _csv(header, rows))
+                header = ["removed_block", f"{name}_calibration", "num_calib_data", "params"]
+                write_file(target / f"all_{in_names}_sorted.csv", _csv(header, rows))
             else:
                 rows = [[rank, f"block.{i}", repr(by_block[i]), i] for rank, i in enumerate(found.order, start=1)]
                 header = ["rank", "block_name", "block_score", "block_index"]
@@ -333,13 +334,13 @@ def _ranking(found: CriterionScores) -> str:
             row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
         drawn = bar(lengths[index] / full)
         rows.append([*row, (drawn[:-1] + "▶" if lengths[index] > full else drawn).ljust(28)])
-    header = ["rank", "block", "ppl without" if with_base else "score"]
+    header = ["rank", "block", f"{found.name} without" if with_base else "score"]
     header += ["change"] if with_base else []
     header += ["s.e. (NLL)"] if found.stderr is not None else []
     scale = "added NLL, square-root scale" if with_base else "score"
     title = f"{found.name}: lowest = least important = removed first"
     if found.base:
-        title += f"; dense ppl {found.base:.6g}"
+        title += f"; dense {found.name} {found.base:.6g}"
     return title + "\n" + table([*header, scale.ljust(28)], rows)
 
 

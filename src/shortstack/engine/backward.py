@@ -73,7 +73,7 @@ def backward_sweep(
             torch.autograd.backward(result, gradient_WTD[part])
             if index > last:
                 gradient_WTD[part] = gradient_of(hidden)
-        gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+        gradients = _taken_gradients(named)
         on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
         del named, parts, hidden, result, gradients  # before the next block's take their place, not after
         if release_inputs:
@@ -82,6 +82,14 @@ def backward_sweep(
         if journal.due() or index == last:
             where = {**forward_record, "backward": {"turn": turn, "next": index - 1}}
             journal.save({**forward_state, "gradient": gradient_WTD}, where)
+
+
+def _taken_gradients(named: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """What a backward left for parameters, by name. It is taken from them: whoever has it may let it go one by one."""
+    found = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
+    for parameter in named.values():
+        parameter.grad = None
+    return found
 
 
 def _forwards(

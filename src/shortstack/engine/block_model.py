@@ -182,8 +182,20 @@ class Skeleton:
 
     def logit_rows(self, seq_len: int) -> int:
         """How many windows' logits are held at once."""
+        return max(1, self._logit_tokens // seq_len)
+
+    def logit_slices(self, ids_WT: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+        """(windows, tokens) whose logits 31 MiB hold: whole windows, or a part of one."""
+        windows, seq_len = ids_WT.shape
+        rows, tokens = self.logit_rows(seq_len), min(seq_len, max(1, self._logit_tokens))
+        for row in range(0, windows, rows):
+            for start in range(0, seq_len, tokens):
+                yield slice(row, min(row + rows, windows)), slice(start, min(start + tokens, seq_len))
+
+    @property
+    def _logit_tokens(self) -> int:
         vocabulary = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].shape[0]
-        return max(1, _LOGITS_BYTES // (seq_len * vocabulary * 4))
+        return _LOGITS_BYTES // (vocabulary * 4)
 
     def logits(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """Final norm and head on last hidden states, [B, T, V], as the model itself computes them."""

@@ -27,6 +27,25 @@ from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
 # Called with (block index, its weights by name) in a forward sweep.
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
+# Called with (block index, its weights by name, which windows, what goes into it, what comes out of it) of the dense model.
+OnHidden = Callable[[int, dict[str, torch.Tensor], slice, torch.Tensor, torch.Tensor], None]
+# Called with (index of the block skipped, which windows, which of their tokens, dense logits, logits without the block).
+OnLogits = Callable[[int, slice, slice, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a forward sweep calls with what it has; None where that is not wanted.
+
+    Attributes:
+        on_weights: once per block.
+        on_hidden: once per block that is scored and some windows.
+        on_logits: once per block that is scored and slice of tokens, with branches.
+    """
+
+    on_weights: OnWeights | None = None
+    on_hidden: OnHidden | None = None
+    on_logits: OnLogits | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,7 @@ def forward_sweep(
     keep_inputs: bool = False,
     group: int | None = None,
     graphs: Graphs | None = None,
-    on_weights: OnWeights | None = None,
+    hooks: Hooks = Hooks(),
     on_progress: Callable[[int], object] = lambda _: None,
     journal: Journal | None = None,
 ) -> ForwardResult:
@@ -72,7 +91,7 @@ def forward_sweep(
         keep_inputs: keep what the base stream brings to each block, for a backward sweep.
         group: how many candidates are swept together (`group_size`); all of them by default.
         graphs: where to keep what a backward sweep after it needs; without branches, and with `keep_inputs`.
-        on_weights: called once per block.
+        hooks: called with what is there at a block.
         on_progress: called with the number of block evaluations (one stream through one block) just done.
         journal: where the state is saved, and where an earlier run's state is.
     """
@@ -83,13 +102,14 @@ def forward_sweep(
         state = _ForwardState.restored(saved, ids_WT.device)
     else:
         state = _ForwardState(base_WTD=_embedded(skeleton, ids_WT), inputs=[] if keep_inputs else None)
-    groups = _groups(range(depth) if candidates is None else candidates, group) if branches else [[]]
+    scored = range(depth) if candidates is None else candidates
+    groups = _groups(scored, group) if branches else [[]]
     with workers(skeleton.device) as side_by_side:
         for number, members in enumerate(groups):
             following = groups[number + 1][0] if number + 1 < len(groups) else depth
             if state.first < following:  # not done by an earlier run
-                swept = _Group(members, following, graphs, side_by_side)
-                _sweep_group(skeleton, weights, ids_WT, state, swept, on_weights, on_progress, journal)
+                swept = _Group(members, following, graphs, side_by_side, hooks, () if number else scored)
+                _sweep_group(skeleton, weights, ids_WT, state, swept, on_progress, journal)
                 _losses_of_group(skeleton, ids_WT, state, swept)
                 state.first = state.next = following
                 state.active = 0
@@ -166,12 +186,16 @@ class _Group:
         following: the block where the next group begins.
         graphs: where to keep what a backward sweep needs.
         side_by_side: runs batches.
+        hooks: called with what is there at a block.
+        watched: the blocks whose hidden states are shown: in the first group alone, which the base stream goes all through.
     """
 
     members: Sequence[int]
     following: int
     graphs: Graphs | None
     side_by_side: SideBySide
+    hooks: Hooks
+    watched: Sequence[int]
 
 
 def _sweep_group(
@@ -180,7 +204,6 @@ def _sweep_group(
     ids_WT: torch.Tensor,
     state: _ForwardState,
     group: _Group,
-    on_weights: OnWeights | None,
     on_progress: Callable[[int], object],
     journal: Journal,
 ) -> None:
@@ -201,16 +224,31 @@ def _sweep_group(
             state.inputs.append(streams_SWTD[state.active].clone())
         if index == group.following:
             state.next_base_WTD = streams_SWTD[state.active].clone()  # where the next group begins
-        if is_first and on_weights is not None:
-            on_weights(index, dict(block.named_parameters()))
+        if is_first and group.hooks.on_weights is not None:
+            group.hooks.on_weights(index, dict(block.named_parameters()))
         branching = index in group.members
+        given_WTD = _watched_input(index, state, group, streams_SWTD, branching)
         if not _kept_graph(skeleton, block, index, state, group, ids_WT):
             _through_block(skeleton, group.side_by_side, block, index, streams_SWTD, state.active, ids_WT, branching)
+        if given_WTD is not None and group.hooks.on_hidden is not None:
+            left_WTD = streams_SWTD[state.active + branching]
+            group.hooks.on_hidden(index, dict(block.named_parameters()), slice(0, len(ids_WT)), given_WTD, left_WTD)
         on_progress(state.active + 1)
         state.active += branching
         state.next = index + 1
         if journal.due():
             journal.save(*state.saved())
+
+
+def _watched_input(
+    index: int, state: _ForwardState, group: _Group, streams_SWTD: torch.Tensor, branching: bool
+) -> torch.Tensor | None:
+    """What the base stream brings to a block whose hidden states are shown, where it stays while the block is run."""
+    if group.hooks.on_hidden is None or index not in group.watched:
+        return None
+    if state.inputs is not None:
+        return state.inputs[-1]
+    return streams_SWTD[state.active] if branching else streams_SWTD[state.active].clone()
 
 
 def _kept_graph(
@@ -232,9 +270,24 @@ def _losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: _ForwardSt
         state.base_nll = _window_nll(skeleton, streams_SWTD[state.active :][:1], ids_WT)[0]
     if state.active:
         state.candidates += list(_window_nll(skeleton, streams_SWTD[: state.active], ids_WT))
+        if group.hooks.on_logits is not None:
+            _show_logits(skeleton, streams_SWTD, ids_WT, group.members, group.hooks.on_logits)
     state.streams_SWTD = None
     if state.next_base_WTD is not None:
         state.base_WTD, state.next_base_WTD = state.next_base_WTD, None
+
+
+def _show_logits(
+    skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor, members: Sequence[int], on_logits: OnLogits
+) -> None:
+    """Logits of the base stream, which lies behind the candidates, and of each candidate, of the same tokens."""
+    dense_WTD = streams_SWTD[len(members)]
+    for windows, tokens in skeleton.logit_slices(ids_WT):
+        ids_BT = ids_WT[windows, tokens]
+        dense_BTV = skeleton.logits(dense_WTD[windows, tokens], ids_BT)
+        for place, index in enumerate(members):
+            on_logits(index, windows, tokens, dense_BTV, skeleton.logits(streams_SWTD[place][windows, tokens], ids_BT))
+    return_free_memory()
 
 
 def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,17 @@ def head_nll(
     return losses_R.view(ids_BT.shape)[:, :-1].contiguous()
 
 
+def loss_scale(windows: int, seq_len: int, batch: int | None) -> torch.Tensor:
+    """What each window's summed NLL is multiplied by, so that the gradient is the sum of those of the batches' means.
+
+    Args:
+        batch: windows per batch, each with its own mean loss; None for one mean over all.
+    """
+    size = batch or windows
+    sizes = [min(size, windows - start) for start in range(0, windows, size) for _ in range(min(size, windows - start))]
+    return torch.tensor([1.0 / (count * (seq_len - 1)) for count in sizes], dtype=torch.float64)
+
+
 def _log_sum_exp_(logits_RV: torch.Tensor) -> torch.Tensor:
     """log of the sum of exp over each row, [R]; the logits are overwritten."""
     largest = logits_RV.amax(dim=1, keepdim=True).clamp_(min=torch.finfo(logits_RV.dtype).min)  # a row may be all -inf

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shortstack.engine.backward import OnGradients
-    from shortstack.engine.forward import ForwardResult, OnWeights
+    from shortstack.engine.forward import ForwardResult, Hooks, OnWeights
     from shortstack.engine.journal import Journal
 
 MemoryMode = Literal["auto", "resident", "streamed"]
@@ -64,7 +64,7 @@ class Engine(Protocol):
         *,
         branches: bool,
         keep_inputs: bool,
-        on_weights: OnWeights,
+        hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,
     ) -> ForwardResult:
@@ -101,6 +101,7 @@ class EngineOptions:
         trust_remote_code: run code that comes with the checkpoint.
         memory_bytes: the most that all hidden states may take, streams and kept inputs; None for 60 % of what is free.
         keeps_inputs: what goes into each block is kept, for a backward sweep.
+        shows_hidden: what goes into a block is kept while the block is run.
         candidates: positions of the blocks to score, ascending; None for all.
         say: is given a line where the engine changes what was chosen.
     """
@@ -114,6 +115,7 @@ class EngineOptions:
     trust_remote_code: bool = False
     memory_bytes: int | None = None
     keeps_inputs: bool = False
+    shows_hidden: bool = False
     candidates: tuple[int, ...] | None = None
     say: Callable[[str], object] = lambda _: None
 
@@ -203,7 +205,7 @@ def _left_for_streams(
     """Bytes for streams, of what hidden states may take; the weights that are to stay are not there yet."""
     from shortstack.engine.forward import fewest_streams
 
-    kept = (checkpoint.depth + 1) * stream_bytes if options.keeps_inputs else 0
+    kept = (checkpoint.depth + 1 if options.keeps_inputs else int(options.shows_hidden)) * stream_bytes
     asked = options.memory_bytes
     if asked is None:
         return int(_ACTIVATIONS_SHARE * (available_bytes(options.device) - weights_bytes)) - kept
@@ -211,7 +213,8 @@ def _left_for_streams(
     if asked < needed:
         raise ShortstackError(
             f"--memory-limit {size(asked)}: hidden states of all windows take {size(needed)}, one candidate at a time",
-            hint="fewer --samples, a smaller --seq-len" + (", or ppl without taylor" if kept else ""),
+            hint="fewer --samples, a smaller --seq-len"
+            + (", or no criterion that needs gradients" if options.keeps_inputs else ""),
         )
     return asked - kept
 

@@ -10,7 +10,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.backward import OnGradients, backward_sweep
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
-from shortstack.engine.forward import ForwardResult, OnWeights, block_evaluations, forward_sweep
+from shortstack.engine.forward import ForwardResult, Hooks, OnWeights, block_evaluations, forward_sweep
 from shortstack.engine.graphs import Graphs
 from shortstack.engine.journal import Journal
 from shortstack.runtime.memory import installed_bytes, keep_free_memory, return_free_memory
@@ -72,7 +72,7 @@ class StreamedModel:
         *,
         branches: bool,
         keep_inputs: bool,
-        on_weights: OnWeights,
+        hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,
     ) -> ForwardResult:
@@ -86,7 +86,7 @@ class StreamedModel:
             keep_inputs=keep_inputs,
             group=self.group,
             graphs=self._graphs(ids_WT) if keep_inputs and not branches else None,
-            on_weights=on_weights,
+            hooks=hooks,
             on_progress=on_progress,
             journal=journal,
         )

@@ -7,7 +7,8 @@ Legend: W windows, T tokens, N blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.backward import OnGradients
 from shortstack.engine.block_model import TOKENS_AT_A_TIME
 from shortstack.engine.bypass import Bypass
-from shortstack.engine.forward import ForwardResult, OnWeights
+from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
 from shortstack.engine.journal import Journal
 from shortstack.engine.losses import token_nll
 
@@ -78,29 +79,74 @@ class WholeModel:
         *,
         branches: bool,
         keep_inputs: bool,
-        on_weights: OnWeights,
+        hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,
     ) -> ForwardResult:
-        """Losses of the dense model, and with `branches` without each block; a state is saved after each pass."""
-        saved = journal.found()
-        base = saved.tensors["base_nll"] if saved is not None else self._window_nll(ids_WT, None)
-        candidates = list(saved.tensors["candidates"]) if saved is not None else []
-        if saved is None:
-            self.weights_only(on_weights, lambda _: None)
-        on_progress(1 + len(candidates))
-        for place in range(len(candidates), len(self.candidates) if branches else 0):
-            candidates.append(self._window_nll(ids_WT, self.candidates[place]))
-            on_progress(1)
-            if journal.due() or place == len(self.candidates) - 1:
-                journal.save({"base_nll": base, "candidates": torch.stack(candidates)}, {"phase": "whole"})
-        return ForwardResult(base, torch.stack(candidates) if branches else None, None, None)
+        """Losses of the dense model, and with `branches` without each block; a state is saved after each pass.
 
-    def _window_nll(self, ids_WT: torch.Tensor, skipped: int | None) -> torch.Tensor:
-        """Mean NLL per predicted token of each window, float64, with one block passed over or none."""
-        over = [] if skipped is None else [skipped]
-        with self._bypass.over(over, run=skipped in self._unremovable):
-            return torch.cat([self._nll(ids_WT[part]).double().mean(dim=1) for part in self._parts(ids_WT)]).cpu()
+        As many windows as are run at a time go through the model once for each pass: what hooks compare is there together.
+        """
+        skipped = self.candidates if branches else ()
+        passes, parts = 1 + len(skipped), self._parts(ids_WT)
+        saved = journal.found()
+        if saved is not None:
+            nll_PW, done = saved.tensors["nll"], int(saved.record["passes"])
+        else:
+            nll_PW, done = torch.zeros(passes, len(ids_WT), dtype=torch.float64), 0
+            if hooks.on_weights is not None:
+                self.weights_only(hooks.on_weights, lambda _: None)
+        on_progress(done // len(parts))
+        for number, part in enumerate(parts):
+            first = min(passes, max(0, done - number * passes))  # those of this part that an earlier run made
+            for place, nll_B in self._passes(ids_WT[part], part, skipped, first, hooks):
+                nll_PW[place, part] = nll_B
+                now = number * passes + place + 1
+                on_progress(now // len(parts) - (now - 1) // len(parts))
+                if journal.due() or now == len(parts) * passes:
+                    journal.save({"nll": nll_PW}, {"phase": "whole", "passes": now})
+        return ForwardResult(nll_PW[0], nll_PW[1:] if branches else None, None, None)
+
+    def _passes(
+        self, ids_BT: torch.Tensor, windows: slice, skipped: Sequence[int], first: int, hooks: Hooks
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """(0, mean NLL of each window in float64), then (place, the same without each block), from pass `first` on."""
+        dense_BTV: torch.Tensor | None = None
+        if first == 0 or (hooks.on_logits is not None and first <= len(skipped)):
+            with self._watched(hooks.on_hidden if first == 0 else None, windows):
+                dense_BTV = self._logits(ids_BT)
+        if first == 0 and dense_BTV is not None:
+            yield 0, _mean_nll(dense_BTV, ids_BT)
+        for place, index in enumerate(skipped, start=1):
+            if place < first:
+                continue
+            with self._bypass.over([index], run=index in self._unremovable):
+                logits_BTV = self._logits(ids_BT)
+            if hooks.on_logits is not None and dense_BTV is not None:
+                hooks.on_logits(index, windows, slice(0, ids_BT.shape[1]), dense_BTV, logits_BTV)
+            yield place, _mean_nll(logits_BTV, ids_BT)
+
+    @contextlib.contextmanager
+    def _watched(self, on_hidden: OnHidden | None, windows: slice) -> Iterator[None]:
+        """Within, what goes into each block that is scored, and what comes out, is shown."""
+        handles = []
+
+        def shown(index: int) -> Callable[..., None]:
+            def hook(block: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+                came = args[0] if args else given["hidden_states"]
+                left = output[0] if isinstance(output, (tuple, list)) else output
+                if on_hidden is not None:
+                    on_hidden(index, dict(block.named_parameters()), windows, came, left)
+
+            return hook
+
+        if on_hidden is not None:
+            handles = [self.blocks[i].register_forward_hook(shown(i), with_kwargs=True) for i in self.candidates]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def backward(
         self,
@@ -125,13 +171,12 @@ class WholeModel:
             parameter.requires_grad_(parameter.is_floating_point())
             parameter.grad = None
         for part in self._parts(ids_WT):
-            nll = self._nll(ids_WT[part])
+            nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
             torch.autograd.backward((nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum())
         for index, block in enumerate(self.blocks):
-            named = {name: parameter for name, parameter in block.named_parameters() if parameter.grad is not None}
+            named = dict(block.named_parameters())  # blocks may share some: their gradients stay for the next one
             gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
-            weights = {name: parameter.detach() for name, parameter in block.named_parameters()}
-            on_gradients(index, weights, gradients)
+            on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
             on_progress(3)
         for parameter in parameters:
             parameter.grad = None
@@ -139,11 +184,16 @@ class WholeModel:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _nll(self, ids_BT: torch.Tensor) -> torch.Tensor:
+    def _logits(self, ids_BT: torch.Tensor) -> torch.Tensor:
         # A few models (CPM-Ant) put tokens of their own before the text: the last T positions are the text's.
-        logits = self._model(input_ids=ids_BT, use_cache=False).logits[:, -ids_BT.shape[1] :]
-        return token_nll(logits.clone() if not torch.is_grad_enabled() else logits, ids_BT)
+        logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits[:, -ids_BT.shape[1] :]
+        return logits
 
     def _parts(self, ids_WT: torch.Tensor) -> list[slice]:
         rows = max(1, self.tokens // ids_WT.shape[1])
-        return [slice(start, start + rows) for start in range(0, len(ids_WT), rows)]
+        return [slice(start, min(start + rows, len(ids_WT))) for start in range(0, len(ids_WT), rows)]
+
+
+def _mean_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Mean NLL per predicted token of each window, float64, on the CPU; the logits stay as they are."""
+    return token_nll(logits_BTV.clone(), ids_BT).double().mean(dim=1).cpu()

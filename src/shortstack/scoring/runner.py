@@ -1,104 +1,219 @@
-"""The sweeps of one scoring run, and what the criteria make of what they see."""
+"""One scoring run: the fewest sweeps that the criteria need, and again with less at a time where memory runs out.
+
+Legend: B windows that are shown together, W windows, T tokens, D hidden size, N blocks that are scored.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.scores import CriterionScores
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
+from shortstack.engine.select import EngineOptions, with_less_memory
+from shortstack.errors import ShortstackError
+from shortstack.runtime.memory import is_out_of_memory
 from shortstack.runtime.distributed import ALONE, Process
-from shortstack.scoring.criteria import Criterion
+from shortstack.scoring.criteria import BlockPass, Criterion, LogitsPass, Need, RequestedCriterion, Swept
+from shortstack.scoring.early_stopping import Rounds, Stability
 
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.engine.forward import ForwardResult
-    from shortstack.engine.journal import Journal
+    from shortstack.engine.forward import ForwardResult, Hooks
+    from shortstack.engine.journal import Journal, SavedState
     from shortstack.engine.parameters import ScoredParameter
     from shortstack.engine.select import Engine
-    from shortstack.scoring.early_stopping import Stability
 
 
 @dataclass
 class ScoringRun:
-    """The sweeps of one scoring run and what the criteria made of them.
+    """The sweeps of one scoring run, and the criteria that are shown what the sweeps have.
 
     Several processes share the windows: each sweeps its part, losses are put side by side, and gradients are added up before
-    weights meet them.
+    criteria see them.
+
+    Attributes:
+        checkpoint: what is scored.
+        windows: of all processes; None where every criterion needs weights alone.
+        requested: the criteria.
+        work_folder: where the state of the run is saved; None saves nothing.
+        save_every: at least this many seconds between two saved states.
+        left: the state that an earlier run left.
+        linear: the library of matrix products that it used.
+        rounds, stability: add windows in rounds until they are enough.
+        engine, settings: what the run used.
+        found: the scores, in the order of the criteria.
     """
 
-    engine: Engine
-    criteria: list[Criterion]
+    checkpoint: Checkpoint
+    windows: Sequence[Sequence[int]] | None
+    requested: Sequence[RequestedCriterion]
     progress: Progress
-    journal: Journal
+    work_folder: Path | None = None
+    save_every: float = 60.0
+    left: SavedState | None = None
+    linear: str | None = None
     process: Process = ALONE
+    rounds: Rounds | None = None
+    stability: Stability | None = None
+    engine: Engine | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
     found: dict[str, CriterionScores] = field(default_factory=dict)
-    _tensors: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    _criteria: list[Criterion] = field(default_factory=list)
     _scored: dict[int, list[ScoredParameter]] = field(default_factory=dict)
 
-    def sweep(self, windows: Sequence[Sequence[int]] | None) -> None:
-        """Run the fewest sweeps that the criteria need, and fill `found` in the order asked for."""
-        from shortstack.engine.forward import windows_tensor
-        from shortstack.engine.parameters import scored_parameters
+    def run(self, options: EngineOptions) -> None:
+        """Sweep, and fill `found`; with less at a time where memory runs out.
 
-        depth = len(self.engine.blocks)
-        self._scored = {index: scored_parameters(self.engine.blocks[index]) for index in self.engine.candidates}
-        taylors = [asked for asked in self.criteria if asked.kind == "taylor"]
-        branches = any(asked.kind == "ppl" for asked in self.criteria)
-        forward: ForwardResult | None = None
-        self.journal.extra = lambda: self._tensors
-        saved = self.journal.found()
-        if saved is not None:
-            self._tensors = {
-                name: {int(index): scores for index, scores in blocks.items()}
-                for name, blocks in saved.record["extra"].items()
-            }
-        if windows is None:
-            with self.progress.bar("weights", depth) as advance:
-                self.engine.weights_only(self._score_magnitude, advance)
-        else:
-            ids_WT = windows_tensor(windows[self.process.part(len(windows))], self.engine.device)
-            with self.progress.bar("forward", self.engine.forward_work(branches=branches)) as advance:
-                forward = self.engine.forward(
-                    ids_WT,
-                    branches=branches,
-                    keep_inputs=bool(taylors),
-                    on_weights=self._score_magnitude,
-                    on_progress=advance,
-                    journal=self.journal,
+        Raises:
+            ShortstackError: it does not fit with the least at a time either.
+        """
+        place, trying = options.device, options
+        while True:
+            try:
+                with self._prepared(trying) as (engine, journal):
+                    if self.rounds is not None and self.stability is not None:
+                        self._sweep_rounds(engine, journal, self.rounds.size, self.stability)
+                    else:
+                        self._sweep(engine, journal)
+                return
+            except (RuntimeError, MemoryError) as error:
+                if not (is_out_of_memory(error) or isinstance(error, MemoryError)):
+                    raise
+                if self.process.world > 1:
+                    raise ShortstackError(
+                        f"{self.checkpoint.source}: out of memory on {place}, in one of {self.process.world} processes",
+                        hint="--memory streamed, a smaller --seq-len, or fewer processes",
+                    ) from None
+                less = with_less_memory(trying, self.engine, len(self.windows[0]) if self.windows else 1)
+            if less is None:
+                raise ShortstackError(
+                    f"{self.checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
+                    hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
                 )
-            self._backward(ids_WT, forward, taylors, len(windows))
-            forward = self._of_all(forward, len(windows))
-        for asked in self.criteria:
-            self.found[asked.name] = self._result(asked, forward)
+            trying = less
+            self.progress.say(f"out of memory on {place}: trying again with less at a time")
 
-    def sweep_rounds(self, windows: Sequence[Sequence[int]], size: int, stability: Stability) -> int:
-        """Sweep `size` windows after `size` windows, until they are enough; ppl alone. Returns how many it took."""
+    @contextlib.contextmanager
+    def _prepared(self, options: EngineOptions) -> Iterator[tuple[Engine, Journal]]:
+        """Within, there are an engine, criteria that have seen nothing, and where the state is saved."""
+        from shortstack.engine.cpu import fast_linear, largest_matrix
+        from shortstack.engine.journal import Journal
+        from shortstack.engine.parameters import scored_parameters
+        from shortstack.engine.select import choose_engine
+
+        self.engine = None
+        windows = self.windows
+        if windows is not None:
+            windows = windows if self.rounds is None else windows[: self.rounds.size]
+            windows = windows[self.process.part(len(windows))]
+        self.engine = engine = choose_engine(self.checkpoint, windows, options)
+        self.settings = {
+            "dtype": str(options.dtype).removeprefix("torch."),
+            "device": str(options.device),
+            "memory": engine.memory,
+            **({"whole_model": engine.reason} if engine.reason else {}),
+            **({"processes": self.process.world} if self.process.world > 1 else {}),
+            "versions": versions(),
+        }
+        self._criteria = [asked.start() for asked in self.requested]
+        self._scored = {index: scored_parameters(engine.blocks[index]) for index in engine.candidates}
+        shape = largest_matrix(self.checkpoint)
+        with (
+            contextlib.closing(engine),
+            fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
+        ):
+            self.settings["linear"] = linear
+            key = self._key(engine, windows if self.rounds is None else self.windows)
+            if self.left is not None:
+                self._say_what_becomes_of(self.left.record["key"], key)
+            yield engine, Journal(self.work_folder, key, self.save_every)
+
+    def _key(self, engine: Engine, windows: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+        """All that makes the scores to the last bit: a saved state with another key is not used."""
         import torch
 
-        from shortstack.engine.forward import ForwardResult, windows_tensor
+        return {
+            "fingerprint": self.checkpoint.fingerprint,
+            "windows": hashlib.sha256(json_text(windows).encode()).hexdigest(),
+            "criteria": [asked.name for asked in self.requested],
+            **{name: value for name, value in self.settings.items() if name != "memory"},
+            "group": engine.group,
+            "tokens": engine.tokens,
+            "blocks": list(engine.candidates),
+            "threads": torch.get_num_threads(),
+        }
+
+    def _say_what_becomes_of(self, left: dict[str, Any], key: dict[str, Any]) -> None:
+        differs = [name for name in key if left.get(name) != key[name]]
+        if differs:
+            others = ", ".join(differs)
+            self.progress.say(
+                f"the saved state in {self.work_folder} is another run's (other {others}) and is not used"
+            )
+        else:
+            self.progress.say(f"going on from the saved state in {self.work_folder}")
+
+    def _sweep(self, engine: Engine, journal: Journal) -> None:
+        from shortstack.engine.forward import windows_tensor
+
+        journal.extra = lambda: {criterion.name: criterion.kept for criterion in self._criteria}
+        saved = journal.found()
+        if saved is not None:
+            for criterion in self._criteria:
+                kept = saved.record["extra"].get(criterion.name, {})
+                criterion.kept = {int(index): value for index, value in kept.items()}
+        if self.windows is None:
+            with self.progress.bar("weights", len(engine.blocks)) as advance:
+                engine.weights_only(self._hooks(None).on_weights or (lambda *_: None), advance)
+            self._finish(engine, None, 0)
+            return
+        ids_WT = windows_tensor(self.windows[self.process.part(len(self.windows))], engine.device)
+        branches = bool(self._that_need("branches", "logits"))
+        with self.progress.bar("forward", engine.forward_work(branches=branches)) as advance:
+            forward = engine.forward(
+                ids_WT,
+                branches=branches,
+                keep_inputs=bool(self._that_need("gradients")),
+                hooks=self._hooks(ids_WT),
+                on_progress=advance,
+                journal=journal,
+            )
+        self._backward(engine, ids_WT, forward, journal)
+        self._finish(engine, self._of_all(forward, len(self.windows)), len(self.windows))
+
+    def _sweep_rounds(self, engine: Engine, journal: Journal, size: int, stability: Stability) -> None:
+        """Sweep `size` windows after `size` windows, until they are enough; for criteria of losses alone."""
+        import torch
+
+        from shortstack.engine.forward import ForwardResult, Hooks, windows_tensor
         from shortstack.engine.journal import Journal, read_state
 
-        folder = self.journal.folder if self.process.world == 1 else None
+        stability.begin()
+        windows, key = self.windows or (), journal.key
+        folder = journal.folder if self.process.world == 1 else None
         rounds: list[list[list[float]]] = []  # per round: NLL of [window][dense, without block 0, 1, ...]
         left = read_state(folder) if folder is not None else None
-        if left is not None and left.record["key"] == {**self.journal.key, "round": left.record["key"].get("round")}:
+        if left is not None and left.record["key"] == {**key, "round": left.record["key"].get("round")}:
             rounds = left.record["extra"]["rounds"]
-        found = torch.tensor([], dtype=torch.float64).reshape(0, len(self.engine.candidates) + 1)
+        found = torch.tensor([], dtype=torch.float64).reshape(0, len(engine.candidates) + 1)
         for number, start in enumerate(range(0, len(windows) - size + 1, size)):
             if number >= len(rounds):
-                key = {**self.journal.key, "round": number}
-                journal = Journal(folder, key, self.journal.every_seconds, lambda: {"rounds": rounds})
-                part = windows[start : start + size]
-                ids_WT = windows_tensor(part[self.process.part(size)], self.engine.device)
-                with self.progress.bar(f"round {number + 1}", self.engine.forward_work(branches=True)) as advance:
-                    forward = self.engine.forward(
-                        ids_WT, branches=True, keep_inputs=False, on_weights=lambda *_: None, on_progress=advance,
-                        journal=journal,
-                    )  # fmt: skip
+                of_round = Journal(folder, {**key, "round": number}, journal.every_seconds, lambda: {"rounds": rounds})
+                ids_WT = windows_tensor(windows[start : start + size][self.process.part(size)], engine.device)
+                with self.progress.bar(f"round {number + 1}", engine.forward_work(branches=True)) as advance:
+                    forward = engine.forward(
+                        ids_WT, branches=True, keep_inputs=False, hooks=Hooks(), on_progress=advance, journal=of_round
+                    )
                 forward = self._of_all(forward, size)
                 assert forward.base_nll_W is not None
                 assert forward.candidate_nll_NW is not None
@@ -109,9 +224,93 @@ class ScoringRun:
             if enough:
                 break
         stability.ended()
-        whole = ForwardResult(found[:, 0], found[:, 1:].T, None, None)
-        self.found = {asked.name: self._result(asked, whole) for asked in self.criteria}
-        return len(found)
+        self._finish(engine, ForwardResult(found[:, 0], found[:, 1:].T, None, None), len(found))
+
+    def _that_need(self, *needs: Need) -> list[Criterion]:
+        return [
+            criterion
+            for asked, criterion in zip(self.requested, self._criteria, strict=True)
+            if not asked.needs.isdisjoint(needs)
+        ]
+
+    def _hooks(self, ids_WT: torch.Tensor | None) -> Hooks:
+        """What a forward sweep calls: it hands on what it has to the criteria that need it."""
+        from shortstack.engine.forward import Hooks
+
+        hidden, logits = self._that_need("hidden"), self._that_need("logits")
+        weights = [criterion for criterion in self._that_need("weights") if criterion not in hidden]
+
+        def on_weights(index: int, named: dict[str, torch.Tensor]) -> None:
+            for criterion in weights if index in self._scored else ():
+                criterion.on_block(BlockPass(index, _detached(named), self._scored[index], slice(0, 0)))
+
+        def on_hidden(
+            index: int, named: dict[str, torch.Tensor], windows: slice, came: torch.Tensor, left: torch.Tensor
+        ) -> None:
+            assert ids_WT is not None
+            came_BTD, left_BTD = (_text_hidden(hidden, ids_WT[windows]) for hidden in (came, left))
+            for criterion in hidden:
+                criterion.on_block(BlockPass(index, _detached(named), self._scored[index], windows, came_BTD, left_BTD))
+
+        def on_logits(
+            index: int, windows: slice, tokens: slice, dense_BTV: torch.Tensor, without_BTV: torch.Tensor
+        ) -> None:
+            assert ids_WT is not None
+            for criterion in logits:
+                criterion.on_logits(LogitsPass(index, windows, tokens, dense_BTV, without_BTV, ids_WT[windows, tokens]))
+
+        return Hooks(on_weights if weights else None, on_hidden if hidden else None, on_logits if logits else None)
+
+    def _backward(self, engine: Engine, ids_WT: torch.Tensor, forward: ForwardResult, journal: Journal) -> None:
+        """A backward sweep for each mean loss whose gradients criteria need."""
+        from shortstack.engine.journal import Journal
+        from shortstack.engine.losses import loss_scale
+
+        windows, needing = len(self.windows or ()), self._that_need("gradients")
+        batches = list(dict.fromkeys(criterion.batch for criterion in needing))
+        for turn, batch in enumerate(batches):
+            group = [criterion for criterion in needing if criterion.batch == batch]
+
+            def on_gradients(
+                index: int,
+                weights: dict[str, torch.Tensor],
+                gradients: dict[str, torch.Tensor],
+                group: list[Criterion] = group,
+            ) -> None:
+                if index in self._scored:
+                    scored, complete = self._scored[index], self._complete(index, weights, gradients)
+                    for criterion in group:
+                        criterion.on_block(BlockPass(index, weights, scored, slice(0, len(ids_WT)), gradients=complete))
+
+            with self.progress.bar("backward", 3 * len(engine.blocks)) as advance:
+                engine.backward(
+                    ids_WT,
+                    forward,
+                    loss_scale_W=loss_scale(windows, ids_WT.shape[1], batch)[self.process.part(windows)].to(
+                        ids_WT.device
+                    ),
+                    on_gradients=on_gradients,
+                    release_inputs=turn == len(batches) - 1,
+                    on_progress=advance,
+                    turn=turn,
+                    # Processes go through the blocks together: one that resumed at another block would wait for ever.
+                    journal=journal if self.process.world == 1 else Journal(None),
+                )
+
+    def _complete(
+        self, index: int, weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Gradients of the scored weights over the windows of all processes, which take the place of this process's."""
+        complete = {}
+        for name in (parameter.name for parameter in self._scored[index]):
+            gradient = gradients.pop(name, None)
+            if self.process.world > 1:  # one that no window of ours reaches may have reached others
+                gradient = self.process.summed(
+                    weights[name].new_zeros(weights[name].shape) if gradient is None else gradient
+                )
+            if gradient is not None:
+                complete[name] = gradient
+        return complete
 
     def _of_all(self, forward: ForwardResult, windows: int) -> ForwardResult:
         """The losses of all processes' windows, in their order."""
@@ -122,94 +321,29 @@ class ScoringRun:
             candidate_nll_NW=None if candidates is None else self.process.gathered(candidates, windows),
         )
 
-    def _complete(self, gradient: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor | None:
-        """A gradient over the windows of all processes; one that no window of ours reaches may have reached others."""
-        if self.process.world == 1:
-            return gradient
-        return self.process.summed(weight.new_zeros(weight.shape) if gradient is None else gradient)
+    def _finish(self, engine: Engine, forward: ForwardResult | None, windows: int) -> None:
+        swept = Swept(
+            engine.candidates,
+            tuple(engine.original_blocks[index] for index in engine.candidates),
+            windows,
+            len(self.windows[0]) if self.windows else 0,
+            self.process,
+            forward.base_nll_W if forward is not None else None,
+            forward.candidate_nll_NW if forward is not None else None,
+        )
+        self.found = {criterion.name: criterion.finish(swept) for criterion in self._criteria}
 
-    def _backward(self, ids_WT: torch.Tensor, forward: ForwardResult, taylors: list[Criterion], windows: int) -> None:
-        import torch
 
-        from shortstack.engine.journal import Journal
-        from shortstack.scoring.criteria import taylor
+def _detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in named.items()}
 
-        part = self.process.part(windows)
-        batches = list(dict.fromkeys(asked.batch for asked in taylors))
-        for turn, batch in enumerate(batches):
-            group = [asked for asked in taylors if asked.batch == batch]
 
-            def on_gradients(
-                index: int,
-                weights: dict[str, torch.Tensor],
-                gradients: dict[str, torch.Tensor],
-                group: list[Criterion] = group,
-            ) -> None:
-                scores: dict[tuple[str, str], torch.Tensor] = {}
-                for parameter in self._scored.get(index, ()):
-                    name = parameter.name
-                    # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
-                    gradient = self._complete(gradients.get(name), weights[name])
-                    for asked in group:
-                        scores[asked.name, name] = (
-                            taylor.score(asked, weights[name], gradient, parameter.output_dim)
-                            if gradient is not None
-                            else torch.zeros((), dtype=torch.float64, device=weights[name].device)
-                        )
-                self._keep(index, scores)
+def _text_hidden(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Hidden states of the text's tokens; what a family has beside them for each token stands behind one another in D.
 
-            with self.progress.bar("backward", 3 * len(self.engine.blocks)) as advance:
-                self.engine.backward(
-                    ids_WT,
-                    forward,
-                    loss_scale_W=taylor.loss_scale(windows, ids_WT.shape[1], batch)[part].to(ids_WT.device),
-                    on_gradients=on_gradients,
-                    release_inputs=turn == len(batches) - 1,
-                    on_progress=advance,
-                    turn=turn,
-                    # Processes go through the blocks together: one that went on from another place would wait for ever.
-                    journal=self.journal if self.process.world == 1 else Journal(None),
-                )
-
-    def _score_magnitude(self, index: int, weights: dict[str, torch.Tensor]) -> None:
-        from shortstack.scoring.criteria import magnitude
-
-        scores: dict[tuple[str, str], torch.Tensor] = {}
-        for asked in self.criteria:
-            if asked.kind == "magnitude":
-                for parameter in self._scored.get(index, ()):
-                    weight = weights[parameter.name].detach()
-                    scores[asked.name, parameter.name] = magnitude.score(asked, weight, parameter.output_dim)
-        self._keep(index, scores)
-
-    def _keep(self, index: int, scores: dict[tuple[str, str], torch.Tensor]) -> None:
-        """Scores of a block's tensors by (criterion, tensor): brought from where they were computed all at once."""
-        import torch
-
-        if scores:
-            values = torch.stack(list(scores.values())).tolist()
-            for (criterion, name), value in zip(scores, values, strict=True):
-                self._tensors.setdefault(criterion, {}).setdefault(index, {})[name] = value
-
-    def _result(self, asked: Criterion, forward: ForwardResult | None) -> CriterionScores:
-        candidates = self.engine.candidates
-        blocks = tuple(self.engine.original_blocks[index] for index in candidates)
-        if asked.kind == "ppl":
-            from shortstack.scoring.criteria import ppl
-
-            if forward is None or forward.base_nll_W is None or forward.candidate_nll_NW is None:
-                raise ValueError("ppl needs a forward sweep with branches")
-            stderr = ppl.paired_stderr(forward.candidate_nll_NW, forward.base_nll_W)
-            return CriterionScores(
-                asked.name,
-                tuple(ppl.perplexities(forward.candidate_nll_NW)),
-                blocks,
-                stderr=tuple(stderr) if stderr is not None else None,
-                base=ppl.perplexities(forward.base_nll_W[None])[0],
-            )
-        from shortstack.scoring.criteria.reductions import block_score
-
-        by_index = self._tensors[asked.name]
-        values = [block_score(list(by_index[index].values()), asked.block_reduction) for index in candidates]
-        tensors = {self.engine.original_blocks[index]: by_index[index] for index in candidates}
-        return CriterionScores(asked.name, tuple(values), blocks, tensors=tensors)
+    A few put tokens of their own before the text (CPM-Ant), or hold several streams, which lie before the windows (Gemma 3n).
+    """
+    rows, tokens = ids_BT.shape
+    if hidden.ndim > 3 and hidden.shape[0] != rows:
+        hidden = hidden.movedim(0, 2)
+    return hidden[:, -tokens:].flatten(2)

@@ -29,10 +29,10 @@ from shortstack.runtime.devices import DType, pick_device
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
-from shortstack.scoring.attempt import Attempt, attempted
-from shortstack.scoring.criteria import Criterion, parse_criteria
+from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
 from shortstack.scoring.options import CalibrationOptions, ScoreOptions, StoppingOptions
+from shortstack.scoring.runner import ScoringRun
 
 _CALIBRATION, _STOPPING, _OPTIONS = CalibrationOptions(), StoppingOptions(), ScoreOptions()
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
@@ -84,7 +84,7 @@ def score(
     if checkpoint.repair is not None:
         progress.say(checkpoint.repair.says)
     windows = None
-    if any(asked.needs != "weights" for asked in criteria):
+    if any(asked.needs_windows for asked in criteria):
         windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code)
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
@@ -148,15 +148,19 @@ def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[
     return tuple(checkpoint.position_of(index) for index in asked)
 
 
-def _check_until(stopping: StoppingOptions, criteria: Sequence[Criterion], samples: int) -> None:
+def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterion], samples: int) -> None:
     if stopping.until is None:
         if stopping.remove is not None or stopping.plus is not None:
             raise UsageError("--remove and --plus are for --until stable; plan and prune take them, too")
         return
     if stopping.remove is None:
         raise UsageError("--until stable: does the set of how many blocks have to be stable?", hint="--remove K")
-    if [asked.kind for asked in criteria] != ["ppl"]:
-        raise UsageError("--until stable: for ppl alone, which says something of every window", hint="--criterion ppl")
+    if len(criteria) > 1 or criteria[0].needs != {"branches"}:
+        fitting = [name for name, row in CRITERIA.items() if row.needs == {"branches"}]
+        raise UsageError(
+            f"--until stable: for {' or '.join(fitting)} alone, which has a loss of every window",
+            hint=f"--criterion {fitting[0]}",
+        )
     if stopping.max_samples < 2 * samples:
         raise UsageError(f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {samples}")
 
@@ -164,7 +168,7 @@ def _check_until(stopping: StoppingOptions, criteria: Sequence[Criterion], sampl
 def score_windows(
     checkpoint: Checkpoint,
     calibration: CalibrationSet | None,
-    criteria: Sequence[Criterion],
+    criteria: Sequence[RequestedCriterion],
     *,
     dtype: DType = "auto",
     device: str = "auto",
@@ -223,7 +227,7 @@ def score_windows(
     # Processes that shared a machine would disturb each other's measurement, and might not agree.
     work = _operations(checkpoint, windows, criteria, candidates) if process.world == 1 else 0.0
     computed = chosen_dtype(dtype, checkpoint, place, work, say=progress.say)
-    options: EngineOptions | None = EngineOptions(
+    options = EngineOptions(
         computed,
         place,
         memory,
@@ -232,19 +236,20 @@ def score_windows(
         tokens,
         trust_remote_code,
         memory_bytes,
-        keeps_inputs=any(asked.kind == "taylor" for asked in criteria),
+        keeps_inputs=any("gradients" in asked.needs for asked in criteria),
+        shows_hidden=any("hidden" in asked.needs for asked in criteria),
         candidates=candidates,
         say=progress.say,
     )
     stability = rounds.stability(checkpoint, candidates) if rounds is not None else None
-    attempt = Attempt(
-        checkpoint, windows, list(criteria), progress, work_folder, save_every, left, linear, process, rounds, stability
+    run = ScoringRun(
+        checkpoint, windows, criteria, progress, work_folder, save_every, left, linear, process, rounds, stability
     )
     with together(process):
-        run, settings = attempted(attempt, options)
+        run.run(options)
     _check_finite(checkpoint, run.found)
     if stability is not None and calibration is not None:
-        settings["until"] = stability.to_json()
+        run.settings["until"] = stability.to_json()
         calibration = calibration.first(stability.windows[-1])
     return Scores(
         source=checkpoint.source,
@@ -252,7 +257,7 @@ def score_windows(
         blocks=checkpoint.original_blocks,
         criteria=run.found,
         calibration=calibration.record if calibration is not None else {"source": "none", "samples": 0, "seq_len": 0},
-        settings=settings,
+        settings=run.settings,
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
@@ -261,16 +266,16 @@ def score_windows(
 def _operations(
     checkpoint: Checkpoint,
     windows: Sequence[Sequence[int]] | None,
-    criteria: Sequence[Criterion],
+    criteria: Sequence[RequestedCriterion],
     candidates: tuple[int, ...] | None,
 ) -> float:
     """Operations of the products with block weights, of all windows."""
     if windows is None:
         return 0.0
     depth = checkpoint.depth
-    needs = {asked.needs for asked in criteria}
-    passes = depth + (3 * depth if "backward" in needs else 0)
-    if "branches" in needs:
+    needs = frozenset[str]().union(*(asked.needs for asked in criteria))
+    passes = depth + (3 * depth if "gradients" in needs else 0)
+    if needs & {"branches", "logits"}:
         passes += sum(depth - 1 - index for index in (range(depth) if candidates is None else candidates))
     tokens = sum(len(window) for window in windows)
     return 2.0 * tokens * passes * sum(checkpoint.block_parameters()) / depth
@@ -294,7 +299,7 @@ def check_score(values: Mapping[str, Any]) -> list[str]:
     Raises:
         ShortstackError: an unknown criterion, a text that cannot be used, or windows longer than the model takes.
     """
-    if all(criterion.needs == "weights" for criterion in parse_criteria(values.get("criterion", "ppl"))):
+    if not any(criterion.needs_windows for criterion in parse_criteria(values.get("criterion", "ppl"))):
         return []
     data = values.get("data", _CALIBRATION.data)
     notes = preview(data, "calibration", lambda: read_corpus(data, role="calibration", limit_bytes=READ_BYTES))

@@ -1,55 +1,253 @@
-"""One file per criterion; each says what it needs of the sweeps. A criterion never walks the model.
+"""The table of criteria, and what a criterion is: one file and one row.
 
-This module is the table, and it reads the names that users write: `ppl,taylor:p=2,weight=sum,magnitude`.
+A criterion gives every block a number. It declares what it needs, never walks the model, and is called with what the sweeps
+have at a block. This module imports no torch: the command line reads names with it, such as `ppl,taylor:p=2,magnitude`.
+
+Legend: B windows that are shown together, W all windows, T tokens, D hidden size, V vocabulary, N blocks that are scored.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+
+    from shortstack.artifacts.scores import CriterionScores
+    from shortstack.engine.parameters import ScoredParameter
+    from shortstack.runtime.distributed import Process
+
+# weights: `on_block`, once per block. hidden: `on_block` with what goes in and comes out. gradients: `on_block` with those of
+# the block's weights. branches: the losses without each block, in `finish`. logits: `on_logits`, dense and without a block.
+Need = Literal["weights", "hidden", "gradients", "branches", "logits"]
 Reduction = Literal["sum", "mean", "max", "prod"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "prod")
 
-# What a criterion needs: `branches` (a stream per skipped block), `backward` (gradients) or `weights` alone.
-KINDS = {"ppl": "branches", "taylor": "backward", "magnitude": "weights"}
-_PARAMETERS = {"ppl": (), "taylor": ("p", "weight", "block", "batch"), "magnitude": ("p", "weight", "block")}
+
+@dataclass(frozen=True)
+class WholeNumber:
+    """A parameter that is a whole number from 1 to `at_most`."""
+
+    default: int | None
+    at_most: int = 10**6
+
+    def read(self, text: str) -> int:
+        """Its value.
+
+        Raises:
+            ValueError: with what was expected.
+        """
+        if not re.fullmatch(r"\d{1,9}", text) or not 1 <= int(text) <= self.at_most:
+            raise ValueError(f"a whole number from 1 to {self.at_most}")
+        return int(text)
 
 
 @dataclass(frozen=True)
-class Criterion:
-    """One criterion with its parameters.
+class OneOf:
+    """A parameter that is one of some words."""
+
+    default: str
+    words: tuple[str, ...]
+
+    def read(self, text: str) -> str:
+        """Its value.
+
+        Raises:
+            ValueError: with what was expected.
+        """
+        if text not in self.words:
+            raise ValueError(f"one of {', '.join(self.words)}")
+        return text
+
+
+Parameters = Mapping[str, WholeNumber | OneOf]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a criterion before it runs.
 
     Attributes:
-        name: as the user wrote it; the key in scores.json.
-        kind: ppl, taylor or magnitude.
-        power: p of |w|^p or |w*g|^p, 1 or 2.
-        weight_reduction: how the output rows of a tensor become one number.
-        block_reduction: how the tensors of a block become one number.
-        batch: windows per mean loss; None for one mean over all of them.
+        location: `module:class`, a `Criterion`; it is imported when it is used.
+        needs: what its hooks are to be given.
+        parameters: those that a user may write in its name, with their defaults.
+    """
+
+    location: str
+    needs: frozenset[Need]
+    parameters: Parameters = field(default_factory=dict)
+
+
+_REDUCED: Parameters = {
+    "p": WholeNumber(1, at_most=2),
+    "weight": OneOf("sum", REDUCTIONS),
+    "block": OneOf("sum", REDUCTIONS),
+}
+
+CRITERIA: dict[str, Row] = {
+    "ppl": Row("shortstack.scoring.criteria.ppl:Perplexity", frozenset({"branches"})),
+    "taylor": Row(
+        "shortstack.scoring.criteria.taylor:Taylor",
+        frozenset({"gradients"}),
+        {**_REDUCED, "batch": WholeNumber(None)},
+    ),
+    "magnitude": Row("shortstack.scoring.criteria.magnitude:Magnitude", frozenset({"weights"}), _REDUCED),
+}
+
+
+@dataclass(frozen=True)
+class BlockPass:
+    """A block, and what a sweep has at it. Tensors are lent for the call, and must not be changed.
+
+    Attributes:
+        index: the block's position in the checkpoint.
+        weights: by name within the block.
+        scored: those of them that are scored (matrices and norm weights), with the dimension of their output rows.
+        windows: which of this process's windows went through; empty where none did.
+        inputs_BTD, outputs_BTD: hidden states of the dense model; None where they are not needed.
+        gradients: of the scored weights, complete over all windows of all processes. A weight that the loss does not reach is
+            absent. None in a forward sweep.
+    """
+
+    index: int
+    weights: dict[str, torch.Tensor]
+    scored: list[ScoredParameter]
+    windows: slice
+    inputs_BTD: torch.Tensor | None = None
+    outputs_BTD: torch.Tensor | None = None
+    gradients: dict[str, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class LogitsPass:
+    """Logits of the same tokens, of the dense model and without a block; a slice that fits in memory.
+
+    Attributes:
+        index: the position of the block that is skipped.
+        windows: which of this process's windows.
+        tokens: which of their tokens.
+        dense_BTV, without_BTV: logits, in the precision computed in. They are lent for the call, and must not be changed.
+        ids_BT: the tokens themselves.
+    """
+
+    index: int
+    windows: slice
+    tokens: slice
+    dense_BTV: torch.Tensor
+    without_BTV: torch.Tensor
+    ids_BT: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What the sweeps have given, when they are done.
+
+    Attributes:
+        candidates: positions of the blocks that are scored, ascending.
+        blocks: their numbers in the original model.
+        windows: how many windows all processes had together.
+        seq_len: tokens of each.
+        process: this process among those that share the windows.
+        dense_nll_W, without_nll_NW: mean NLL per predicted token of each window, of the dense model and without each block;
+            None where no criterion needs branches.
+    """
+
+    candidates: tuple[int, ...]
+    blocks: tuple[int, ...]
+    windows: int
+    seq_len: int
+    process: Process
+    dense_nll_W: torch.Tensor | None = None
+    without_nll_NW: torch.Tensor | None = None
+
+    def per_window(self, criterion: Criterion) -> torch.Tensor:
+        """What a criterion has added up (`Criterion.add`), [N, W], of all processes' windows in their order."""
+        import torch
+
+        sums = torch.tensor([criterion.kept[index] for index in self.candidates], dtype=torch.float64)
+        return self.process.gathered(sums, self.windows)
+
+
+class Criterion:
+    """One criterion in one run. A subclass has the hooks that its row's needs call, and `finish`.
+
+    Args:
+        name: as the user wrote it, with its parameters; the key in scores.json.
+        parameters: all that its row declares.
+
+    Attributes:
+        kept: what it has found so far, by block position, in what JSON can hold. It belongs to the saved state of a run: what
+            a criterion keeps elsewhere is lost when a run is killed.
+        batch: with gradients, of how many windows each mean loss is taken; None for one mean over all windows.
+    """
+
+    batch: int | None = None
+
+    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
+        self.name = name
+        self.parameters = parameters
+        self.kept: dict[int, Any] = {}
+
+    def on_block(self, block: BlockPass) -> None:
+        """A sweep is at a block: once per block, or, with hidden states, once per block and some windows."""
+
+    def on_logits(self, logits: LogitsPass) -> None:
+        """Logits with and without a block are there: once per block and slice."""
+
+    def finish(self, swept: Swept) -> CriterionScores:
+        """A score for each block of `swept.blocks`; in every process the same."""
+        raise NotImplementedError(f"{type(self).__name__}.finish")
+
+    def add(self, index: int, windows: slice, values_B: torch.Tensor) -> None:
+        """Add to a block's number of each of these windows, which begins at 0; `Swept.per_window` has the sums."""
+        sums: list[float] = self.kept.setdefault(index, [])
+        sums.extend([0.0] * (windows.stop - len(sums)))
+        for window, value in zip(range(windows.start, windows.stop), values_B.tolist(), strict=True):
+            sums[window] += value
+
+
+@dataclass(frozen=True)
+class RequestedCriterion:
+    """A criterion with the parameters that a user gave it.
+
+    Attributes:
+        name: as the user wrote it.
+        row: of the table.
+        parameters: all of them, defaults too.
     """
 
     name: str
-    kind: str
-    power: int = 1
-    weight_reduction: Reduction = "sum"
-    block_reduction: Reduction = "sum"
-    batch: int | None = None
+    row: Row
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def needs(self) -> str:
-        """What it needs of the sweeps: branches, backward or weights."""
-        return KINDS[self.kind]
+    def needs(self) -> frozenset[Need]:
+        """What its hooks are to be given."""
+        return self.row.needs
+
+    @property
+    def needs_windows(self) -> bool:
+        """Whether calibration windows are run for it."""
+        return bool(self.needs - {"weights"})
+
+    def start(self) -> Criterion:
+        """The criterion itself, for one run."""
+        module, _, name = self.row.location.partition(":")
+        started: Criterion = getattr(importlib.import_module(module), name)(self.name, self.parameters)
+        return started
 
 
-def parse_criteria(text: str) -> list[Criterion]:
+def parse_criteria(text: str) -> list[RequestedCriterion]:
     """`ppl,taylor:p=2,batch=10,magnitude` -> three criteria.
 
     Raises:
-        UsageError: an unknown criterion or parameter, or one that is there twice.
+        UsageError: an unknown criterion or parameter, or a duplicate one.
     """
     names: list[str] = []
     for piece in text.split(","):
@@ -62,39 +260,25 @@ def parse_criteria(text: str) -> list[Criterion]:
     criteria = [_parse_one(name) for name in names]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"--criterion {text!r}: {name} is there twice")
+            raise UsageError(f"--criterion {text!r}: duplicate {name}", hint="name each criterion once")
     return criteria
 
 
-def _parse_one(name: str) -> Criterion:
-    kind, _, parameters = name.partition(":")
-    if kind not in KINDS:
-        raise UsageError(f"unknown criterion {kind!r}", hint=f"known: {', '.join(KINDS)}")
-    given: dict[str, str] = {}
-    for item in parameters.split(",") if parameters else []:
-        key, _, value = item.partition("=")
-        if key not in _PARAMETERS[kind] or key in given:
-            known = ", ".join(_PARAMETERS[kind]) or "none"
-            raise UsageError(f"criterion {name!r}: no parameter {key!r} here", hint=f"parameters of {kind}: {known}")
-        given[key] = value
-    return Criterion(
-        name,
-        kind,
-        power=_whole(name, "p", given.get("p", "1"), at_most=2),
-        weight_reduction=_reduction(name, given.get("weight", "sum")),
-        block_reduction=_reduction(name, given.get("block", "sum")),
-        batch=_whole(name, "batch", given["batch"]) if "batch" in given else None,
-    )
-
-
-def _whole(name: str, key: str, value: str, at_most: int = 10**6) -> int:
-    if not re.fullmatch(r"\d{1,9}", value) or not 1 <= int(value) <= at_most:
-        raise UsageError(f"criterion {name!r}: {key}={value}, expected a whole number from 1 to {at_most}")
-    return int(value)
-
-
-def _reduction(name: str, value: str) -> Reduction:
-    for reduction in REDUCTIONS:
-        if value == reduction:
-            return reduction
-    raise UsageError(f"criterion {name!r}: {value!r} is not a reduction", hint=f"known: {', '.join(REDUCTIONS)}")
+def _parse_one(name: str) -> RequestedCriterion:
+    known, _, listed = name.partition(":")
+    if known not in CRITERIA:
+        raise UsageError(f"unknown criterion {known!r}", hint=f"known: {', '.join(CRITERIA)}")
+    row = CRITERIA[known]
+    given: dict[str, Any] = {}
+    for item in listed.split(",") if listed else []:
+        key, _, text = item.partition("=")
+        if key not in row.parameters or key in given:
+            parameters = ", ".join(row.parameters) or "none"
+            raise UsageError(
+                f"criterion {name!r}: no parameter {key!r} here", hint=f"parameters of {known}: {parameters}"
+            )
+        try:
+            given[key] = row.parameters[key].read(text)
+        except ValueError as expected:
+            raise UsageError(f"criterion {name!r}: {key}={text}, expected {expected}") from None
+    return RequestedCriterion(name, row, {key: given.get(key, one.default) for key, one in row.parameters.items()})

@@ -7,6 +7,26 @@ import math
 import torch
 
 from shortstack.artifacts.results import perplexity
+from shortstack.artifacts.scores import CriterionScores
+from shortstack.scoring.criteria import Criterion, Swept
+
+
+class Perplexity(Criterion):
+    """Perplexity without each block, from the losses that the sweep gives."""
+
+    def finish(self, swept: Swept) -> CriterionScores:
+        """Perplexities without each block, and the dense model's."""
+        dense_nll_W, without_nll_NW = swept.dense_nll_W, swept.without_nll_NW
+        if dense_nll_W is None or without_nll_NW is None:
+            raise ValueError("ppl needs a forward sweep with branches")
+        stderr = paired_stderr(without_nll_NW, dense_nll_W)
+        return CriterionScores(
+            self.name,
+            tuple(perplexities(without_nll_NW)),
+            swept.blocks,
+            stderr=tuple(stderr) if stderr is not None else None,
+            base=perplexities(dense_nll_W[None])[0],
+        )
 
 
 def perplexities(nll_NW: torch.Tensor) -> list[float]:

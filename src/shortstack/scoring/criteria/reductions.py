@@ -2,9 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
-from shortstack.scoring.criteria import Reduction
+from shortstack.artifacts.scores import CriterionScores
+from shortstack.scoring.criteria import BlockPass, Criterion, Reduction, Swept
+
+
+def scores_of_tensors(
+    block: BlockPass, salience: Callable[[str], torch.Tensor | None], parameters: Mapping[str, Any]
+) -> dict[str, float]:
+    """The score of each scored tensor of a block, by name.
+
+    Args:
+        salience: one number per weight of the tensor with this name; None where all of them are 0.
+        parameters: with `p`, the power, and `weight`, the reduction over output rows.
+    """
+    scores: dict[str, torch.Tensor] = {}
+    for parameter in block.scored:
+        salient = salience(parameter.name)
+        scores[parameter.name] = (
+            torch.zeros((), dtype=torch.float64, device=block.weights[parameter.name].device)
+            if salient is None
+            else tensor_score(
+                salient, power=parameters["p"], output_dim=parameter.output_dim, reduction=parameters["weight"]
+            )
+        )
+    # From where they were computed all together: each on its own would wait for the device.
+    return dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True)) if scores else {}
+
+
+def scores_of_blocks(criterion: Criterion, swept: Swept) -> CriterionScores:
+    """A criterion's scores, where it keeps those of each block's tensors; its parameter `block` reduces them."""
+    reduction = criterion.parameters["block"]
+    return CriterionScores(
+        criterion.name,
+        tuple(block_score(list(criterion.kept[index].values()), reduction) for index in swept.candidates),
+        swept.blocks,
+        tensors={block: criterion.kept[index] for index, block in zip(swept.candidates, swept.blocks, strict=True)},
+    )
 
 
 def tensor_score(salience: torch.Tensor, *, power: int, output_dim: int, reduction: Reduction) -> torch.Tensor:

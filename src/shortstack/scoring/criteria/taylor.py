@@ -1,14 +1,40 @@
 """taylor: |weight x gradient| summed over a block (Shortened LLaMA): the first-order change of the loss.
 
-Needs backward.
+Needs gradients.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
-from shortstack.scoring.criteria import Criterion
-from shortstack.scoring.criteria.reductions import tensor_score
+from shortstack.artifacts.scores import CriterionScores
+from shortstack.scoring.criteria import BlockPass, Criterion, Swept
+from shortstack.scoring.criteria.reductions import scores_of_blocks, scores_of_tensors
+
+
+class Taylor(Criterion):
+    """|w * g|^p of every scored weight, g of the mean loss over all windows or of the sum of those of batches."""
+
+    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
+        super().__init__(name, parameters)
+        self.batch = parameters["batch"]
+
+    def on_block(self, block: BlockPass) -> None:
+        """Score the block's tensors."""
+        gradients = block.gradients or {}
+
+        def salience_of(name: str) -> torch.Tensor | None:
+            # A parameter that the loss does not reach (an expert that no token went to) has gradient 0.
+            return salience(block.weights[name], gradients[name]) if name in gradients else None
+
+        self.kept[block.index] = scores_of_tensors(block, salience_of, self.parameters)
+
+    def finish(self, swept: Swept) -> CriterionScores:
+        """Scores from those of the tensors."""
+        return scores_of_blocks(self, swept)
 
 
 def salience(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -18,21 +44,3 @@ def salience(weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
     return weight.to(wide) * gradient.to(wide)
-
-
-def loss_scale(windows: int, seq_len: int, batch: int | None) -> torch.Tensor:
-    """What each window's summed NLL is multiplied by, so that the gradient is the sum of those of the batches' means.
-
-    Args:
-        batch: windows per batch, each with its own mean loss; None for one mean over all.
-    """
-    size = batch or windows
-    sizes = [min(size, windows - start) for start in range(0, windows, size) for _ in range(min(size, windows - start))]
-    return torch.tensor([1.0 / (count * (seq_len - 1)) for count in sizes], dtype=torch.float64)
-
-
-def score(criterion: Criterion, weight: torch.Tensor, gradient: torch.Tensor, output_dim: int) -> torch.Tensor:
-    """Score of one tensor, as a number where the weights are."""
-    return tensor_score(
-        salience(weight, gradient), power=criterion.power, output_dim=output_dim, reduction=criterion.weight_reduction
-    )
