@@ -20,8 +20,8 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.engine.select import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
-from shortstack.runtime.memory import is_out_of_memory
 from shortstack.runtime.distributed import ALONE, Process
+from shortstack.runtime.memory import is_out_of_memory
 from shortstack.scoring.criteria import BlockPass, Criterion, LogitsPass, Need, RequestedCriterion, Swept
 from shortstack.scoring.early_stopping import Rounds, Stability
 
