@@ -1,26 +1,162 @@
-"""The end of a run: the output written whole, with its history, its metrics, and the table of before and after."""
+"""Trained weights -> a plain checkpoint, with its history, its metrics, and the table of before and after."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from transformers import GenerationConfig
+
 from shortstack.artifacts.provenance import FILE_NAME, versions
+from shortstack.checkpoint.byte_copy import read_through, write_hashed
+from shortstack.checkpoint.config_file import config_text
+from shortstack.checkpoint.extra_files import continued_record, copy_companions
+from shortstack.checkpoint.headers import read_weights
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.engine.load import load_with_transformers, quiet_transformers
+from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.retraining.before_after import compare
-from shortstack.retraining.fold import merged_model
-from shortstack.retraining.monitor import plot_losses
-from shortstack.retraining.results import RetrainResult
-from shortstack.retraining.saving import stored_model, write_adapter, write_checkpoint
-from shortstack.retraining.trainable import with_adapter
-from shortstack.retraining.trainer import put_trained
+from shortstack.publishing.model_card import model_card
+from shortstack.retraining.results import RetrainResult, compare
 from shortstack.runtime.atomic_output import published, write_json
 
 if TYPE_CHECKING:
     from shortstack.retraining.run import Run
+
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16,
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
+_LARGEST_SHARD = "5GB"
+
+
+def stored_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None) -> Any:
+    """The whole model on the CPU, by default in its own precision (float32 where its tensors have several).
+
+    Raises:
+        ShortstackError: transformers cannot load it, or would invent weights.
+    """
+    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if checkpoint.is_parameter(tensor.name)}
+    own = DTYPES.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
+    model, info = load_with_transformers(checkpoint, dtype=dtype or own, trust_remote_code=trust_remote_code)
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ShortstackError(f"{checkpoint.source}: the weights lack {missing[0]!r}, which would be random")
+    return model
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint, model: Any, directory: Path, step: dict[str, Any], *, save_dtype: str | None = None
+) -> None:
+    """Write a model as a plain checkpoint, with what goes along and the record of how it came about.
+
+    Args:
+        checkpoint: what the model was loaded from: its config, names, types and other files.
+        model: with new values in some of its parameters.
+        directory: an empty one (a stage).
+        step: what was done, for shortstack.json.
+        save_dtype: what every tensor is stored in; by default each as it was.
+
+    Raises:
+        ShortstackError: a value is not finite in the type it is stored in, or transformers wrote other tensors than the
+            input has.
+    """
+    _cast(checkpoint, model, save_dtype)
+    # Published ones hold settings (vicuna's temperature without sampling) that transformers refuses to write again.
+    model.generation_config = GenerationConfig()
+    with quiet_transformers():
+        model.save_pretrained(directory, max_shard_size=_LARGEST_SHARD)
+    for written in (*directory.glob("*.jinja"), directory / "generation_config.json"):
+        written.unlink(missing_ok=True)  # the input's own is copied
+    _as_usual(directory)
+    files = _check_written(checkpoint, directory, save_dtype)
+    tie_undone = checkpoint.tied and not getattr(model.config, "tie_word_embeddings", True)
+    config = _untied(checkpoint) if tie_undone else dict(checkpoint.config)
+    if save_dtype is not None:
+        config = _with_dtype(config, save_dtype)
+    data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
+    files["config.json"] = write_hashed(directory / "config.json", data)
+    files |= copy_companions(checkpoint, directory)
+    record = continued_record(checkpoint, step, checkpoint.original_blocks, files)
+    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
+    write_json(directory / FILE_NAME, {**record, "files": dict(sorted(files.items()))})
+
+
+def write_adapter(model: Any, directory: Path) -> None:
+    """PEFT's own form of an adapter, without its card of blanks."""
+    model.save_pretrained(directory)
+    (directory / "README.md").unlink(missing_ok=True)
+    _as_usual(directory)
+
+
+def _as_usual(directory: Path) -> None:
+    """Give files the rights that a new file has here; libraries that write by a temporary file leave 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.rglob("*.safetensors"):
+        path.chmod(0o644 & ~mask)
+
+
+def _cast(checkpoint: Checkpoint, model: Any, save_dtype: str | None) -> None:
+    """Each parameter into the type it is stored in; tied ones stay one."""
+    main = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            known = checkpoint.tensors.get(name)
+            dtype = save_dtype or (known.dtype if known is not None else main)
+            parameter.data = parameter.data.to(DTYPES.get(dtype, torch.float32))
+
+
+def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | None) -> dict[str, str]:
+    """Read what was written back, once: names, shapes and values are checked; gives the sha256 of every weight file."""
+    tensors, shards = read_weights(directory)
+    expected = {t.name: t.shape for t in checkpoint.tensors.values() if checkpoint.is_parameter(t.name)}
+    found = {name: tensor.shape for name, tensor in tensors.items() if not checkpoint.is_repeated_head(name)}
+    # Checkpoints of a bare base model lack the outermost name; what is written has it.
+    base = checkpoint.anatomy.family.prefix.partition(".")[0] + "."
+    same = expected == found or {name.removeprefix(base): shape for name, shape in found.items()} == {
+        name.removeprefix(base): shape for name, shape in expected.items()
+    }
+    if not same:
+        odd = sorted({*expected.items()} ^ {*found.items()})[0][0]
+        raise ShortstackError(
+            f"{checkpoint.source}: transformers writes other tensors than it read ({odd}); nothing was published"
+        )
+    files = {}
+    for shard in shards:
+        files[shard.name], broken = read_through(shard, [t for t in tensors.values() if t.file == shard])
+        if broken is not None:
+            raise ShortstackError(
+                f"{checkpoint.source}: {broken} is not finite once it is stored"
+                f"{f' in {save_dtype}' if save_dtype else ''}",
+                hint="--save-dtype bfloat16 has the range of float32",
+            )
+    return files
+
+
+def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config of a checkpoint whose head has become a tensor of its own."""
+    config, nested = dict(checkpoint.config), checkpoint.anatomy.family.nested
+    config["tie_word_embeddings"] = False
+    if nested in config:
+        config[nested] = {**config[nested], "tie_word_embeddings": False}
+    return config
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with another stored type, in whichever entries say it."""
+    edited = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    for key in ("dtype", "torch_dtype"):
+        if key in config:
+            edited[key] = dtype
+    return edited
 
 
 def publish(run: Run) -> RetrainResult:
@@ -75,6 +211,9 @@ def _record(run: Run, tokens: int) -> dict[str, Any]:
 
 def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
     """The adapter, where there is one, and the checkpoint, where one is wanted."""
+    from shortstack.retraining.fold import merged_model
+    from shortstack.retraining.trainable import with_adapter
+    from shortstack.retraining.trainer import put_trained
 
     checkpoint, lora, trust = run.checkpoint, run.hyperparameters.lora, run.options.trust_remote_code
     adapter = stage / "adapter"
@@ -96,3 +235,27 @@ def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
         model = stored_model(checkpoint, trust_remote_code=trust)
         put_trained(model, run.weights)
     write_checkpoint(checkpoint, model, stage, step, save_dtype=run.options.save_dtype)
+
+
+def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
+    """Draw training and validation loss over steps into a PNG; False where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, label, style in (("loss", "training", "-"), ("validation", "validation", "o-")):
+        points = [(line["step"], line[name]) for line in metrics if line.get(name) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel("loss (nats per predicted token)")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend()
+    figure.savefig(path, dpi=150)
+    return True

@@ -16,7 +16,7 @@ from shortstack.checkpoint.adapter import check_blocks, read_adapter_config
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, first_line
-from shortstack.retraining.saving import stored_model
+from shortstack.retraining.export import stored_model
 from shortstack.runtime.memory import available_bytes
 
 _ROOM = 0.7  # share of free memory that the model in float32 may take

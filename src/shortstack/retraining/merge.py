@@ -88,8 +88,8 @@ def merge(
     }
     nbytes = checkpoint.nbytes + checkpoint.tensors[checkpoint.anatomy.embedding].nbytes  # a tie may come undone
     with published(out, inputs=[checkpoint.directory, adapter], nbytes=nbytes, force=force) as stage:
+        from shortstack.retraining.export import write_checkpoint
         from shortstack.retraining.fold import merged_model
-        from shortstack.retraining.saving import write_checkpoint
 
         model = merged_model(checkpoint, adapter, trust_remote_code=trust_remote_code, progress=progress)
         write_checkpoint(checkpoint, model, stage, step, save_dtype=save_dtype)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from shortstack.data.collators import Shares
     from shortstack.retraining.hyperparameters import Hyperparameters
+
+_TRACKERS = ("tensorboard", "trackio", "wandb")
 
 Parallelism = Literal["one process", "DDP", "FSDP2"]
 
@@ -136,8 +140,6 @@ class Place:
         """What the Trainer is told."""
         from transformers import TrainingArguments
 
-        from shortstack.retraining.monitor import check_trackers
-
         checkpointing = options.gradient_checkpointing
         if checkpointing is None:
             checkpointing = self.device.type == "cuda" and hyperparameters.lora is None
@@ -192,8 +194,6 @@ class Place:
 
     def peak_flops(self, process: Process) -> float:
         """What all devices together reach in matrix products in this precision; processes on a CPU share it."""
-        from shortstack.retraining.monitor import matmul_flops
-
         return matmul_flops(self.device, self.dtype) * (process.world if self.device.type == "cuda" else 1)
 
     def release(self) -> None:
@@ -210,3 +210,34 @@ def _shard_on_cpu(arguments: TrainingArguments) -> None:
 
     _ = arguments.device  # sets up the process group and the state that is changed here
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def check_trackers(report_to: str | None) -> list[str]:
+    """The trackers asked for, as the Trainer knows them.
+
+    Raises:
+        UsageError: one is unknown or not installed.
+    """
+    names = [name.strip() for name in (report_to or "").split(",") if name.strip() not in ("", "none")]
+    for name in names:
+        if name not in _TRACKERS:
+            raise UsageError(f"--report-to {name}: unknown", hint=f"known: {', '.join(_TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"--report-to {name}: the package is not installed", hint=f"pip install {name}")
+    return names
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second that the device reaches in one large matrix product, the best of a few. Half a second."""
+    size = 4096 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(6):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        _ = a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.common.formatting import count, seconds, size, table
+from shortstack.common.progress import Progress
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint.reader import Checkpoint
+    from shortstack.retraining.options import TrainingOptions
+    from shortstack.retraining.validation import HeldOut
 
 
 @dataclass(frozen=True)
@@ -112,3 +118,33 @@ class RetrainEstimate:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def compare(
+    before: Checkpoint, after: Checkpoint | None, held_out: HeldOut, options: TrainingOptions, progress: Progress
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The same figures of what is on the disk before and after a run and of the dense model, all measured in one way.
+
+    Returns:
+        (figures of each model by the name of its row, why a row is missing).
+    """
+    from shortstack.engine.load import load_model
+    from shortstack.families.open_model import dense_of
+
+    notes: list[str] = []
+    chosen = {"before": before}
+    if after is not None:
+        chosen["after"] = after
+    dense, note = dense_of(before, options.dense, progress)
+    if dense is not None:
+        chosen["dense"] = dense
+    elif note:
+        notes.append(f"{note}; it is not in the table")
+    rows = {}
+    for which, checkpoint in chosen.items():
+        model, _, place = load_model(
+            checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+        )
+        rows[which] = {"parameters": checkpoint.parameters(), "figures": held_out.measure(model, place)}
+        del model
+    return rows, notes

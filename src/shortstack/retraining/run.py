@@ -21,7 +21,7 @@ from shortstack.families.open_model import open_model
 from shortstack.retraining.hyperparameters import Hyperparameters
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
-from shortstack.retraining.run_folder import STREAM, Session
+from shortstack.retraining.run_folder import STREAM, Monitor, Session, step_of
 from shortstack.runtime.atomic_output import absolute, check_output, locked
 from shortstack.runtime.distributed import Process
 
@@ -134,8 +134,7 @@ class Run:
     def prepare(self, data: str | None, feed_from: OpenFeed | None, work: Path) -> None:
         """Read the data, count the steps, and find where to begin."""
         from shortstack.data.collators import Shares
-        from shortstack.retraining.monitor import check_trackers
-        from shortstack.retraining.placement import Place
+        from shortstack.retraining.placement import Place, check_trackers
 
         options, hyperparameters = self.options, self.hyperparameters
         check_trackers(options.report_to)
@@ -268,12 +267,10 @@ class Run:
 
     def train(self) -> None:
         """Train, or go on, to the last step; then the best or the last weights are in the model."""
-        from shortstack.retraining.monitor import Monitor
-        from shortstack.retraining.trainer import RetrainTrainer, steps_done
+        from shortstack.retraining.trainer import RetrainTrainer
 
         model, objective = self._loaded()
-        done = steps_done(self.resumed)
-        stream = {}
+        done, stream = step_of(self.resumed) if self.resumed is not None else 0, {}
         if self.resumed is not None and (self.resumed / STREAM).is_file():
             stream = read_json((self.resumed / STREAM).read_bytes())
         loader = self.feed.loader(self.shares, done, self.steps, stream, self.options.workers)
@@ -294,9 +291,9 @@ class Run:
             measure=lambda measured: self.held_out.measure(measured, self.place.device, self.process),
             keep_best=self.hyperparameters.keep == "best",
             rhythm=(options.log_every, options.eval_every, options.save_every),
+            stream=stream,
         )
         self.trainer.restore_best()
-        self.trainer.restore_stream(stream)
         self.trainer.guard.tokens = max((line.get("tokens", 0) for line in self.session.read_metrics()), default=0)
         with self.place.fast_products(self.checkpoint, self.session):
             if done < self.steps or self.place.is_sharded:

@@ -1,4 +1,4 @@
-"""The work folder of a run: which run it belongs to, its checkpoints, and which of them are complete.
+"""The work folder of a run (which run it belongs to, its checkpoints, which of them are complete), and its progress.
 
 `.NAME.shortstack-work/` lies beside the output. A checkpoint counts once `complete.json` stands in it, written last,
 after everything else was flushed, with the names and sizes of its files. What was being written when a process died
@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shortstack.common.formatting import seconds
 from shortstack.common.json_fields import differences
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.progress import Progress
@@ -25,6 +27,7 @@ COMPLETE = "complete.json"
 STREAM = "stream.json"
 _RUN = "run.json"
 _METRICS = "metrics.jsonl"
+_WARM_UP = 2  # steps that say nothing about speed
 _KEPT = 2  # the last checkpoints that stay, besides the best
 _NAME = re.compile(r"checkpoint-(\d+)")
 # Without these a run would go on with fresh state, and nobody would be told.
@@ -187,3 +190,63 @@ def step_of(checkpoint: Path) -> int:
 
 def _has(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
+
+
+@dataclass
+class Monitor:
+    """Speed and progress of a run.
+
+    Attributes:
+        total: steps in all.
+        flops_per_token: operations that training on one token takes.
+        peak_flops: what the device reaches in matrix products, per second; 0 where it was not measured.
+    """
+
+    progress: Progress
+    total: int
+    flops_per_token: float = 0.0
+    peak_flops: float = 0.0
+    _times: list[tuple[float, int, int]] = field(default_factory=list)
+
+    def step_done(self, step: int, tokens: int) -> None:
+        """Note that a step ended, having trained on `tokens` tokens over all processes."""
+        before = self._times[-1][2] if self._times else 0
+        self._times.append((time.perf_counter(), step, before + tokens))
+        if len(self._times) > 200:
+            del self._times[100]  # the first ones and the last ones say enough
+
+    def pause(self, started: float) -> None:
+        """Take the time of an evaluation or a save since `started` out of the speed."""
+        lost = time.perf_counter() - started
+        self._times = [(at + lost, step, tokens) for at, step, tokens in self._times]
+
+    def figures(self) -> dict[str, float]:
+        """tokens_per_second, share_of_peak, seconds_left, as far as they are known."""
+        first = min(_WARM_UP, len(self._times) - 1)
+        if first < 0 or len(self._times) - 1 <= first:
+            return {}
+        (began, first_step, first_tokens), (now, step, tokens) = self._times[first], self._times[-1]
+        elapsed = max(now - began, 1e-9)
+        speed = (tokens - first_tokens) / elapsed
+        found = {
+            "tokens_per_second": speed,
+            "seconds_left": (self.total - step) * elapsed / max(1, step - first_step),
+        }
+        if self.peak_flops and self.flops_per_token:
+            found["share_of_peak"] = speed * self.flops_per_token / self.peak_flops
+        return found
+
+    def say(self, record: dict[str, Any]) -> None:
+        """One line about a record of the metrics."""
+        parts = [f"step {record['step']}/{self.total}"]
+        for name, form in (("loss", "loss {:.4f}"), ("learning_rate", "lr {:.2e}"), ("kl", "kl {:.4f}"),
+                           ("nll", "nll {:.4f}"), ("hidden", "hidden {:.4f}"), ("validation", "validation {:.4f}"),
+                           ("tokens_per_second", "{:.0f} tokens/s"), ("share_of_peak", "{:.0%} of peak")):  # fmt: skip
+            if record.get(name) is not None:
+                parts.append(form.format(record[name]))
+        parts += [
+            f"{name.removeprefix('ppl:')} ppl {value:.2f}" for name, value in record.items() if name[:4] == "ppl:"
+        ]
+        if record.get("seconds_left") is not None:
+            parts.append(f"{seconds(record['seconds_left'])} left")
+        self.progress.say("  ".join(parts))

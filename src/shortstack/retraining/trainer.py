@@ -24,8 +24,7 @@ from shortstack.common.json_text import json_text, read_json
 from shortstack.data.collators import Batch, predicted_tokens
 from shortstack.errors import ShortstackError, first_line
 from shortstack.retraining.losses import Objective
-from shortstack.retraining.monitor import Monitor
-from shortstack.retraining.run_folder import STREAM, Session, step_of
+from shortstack.retraining.run_folder import STREAM, Monitor, Session
 
 TRAINED = "trained.safetensors"
 _BEST = "best.json"
@@ -45,6 +44,8 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         monitor: says how it goes.
         measure: figures on what is held out, by name; run by every process.
         keep_best: remember the saved step with the lowest validation loss.
+        rhythm: steps between two lines of progress, two evaluations and two saved checkpoints.
+        stream: where the data streams stood at the checkpoint that the run resumes from.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         measure: Callable[[Any], dict[str, float]],
         keep_best: bool,
         rhythm: tuple[int, int, int],
+        stream: dict[str, Any],
     ) -> None:
         self.session, self.monitor = session, monitor
         self.control: Any
@@ -68,7 +70,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True  # losses come divided by the number of predicted tokens
         self._objective, self._batches, self._measure = objective, loader, measure
         self._keep_best = keep_best
-        self._stream: dict[str, Any] = {}
+        self._stream = dict(stream)
         self._parts: dict[str, torch.Tensor] = {}
         self._tokens = 0
         self.best: dict[str, Any] = {}
@@ -191,10 +193,6 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         torch.distributed.all_gather_object(gathered, self._stream)
         return {lane: state for part in gathered for lane, state in part.items()}
 
-    def restore_stream(self, stream: dict[str, Any]) -> None:
-        """Where the lanes stood at the checkpoint that is gone on from."""
-        self._stream = dict(stream)
-
     def restore_best(self) -> None:
         """Which saved step was the best so far, and that its checkpoint is still there."""
         path = self.session.folder / _BEST
@@ -302,8 +300,3 @@ class _Guard(TrainerCallback):  # type: ignore[misc]
         """Means since they were last asked for."""
         losses, self._losses = self._losses, []
         return {name: math.fsum(step[name] for step in losses) / len(losses) for name in losses[0]} if losses else {}
-
-
-def steps_done(checkpoint: Path | None) -> int:
-    """Steps behind a checkpoint; 0 without one."""
-    return step_of(checkpoint) if checkpoint is not None else 0
