@@ -66,6 +66,39 @@ def test_an_error_comes_out_and_the_threads_end() -> None:
     assert torch.get_num_threads() == 4
 
 
+@pytest.mark.fault(108)
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 16, 17, 22, 48, 64, 96])
+def test_no_core_is_left_over(threads: int) -> None:
+    """Each worker has the same number of threads: which of them takes a batch changes no bit."""
+    found: set[int] = set()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        count = worker_count(CPU)
+        assert count <= 13
+        with workers(CPU) as side_by_side:
+            found.update(side_by_side(lambda _: torch.get_num_threads(), range(2 * count)))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found == {threads // count}
+    assert count * threads // count == threads
+    assert threads == 1 or threads == 17 or count >= 2
+
+
+@pytest.mark.fault(108)
+def test_a_containers_processors_are_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortstack.engine.workers.processors", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        assert worker_count(CPU) == 3  # a number that was set stands
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert worker_count(CPU) == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_one_core_and_a_gpu_need_no_threads() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -97,6 +97,7 @@ ROWS: dict[int, tuple[str, str]] = {
     97: ("adapters on fused experts, tied embeddings, of a newer PEFT", "folded exactly, or refused by name"),
     104: ("a system call or a path that only Linux has", "not needed: tests take away what macOS lacks"),
     107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
+    108: ("a container with less memory or fewer cores than its host", "its limits hold; all cores it may use are used"),
     111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.

@@ -15,6 +15,7 @@ from cyclopts import App, Group, Parameter
 from shortstack.common.formatting import plain
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.registry import COMMANDS, GROUPS
+from shortstack.runtime import cgroups
 from shortstack.runtime.distributed import Process
 
 _EVERYWHERE = Group("Options of every command", sort_key=10)
@@ -41,6 +42,7 @@ def run(argv: list[str]) -> int:
     from cyclopts import CycloptsError
 
     _quiet_libraries()
+    _respect_processor_quota()
     try:
         result = app.meta(argv, result_action="return_value", exit_on_error=False)
         if result is not None and Process.from_environment().leads:  # of several processes one speaks
@@ -134,3 +136,9 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars are asked for by name
+
+
+def _respect_processor_quota() -> None:
+    """torch counts the processors of the affinity; what a container's quota leaves of them must be said to it."""
+    if cgroups.processors() < cgroups.allowed_processors():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cgroups.processors()))

@@ -24,7 +24,7 @@ from shortstack.engine.load import experts_for
 from shortstack.engine.losses import head_gradient, head_nll, token_nll
 from shortstack.engine.stand_ins import BlockCall, Injector, Normed, Recorded, Recorder
 from shortstack.engine.weight_conversion import Conversion
-from shortstack.engine.workers import worker_count
+from shortstack.engine.workers import USUAL_COUNT, worker_count
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
 
@@ -119,7 +119,8 @@ class Skeleton:
         """How many of `total` windows one of several threads runs at a time: their activations share the cache."""
         if self.device.type != "cpu":
             return self.rows_at_a_time(ids_BT)
-        rows, count = max(1, self.tokens // 4 // ids_BT.shape[1]), worker_count(self.device)
+        count = worker_count(self.device)
+        rows = max(1, self.tokens // max(USUAL_COUNT, count) // ids_BT.shape[1])
         even = -(-total // count)  # a few windows are dealt out at once, so that no thread waits for another
         return even if count > 1 and even <= min(2 * rows, self.rows_at_a_time(ids_BT)) else rows
 

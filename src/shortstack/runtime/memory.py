@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.runtime import cgroups
+
 if TYPE_CHECKING:
     import torch
 
@@ -105,22 +107,27 @@ def _glibc() -> Any:
 
 
 def available_bytes(device: torch.device | None = None) -> int:
-    """Memory that can be taken now, on the host or on a CUDA device."""
+    """Memory that can be taken now, on the host or on a CUDA device; a container's limit counts."""
     if device is not None and device.type == "cuda":
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return installed_bytes() // 2
+    free, left = _free_on_machine(), cgroups.memory_left()
+    return free if left is None else min(free, left)
 
 
 def installed_bytes() -> int:
-    """The memory of the machine, whatever of it is free."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """The memory of the machine, or of the container where that has less, whatever of it is free."""
+    installed, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), cgroups.memory_limit()
+    return installed if limit is None else min(installed, limit)
+
+
+def _free_on_machine() -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return installed_bytes() // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -140,7 +140,7 @@ class ScoringRun:
 
     def _key(self, engine: Engine, windows: Sequence[Sequence[int]] | None) -> dict[str, Any]:
         """All that makes the scores to the last bit: a saved state with another key is not used."""
-        import torch
+        from shortstack.engine.workers import usable_threads
 
         return {
             "fingerprint": self.checkpoint.fingerprint,
@@ -150,7 +150,7 @@ class ScoringRun:
             "group": engine.group,
             "tokens": engine.tokens,
             "blocks": list(engine.candidates),
-            "threads": torch.get_num_threads(),
+            "threads": usable_threads(),
         }
 
     def _say_what_becomes_of(self, left: dict[str, Any], key: dict[str, Any]) -> None:
