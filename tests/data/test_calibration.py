@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortstack.data.calibration import draw_windows
-from shortstack.data.sources import Corpus
+from shortstack.data.chats import Chat, rendered
+from shortstack.data.sources import Corpus, read_corpus
 from shortstack.errors import ShortstackError
 from tests import pico
 
@@ -114,7 +117,8 @@ def test_given_windows_are_taken_as_they_stand() -> None:
 
 def test_chat_rows_go_through_the_template() -> None:
     tokenizer = pico.tokenizer()
-    chats = [[{"role": "user", "content": "a question " * 8}, {"role": "assistant", "content": "an answer " * 8}]] * 3
+    turns = [{"role": "user", "content": "a question " * 8}, {"role": "assistant", "content": "an answer " * 8}]
+    chats = [Chat(f"chats, line {number}", turns) for number in (1, 2, 3)]
     with pytest.raises(ShortstackError, match="rows are chats"):
         draw_windows(Corpus("chats", "", chats=chats), tokenizer)
     with pytest.raises(ShortstackError, match="no chat template"):
@@ -126,6 +130,28 @@ def test_chat_rows_go_through_the_template() -> None:
     assert all(any(window == whole[k : k + 40] for k in range(len(whole))) for window in drawn.windows)
     with pytest.raises(ShortstackError, match="no rows of messages"):
         draw_windows(corpus("text"), tokenizer, chat_template=True)
+
+
+@pytest.mark.fault(99)
+def test_a_template_that_refuses_a_chat_names_its_row(tmp_path: Path) -> None:
+    """As in training: one reader of chats serves both."""
+    tokenizer = pico.tokenizer()
+    tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    row = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ShortstackError, match=r"c\.jsonl, line 1: the chat template refuses these messages: no system"):
+        draw_windows(read_corpus(str(tmp_path / "c.jsonl"), role="calibration"), tokenizer, chat_template=True)
+
+
+@pytest.mark.fault(99)
+def test_chats_are_drawn_from_with_their_parts_joined_and_their_tools(tmp_path: Path) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.chat_template = "{{ tools | tojson }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    parts = [{"type": "text", "text": "an "}, {"type": "text", "text": "answer"}]
+    turns = [{"from": "human", "value": "a question"}, {"role": "assistant", "content": parts}]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"conversations": turns, "tools": [{"name": "t"}]}) + "\n")
+    (chat,) = read_corpus(str(tmp_path / "c.jsonl"), role="calibration").chats
+    assert rendered(chat, tokenizer) == '[{"name": "t"}]<user>a question<assistant>an answer'
 
 
 def test_bos_every_without_bos() -> None:

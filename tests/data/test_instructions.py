@@ -102,6 +102,10 @@ BROKEN = [
     ([{"instruction": "a", "output": "b"}, ["t"]], "line 2: expected an object, found list"),
     ([{"messages": [{"role": "user", "content": "a"}]}], "line 1: messages need a chat template"),
     ([{"messages": "hi"}], "line 1: messages is no list"),
+    ([{"instruction": "a", "output": "b", "input": ["c"]}], r"line 1: input is \['c'\], expected a string"),
+    ([{"question": "a", "answer": {"text": "b"}}], "line 1: answer is {'text': 'b'}, expected a string"),
+    ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "line 1: expected .* pairs of answers"),
+    ([{"prompt": ["a"], "completion": "b"}], r"line 1: prompt is \['a'\], expected a string"),
 ]
 
 
@@ -111,6 +115,107 @@ def test_a_broken_row_is_named(rows: list[Any], says: str, tokenizer: Any, tmp_p
     with pytest.raises(ShortstackError, match=rf"d\.jsonl, {says}") as error:
         read_instructions(data, tokenizer, cutoff=100)
     assert len(error.value.message.splitlines()) == 1
+
+
+ALPACA = {"instruction": "Name one.", "input": "of these", "output": "blue"}
+CONVENTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "alpaca": (ALPACA, ""),
+    "dolly": (
+        {"instruction": "Name one.", "context": "of these", "response": "blue", "category": "qa"},
+        "read: instruction (as instruction), context (as input), response (as output); not used: category",
+    ),
+    "question and answer": (
+        {"question": "Name one.", "input": "of these", "answer": "blue"},
+        "read: question (as instruction), input (as input), answer (as output)",
+    ),
+    "prompt and response": (
+        {"prompt": "Name one.", "input": "of these", "response": "blue", "system_prompt": "Be brief."},
+        "read: prompt (as instruction), input (as input), response (as output); not used: system_prompt",
+    ),
+}
+
+
+@pytest.mark.fault(99)
+@pytest.mark.parametrize("name", list(CONVENTIONS))
+def test_other_names_of_the_fields_mean_the_same(name: str, tokenizer: Any, tmp_path: Path) -> None:
+    row, form = CONVENTIONS[name]
+    expected = read_instructions(written(tmp_path / "a.jsonl", [ALPACA]), tokenizer, cutoff=1000)
+    data = written(tmp_path / "d.jsonl", [row])
+    found = read_instructions(data, tokenizer, cutoff=1000)
+    assert kind_of(data) == "instructions"
+    assert found.examples == expected.examples
+    assert found.form == form
+    assert form in found.to_text()
+
+
+@pytest.mark.fault(99)
+def test_prompt_and_completion_are_joined_as_they_stand(tokenizer: Any, tmp_path: Path) -> None:
+    data = written(tmp_path / "d.jsonl", [{"prompt": "Say it: ", "completion": "it"}])
+    found = read_instructions(data, tokenizer, cutoff=1000)
+    assert tokenizer.decode(found.examples[0].ids) == "<s>Say it: it</s>"
+    assert trained_text(tokenizer, found.examples[0]) == "it</s>"
+    assert "prompt and completion joined as they stand" in found.to_text()
+
+
+@pytest.mark.fault(99)
+def test_rows_without_an_answer_are_counted_and_reported(tmp_path: Path) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.chat_template = CHAT
+    asked = {"role": "user", "content": "hi"}
+    rows = [
+        {"instruction": "a", "output": "b"},
+        {"instruction": "a", "output": ""},
+        {"instruction": "a", "output": " \n"},
+        {"messages": [asked]},
+        {"messages": []},
+        {"messages": [asked, {"role": "assistant", "content": None}]},
+    ]
+    found = read_instructions(written(tmp_path / "d.jsonl", rows), tokenizer, cutoff=1000)
+    assert [trained_text(tokenizer, example) for example in found.examples] == ["b</s>"]
+    assert (found.rows, found.unanswered, found.empty) == (6, 5, 0)
+    assert "5 rows left out: their answer is empty, or there is none" in found.to_text()
+    with pytest.raises(ShortstackError, match="none of its 5 rows has an answer"):
+        read_instructions(written(tmp_path / "e.jsonl", rows[1:]), tokenizer, cutoff=1000)
+
+
+@pytest.mark.fault(99)
+def test_tools_that_a_template_does_not_show_are_reported(tmp_path: Path) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.chat_template = CHAT
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    data = written(tmp_path / "d.jsonl", [{"messages": turns, "tools": [{"name": "t"}], "id": 1}])
+    assert "read as chats: messages; not used: tools, id" in read_instructions(data, tokenizer, cutoff=1000).to_text()
+    tokenizer.chat_template = "{{ tools | tojson }}" + CHAT
+    assert "not used: id" in read_instructions(data, tokenizer, cutoff=1000).to_text()
+
+
+@pytest.mark.fault(39, 100)
+def test_a_token_beyond_the_embedding_is_refused_by_row(tmp_path: Path) -> None:
+    tokenizer = pico.tokenizer()
+    rows = pico.VOCABULARY
+    tokenizer.add_tokens(["<mine>", "<yours>"])
+    data = written(
+        tmp_path / "d.jsonl", [{"instruction": "a", "output": "b"}, {"instruction": "a", "output": "<yours>"}]
+    )
+    read_instructions(data, tokenizer, cutoff=1000)
+    with pytest.raises(ShortstackError, match=rf"d\.jsonl, line 2: <yours> is token 260, .* {rows} rows") as error:
+        read_instructions(data, tokenizer, cutoff=1000, embedding_rows=rows)
+    assert "resize the embedding" in error.value.hint
+
+
+@pytest.mark.fault(100)
+def test_a_padding_token_beyond_the_embedding_is_never_looked_up(tmp_path: Path) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<padding>"})
+    rows = [{"instruction": "a", "output": "b" * n} for n in range(1, 9)]
+    feed = open_feed(
+        written(tmp_path / "d.jsonl", rows), tokenizer, seq_len=400, seed=1, validation=2, isolated=True,
+        group_by_length=False, progress=Progress(quiet=True), embedding_rows=tokenizer.pad_token_id,
+    )  # fmt: skip
+    assert isinstance(feed, ExampleFeed)
+    assert (
+        max(int(batch["input_ids"].max()) for batch in [*feed.held_out, feed.make(feed.items)]) < tokenizer.pad_token_id
+    )
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tmp_path: Path) -> None:

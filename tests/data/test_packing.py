@@ -229,6 +229,46 @@ def test_text_that_is_all_blank_ends_with_an_error_not_a_loop(tokenizer: Any, tm
         windows(packing_of(path, tokenizer), Shares(1, 1), 1)
 
 
+PLACES = [
+    ("t.jsonl", '{"text": "fine"}\n\n{"text": "a <mine> b"}\n', r"t\.jsonl, line 3"),
+    ("t.jsonl", '{"text": "fine"}\n{"text": "' + "long " * 300 + '<mine>"}\n', r"t\.jsonl, line 2"),
+    ("t.json", '[{"text": "fine"}, {"text": "a <mine> b"}]', r"t\.json, row 2"),
+    ("t.txt", "fine <mine>", r"t\.txt, at its end"),
+    ("t.txt", "<mine> " + "long " * 300, r"t\.txt, before byte \d+"),
+]
+
+
+@pytest.mark.fault(39, 100)
+@pytest.mark.parametrize(("name", "content", "place"), PLACES)
+def test_a_token_beyond_the_embedding_is_refused_before_a_step(
+    name: str, content: str, place: str, tmp_path: Path
+) -> None:
+    tokenizer = pico.tokenizer()
+    tokenizer.add_tokens(["<there is a row for this one>", "<mine>"])
+    (tmp_path / name).write_text(content)
+    opened = {
+        "seq_len": LENGTH, "seed": 0, "validation": 0, "isolated": True, "group_by_length": False,
+        "progress": Progress(quiet=True),
+    }  # fmt: skip
+    message = f"{place}: <mine> is token 260, but the embedding has 260 rows"
+    with pytest.raises(ShortstackError, match=message):
+        open_feed(str(tmp_path / name), tokenizer, embedding_rows=pico.VOCABULARY, **opened)
+    packing = Packing(open_texts(str(tmp_path / name)), Encoder(tokenizer, pico.VOCABULARY), LENGTH, 0)
+    with pytest.raises(ShortstackError, match=message):  # of a source that is too large to be read beforehand
+        windows(packing, Shares(1, 1), 50)
+    open_feed(str(tmp_path / name), tokenizer, **opened)
+
+
+@pytest.mark.fault(41)
+def test_blank_text_is_called_so(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "", "content": "x"}\n')
+    with pytest.raises(ShortstackError, match="no usable text"):
+        open_feed(
+            str(tmp_path / "t.jsonl"), tokenizer, seq_len=LENGTH, seed=0, validation=None, isolated=True,
+            group_by_length=False, progress=Progress(quiet=True),
+        )  # fmt: skip
+
+
 def test_epochs_of_what_is_too_large_to_count(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing_module, "_COUNTED", 100)
     feed = open_feed(

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from shortstack.data.compression import open_rows
-from shortstack.data.sources import read_corpus
+from shortstack.data.instructions import read_instructions
+from shortstack.data.sources import file_rows, read_corpus
+from shortstack.data.text_stream import open_texts
 from shortstack.errors import ShortstackError
+from shortstack.evaluation.prompts import GenerationRequest
+from tests import pico
 
 
 def read(path: Path) -> list[str]:
@@ -36,6 +40,9 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "x.parquet")
     assert read(tmp_path / "x.parquet") == ["one", "two"]
+    rows = [{"call": {"a": 1}, "text": "x"}, {"call": {"b": 2}, "text": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "z.parquet")
+    assert [row for _, row in file_rows(tmp_path / "z.parquet")] == rows  # without the nulls that columns add inside
     (tmp_path / "y.parquet").write_bytes(b"not parquet at all")
     with pytest.raises(ShortstackError, match=r"y\.parquet: not a parquet file"):
         read(tmp_path / "y.parquet")
@@ -64,7 +71,11 @@ def test_input_ids_and_messages(tmp_path: Path) -> None:
         ),
         ("x.jsonl", b"[1]", r"line 1: expected an object, found list"),
         ("x.jsonl", b'{"input_ids": [1, -2]}', r"line 1: input_ids must be whole numbers >= 0"),
-        ("x.json", b'{"text": "a"}', "expected a JSON list"),
+        ("x.json", b'{"text": "a"}', r"expected a JSON list of rows, found one object \(keys: text\)"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": null}', "x.jsonl, line 2: text is null, expected a string"),
+        ("x.jsonl", b'{"text": 5}', "x.jsonl, line 1: text is 5, expected a string"),
+        ("x.jsonl", b'{"text": "a"}\n\0\0\0', "x.jsonl, line 2: NUL bytes"),
+        ("x.jsonl", b'{"text": "a", "text": "b"}', "x.jsonl, line 1: not valid JSON: duplicate key text"),
         ("x.doc", b"abc", "unknown kind of file"),
     ],
 )
@@ -73,6 +84,45 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> N
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ShortstackError, match=message):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ('{"version": "1", "data": [{"text": "a"}]}', "jq .data x.json"),
+        ('{"text": {"0": "a", "1": "b"}}', "orient='records'"),
+        ('{"text": "a"}', "name the file .jsonl"),
+    ],
+)
+def test_an_object_in_place_of_rows_is_refused_with_a_way_on(tmp_path: Path, content: str, hint: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ShortstackError, match="found one object") as error:
+        read(tmp_path / "x.json")
+    assert hint in error.value.hint
+
+
+_ROW = '{"text": "%s", "instruction": "a", "output": "b"}\n'
+HALF = _ROW % "a pair \\ud83d\\ude00" + _ROW % "half \\ud83d of one"
+
+
+@pytest.mark.fault(101)
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_half_a_character_is_refused_by_line(tmp_path: Path, name: str) -> None:
+    """JSON may hold it, text may not: tokenizers raise a TypeError for it."""
+    file = tmp_path / name
+    file.write_text(HALF if name == "x.jsonl" else f"[{HALF.strip().replace(chr(10), ',')}]")
+    place = "line 2" if name == "x.jsonl" else "row 2"
+    message = rf"{name}, {place}: half of a character \(\\ud83d, a lone surrogate\)"
+    for reader in (
+        read,
+        lambda path: list(open_texts(str(path)).pieces(1000)),
+        lambda path: read_instructions(str(path), pico.tokenizer(), cutoff=100),
+        lambda path: GenerationRequest.read(path),
+    ):
+        with pytest.raises(ShortstackError, match=message):
+            reader(file)
+    file.write_text(HALF.splitlines()[0] if name == "x.jsonl" else f"[{HALF.splitlines()[0]}]")
+    assert read(file) == ["a pair \U0001f600"]
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ class Checkpoint:
         """The longest sequence that the model takes, or None where the config does not limit it."""
         return structure.max_positions(self.config, self.anatomy.family)
 
+    @property
+    def embedding_rows(self) -> int:
+        """Rows of the token embedding: token ids below this exist."""
+        return self.tensors[self.anatomy.embedding].shape[0]
+
     def kv_bytes_per_token(self, depth: int | None = None) -> int | None:
         """Bytes of key-value cache per token in 16 bit, at this depth or another; None where it is not known."""
         text = self.anatomy.family.text(self.config)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
+from shortstack.data.chats import rendered
 from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError
 
@@ -188,7 +189,7 @@ def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template:
         raise ShortstackError(f"{corpus.source}: no rows of messages for --chat-template", hint="leave the option out")
     if not tokenizer.chat_template:
         raise ShortstackError("--chat-template: the tokenizer has no chat template", hint="give plain text instead")
-    return [str(tokenizer.apply_chat_template(messages, tokenize=False)) for messages in corpus.chats]
+    return [rendered(chat, tokenizer) for chat in corpus.chats]
 
 
 def _published(

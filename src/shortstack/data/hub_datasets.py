@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from shortstack.checkpoint.hub import asked, looks_like_a_path, parse_hub_id
+from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
-    from shortstack.data.sources import Role
+    from shortstack.data.files import Role
 
 _PARQUET = "refs/convert/parquet"  # the hub's own conversion of sets that were published as a script
 
@@ -48,20 +49,20 @@ NAMED_SETS = {
     "bookcorpus": HubSet("bookcorpus/bookcorpus", "plain_text/train/*.parquet", "plain_text/train/*.parquet", _PARQUET),
     "alpaca-cleaned": HubSet("yahma/alpaca-cleaned", "*.json", "*.json"),
 }
-_SPLITS: dict[str, tuple[str, ...]] = {"evaluation": ("test", "validation", "valid", "dev"), "": ("train",)}
 
 
-def hub_files(source: str, *, role: Role) -> Sequence[Path]:
+def hub_files(source: str, *, role: Role, progress: Progress | None = None) -> Sequence[Path]:
     """The files of a set on the hub; each is downloaded when it is first asked for, and found in the cache after that.
 
     Args:
         source: a published name (`NAMED_SETS`) or a hub id with an optional `@revision`.
         role: what they are for: the part of the set that goes with it.
+        progress: reports which files of a set that is not a published one are read, and which are skipped.
 
     Raises:
         ShortstackError: no such set, what the hub answered, or nothing in it that can be read.
     """
-    from shortstack.data.sources import SUFFIXES, suffix_of
+    from shortstack.data.files import SUFFIXES, files_for
 
     known = NAMED_SETS.get(source)
     if known is not None:
@@ -72,7 +73,7 @@ def hub_files(source: str, *, role: Role) -> Sequence[Path]:
     if known is not None:
         chosen = fnmatch.filter(names, known.evaluation if role == "evaluation" else known.training)
     else:
-        chosen = _of_split([name for name in names if suffix_of(Path(name)) in SUFFIXES], role)
+        chosen = files_for(source, names, role, progress)
     if not chosen:
         raise ShortstackError(
             f"{source}: the hub's set has no file that can be read here", hint=f"expected {' '.join(SUFFIXES)}"
@@ -118,7 +119,7 @@ def hub_set_id(source: str) -> tuple[str, str | None]:
     Raises:
         ShortstackError: it is no hub id, so it was meant as a path, and nothing is there.
     """
-    from shortstack.data.sources import SUFFIXES, suffix_of
+    from shortstack.data.files import SUFFIXES, suffix_of
 
     found = parse_hub_id(source)
     if found is None or "/" not in found[0] or looks_like_a_path(source) or suffix_of(Path(source)) in SUFFIXES:
@@ -138,12 +139,3 @@ def _file_names(source: str, repository: str, revision: str | None) -> list[str]
             return [str(path.relative_to(cached)) for path in Path(cached).rglob("*") if path.is_file()]
     listing = functools.partial(HfApi().list_repo_files, repository, repo_type="dataset", revision=revision)
     return list(asked(source, listing, what="data set"))
-
-
-def _of_split(names: list[str], role: Role) -> list[str]:
-    """The files whose names say that they are of the split that goes with the role; all, where none says so."""
-    for split in _SPLITS["evaluation" if role == "evaluation" else ""]:
-        found = [name for name in names if split in Path(name).name or f"/{split}/" in f"/{name}"]
-        if found:
-            return found
-    return names

@@ -1,27 +1,38 @@
 """Rows -> examples: instructions and chats with the loss on the response alone, windows of token ids as they stand.
 
-What the rows hold decides what a source is: `instruction`/`input`/`output` or `messages` are examples, one a row; rows
-of text and text files are packed into windows (`packing.py`).
+What the rows hold decides what a source is: instruction, input and output under one of their names, prompt and
+completion, or chats are examples, one a row; rows of text and text files are packed into windows (`packing.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.common.json_text import json_text
-from shortstack.data.sources import TEXT_SUFFIXES, file_rows, row_text, source_files, suffix_of
+from shortstack.common.progress import Progress
+from shortstack.data.answers import IGNORED, labelled, labelled_chat
+from shortstack.data.chats import CHAT_FIELDS, chat_of, is_chat, rendered
+from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
+from shortstack.data.sources import file_rows, row_text
+from shortstack.data.tokenizer import check_ids
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label of a token that is not predicted, as torch's cross entropy has it
+__all__ = ["IGNORED", "Example", "ExampleSet", "kind_of", "read_instructions", "split_off"]
 
 RowKind = Literal["instructions", "text"]
+
+# The names that sets give to what is asked, what is given with it, and what is answered; Alpaca's first.
+_ASKED = ("instruction", "question", "query", "prompt")
+_GIVEN = ("input", "context")
+_ANSWERED = ("output", "response", "answer", "completion")
+_ALPACA = (_ASKED[0], _GIVEN[0], _ANSWERED[0])
 
 # The Alpaca prompt (tatsu-lab/stanford_alpaca, Apache-2.0), which the published models were trained and are prompted with.
 _PROMPT_WITH_INPUT = (
@@ -63,7 +74,9 @@ class ExampleSet:
         source: what the user called them.
         sha256: of the rows as they were read.
         truncated: how many were longer than the cutoff.
-        empty: how many were left out, because nothing of their response lies within the cutoff.
+        empty: how many were skipped, because nothing of their response lies within the cutoff.
+        unanswered: how many were skipped, because their answer is empty or they have none.
+        form: how the first row was read, where that is not plain.
     """
 
     examples: list[Example] = field(repr=False)
@@ -71,6 +84,13 @@ class ExampleSet:
     sha256: str
     truncated: int = 0
     empty: int = 0
+    unanswered: int = 0
+    form: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read, with those that were skipped."""
+        return len(self.examples) + self.empty + self.unanswered
 
     @property
     def tokens(self) -> int:
@@ -84,18 +104,21 @@ class ExampleSet:
 
     def described(self) -> dict[str, Any]:
         """What a record says about the data."""
-        return {"source": self.source, "sha256": self.sha256, "rows": len(self.examples) + self.empty}
+        return {"source": self.source, "sha256": self.sha256, "rows": self.rows}
 
     def to_text(self) -> str:
         """What to know before training on them."""
-        rows = len(self.examples) + self.empty
         masked = 1 - self.predicted / max(1, self.tokens)
         lines = [
-            f"{self.source}: {rows} rows, {self.tokens} tokens; {self.truncated / rows:.1%} of the rows truncated, "
-            f"{masked:.1%} of the tokens masked (prompts)"
+            f"{self.source}: {self.rows} rows, {self.tokens} tokens; {self.truncated / self.rows:.1%} of the rows "
+            f"truncated, {masked:.1%} of the tokens masked (prompts)"
         ]
+        if self.form:
+            lines.append(f"{self.source}: {self.form}")
         if self.empty:
             lines.append(f"{self.source}: {self.empty} rows left out: nothing of their response is within the cutoff")
+        if self.unanswered:
+            lines.append(f"{self.source}: {self.unanswered} rows left out: their answer is empty, or there is none")
         return "\n".join(lines)
 
 
@@ -115,35 +138,53 @@ def kind_of(source: str) -> RowKind:
     raise ShortstackError(f"{file}: no rows", hint="give a source that holds rows")
 
 
-def read_instructions(source: str, tokenizer: PreTrainedTokenizerBase, *, cutoff: int) -> ExampleSet:
+def read_instructions(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cutoff: int,
+    embedding_rows: int | None = None,
+    progress: Progress | None = None,
+) -> ExampleSet:
     """Tokenize every row of a source, with the loss on the response alone.
 
     Args:
         source: a file, a folder or a hub set of rows with `instruction` (`input`) `output`, or with `messages`.
         tokenizer: of the model that is trained.
         cutoff: tokens after which a row is cut off.
+        embedding_rows: of the model: larger token ids are refused.
+        progress: reports which files of a folder are read.
 
     Raises:
-        ShortstackError: a row is of another kind (names file and row), or no row has a response within the cutoff.
+        ShortstackError: a row is of another kind or holds a token that the model has no embedding for (names file and
+            row), or no row has a response within the cutoff.
     """
     examples: list[Example] = []
     digest = hashlib.sha256()
-    truncated = empty = 0
-    for file in source_files(source, role="training"):
-        for place, row in file_rows(Path(file)):
-            digest.update(json_text(row, sort_keys=True, default=str).encode())
-            example, was_cut = _example(f"{file}, {place}", _as_object(file, place, row), tokenizer, cutoff)
-            truncated += was_cut
+    truncated = empty = unanswered = 0
+    form = ""
+    for file in source_files(source, role="training", progress=progress):
+        for place, found in file_rows(Path(file)):
+            digest.update(json_text(found, sort_keys=True, default=str).encode())
+            where, row = f"{file}, {place}", _as_object(file, place, found)
+            form = form or (_form(where, row, tokenizer) if not examples else "")
+            ids, labels = _labelled(where, row, tokenizer, cutoff)
+            check_ids(tokenizer, ids, embedding_rows, where)
+            example = Example(ids[:cutoff], labels[:cutoff])
+            truncated += len(ids) > cutoff
             if example.predicted:
                 examples.append(example)
-            else:
+            elif any(label != IGNORED for label in labels):
                 empty += 1
+            else:
+                unanswered += 1
     if not examples:
+        why = f"has a token of its response within the cutoff of {cutoff} tokens" if empty else "has an answer"
         raise ShortstackError(
-            f"{source}: none of its {empty} rows has a token of its response within the cutoff of {cutoff} tokens",
-            hint="a larger --cutoff, or other data",
+            f"{source}: none of its {empty + unanswered} rows {why}",
+            hint="a larger --cutoff, or other data" if empty else "give other data",
         )
-    return ExampleSet(examples, source, digest.hexdigest(), truncated, empty)
+    return ExampleSet(examples, source, digest.hexdigest(), truncated, empty, unanswered, form)
 
 
 def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
@@ -165,75 +206,88 @@ def _as_object(file: Path, place: str, row: Any) -> Mapping[str, Any]:
         raise ShortstackError(f"{file}, {place}: expected an object, found {type(row).__name__}")
     if not _is_instruction(row) and row_text(row) is None and not isinstance(row.get("input_ids"), list):
         found = ", ".join(map(str, row)) or "nothing"
+        pairs = " (these are pairs of answers: write the chosen ones as messages)" if "chosen" in row else ""
         raise ShortstackError(
-            f"{file}, {place}: expected instruction and output, messages, or text (found: {found})",
+            f"{file}, {place}: expected instruction and output, messages, or text (found: {found}){pairs}",
             hint="rename the fields, or give other data",
         )
     return row
 
 
 def _is_instruction(row: Mapping[str, Any]) -> bool:
-    return "instruction" in row or "messages" in row
+    if is_chat(row) or "instruction" in row:
+        return True
+    return row_text(dict(row)) is None and _fields(row) is not None
 
 
-def _example(
-    place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cutoff: int
-) -> tuple[Example, bool]:
-    if "messages" in row:
-        ids, labels = _chat(place, row["messages"], tokenizer)
-    elif "instruction" in row:
-        ids, labels = _instruction(place, row, tokenizer, cutoff)
+def _fields(row: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """(names of a row's instruction, input and output), whichever of their names it has; None where it has none."""
+    asked = next((name for name in _ASKED if row.get(name) is not None), None)
+    asked = asked or next((name for name in _ASKED if name in row), None)
+    answered = next((name for name in _ANSWERED if name in row), None)
+    if asked is None or (answered is None and asked != _ASKED[0]):
+        return None
+    return asked, next((name for name in _GIVEN if name in row), _GIVEN[0]), answered or _ANSWERED[0]
+
+
+def _form(place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """How a row is read, where its fields have other names than Alpaca's or are more than are used."""
+    if is_chat(row):
+        used = [name for name in (*CHAT_FIELDS, "prompt", "completion") if row.get(name) is not None]
+        used = used[:1] if used[0] in CHAT_FIELDS else used
+        chat = chat_of(place, row)
+        shown = chat.tools is None or rendered(chat, tokenizer) != rendered(replace(chat, tools=None), tokenizer)
+        unused = [name for name in row if name not in (*used, *(["tools"] if shown else []), "system")]
+        return f"read as chats: {', '.join(used)}; not used: {', '.join(unused)}" if unused else ""
+    names = _fields(row)
+    if names is None:
+        return ""
+    unused = [name for name in row if name not in names]
+    if names == ("prompt", names[1], "completion"):
+        read = "prompt and completion joined as they stand"
     else:
+        read = ", ".join(f"{name} (as {known})" for name, known in zip(names, _ALPACA, strict=True) if name in row)
+    plain = names == _ALPACA and not unused
+    return "" if plain else f"read: {read}" + (f"; not used: {', '.join(unused)}" if unused else "")
+
+
+def _labelled(
+    place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cutoff: int
+) -> tuple[list[int], list[int]]:
+    """(token ids, labels) of a row; nothing, or no labels, where it has no answer."""
+    if is_chat(row):
+        return labelled_chat(chat_of(place, row), tokenizer)
+    names = _fields(row) if _is_instruction(row) else None
+    if names is None:
         raise ShortstackError(f"{place}: a row of text among rows of instructions", hint="keep one kind per source")
-    return Example(ids[:cutoff], labels[:cutoff]), len(ids) > cutoff
+    return _instruction(place, row, names, tokenizer, cutoff)
 
 
 def _instruction(
-    place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cutoff: int
+    place: str, row: Mapping[str, Any], names: tuple[str, str, str], tokenizer: PreTrainedTokenizerBase, cutoff: int
 ) -> tuple[list[int], list[int]]:
-    """Prompt, response, and the end of text where that fits: tokenized together, masked by the prompt's own length."""
-    for key in ("instruction", "output"):
-        if not isinstance(row.get(key), str):
-            raise ShortstackError(f"{place}: {key} is {row.get(key)!r:.60}, expected a string", hint="correct the row")
-    template = _PROMPT_WITH_INPUT if row.get("input") else _PROMPT
-    prompt = template.format_map({"instruction": row["instruction"], "input": row.get("input", "")})
-    ids = _encoded(tokenizer, prompt + row["output"])
-    masked = len(_encoded(tokenizer, prompt))
-    if len(ids) < cutoff and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-        ids.append(int(tokenizer.eos_token_id))
-    return ids, [IGNORED] * min(masked, len(ids)) + ids[masked:]
+    """Prompt, response, and the end of text where that fits, tokenized together."""
+    asked, given, answered = names
+    for name in (asked, answered, *([given] if row.get(given) else [])):
+        if not isinstance(row.get(name), str):
+            raise ShortstackError(
+                f"{place}: {name} is {row.get(name)!r:.60}, expected a string", hint="correct the row"
+            )
+    if (asked, answered) == ("prompt", "completion"):
+        prompt = str(row[asked])
+    else:
+        template = _PROMPT_WITH_INPUT if row.get(given) else _PROMPT
+        prompt = template.format_map({"instruction": row[asked], "input": row.get(given)})
+    text = prompt + row[answered]
+    spans = [(len(prompt), text)] if row[answered].strip() else []
+    ids, labels = labelled(text, spans, lambda part: _encoded(tokenizer, part))
+    eos = tokenizer.eos_token_id
+    if spans and len(ids) < cutoff and eos is not None and ids[-1:] != [eos]:
+        ids, labels = [*ids, int(eos)], [*labels, int(eos)]
+    return ids, labels
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids = list(tokenizer(text, verbose=False)["input_ids"])
     # Some tokenizers end every text themselves; a prompt goes on.
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def _chat(place: str, messages: Any, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The chat through the tokenizer's template; the loss on what the assistant says, its end of turn included."""
-    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
-        raise ShortstackError(f"{place}: messages is no list of objects", hint="correct the row")
-    if not getattr(tokenizer, "chat_template", None):
-        raise ShortstackError(f"{place}: messages need a chat template, and the tokenizer has none")
-
-    def rendered(turns: Sequence[Any], *, prompt: bool) -> list[int]:
-        try:
-            text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt)
-        except Exception as error:  # templates raise what they like
-            raise ShortstackError(f"{place}: the chat template refuses these messages: {error}") from None
-        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    ids = rendered(messages, prompt=False)
-    labels = [IGNORED] * len(ids)
-    for number, turn in enumerate(messages):
-        if turn.get("role") != "assistant":
-            continue
-        before, after = rendered(messages[:number], prompt=True), rendered(messages[: number + 1], prompt=False)
-        if ids[: len(before)] != before or ids[: len(after)] != after:
-            raise ShortstackError(
-                f"{place}: the chat template renders earlier turns differently once there are later ones",
-                hint="keep one answer per row",
-            )
-        labels[len(before) : len(after)] = ids[len(before) : len(after)]
-    return ids, labels

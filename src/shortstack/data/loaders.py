@@ -16,7 +16,7 @@ from shortstack.data.collators import Batch, Examples, Order, Shares, StepSample
 from shortstack.data.instructions import kind_of, read_instructions, split_off
 from shortstack.data.packing import Encoder, PackedStream, Packing
 from shortstack.data.text_stream import open_texts
-from shortstack.errors import UsageError
+from shortstack.errors import ShortstackError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -146,17 +146,31 @@ def open_feed(
     isolated: bool,
     group_by_length: bool,
     progress: Progress,
+    embedding_rows: int | None = None,
 ) -> ExampleFeed | StreamFeed:
     """What a SOURCE holds, as a feed: instructions and chats as examples, text as packed windows.
+
+    Args:
+        source: a file, a folder, a hub set, or `embedded`.
+        tokenizer: of the model.
+        seq_len: tokens per window, or after which a row is cut off.
+        seed: of the split and the shuffling.
+        validation: rows or windows that are never trained on; by default some.
+        isolated: attention stays within a document.
+        group_by_length: rows of like length share a batch.
+        progress: reports what was read and what was skipped.
+        embedding_rows: of the model: a row with a larger token id is refused.
 
     Raises:
         ShortstackError: nothing there, a broken row, or too little to hold anything out.
     """
     if kind_of(source) == "text":
-        return _text_feed(source, tokenizer, seq_len, seed, validation, isolated, progress)
-    found = read_instructions(source, tokenizer, cutoff=seq_len)
+        encoder = Encoder(tokenizer, embedding_rows)
+        return _text_feed(source, encoder, seq_len, seed, validation, isolated, progress)
+    found = read_instructions(source, tokenizer, cutoff=seq_len, embedding_rows=embedding_rows, progress=progress)
     progress.say(found.to_text())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    pad = pad if embedding_rows is None or pad < embedding_rows else 0  # padding is masked: any token will do
     make = functools.partial(collated, pad=pad)  # no closure: processes that are started afresh (macOS) are sent it
     chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), validation), seed)
     progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
@@ -187,7 +201,7 @@ def in_batches(items: Sequence[Any], make: Callable[[Sequence[Any]], Batch]) -> 
 
 def _text_feed(
     source: str,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     seq_len: int,
     seed: int,
     validation: int | None,
@@ -195,9 +209,8 @@ def _text_feed(
     progress: Progress,
 ) -> StreamFeed:
     asked = _HELD_OUT_WINDOWS if validation is None else validation
-    packing, windows = Packing(open_texts(source), Encoder(tokenizer), seq_len, seed, isolated=isolated).holding_out(
-        asked
-    )
+    texts = open_texts(source, progress=progress)
+    packing, windows = Packing(texts, encoder, seq_len, seed, isolated=isolated).holding_out(asked)
     held_out = in_batches(windows, _stacked)
     counted = packing.count_tokens()
     tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"
@@ -205,6 +218,8 @@ def _text_feed(
     if asked and not windows:
         progress.say(f"{source}: too little text to hold any out: nothing is validated")
     feed = StreamFeed(packing, held_out, packing.source.described(), counted)
+    if counted == 0 and not windows:
+        raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
     if counted == 0:
         raise UsageError(f"{source}: nothing is left to train on", hint="--validation 0, or more text")
     return feed

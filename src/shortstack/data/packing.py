@@ -19,7 +19,8 @@ import torch
 
 from shortstack.data.collators import Batch, Shares
 from shortstack.data.instructions import IGNORED
-from shortstack.data.text_stream import START, TextSource
+from shortstack.data.text_stream import START, Place, TextSource
+from shortstack.data.tokenizer import check_ids
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -33,10 +34,16 @@ _COUNTED = 64 << 20  # bytes of text that are tokenized whole to learn how many 
 
 
 class Encoder:
-    """Pieces -> token ids: BOS in front where the tokenizer puts one, end of text behind a document."""
+    """Pieces -> token ids: BOS in front where the tokenizer puts one, end of text behind a document.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: of the model.
+        embedding_rows: of the model: larger ids are refused.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, embedding_rows: int | None = None) -> None:
         self._tokenizer = tokenizer
+        self._rows = embedding_rows
         bos = tokenizer.bos_token_id
         puts_bos = bos is not None and list(tokenizer("a", verbose=False)["input_ids"])[:1] == [bos]
         self._before = [int(bos)] if puts_bos and bos is not None else []
@@ -46,6 +53,11 @@ class Encoder:
         """The ids of one piece."""
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [*self._before, *ids, *(self._after if ends else [])]
+
+    def check(self, ids: list[int], source: TextSource, after: Place) -> None:
+        """Refuse a piece with a token that the model has no embedding for."""
+        if self._rows is not None and max(ids, default=-1) >= self._rows:
+            check_ids(self._tokenizer, ids, self._rows, source.where(after))
 
 
 @dataclass(frozen=True)
@@ -83,12 +95,12 @@ class Packing:
         lane = _Lane(0)
         found: list[Batch] = []
         last = 0
-        for number, (_, text, ends) in enumerate(self.source.pieces(self.characters)):
+        for number, (after, text, ends) in enumerate(self.source.pieces(self.characters)):
             if len(found) >= windows:
                 break
             if everywhere.is_held_out(number):
                 last = number + 1
-                lane.add(number, self.encode(text, ends), ())
+                lane.add(number, self.encoded(after, text, ends), ())
             while lane.tokens >= self.seq_len and len(found) < windows:
                 found.append(self.window(*lane.take(self.seq_len)))
         return replace(self, held_out_before=last), found
@@ -98,7 +110,17 @@ class Packing:
         if self.source.nbytes is None or self.source.nbytes > _COUNTED:
             return None
         pieces = enumerate(self.source.pieces(self.characters))
-        return sum(len(self.encode(text, ends)) for n, (_, text, ends) in pieces if not self.is_held_out(n))
+        return sum(len(self.encoded(*piece)) for n, piece in pieces if not self.is_held_out(n))
+
+    def encoded(self, after: Place, text: str, ends: bool) -> list[int]:
+        """The ids of one piece of the source.
+
+        Raises:
+            ShortstackError: the model has no embedding for one of them (names file and row).
+        """
+        ids = self.encode(text, ends)
+        self.encode.check(ids, self.source, after)
+        return ids
 
     def window(self, ids: list[int], starts: list[int]) -> Batch:
         """One window: input_ids, position_ids, targets, [T]; `starts` are the places where a document begins."""
@@ -183,10 +205,10 @@ class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         for lane in chosen:
             # One token more than a window: so that where it stands next is known.
             while lane.tokens <= self._packing.seq_len:
-                piece, text, ends, group = next(reader)
+                piece, (after, text, ends), group = next(reader)
                 owner = lanes.get(piece % self._shares.batch)
                 if owner is not None and piece >= owner.next_piece:
-                    owner.add(piece, self._packing.encode(text, ends), group)
+                    owner.add(piece, self._packing.encoded(after, text, ends), group)
             windows.append(self._packing.window(*lane.take(self._packing.seq_len)))
         batch: Batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
         batch["stream"] = {str(lane.number): lane.state() for lane in chosen}
@@ -196,8 +218,8 @@ class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         saved = self._state.get(str(number))
         return _Lane(number, saved["piece"], saved["offset"]) if saved else _Lane(number)
 
-    def _reader(self, lanes: dict[int, _Lane]) -> Iterator[tuple[int, str, bool, tuple[Any, ...]]]:
-        """(number, text, whether its document ends, its group) of pieces, from the earliest group that a lane needs."""
+    def _reader(self, lanes: dict[int, _Lane]) -> Iterator[tuple[int, tuple[Place, str, bool], tuple[Any, ...]]]:
+        """(number, piece, its group) of pieces, from the earliest group that a lane needs."""
         groups = [self._state[str(place)]["group"] if str(place) in self._state else None for place in lanes]
         known = [group for group in groups if group is not None]
         begin = min(known, key=lambda group: group[0]) if len(known) == len(groups) else None
@@ -208,19 +230,19 @@ class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
             exhausted = False
             while not exhausted:
                 group = (first, epoch, before, place)
-                members: list[tuple[str, bool]] = []
+                members: list[tuple[Place, str, bool]] = []
                 while len(members) < _GROUP:
                     found = next(texts, None)
                     if found is None:
                         exhausted = True
                         break
-                    place, text, ends = found
+                    place = found[0]
                     if not self._packing.is_held_out(before):
-                        members.append((text, ends))
+                        members.append(found)
                     before += 1
                 random.Random(f"{self._packing.seed}:{epoch}:{group[2]}").shuffle(members)
-                for text, ends in members:
-                    yield first, text, ends, group
+                for member in members:
+                    yield first, member, group
                     first += 1
             if first == 0:
                 raise ShortstackError(f"{self._packing.source.source}: no usable text (empty or blank)")

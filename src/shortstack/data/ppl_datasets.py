@@ -10,8 +10,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from shortstack.common.progress import Progress
+from shortstack.data.files import TEXT_SUFFIXES, suffix_of
 from shortstack.data.hub_datasets import hub_files
-from shortstack.data.sources import TEXT_SUFFIXES, Budget, Corpus, decoded, file_rows, read_corpus, row_text, suffix_of
+from shortstack.data.sources import Budget, Corpus, decoded, file_rows, read_corpus, required_text
 from shortstack.errors import ShortstackError, UsageError, system_reason
 
 _C4_DOCUMENTS = 1100
@@ -25,24 +27,25 @@ LOCAL_COPIES = {
 }  # fmt: skip
 
 
-def evaluation_texts(data: str, data_dir: Path | None) -> list[Corpus]:
+def evaluation_texts(data: str, data_dir: Path | None, progress: Progress | None = None) -> list[Corpus]:
     """The texts that a comma-separated list names.
 
     Args:
         data: published names, files, folders, hub ids or `embedded`.
         data_dir: where local copies of the published sets lie; without it they come from the hub.
+        progress: reports what was read and skipped of files and folders.
 
     Raises:
         ShortstackError: one cannot be found or read.
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UsageError(f"--data-dir {data_dir}: no such folder")
-    return [_text(source.strip(), data_dir) for source in data.split(",") if source.strip()]
+    return [_text(source.strip(), data_dir, progress) for source in data.split(",") if source.strip()]
 
 
-def _text(source: str, data_dir: Path | None) -> Corpus:
+def _text(source: str, data_dir: Path | None, progress: Progress | None) -> Corpus:
     if source not in LOCAL_COPIES:
-        return read_corpus(source, role="evaluation")
+        return read_corpus(source, role="evaluation", progress=progress)
     if data_dir is not None:
         return _rows_of(source, _local_files(source, Path(data_dir)))
     return _rows_of(source, hub_files(source, role="evaluation"))
@@ -88,7 +91,4 @@ def _file_texts(name: str, file: Path, budget: Budget) -> Iterator[str]:
             yield (line + "\n" if line.strip() else "") if name == "wikitext2" else line.strip()
         return
     for place, row in file_rows(file, budget):
-        found = row_text(row) if isinstance(row, dict) else None
-        if found is None:
-            raise ShortstackError(f"{file}, {place}: no text", hint="get the published file again")
-        yield found
+        yield required_text(file, place, row)

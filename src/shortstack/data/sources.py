@@ -5,21 +5,21 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from shortstack.common.json_text import json_text
+from shortstack.common.progress import Progress
+from shortstack.data.chats import Chat, chat_of, is_chat
 from shortstack.data.compression import open_rows
-from shortstack.errors import ShortstackError, UsageError, first_line, system_reason
-
-TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst")
+from shortstack.data.files import SUFFIXES, TEXT_SUFFIXES, Role, source_files, suffix_of
+from shortstack.errors import ShortstackError, system_reason
 
 _LONGEST_ROW = 64 << 20  # bytes of one line
-
-Role = Literal["calibration", "evaluation", "training"]
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # escaped: half a character, or one of a pair
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Corpus:
         sha256: of the bytes that were read.
         documents: the texts (a text file is one).
         windows: token ids, where the rows hold `input_ids`.
-        chats: lists of messages, where the rows hold `messages`.
+        chats: for a template, where the rows hold `messages` or `conversations`.
         detail: what else figures should name (the Python version, for the embedded text).
     """
 
@@ -39,7 +39,7 @@ class Corpus:
     sha256: str
     documents: list[str] = field(default_factory=list)
     windows: list[list[int]] = field(default_factory=list)
-    chats: list[list[dict[str, Any]]] = field(default_factory=list)
+    chats: list[Chat] = field(default_factory=list)
     detail: str = ""
 
     @property
@@ -53,21 +53,23 @@ class Corpus:
         return {**described, "detail": self.detail} if self.detail else described
 
 
-def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None) -> Corpus:
+def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None, progress: Progress | None = None) -> Corpus:
     """Read all rows of a SOURCE: `embedded`, a file, or a folder of files.
 
     Args:
         source: `embedded`, or the path of a .txt .raw .tokens .text (one document each), .jsonl or .json (rows with
-            `text`, `input_ids` or `messages`) or .parquet file, or of a folder of such files, read in name order.
+            `text`, `input_ids` or `messages`) or .parquet file, or of a folder of such files, read in name order; of a
+            folder with splits, those that go with the role.
         role: which part of the embedded text: what the model was trained on, or what was held out.
         limit_bytes: read about this much and no more, however large the files are; the record says so.
+        progress: reports which files and how many rows were read, and what was skipped.
 
     Raises:
         ShortstackError: nothing there, not UTF-8, a broken row, or no usable text.
     """
     if source == "embedded":
         return _embedded(role)
-    files = source_files(source, role=role)
+    files = source_files(source, role=role, progress=progress)
     budget = Budget(limit_bytes)
     corpus = Corpus(source, "")
     for file in files:
@@ -84,36 +86,20 @@ def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None) -> C
         raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
     if sum(map(bool, (corpus.documents, corpus.windows, corpus.chats))) > 1:
         raise ShortstackError(f"{source}: mixes rows of text, input_ids and messages", hint="keep one kind per source")
+    if progress is not None:
+        progress.say(_summary(corpus, budget))
     return corpus
 
 
-def source_files(source: str, *, role: Role) -> Sequence[Path]:
-    """The files of a SOURCE that is not `embedded`: one, those of a folder in name order, or a hub set's.
-
-    A hub set's files are downloaded when they are asked for, one by one.
-
-    Raises:
-        ShortstackError: nothing there.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if suffix_of(file) in SUFFIXES and file.is_file())
-        if not files:
-            raise ShortstackError(
-                f"{source}: no text in this folder", hint=f"expected files ending in {' '.join(SUFFIXES)}"
-            )
-        return files
-    if path.exists():
-        return [path]
-    from shortstack.data.hub_datasets import hub_files
-
-    return hub_files(source, role=role)
-
-
-def suffix_of(file: Path) -> str:
-    """The end of a file's name that says what it holds, such as `.jsonl` or `.jsonl.gz`."""
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    return "".join(suffixes[-2:]) if suffixes[-1:] in ([".gz"], [".zst"]) else "".join(suffixes[-1:])
+def _summary(corpus: Corpus, budget: Budget) -> str:
+    """What was read, on one line."""
+    blank = sum(not text.strip() for text in corpus.documents)
+    kind = "windows" if corpus.windows else "chats" if corpus.chats else "documents"
+    return (
+        f"{corpus.source}: {corpus.rows} {kind} read from {budget.files} {'file' if budget.files == 1 else 'files'}"
+        + (f", {blank} of them blank" if blank else "")
+        + (f" ({corpus.detail})" if corpus.detail else "")
+    )
 
 
 def _embedded(role: Role) -> Corpus:
@@ -135,6 +121,7 @@ class Budget:
     limit: int | None
     digest: Any = field(default_factory=hashlib.sha256)
     read: int = 0
+    files: int = 0
     is_cut: bool = False
 
     def take(self, data: bytes) -> bytes:
@@ -150,6 +137,7 @@ class Budget:
 
 
 def _read_file(file: Path, corpus: Corpus, budget: Budget) -> None:
+    budget.files += budget.left != 0
     if suffix_of(file) not in TEXT_SUFFIXES:
         return _add_rows(file, file_rows(file, budget), corpus)
     if budget.left == 0:
@@ -175,7 +163,9 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
     if budget is not None and budget.left == 0:
         budget.is_cut = True
     elif suffix == ".parquet":
-        yield from _parquet_rows(file, budget)
+        from shortstack.data.parquet import parquet_rows
+
+        yield from parquet_rows(file, budget)
     else:
         budget = budget or Budget(None)
         with open_rows(file) as stream:
@@ -183,10 +173,41 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
                 for place, row, _ in json_lines(file, stream, budget):
                     yield place, row
                 return
-            rows = _parse(file, "", decoded(file, budget.take(stream.read()), 0))
+            text = decoded(file, budget.take(stream.read()), 0)
+            rows = _parse(file, "", text)
             if not isinstance(rows, list):
-                raise ShortstackError(f"{file}: expected a JSON list of rows, found {type(rows).__name__}")
-            yield from ((f"row {n}", row) for n, row in enumerate(rows, start=1))
+                raise _no_list(file, rows)
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number}", _checked(file, f"row {number}", row, text)
+
+
+def _no_list(file: Path, found: Any) -> ShortstackError:
+    """What a .json file holds instead of a list of rows, and how to make one of it."""
+    if not isinstance(found, dict):
+        return ShortstackError(f"{file}: expected a JSON list of rows, found {type(found).__name__}")
+    lists = [key for key, value in found.items() if isinstance(value, list)]
+    if found and all(isinstance(value, dict) for value in found.values()):
+        hint = "a table by columns? write its rows: to_json(FILE, orient='records', lines=True)"
+    elif lists:
+        hint = f"are the rows under {lists[0]}? write that list alone: jq .{lists[0]} {file.name}"
+    else:
+        hint = "one row? put it in brackets, [ ... ], or name the file .jsonl"
+    keys = ", ".join(map(str, found)) or "none"
+    return ShortstackError(f"{file}: expected a JSON list of rows, found one object (keys: {keys:.80})", hint=hint)
+
+
+def _checked(file: Path, place: str, row: Any, text: str) -> Any:
+    """A row without half characters: JSON may hold them, text may not, and no tokenizer takes them."""
+    if _SURROGATE.search(text):
+        try:
+            json_text(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ShortstackError(
+                f"{file}, {place}: half of a character ({half}, a lone surrogate), so not valid text",
+                hint="correct or remove the row",
+            ) from None
+    return row
 
 
 def _holds_lines(stream: IO[bytes]) -> bool:
@@ -217,7 +238,8 @@ def json_lines(
         line = decoded(file, budget.take(raw), start).strip()
         start += len(raw)
         if line:
-            yield f"line {line_number}", _parse(file, f"line {line_number}", line), start
+            place = f"line {line_number}"
+            yield place, _checked(file, place, _parse(file, place, line), line), start
         if budget.left == 0:
             budget.is_cut = bool(stream.read(1))
             return
@@ -237,56 +259,68 @@ def decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
     except UnicodeDecodeError as error:
         if cut and len(data) - error.start < 4 and error.reason == "unexpected end of data":
             return data[: error.start].decode("utf-8")
-        raise ShortstackError(
-            f"{file}: not UTF-8 at byte {start + error.start}", hint="convert the file to UTF-8"
-        ) from None
+        is_utf_16 = start == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        hint = "is it UTF-16? iconv -f UTF-16 -t UTF-8" if is_utf_16 else "convert the file to UTF-8"
+        raise ShortstackError(f"{file}: not UTF-8 at byte {start + error.start}", hint=hint) from None
 
 
 def _parse(file: Path, place: str, text: str) -> Any:
+    if text.startswith("\0"):
+        raise ShortstackError(
+            f"{file}, {place or 'its start'}: NUL bytes, not JSON", hint="was it cut off? get it again"
+        )
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         where = f", {place}" if place else ""
         raise ShortstackError(f"{file}{where}: not valid JSON: {error}", hint="correct or remove it") from None
 
 
-def _parquet_rows(file: Path, budget: Budget | None) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UsageError(f"{file}: reading parquet needs pyarrow", hint="pip install 'shortstack[parquet]'") from None
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    if budget is not None:
-                        budget.take(json_text(row, default=str, sort_keys=True).encode())
-                    yield f"row {number}", row
-                if budget is not None and budget.left == 0:
-                    budget.is_cut = number < table.metadata.num_rows
-                    return
-    except pyarrow.ArrowException as error:
-        raise ShortstackError(f"{file}: not a parquet file ({first_line(error)})", hint="download it again") from None
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)}")
+    return found
 
 
 def _add_rows(file: Path, rows: Iterable[tuple[str, Any]], corpus: Corpus) -> None:
     for place, row in rows:
-        if not isinstance(row, dict):
-            raise ShortstackError(f"{file}, {place}: expected an object, found {type(row).__name__}")
-        if isinstance(row.get("input_ids"), list):
+        if isinstance(row, dict) and isinstance(row.get("input_ids"), list):
             ids = row["input_ids"]
             if not all(type(token) is int and token >= 0 for token in ids):
                 raise ShortstackError(f"{file}, {place}: input_ids must be whole numbers >= 0")
             corpus.windows.append(ids)
-        elif isinstance(row.get("messages"), list):
-            corpus.chats.append(row["messages"])
-        elif (text := row_text(row)) is not None:
-            corpus.documents.append(text)
+        elif isinstance(row, dict) and is_chat(row):
+            corpus.chats.append(chat_of(f"{file}, {place}", row))
         else:
-            found = ", ".join(map(str, row)) or "nothing"
-            raise ShortstackError(f"{file}, {place}: no text, input_ids or messages (found: {found})")
+            corpus.documents.append(required_text(file, place, row, expected="text, input_ids or messages"))
+
+
+def required_text(file: Path, place: str, row: Any, *, expected: str = "text") -> str:
+    """The text of a row.
+
+    Args:
+        file: the row's file.
+        place: the row in it.
+        row: what was read.
+        expected: which fields a row may have here, for the error.
+
+    Raises:
+        ShortstackError: it has none.
+    """
+    if not isinstance(row, dict):
+        raise ShortstackError(f"{file}, {place}: expected an object, found {type(row).__name__}")
+    text = row_text(row)
+    if text is not None:
+        return text
+    if "text" in row:
+        found = "null" if row["text"] is None else f"{row['text']!r:.40}"
+        raise ShortstackError(f"{file}, {place}: text is {found}, expected a string", hint="correct or remove the row")
+    found = ", ".join(map(str, row)) or "nothing"
+    raise ShortstackError(
+        f"{file}, {place}: no {expected} (found: {found})", hint="rename the field that holds the text to text"
+    )
 
 
 def row_text(row: dict[str, Any]) -> str | None:

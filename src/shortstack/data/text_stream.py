@@ -8,17 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shortstack.common.progress import Progress
 from shortstack.data.compression import open_rows
-from shortstack.data.sources import (
-    TEXT_SUFFIXES,
-    Budget,
-    decoded,
-    file_rows,
-    json_lines,
-    row_text,
-    source_files,
-    suffix_of,
-)
+from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
+from shortstack.data.sources import Budget, decoded, file_rows, json_lines, required_text
 from shortstack.errors import ShortstackError, system_reason
 
 _EDGE = 1 << 16  # bytes at both ends of a file that its hash is made of
@@ -57,6 +50,19 @@ class TextSource:
             if text.strip():
                 yield place, text, ends
 
+    def where(self, after: Place) -> str:
+        """The place of the text that `pieces` gave with `after`: file and row, for errors."""
+        file, offset, line, part = after
+        if self.documents:
+            return f"{self.source}, document {file + (part > 0)}"
+        if (offset, part) == (0, 0):  # a text file ends here
+            return f"{self.files[file - 1]}, at its end"
+        name = suffix_of(Path(self.files[file]))
+        if name in TEXT_SUFFIXES:
+            return f"{self.files[file]}, before byte {offset}"
+        number = line if name.startswith(".jsonl") else offset + 1
+        return f"{self.files[file]}, {'line' if name.startswith('.jsonl') else 'row'} {number if part else number - 1}"
+
     def _from_documents(self, characters: int, start: Place) -> Iterator[tuple[Place, str, bool]]:
         for number in range(start[0], len(self.documents)):
             yield from _parts(self.documents[number], characters, start, (number, 0, 1), (number + 1, 0, 1))
@@ -74,8 +80,12 @@ class TextSource:
                 raise ShortstackError(f"{file}: cannot be read ({system_reason(error)})") from None
 
 
-def open_texts(source: str) -> TextSource:
+def open_texts(source: str, *, progress: Progress | None = None) -> TextSource:
     """A SOURCE of text: `embedded`, a file, a folder, or a set on the hub.
+
+    Args:
+        source: which.
+        progress: reports which files of a folder or set are read, and which are skipped.
 
     Raises:
         ShortstackError: nothing there.
@@ -86,7 +96,7 @@ def open_texts(source: str) -> TextSource:
         corpus = read_corpus(source, role="training")
         size = sum(len(document.encode()) for document in corpus.documents)
         return TextSource(source, corpus.sha256, [], corpus.documents, size)
-    files = source_files(source, role="training")
+    files = source_files(source, role="training", progress=progress)
     digest = hashlib.sha256()
     if not isinstance(files, list):  # on the hub: the names are all there is so far
         for name in files.names:  # type: ignore[attr-defined]
@@ -154,19 +164,11 @@ def _row_pieces(file: Path, characters: int, start: Place) -> Iterator[tuple[Pla
         with open_rows(file, offset) as stream:
             for place, row, after in json_lines(file, stream, Budget(None), start=offset, number=line):
                 line = int(place.rpartition(" ")[2])
-                text = _text_of(file, place, row)
+                text = required_text(file, place, row)
                 yield from _parts(text, characters, start, (number, offset, line), (number, after, line + 1))
                 offset = after
         return
     for row_number, (place, row) in enumerate(file_rows(file)):
         if row_number >= offset:
-            text = _text_of(file, place, row)
+            text = required_text(file, place, row)
             yield from _parts(text, characters, start, (number, row_number, 1), (number, row_number + 1, 1))
-
-
-def _text_of(file: Path, place: str, row: Any) -> str:
-    text = row_text(row) if isinstance(row, dict) else None
-    if text is None:
-        found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise ShortstackError(f"{file}, {place}: no text (found: {found})", hint="rows of text need the field text")
-    return text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,26 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
         raise ShortstackError(
             f"{source}: its tokenizer cannot be loaded: {first_line(error)}", hint="get the tokenizer's files again"
         ) from None
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], rows: int | None, place: str) -> None:
+    """Refuse a text with a token that was added to the tokenizer, where the embedding was not made larger for it.
+
+    Args:
+        tokenizer: names the token.
+        ids: of the text.
+        rows: of the embedding; None checks nothing.
+        place: file and row, for the error.
+
+    Raises:
+        ShortstackError: an id is not below `rows`.
+    """
+    largest = max(ids, default=-1)
+    if rows is not None and largest >= rows:
+        raise ShortstackError(
+            f"{place}: {tokenizer.convert_ids_to_tokens(largest)} is token {largest}, but the embedding has {rows} rows",
+            hint="the token was added to the tokenizer alone: remove it there or from the row, or resize the embedding",
+        )
 
 
 @contextlib.contextmanager

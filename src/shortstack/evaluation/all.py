@@ -51,7 +51,7 @@ def evaluate_all(
     from shortstack.evaluation.generate import subject_texts
 
     subjects = open_subjects("all", models, options, out)
-    lengths, corpora = parse_lengths(texts.seq_len), evaluation_texts(texts.data, texts.data_dir)
+    lengths, corpora = parse_lengths(texts.seq_len), evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
     plan = open_tasks(chosen, None, Progress(quiet=options.quiet))
     generation, samples = GenerationRequest.read(None, seed=seed), SampleRequest(seed=seed)
     results, written = [], []

@@ -61,7 +61,7 @@ def evaluate_ppl(
     """
     lengths = parse_lengths(texts.seq_len)
     subjects = open_subjects("ppl", models, options, out)
-    corpora = evaluation_texts(texts.data, texts.data_dir)
+    corpora = evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
     return evaluated(subjects, lambda subject: subject_ppl(subject, corpora, lengths), out)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from shortstack.common.assets import ASSETS
 from shortstack.common.json_text import json_text
-from shortstack.data.sources import TEXT_SUFFIXES, file_rows, row_text, suffix_of
+from shortstack.data.files import TEXT_SUFFIXES, suffix_of
+from shortstack.data.sources import file_rows, required_text
 from shortstack.errors import ShortstackError, system_reason
 
 _SHOWN = 3  # solved examples in front of each question
@@ -118,10 +119,9 @@ def _prompts_of(file: Path) -> list[dict[str, str]]:
         else:
             texts = []
             for place, row in file_rows(file):
-                found = row_text(row) if isinstance(row, dict) else None
-                if not found:
+                texts.append(required_text(file, place, row))
+                if not texts[-1]:
                     raise ShortstackError(f"{file}, {place}: no text", hint="a prompt is a row with the field text")
-                texts.append(found)
     except OSError as error:
         raise ShortstackError(f"{file}: cannot be read ({system_reason(error)})") from None
     except UnicodeDecodeError as error:

@@ -178,6 +178,7 @@ class Run:
             isolated=self.hyperparameters.isolate_documents,
             group_by_length=self.hyperparameters.group_by_length,
             progress=self.progress,
+            embedding_rows=self.checkpoint.embedding_rows,
         )
 
     def _held_out(self) -> HeldOut:
@@ -188,7 +189,11 @@ class Run:
         if self.options.eval_data:
             tokenizer = load_tokenizer(self.checkpoint, trust_remote_code=self.options.trust_remote_code)
             texts, described = text_batches(
-                self.options.eval_data, tokenizer, self.checkpoint, limit=self.options.eval_windows
+                self.options.eval_data,
+                tokenizer,
+                self.checkpoint,
+                limit=self.options.eval_windows,
+                progress=self.progress,
             )
         return HeldOut(self.feed.held_out, texts, described)
 

@@ -158,6 +158,7 @@ class _Lesson:
             isolated=settings["isolate_documents"],
             group_by_length=False,
             progress=self.progress,
+            embedding_rows=self.teacher.embedding_rows,
         )
         model, computed, place = load_model(
             self.teacher, dtype=dtype, device=device, trust_remote_code=self.trust_remote_code

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.progress import Progress
+from shortstack.data.calibration import check_windows
 from shortstack.data.collators import Batch, predicted_tokens
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.errors import ShortstackError
@@ -84,11 +86,12 @@ def text_batches(
     checkpoint: Checkpoint,
     *,
     limit: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, list[Batch]], dict[str, Any]]:
     """(name -> batches, name -> what a record says) of texts to follow: windows of 128, BOS once in front, as published."""
     batches: dict[str, list[Batch]] = {}
     described: dict[str, Any] = {}
-    for corpus in evaluation_texts(sources or "", None):
+    for corpus in evaluation_texts(sources or "", None, progress):
         source = corpus.source
         if not corpus.documents:
             raise ShortstackError(f"{source}: perplexity needs text, these are rows of another kind")
@@ -97,6 +100,7 @@ def text_batches(
         windows = cut_windows(ids, tokenizer.bos_token_id, length, bos_every=False)[:limit]
         if not windows:
             raise ShortstackError(f"{source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}")
+        check_windows(checkpoint, windows)
         name = Path(source).name
         batches[name] = window_batches(windows)
         described[name] = {**corpus.described(), "windows": len(windows), "seq_len": length}

@@ -85,7 +85,7 @@ def score(
         progress.say(checkpoint.repair.says)
     windows = None
     if any(asked.needs_windows for asked in criteria):
-        windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code)
+        windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code, progress)
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
         scores = score_windows(
@@ -113,14 +113,18 @@ def score(
 
 
 def _windows(
-    checkpoint: Checkpoint, calibration: CalibrationOptions, stopping: StoppingOptions, trust_remote_code: bool
+    checkpoint: Checkpoint,
+    calibration: CalibrationOptions,
+    stopping: StoppingOptions,
+    trust_remote_code: bool,
+    progress: Progress,
 ) -> CalibrationSet:
     """The windows, drawn; with rounds as many as all of them may need."""
     samples = calibration.samples if stopping.until is None else stopping.max_samples
     # The published procedure draws among all rows; the default needs no more text than this.
     enough = max(_CALIBRATION_BYTES, 400 * samples * calibration.seq_len)
     limit = None if calibration.sampling == "published" else enough
-    corpus = read_corpus(calibration.data, role="calibration", limit_bytes=limit)
+    corpus = read_corpus(calibration.data, role="calibration", limit_bytes=limit, progress=progress)
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     return draw_windows(
         corpus,
