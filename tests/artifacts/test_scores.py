@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.artifacts.scores import CriterionScores, Scores, load_scores
+from shortstack.baselines.orders import open_scores
 from shortstack.common.formatting import bar, count, seconds, size, table
+from shortstack.errors import ShortstackError
 
 
 def scores(**options: object) -> Scores:
@@ -30,6 +36,60 @@ def test_a_ranking_without_base_shows_shares() -> None:
     text = Scores("model", "f", (0, 1), {"taylor": found}).to_text()
     assert "±" not in text
     assert text.splitlines()[3].count("█") < text.splitlines()[4].count("█")
+
+
+def bare(folder: Path, text: str = "3,1,2,0") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "block_order.csv").write_text(text + "\n")
+    return folder / "block_order.csv"
+
+
+def test_a_bare_order_is_shown_and_written(tmp_path: Path) -> None:
+    """It has no scores: nothing is made up, and nothing raises."""
+    found = load_scores(bare(tmp_path))
+    text = found.to_text()
+    assert "3, 1, 2, 0" in text
+    assert "None" not in text
+    found.save(tmp_path / "scores.json")
+    record = json.loads((tmp_path / "scores.json").read_text())
+    assert record["criteria"]["block_order.csv"]["scores"] == [None] * 4
+    back = load_scores(tmp_path / "scores.json")
+    assert back.criterion().order == (3, 1, 2, 0)
+    assert back.criterion().by_block() is None
+    found.save_csv(tmp_path / "csv", [1, 2, 3, 4])
+    assert next((tmp_path / "csv").glob("*/block_order.csv")).read_text() == "3,1,2,0\n"
+
+
+def test_a_criterion_that_is_given_names_a_bare_order(tmp_path: Path) -> None:
+    assert load_scores(bare(tmp_path)).criterion("taylor").name == "taylor"
+    lying = load_scores(bare(tmp_path / "ppl_n10"))
+    assert lying.criterion("ppl").name == "ppl"
+    with pytest.raises(ShortstackError, match="an order by ppl.*--criterion taylor contradicts it"):
+        lying.criterion("taylor")
+    with_parameters = load_scores(bare(tmp_path / "taylor-p-2_n10"))
+    assert with_parameters.criterion("taylor:p=2").name == "taylor:p=2"
+
+
+def test_a_criterion_that_a_published_order_is_not_by_is_refused() -> None:
+    found = open_scores("published:vicuna-7b-v1.3:ppl")
+    assert found.criterion("ppl").name == "ppl"
+    with pytest.raises(ShortstackError, match="the scores hold ppl, not taylor"):
+        found.criterion("taylor")
+
+
+@pytest.mark.fault(111)
+@pytest.mark.parametrize("values", [(math.inf, 2.0, 3.0), (math.inf, math.inf, 3.0), (math.inf,) * 3])
+def test_infinite_scores_are_removed_last_and_shown(values: tuple[float, ...], tmp_path: Path) -> None:
+    found = Scores("m", "f", (0, 1, 2), {"ppl": CriterionScores("ppl", values, (0, 1, 2), base=1.5)})
+    assert "inf" in found.to_text()
+    found.save(tmp_path / "s.json")
+    back = load_scores(tmp_path / "s.json").criterion()
+    assert back.scores == values
+    assert back.order == found.criterion().order
+    text = (tmp_path / "s.json").read_text().replace('"Infinity"', '"NaN"')
+    (tmp_path / "s.json").write_text(text)
+    with pytest.raises(ShortstackError, match="not a number"):
+        load_scores(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(

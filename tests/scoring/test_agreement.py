@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.cli.app import run
 from shortstack.errors import ShortstackError
 from shortstack.scoring.agreement import agree, kendall_tau
@@ -31,6 +32,7 @@ def test_tau_by_hand() -> None:
     assert kendall_tau([0, 1, 2, 3], [1, 0, 3, 2]) == pytest.approx(2 / 6)
 
 
+@settings(deadline=None)  # the first example imports scipy
 @given(st.permutations(range(9)), st.permutations(range(9)))
 def test_tau_is_scipys(one: list[int], other: list[int]) -> None:
     def rank(order: list[int]) -> list[int]:
@@ -48,6 +50,42 @@ def test_the_sets_that_would_go(tmp_path: Path) -> None:
     assert pair.by_chance == {2: pytest.approx(4 / 6)}
     (bare,) = agree(a, b, remove=2, plus=False).pairs
     assert bare.chosen == {2: ((), (0, 5), (6, 11))}
+
+
+def test_protected_blocks_are_those_of_the_model_not_of_what_was_scored(tmp_path: Path) -> None:
+    """`score --blocks 2-9` of a model of 12 blocks: 4-9 may go, the first four and last two of the model may not."""
+    scored = tuple(range(2, 10))
+    files = []
+    for name, values in (("a", range(8)), ("b", range(8, 0, -1))):
+        ppl = CriterionScores("ppl", tuple(map(float, values)), scored)
+        Scores("model", "f", tuple(range(12)), {"ppl": ppl}).save(tmp_path / f"{name}.json")
+        files.append(tmp_path / f"{name}.json")
+    found = agree(*files, remove=2)
+    assert found.protected == (0, 1, 2, 3, 10, 11)
+    assert found.pairs[0].chosen == {2: ((), (4, 5), (8, 9))}
+    assert found.pairs[0].by_chance == {2: pytest.approx(4 / 6)}
+    bare = order(tmp_path / "c.csv", "9,8,7,6,5,4,3,2")  # its model is the others'
+    assert agree(files[0], bare, remove=2).protected == found.protected
+    with pytest.raises(ShortstackError, match="expected 1 to 6 blocks"):
+        agree(*files, remove=7)
+
+
+def test_scores_of_models_of_other_depths_are_refused(tmp_path: Path) -> None:
+    ppl = CriterionScores("ppl", (1.0, 2.0), (2, 3))
+    for depth in (6, 8):
+        Scores("model", "f", tuple(range(depth)), {"ppl": ppl}).save(tmp_path / f"{depth}.json")
+    with pytest.raises(ShortstackError, match=r"6\.json ppl is of a model of blocks 0-5, .*8\.json ppl of blocks 0-7"):
+        agree(tmp_path / "6.json", tmp_path / "8.json")
+
+
+def test_nothing_left_to_remove_is_an_error(tmp_path: Path) -> None:
+    ppl = CriterionScores("ppl", (1.0, 2.0), (0, 11))
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file in files:
+        Scores("model", "f", tuple(range(12)), {"ppl": ppl}).save(file)
+    with pytest.raises(ShortstackError, match="every block that was scored is protected") as error:
+        agree(*files)
+    assert "--no-plus" in error.value.hint
 
 
 def test_from_two_files_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from shortstack.artifacts.ranking_text import ranking_text
 from shortstack.common import json_fields as records
-from shortstack.common.formatting import bar, ranges, seconds, size, table
+from shortstack.common.formatting import ranges, seconds, size
 from shortstack.common.json_fields import nested
 from shortstack.common.json_text import read_json
 from shortstack.errors import ShortstackError
@@ -69,6 +70,11 @@ class CriterionScores:
             return self.known_order
         return tuple(index for _, index in sorted(zip(self.scores, self.blocks, strict=True)))
 
+    @property
+    def is_bare(self) -> bool:
+        """Whether only the order is known, as of a block_order.csv, which names no criterion either."""
+        return not self.scores
+
     def by_block(self) -> dict[int, float] | None:
         """Score by original index, or None where only an order is known."""
         return dict(zip(self.blocks, self.scores, strict=True)) if self.scores else None
@@ -98,10 +104,10 @@ class Scores:
     peak_rss_bytes: int = 0
 
     def criterion(self, name: str | None = None) -> CriterionScores:
-        """One criterion's scores; the name may be left out where there is only one.
+        """One criterion's scores; the name may be left out where there is only one, and names a bare order.
 
         Raises:
-            ShortstackError: no such criterion here, or several and no name.
+            ShortstackError: no such criterion here, or several and no name, or an order by another one.
         """
         listed = ", ".join(self.criteria)
         if name is None:
@@ -110,9 +116,21 @@ class Scores:
             raise ShortstackError(f"{self.source}: the scores hold {listed}", hint="say which one with --criterion")
         if name in self.criteria:
             return self.criteria[name]
-        if self.fingerprint is None:  # a block order has no name of its own
-            return next(iter(self.criteria.values()))
+        only = next(iter(self.criteria.values()))
+        if only.is_bare:
+            self._check_folder(name)
+            return dataclasses.replace(only, name=name)
         raise ShortstackError(f"{self.source}: the scores hold {listed}, not {name}", hint="say one of them")
+
+    def _check_folder(self, name: str) -> None:
+        """The published layout says in the folder's name what an order is by."""
+        match = re.fullmatch(r"(.+)_n\d+", Path(self.source).absolute().parent.name)
+        given, stated = _folder_name(name), match[1] if match else ""
+        if stated and not (given.startswith(stated) or stated.startswith(given)):
+            raise ShortstackError(
+                f"{self.source}: its folder says that it is an order by {stated}; --criterion {name} contradicts it",
+                hint="leave --criterion out, or give the order that you mean",
+            )
 
     def check_belongs_to(self, checkpoint: Identified) -> None:
         """Refuse scores of another model.
@@ -143,7 +161,8 @@ class Scores:
         criteria = {}
         for name, found in self.criteria.items():
             place = {block: number for number, block in enumerate(found.blocks)}
-            places = [place.get(block) for block in self.blocks]  # a block that was not scored has null for its score
+            # A block that was not scored has null for its score.
+            places = [None if found.is_bare else place.get(block) for block in self.blocks]
             entry: dict[str, Any] = {
                 "scores": [None if at is None else found.scores[at] for at in places],
                 "order": list(found.order),
@@ -184,10 +203,12 @@ class Scores:
         """
         windows = self.calibration.get("samples", 0)
         for name, found in self.criteria.items():
-            in_names = re.sub(r"[^A-Za-z0-9]+", "-", name)
+            in_names = _folder_name(name)
             target = Path(folder) / f"{in_names}_n{windows}"
             write_file(target / "block_order.csv", (",".join(map(str, found.order)) + "\n").encode())
-            by_block = found.by_block() or {}
+            by_block = found.by_block()
+            if by_block is None:
+                continue
             if found.base is not None:
                 left = dict(zip(self.blocks, parameters_without, strict=True))
                 rows = [[index, repr(by_block[index]), windows, left[index]] for index in found.order]
@@ -200,13 +221,16 @@ class Scores:
 
     def to_text(self) -> str:
         """A ranking with bars, for the terminal: the block at the top is removed first."""
-        parts = [_ranking(found) for found in self.criteria.values()]
-        windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens"
+        parts = [ranking_text(found) for found in self.criteria.values()]
         not_scored = sorted(set(self.blocks).difference(*(found.blocks for found in self.criteria.values())))
         if not_scored:
             parts.append(f"not scored: {ranges(not_scored)}")
-        used = f"{seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}"
-        parts.append(f"{self.source}: {windows} from {self.calibration.get('source')}; {used}")
+        if self.calibration:
+            windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens"
+            used = f"; {seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}" if self.seconds else ""
+            parts.append(f"{self.source}: {windows} from {self.calibration.get('source')}{used}")
+        else:
+            parts.append(f"{self.source}: nothing is known of how it was made")
         if says := nested(self.settings, "until", "says"):
             parts.append(str(says))
         return "\n\n".join(parts)
@@ -258,9 +282,13 @@ def _from_json(path: Path, record: Any) -> Scores:
             raise ShortstackError(
                 f"{path}: {name} has {len(listed)} scores for {len(blocks)} blocks", hint="score the model again"
             )
-        values = _finite(entry, "scores")
+        values = _numbers(entry, "scores")
         scored = tuple(block for block, score in zip(blocks, listed or (), strict=True) if score is not None)
-        stderr = _finite(entry, "stderr") if entry.get("stderr") is not None else None
+        if not values:
+            order = records.block_numbers(entry, "order")
+            criteria[name] = CriterionScores(name, (), tuple(sorted(order)), known_order=order)
+            continue
+        stderr = _numbers(entry, "stderr") if entry.get("stderr") is not None else None
         base = records.number(entry["base"], "base") if entry.get("base") is not None else None
         tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
         criteria[name] = CriterionScores(name, values, scored, stderr, base, tensors)
@@ -268,7 +296,7 @@ def _from_json(path: Path, record: Any) -> Scores:
         raise TypeError("criteria is empty")
     return Scores(
         source=records.text(model, "source"),
-        fingerprint=records.text(model, "fingerprint"),
+        fingerprint=None if model.get("fingerprint", "") is None else records.text(model, "fingerprint"),
         blocks=blocks,
         criteria=criteria,
         calibration=records.mapping(record, "calibration"),
@@ -278,13 +306,14 @@ def _from_json(path: Path, record: Any) -> Scores:
     )
 
 
-def _finite(entry: Any, key: str) -> tuple[float, ...]:
+def _numbers(entry: Any, key: str) -> tuple[float, ...]:
+    """Numbers, those that are null left out; one may be infinite: a model without the block says nothing any more."""
     found = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(found, list):
         raise TypeError(f"{key} is {found!r:.60}, expected a list of numbers")
     values = tuple(records.number(value, key) for value in found if value is not None)
-    if not all(math.isfinite(value) for value in values):
-        raise TypeError(f"{key} holds a number that is not finite")
+    if any(math.isnan(value) for value in values):
+        raise TypeError(f"{key} holds NaN, which is not a number")
     return values
 
 
@@ -313,35 +342,8 @@ def _from_block_order(path: Path, text: str) -> Scores:
     return Scores(source=str(path), fingerprint=None, blocks=blocks, criteria={path.name: only})
 
 
-def _ranking(found: CriterionScores) -> str:
-    values = found.by_block() or {}
-    with_base = found.base is not None
-    # The first block often costs a hundred times what the others do: square roots, and a bar that is cut short (▶),
-    # keep the others' bars apart.
-    lengths = {
-        index: math.sqrt(max(0.0, math.log(value / found.base))) if found.base else abs(value)
-        for index, value in values.items()
-    }
-    full = min(max(lengths.values()), 3 * statistics.median(lengths.values())) or 1.0
-    rows = []
-    for rank, index in enumerate(found.order, start=1):
-        value = values[index]
-        row = [f"{rank:>4}", str(index), f"{value:.6g}"]
-        if found.base:
-            change = value / found.base
-            row.append(f"{change - 1:+.1%}" if change < 10 else f"x{change:.0f}")
-        if found.stderr is not None:
-            row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
-        drawn = bar(lengths[index] / full)
-        rows.append([*row, (drawn[:-1] + "▶" if lengths[index] > full else drawn).ljust(28)])
-    header = ["rank", "block", f"{found.name} without" if with_base else "score"]
-    header += ["change"] if with_base else []
-    header += ["s.e. (NLL)"] if found.stderr is not None else []
-    scale = "added NLL, square-root scale" if with_base else "score"
-    title = f"{found.name}: lowest = least important = removed first"
-    if found.base:
-        title += f"; dense {found.name} {found.base:.6g}"
-    return title + "\n" + table([*header, scale.ljust(28)], rows)
+def _folder_name(criterion: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", criterion)
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:

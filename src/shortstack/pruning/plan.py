@@ -116,6 +116,9 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     else:
         removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
         note = "\n".join(part for part in (note, passed_by) if part)
+    if chosen.is_bare and choice.criterion is not None:
+        said = f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion says"
+        note = "\n".join(part for part in (note, said) if part)
     why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
     return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
 

@@ -111,7 +111,7 @@ def agree(
         raise UsageError("no scores given", hint="shortstack agree scores.json published:vicuna-7b-v1.3:ppl")
     if out is not None:
         check_writable_file(Path(out))
-    rankings = _rankings(scores, criterion)
+    rankings, blocks = _rankings(scores, criterion)
     if len(rankings) < 2:
         raise UsageError(
             f"one ranking only ({next(iter(rankings))})", hint="give another file, or one of several criteria"
@@ -123,11 +123,13 @@ def agree(
                 f"{first_name} ranks blocks {ranges(sorted(first))}, {name} blocks {ranges(sorted(order))}",
                 hint="scores of one model, or of models of the same depth",
             )
-    protected, _ = protected_blocks(sorted(first), plus)
-    may_go = len(first) - len(protected)
-    if remove is not None and not 1 <= remove <= may_go:
-        raise UsageError(f"--remove {remove}: expected 1 to {may_go} blocks")
-    counts = [remove] if remove is not None else _usual_counts(len(first), may_go)
+    protected, _ = protected_blocks(blocks, plus)
+    removable = len(set(first).difference(protected))
+    if not removable:
+        raise UsageError("every block that was scored is protected", hint="--no-plus, or score more blocks")
+    if remove is not None and not 1 <= remove <= removable:
+        raise UsageError(f"--remove {remove}: expected 1 to {removable} blocks")
+    counts = [remove] if remove is not None else _usual_counts(len(first), removable)
     pairs = [
         _agreement(a, rankings[a], b, rankings[b], set(protected), counts)
         for a, b in itertools.combinations(rankings, 2)
@@ -145,12 +147,15 @@ def kendall_tau(one: Sequence[int], other: Sequence[int]) -> float:
     return sum(1 if a < b else -1 for a, b in pairs) / len(pairs) if pairs else 1.0
 
 
-def _rankings(sources: Sequence[ScoresSource], criterion: str | None) -> dict[str, tuple[int, ...]]:
-    """Name -> order, of every criterion of every source."""
+def _rankings(
+    sources: Sequence[ScoresSource], criterion: str | None
+) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """(name -> order, of every criterion of every source; the blocks of their model, whether they were scored or not)."""
     # A published order may leave out its model where another file says it.
     read = {n: _opened(source) for n, source in enumerate(sources) if not str(source).startswith(PREFIX)}
     model = next((one.source for one in read.values()), None)
     found: dict[str, tuple[int, ...]] = {}
+    models: dict[str, tuple[int, ...]] = {}  # of each ranking that says which blocks its model has
     for number, source in enumerate(sources):
         ranking = read[number] if number in read else _opened(source, model)
         chosen = ranking.criteria.values() if criterion is None else [ranking.criterion(criterion)]
@@ -160,15 +165,26 @@ def _rankings(sources: Sequence[ScoresSource], criterion: str | None) -> dict[st
             while label in found:
                 label += "'"
             found[label] = one.order
-    return found
+            if not one.is_bare:
+                models[label] = ranking.blocks
+    if not models:  # bare orders name every block
+        return found, tuple(sorted(next(iter(found.values()))))
+    (first, blocks), *others = models.items()
+    for label, other in others:
+        if other != blocks:
+            raise ShortstackError(
+                f"{first} is of a model of blocks {ranges(blocks)}, {label} of blocks {ranges(other)}",
+                hint="scores of one model, or of models of the same depth",
+            )
+    return found, blocks
 
 
 def _opened(source: ScoresSource, model: str | None = None) -> Scores:
     return source if isinstance(source, Scores) else open_scores(source, model=model)
 
 
-def _usual_counts(blocks: int, may_go: int) -> list[int]:
-    return sorted({min(may_go, max(1, round(blocks * eighths / 8))) for eighths in range(1, 5)})
+def _usual_counts(blocks: int, removable: int) -> list[int]:
+    return sorted({min(removable, max(1, round(blocks * eighths / 8))) for eighths in range(1, 5)})
 
 
 def _agreement(
