@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+REAL = Path(__file__).resolve().parents[1] / "real/smollm2"
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,6 +47,14 @@ def shared() -> Path:
     if not (SHARED / "golden").is_dir():
         pytest.skip("../shared is not beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct, as `make real` leaves it."""
+    if not (REAL / "config.json").is_file():
+        pytest.skip("no real/smollm2 (make real)")
+    return REAL
 
 
 @pytest.fixture(scope="session")
