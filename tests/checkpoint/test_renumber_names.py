@@ -1,4 +1,4 @@
-"""Quantized input: a block's tensors move together, and names and patterns in the config are renumbered or refused."""
+"""Quantized input: a block's tensors move together; names and patterns are renumbered in every form, or refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shortstack.checkpoint.renumber_names import Renumbering
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.plan import plan_for
@@ -125,3 +126,44 @@ def test_weights_of_a_wrong_type_without_a_record_of_quantization(copied: Built,
         ShortstackError, match=r"layers\.2\.mlp\.up_proj\.weight is .*, expected floating-point weights"
     ):
         open_checkpoint(model)
+
+
+@pytest.fixture(scope="module")
+def renumber(built: Built) -> Renumbering:
+    """Blocks 1 and 3 of 6 go: 2 becomes 1, 4 becomes 2, 5 becomes 3."""
+    return Renumbering(open_checkpoint(built("llama")).anatomy, [0, 2, 4, 5], "here")
+
+
+@pytest.mark.fault(98)
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("model.layers.2.mlp", "model.layers.1.mlp"),
+        ("layers.4", "layers.2"),
+        ("model/layers/4/mlp", "model/layers/2/mlp"),
+        ("model.layers[5].mlp", "model.layers[3].mlp"),
+        ("model_layers_4_mlp", "model_layers_2_mlp"),
+        ("layer_2", "layer_1"),
+        (r"^model\.layers\.4\.mlp$", r"^model\.layers\.2\.mlp$"),
+        (r"re:^layers[.]5[.].*", r"re:^layers[.]3[.].*"),
+        (r"(layers\.4)", r"(layers\.2)"),
+        ("model.layers.4.mlp.experts.1.*", "model.layers.2.mlp.experts.1.*"),
+        ("model.layers.3.mlp", None),
+        ("layer_1", None),
+        ("vision_tower.encoder.layers.4.mlp", "vision_tower.encoder.layers.4.mlp"),
+        ("model.mtp.layers.0.mlp", "model.mtp.layers.0.mlp"),
+        ("multilayers.4.mlp", "multilayers.4.mlp"),
+        ("model.layers.*.mlp", "model.layers.*.mlp"),
+    ],
+)
+def test_forms(renumber: Renumbering, name: str, new: str | None) -> None:
+    assert renumber(name) == new
+
+
+@pytest.mark.fault(98)
+@pytest.mark.parametrize(
+    "pattern", [r"re:layers\.4\d*\.mlp", r"layers\.1(0|2)\.mlp", "layers.4*", r"re:layers\.2\.a|layers\.4\.b"]
+)
+def test_patterns_that_may_mean_several_blocks(renumber: Renumbering, pattern: str) -> None:
+    with pytest.raises(ShortstackError, match="may name blocks by number"):
+        renumber(pattern)

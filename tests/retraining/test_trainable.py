@@ -17,6 +17,7 @@ from shortstack.retraining.trainable import (
     set_trainable,
     short_names,
     with_adapter,
+    without_adapter,
 )
 from tests import pico
 from tests.families import tiny
@@ -49,6 +50,7 @@ def test_the_projections_of_a_family(family: str, built: Built) -> None:
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(trained) == 2 * len(found)
     assert all("lora_" in name for name in trained)
+    assert without_adapter(adapted, checkpoint) == ""
 
 
 def test_the_router_of_a_mixture_is_left_alone(built: Built) -> None:
@@ -56,6 +58,18 @@ def test_the_router_of_a_mixture_is_left_alone(built: Built) -> None:
     found = {name.rpartition(".")[2] for name in projections(model, checkpoint)}
     assert {"q_proj", "k_proj", "v_proj", "o_proj"} <= found
     assert not found & {"gate", "router"}
+
+
+@pytest.mark.fault(97)
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_experts_that_get_no_adapter_are_reported(
+    built: Built, retrained: Retrained, tmp_path: Path, capsys: pytest.CaptureFixture[str], dry_run: bool
+) -> None:
+    model = built("mixtral", max_position_embeddings=512)
+    retrained("lora", tmp_path / "out", model=model, max_steps=1, quiet=False, dry_run=dry_run)
+    said = capsys.readouterr().err
+    assert "no adapter on mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate.weight (" in said
+    assert "% of the blocks' parameters): LoRA is put on linear layers alone; retrain cpt trains all" in said
 
 
 PARTS = {

@@ -12,7 +12,7 @@ from shortstack.checkpoint.anatomy import MTP_COUNTS, Anatomy, reading_rules
 from shortstack.checkpoint.byte_copy import TensorCopy
 from shortstack.checkpoint.family import Config, TensorEdits
 from shortstack.checkpoint.headers import TensorInfo
-from shortstack.checkpoint.renumber_names import renumbered, renumbered_quantization
+from shortstack.checkpoint.renumber_names import Renumbering, moved_names, renumbered, renumbered_quantization
 from shortstack.common.formatting import ranges
 from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
@@ -79,6 +79,10 @@ def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, A
         _edit_entries(inner, checkpoint, kept)
     if "quantization_config" in config:
         edited["quantization_config"] = renumbered_quantization(config["quantization_config"], anatomy, kept, place)
+    names = Renumbering(anatomy, kept, f"{place}: config.json")
+    for key, value in edited.items():  # other tools' entries, such as `quantization` of MLX
+        if key != "quantization_config" and names.names_a_block(value):
+            edited[key] = moved_names(value, names)
     return edited
 
 

@@ -2,37 +2,92 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts import provenance
 from shortstack.checkpoint.byte_copy import write_hashed
-from shortstack.checkpoint.headers import INDEX, checked_link
+from shortstack.checkpoint.config_file import config_text
+from shortstack.checkpoint.headers import ADAPTER_FILE, INDEX, PICKLED_INDEX, checked_link
 from shortstack.checkpoint.known_faults import repaired
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.renumber_names import Renumbering, moved_names
+from shortstack.checkpoint.restated import restates
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError
 
 # Never copied: other forms of the weights, code, and what shortstack writes itself.
-_NOT_COPIED_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".py", ".lock",
+_WEIGHTS = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ggml", ".ot",
+    ".npz", ".npy", ".pb", ".tflite", ".mlmodel", ".nemo", ".engine", ".plan", ".llamafile", ".pkl", ".data", ".index",
+    ".index.json", ".distcp", ".tar", ".zip",
 )  # fmt: skip
-_NOT_COPIED_NAMES = ("config.json", INDEX, "README.md", provenance.FILE_NAME, *provenance.RETRAINING_FILES)
+_OWN = ("config.json", "README.md", provenance.FILE_NAME, *provenance.RETRAINING_FILES)
+# Quantization's own records: names of modules and nothing else that depends on the blocks.
+_RENUMBERED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _COPIED_FOLDERS = ("additional_chat_templates",)
 _LARGEST_COPIED_FILE = 500_000_000  # bytes; tokenizers are far smaller
+_LISTED = 12
 
 
-def copy_companions(checkpoint: Checkpoint, directory: Path, *, allow_links: bool = False) -> dict[str, str]:
+def copy_companions(
+    checkpoint: Checkpoint,
+    directory: Path,
+    *,
+    kept: Sequence[int] | None = None,
+    allow_links: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, str]:
     """Copy tokenizer, chat templates, generation config, licence: everything that is neither weights nor code.
+
+    Args:
+        checkpoint: what is worked on.
+        directory: the new checkpoint's.
+        kept: positions of the blocks that stay, where some go: files that say something about the blocks are renumbered
+            (records of quantization) or left out (all others).
+        allow_links: follow links that lead out of the directory.
+        progress: where it is reported what was left out or renumbered.
 
     Returns:
         sha256 of every file, by name.
     """
-    files = {}
-    for path in _other_files(checkpoint.directory):
+    files: dict[str, str] = {}
+    renumbered: list[str] = []
+    shorter = kept if kept is not None and len(kept) < checkpoint.depth else None
+    paths, left_out = _other_files(checkpoint)
+    for path in paths:
         name = str(path.relative_to(checkpoint.directory))
-        data = checked_link(path, checkpoint.directory, allow_links).read_bytes()
-        files[name] = write_hashed(directory / name, repaired(checkpoint.repair, name, data))
+        data = repaired(checkpoint.repair, name, checked_link(path, checkpoint.directory, allow_links).read_bytes())
+        if shorter is not None and name in _RENUMBERED:
+            renumbered.append(name)
+            data = _with_new_numbers(path, data, checkpoint, shorter)
+        elif shorter is not None and (reason := restates(path.name, data, checkpoint.anatomy)):
+            left_out.append((name, reason))
+            continue
+        (directory / name).parent.mkdir(exist_ok=True)
+        files[name] = write_hashed(directory / name, data)
+    _report(left_out, renumbered, progress or Progress(quiet=True))
     return files
+
+
+def _with_new_numbers(path: Path, data: bytes, checkpoint: Checkpoint, kept: Sequence[int]) -> bytes:
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ShortstackError(f"{path}: not valid JSON", hint="remove it, or get it again") from None
+    moved = moved_names(record, Renumbering(checkpoint.anatomy, kept, str(path)))
+    return data if moved == record else config_text(moved).encode()
+
+
+def _report(left_out: Sequence[tuple[str, str]], renumbered: Sequence[str], progress: Progress) -> None:
+    if left_out:
+        listed = ", ".join(f"{name} ({reason})" for name, reason in left_out[:_LISTED])
+        more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
+        progress.say(f"not copied: {listed}{more}")
+    if renumbered:
+        progress.say(f"renumbered for the blocks that stay: {', '.join(renumbered)}")
 
 
 def continued_record(
@@ -59,12 +114,37 @@ def continued_record(
     }
 
 
-def _other_files(directory: Path) -> list[Path]:
-    found = []
-    for folder in (directory, *(directory / name for name in _COPIED_FOLDERS)):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if not path.is_file() or path.name.startswith(".") or path.stat().st_size > _LARGEST_COPIED_FILE:
-                continue
-            if path.name not in _NOT_COPIED_NAMES and not path.name.endswith((*_NOT_COPIED_SUFFIXES, ".index.json")):
-                found.append(path)
-    return found
+def _other_files(checkpoint: Checkpoint) -> tuple[list[Path], list[tuple[str, str]]]:
+    """(files that may be copied, what may not and why, by name); nothing is said of what is rewritten or was reported."""
+    home = checkpoint.directory
+    found, left_out = [], []
+    entries = sorted(home.iterdir()) + [
+        path for name in _COPIED_FOLDERS if (home / name).is_dir() for path in sorted((home / name).iterdir())
+    ]
+    for path in entries:
+        if path.name.startswith(".") or path.name in (*_OWN, *_COPIED_FOLDERS) or path.name.endswith(".lock"):
+            continue
+        reason = _never_copied(path)
+        if reason is None:
+            found.append(path)
+        elif path not in checkpoint.shards and not _reported(path, checkpoint):
+            left_out.append((path.name + "/" * path.is_dir(), reason))
+    return found, left_out
+
+
+def _never_copied(path: Path) -> str | None:
+    if not path.is_file():
+        return "a folder" if path.is_dir() else "not a file"
+    if path.name.endswith(_WEIGHTS) or ADAPTER_FILE.fullmatch(path.name):
+        return "another form of the weights"
+    if path.name.endswith(".py"):
+        return "code"
+    return "too large" if path.stat().st_size > _LARGEST_COPIED_FILE else None
+
+
+def _reported(path: Path, checkpoint: Checkpoint) -> bool:
+    """Whether a file is the index, or was named when the checkpoint was opened (a stray shard, an adapter)."""
+    indices = {shard.suffix for shard in checkpoint.shards}
+    index = INDEX if ".safetensors" in indices else PICKLED_INDEX
+    named = path.suffix == ".safetensors" or ADAPTER_FILE.fullmatch(path.name) is not None
+    return path.name == index or (named and path.parent == checkpoint.directory)

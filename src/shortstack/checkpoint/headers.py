@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED_SINGLE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
+ADAPTER_FILE = re.compile(r"adapter_(config\.json|model.*\.(safetensors|bin|json))")
 _INDEX_LIMIT = 200_000_000  # bytes
 _AT_ONCE = 1 << 30  # bytes of one read; macOS refuses those of 2 GiB and more
 
@@ -219,7 +221,13 @@ def has_weights(directory: Path) -> bool:
 
 def stray_shards(directory: Path, shards: set[Path]) -> list[str]:
     """Weight files in the directory that the index does not name: left over, and not copied."""
-    return sorted(path.name for path in directory.glob("*.safetensors") if path not in shards)
+    others = (path for path in directory.glob("*.safetensors") if path not in shards)
+    return sorted(path.name for path in others if not ADAPTER_FILE.fullmatch(path.name))
+
+
+def adapter_files(directory: Path) -> list[str]:
+    """Files of an adapter that lie beside a model's own weights: another form of weights, which is left alone."""
+    return sorted(path.name for path in directory.iterdir() if ADAPTER_FILE.fullmatch(path.name))
 
 
 def checked_link(path: Path, directory: Path, allow_links: bool) -> Path:

@@ -19,6 +19,7 @@ from shortstack.checkpoint.family import Family
 from shortstack.checkpoint.headers import (
     FLOAT_DTYPES,
     TensorInfo,
+    adapter_files,
     checked_link,
     has_weights,
     read_exactly,
@@ -218,7 +219,15 @@ def read_checkpoint(
             hint="the file does not belong to this checkpoint; remove it to number blocks as they stand",
         )
     stray = stray_shards(directory, set(shards))
-    notes = (f"warning: {directory}: {', '.join(stray)} is named by no index and is left out",) if stray else ()
+    beside = adapter_files(directory)
+    notes = (
+        *([f"warning: {directory}: {', '.join(stray)} is named by no index and is left out"] if stray else []),
+        *(
+            [f"{directory}: an adapter beside the model's own weights is left alone ({', '.join(beside)})"]
+            if beside
+            else []
+        ),
+    )
     checkpoint = Checkpoint(
         directory, source, config, config_bytes, tensors, shards, anatomy, original, record, notes, is_here
     )
@@ -233,7 +242,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], bytes]:
         if (directory / "adapter_config.json").is_file():
             raise ShortstackError(
                 f"{directory}: is an adapter (adapter_config.json), not a checkpoint",
-                hint="merge it into its base model first: merge_and_unload() of PEFT, then save_pretrained()",
+                hint=f"merge it into its base model first: shortstack merge {directory} --out MERGED",
             )
         hint = "give the directory that holds config.json and model.safetensors"
         raise ShortstackError(f"{directory}: not a checkpoint (no config.json)", hint=hint)

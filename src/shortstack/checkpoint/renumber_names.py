@@ -15,6 +15,10 @@ from shortstack.errors import ShortstackError
 
 _PATTERN_MARKS = ("re:", "+:", "-:")
 _PATTERN_CHARACTERS = set("\\^$+?{}[]()|")
+# Between container and number, and behind it: `layers.3.`, `layers\.3\.`, `layers[.]3`, `layers/3`, `layers[3]`, `layer_3`.
+_BETWEEN, _BEHIND = r"(?:\\\.|\[\.\]|[./_\[])", r"(?=$|[./_\]:,$)]|\\[.b]|\[\.\])"
+# Parts of a composite whose blocks have numbers of their own.
+_OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|encoder|tower|mtp|draft|eagle|medusa")
 METHODS = (
     "awq", "bitnet", "bitsandbytes", "compressed-tensors", "eetq", "fbgemm_fp8", "fp8", "gptq", "higgs", "hqq", "mxfp4",
     "quanto", "quark", "torchao",
@@ -34,9 +38,9 @@ class Renumbering:
         self._place = place
         self._new = {old: new for new, old in enumerate(kept)}
         container = anatomy.prefix.rstrip(".").rpartition(".")[2]  # `layers`, `h`, `blocks`
-        self._named = re.compile(
-            rf"(?P<before>(?:^|[.:/*]){re.escape(container)}(?:\\\.|\.))(?P<number>\d+)(?=$|\\|\.|/)"
-        )
+        plural = re.escape(container) + ("?" if container.endswith("s") else "")
+        self._named = re.compile(rf"(?<![A-Za-z0-9]){plural}{_BETWEEN}(?P<number>\d+){_BEHIND}")
+        self._towers = set(_OTHER_TOWERS.findall(anatomy.prefix))
 
     def __call__(self, name: str) -> str | None:
         """The new name, or None.
@@ -44,7 +48,7 @@ class Renumbering:
         Raises:
             ShortstackError: a pattern that names blocks in a way that cannot be renumbered.
         """
-        match = self._named.search(name)
+        match = self._match(name)
         rest = name
         if match:
             new = self._new.get(int(match.group("number")))
@@ -54,7 +58,8 @@ class Renumbering:
             renumbered = f"{name[: match.start('number')]}{new}{name[match.end('number') :]}"
         else:
             renumbered = name
-        if self._is_pattern(name) and re.search(r"(?:\\\.|\.|\(|\[|\|)\d", rest):
+        is_pattern = self._is_pattern(name) or ("*" in name and match is None)
+        if is_pattern and re.search(r"(?:\\\.|\.|\(|\[|\|)\d", rest):
             raise ShortstackError(
                 f"{self._place} has the pattern {name!r}, which may name blocks by number",
                 hint="replace it by module names, or go back to what it was made from",
@@ -63,8 +68,33 @@ class Renumbering:
 
     def number_of(self, name: str) -> int | None:
         """The block that a name names (its position), or None."""
-        match = self._named.search(name)
+        match = self._match(name)
         return int(match.group("number")) if match else None
+
+    def must_stay(self, name: str) -> str:
+        """The new name of a block that may not go.
+
+        Raises:
+            ShortstackError: it is removed.
+        """
+        renumbered = self(name)
+        if renumbered is None:
+            raise ShortstackError(f"{self._place} names {name!r}, a block that is removed", hint="keep that block")
+        return renumbered
+
+    def names_a_block(self, value: Any) -> bool:
+        """Whether a name of a block stands anywhere in a value of JSON."""
+        if isinstance(value, Mapping):
+            return any(self.names_a_block(part) for pair in value.items() for part in pair)
+        if isinstance(value, list):
+            return any(self.names_a_block(part) for part in value)
+        return isinstance(value, str) and self.number_of(value) is not None
+
+    def _match(self, name: str) -> re.Match[str] | None:
+        match = self._named.search(name)
+        if match and set(_OTHER_TOWERS.findall(name[: match.start()])) - self._towers:
+            return None
+        return match
 
     @staticmethod
     def _is_pattern(name: str) -> bool:
@@ -91,16 +121,21 @@ def renumbered_quantization(record: Any, anatomy: Anatomy, kept: Sequence[int], 
             f"{place}: is quantized by {method!r}, which shortstack does not know",
             hint="prune the checkpoint it was made from, then quantize that",
         )
-    return _moved(record, Renumbering(anatomy, kept, f"{place}: quantization_config"))
+    return moved_names(record, Renumbering(anatomy, kept, f"{place}: quantization_config"))
 
 
-def _moved(value: Any, renumber: Renumbering) -> Any:
+def moved_names(value: Any, renumber: Renumbering) -> Any:
+    """A value of JSON in which every name of a block is renumbered, and dropped with its block as a key or in a list.
+
+    Raises:
+        ShortstackError: a name of a removed block stands where nothing can be dropped, or in a pattern.
+    """
     if isinstance(value, Mapping):
         pairs = ((renumber(str(key)), inner) for key, inner in value.items())
-        return {key: _moved(inner, renumber) for key, inner in pairs if key is not None}
+        return {key: moved_names(inner, renumber) for key, inner in pairs if key is not None}
     if isinstance(value, list):
         if any(isinstance(item, str) for item in value):
             names = (renumber(item) if isinstance(item, str) else item for item in value)
             return [name for name in names if name is not None]
-        return [_moved(item, renumber) for item in value]
-    return value
+        return [moved_names(item, renumber) for item in value]
+    return renumber.must_stay(value) if renumber.names_a_block(value) else value

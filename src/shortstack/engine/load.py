@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.checkpoint.headers import adapter_files
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.errors import ShortstackError, first_line
+from shortstack.errors import ShortstackError, first_line, system_reason
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import available_bytes
@@ -28,9 +31,9 @@ def load_with_transformers(
     from transformers import AutoModelForCausalLM
 
     try:
-        with quiet_transformers():
+        with quiet_transformers(), own_weights(checkpoint.directory) as directory:
             model, info = AutoModelForCausalLM.from_pretrained(
-                checkpoint.directory,
+                directory,
                 dtype=dtype,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
@@ -38,7 +41,34 @@ def load_with_transformers(
             )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {first_line(error)}") from None
+    model.config._name_or_path = str(checkpoint.directory)
     return model.eval(), info
+
+
+@contextlib.contextmanager
+def own_weights(directory: Path) -> Iterator[Path]:
+    """What transformers may load a checkpoint from: the directory; where an adapter's files lie beside the weights, a folder
+    of links to all the others, because transformers would put the adapter on top of the weights.
+
+    Raises:
+        ShortstackError: links cannot be made here.
+    """
+    beside = adapter_files(directory)
+    if not beside:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory(prefix="shortstack-") as folder:
+        try:
+            for path in directory.iterdir():
+                if path.name not in beside:
+                    (Path(folder) / path.name).symlink_to(path.absolute())
+        except OSError as error:
+            raise ShortstackError(
+                f"{directory}: holds an adapter beside its weights, and links to the weights alone cannot be made "
+                f"({system_reason(error)})",
+                hint=f"move {', '.join(beside)} to another directory",
+            ) from None
+        yield Path(folder)
 
 
 def aligned(model: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shortstack.checkpoint import anatomy as structure
 from shortstack.checkpoint.family import Family
-from shortstack.checkpoint.headers import TensorInfo, read_weights, stray_shards
+from shortstack.checkpoint.headers import TensorInfo, adapter_files, read_weights, stray_shards
 from shortstack.checkpoint.hub import locate
 from shortstack.checkpoint.known_faults import repair_for
 from shortstack.checkpoint.reader import Checkpoint, check_consistency, read_config
@@ -67,6 +67,10 @@ class _Check:
         stray = stray_shards(self._directory, set(weights[1]))
         if stray:
             self.findings.add("weight files", "note", f"{', '.join(stray)} is named by no index")
+        beside = adapter_files(self._directory)
+        if beside:
+            says = f"{', '.join(beside)}: transformers puts the adapter on top of the weights, where PEFT is installed"
+            self.findings.add("adapter", "note", f"{says}; what follows is of the weights alone")
         family = FAMILIES.get(str(config.get("model_type")))
         sound = self._blocks(config, family, weights[0]) if family is not None else self._unknown(config)
         check_bytes(self.findings, self._directory, *weights, quick=self._quick, progress=self._progress)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.common.formatting import size
-from shortstack.engine.load import quiet_transformers
+from shortstack.engine.load import own_weights, quiet_transformers
 from shortstack.errors import first_line
 from shortstack.inspection.findings import Findings
 from shortstack.runtime.memory import available_bytes
@@ -42,9 +42,9 @@ def check_running(
     # In the checkpoint's own precision, with and without a cache may differ by rounding alone.
     exact = wide <= free
     try:
-        with quiet_transformers():
+        with quiet_transformers(), own_weights(directory) as own:
             model, info = AutoModelForCausalLM.from_pretrained(
-                directory,
+                own,
                 dtype=torch.float32 if exact else "auto",
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,

@@ -155,7 +155,7 @@ def write_pruned(
     files = _copy_weights(checkpoint, cut, directory, allow_nonfinite, progress or Progress(quiet=True))
     data = checkpoint.config_bytes if cut.config == checkpoint.config else config_text(cut.config).encode()
     files["config.json"] = write_hashed(directory / "config.json", data)
-    files |= copy_companions(checkpoint, directory, allow_links=allow_links)
+    files |= copy_companions(checkpoint, directory, kept=cut.kept, allow_links=allow_links, progress=progress)
     record = _record(checkpoint, plan, files)
     files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
     write_json(directory / provenance.FILE_NAME, {**record, "files": dict(sorted(files.items()))})

@@ -19,6 +19,7 @@ from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.progress import Progress
 from shortstack.engine.load import load_with_transformers, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
@@ -53,7 +54,13 @@ def stored_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False, dty
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, model: Any, directory: Path, step: dict[str, Any], *, save_dtype: str | None = None
+    checkpoint: Checkpoint,
+    model: Any,
+    directory: Path,
+    step: dict[str, Any],
+    *,
+    save_dtype: str | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a model as a plain checkpoint, with what goes along and the record of how it came about.
 
@@ -63,6 +70,7 @@ def write_checkpoint(
         directory: an empty one (a stage).
         step: what was done, for shortstack.json.
         save_dtype: what every tensor is stored in; by default each as it was.
+        progress: where it is reported which files are left out.
 
     Raises:
         ShortstackError: a value is not finite in the type it is stored in, or transformers wrote other tensors than the
@@ -83,7 +91,7 @@ def write_checkpoint(
         config = _with_dtype(config, save_dtype)
     data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
     files["config.json"] = write_hashed(directory / "config.json", data)
-    files |= copy_companions(checkpoint, directory)
+    files |= copy_companions(checkpoint, directory, progress=progress)
     record = continued_record(checkpoint, step, checkpoint.original_blocks, files)
     files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
     write_json(directory / FILE_NAME, {**record, "files": dict(sorted(files.items()))})
@@ -234,7 +242,7 @@ def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
     else:
         model = stored_model(checkpoint, trust_remote_code=trust)
         put_trained(model, run.weights)
-    write_checkpoint(checkpoint, model, stage, step, save_dtype=run.options.save_dtype)
+    write_checkpoint(checkpoint, model, stage, step, save_dtype=run.options.save_dtype, progress=run.progress)
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> bool:

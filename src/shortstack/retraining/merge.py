@@ -92,7 +92,7 @@ def merge(
         from shortstack.retraining.fold import merged_model
 
         model = merged_model(checkpoint, adapter, trust_remote_code=trust_remote_code, progress=progress)
-        write_checkpoint(checkpoint, model, stage, step, save_dtype=save_dtype)
+        write_checkpoint(checkpoint, model, stage, step, save_dtype=save_dtype, progress=progress)
     return MergeResult(Path(out), adapter, checkpoint.source, time.perf_counter() - started)
 
 

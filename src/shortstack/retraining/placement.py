@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.load import experts_for, load_model, quiet_transformers
+from shortstack.engine.load import experts_for, load_model, own_weights, quiet_transformers
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.run_folder import Session
@@ -121,9 +121,9 @@ class Place:
             bnb_4bit_compute_dtype=self.dtype,
         )
         try:
-            with quiet_transformers():
+            with quiet_transformers(), own_weights(checkpoint.directory) as directory:
                 model = AutoModelForCausalLM.from_pretrained(
-                    checkpoint.directory,
+                    directory,
                     quantization_config=config,
                     dtype=self.dtype,
                     device_map={"": self.device},

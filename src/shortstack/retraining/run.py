@@ -230,7 +230,7 @@ class Run:
         import torch
 
         from shortstack.retraining.losses import NextToken
-        from shortstack.retraining.trainable import set_trainable, trained_count, with_adapter
+        from shortstack.retraining.trainable import set_trainable, trained_count, with_adapter, without_adapter
 
         torch.manual_seed(self.options.seed)  # the adapter's beginning
         checkpoint, hyperparameters = self.checkpoint, self.hyperparameters
@@ -242,6 +242,8 @@ class Run:
         )
         if hyperparameters.lora is not None:
             model = with_adapter(model, checkpoint, hyperparameters.lora)
+            if line := without_adapter(model, checkpoint):
+                self.progress.say(line)
         else:
             set_trainable(model, checkpoint, hyperparameters.train)
             if checkpoint.tied and {"head", "embeddings"} & set(hyperparameters.train.split(",")):

@@ -66,6 +66,31 @@ def with_adapter(model: Any, checkpoint: Checkpoint, settings: LoRA) -> Any:
     return adapted
 
 
+def without_adapter(model: Any, checkpoint: Checkpoint) -> str:
+    """A line that names the matrices of the blocks that no adapter is put on (experts that are fused in one tensor, routers,
+    convolutions), or nothing.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    _, blocks = find_blocks(model, checkpoint.anatomy)
+    adapted = [f"{name}." for name, module in blocks.named_modules() if isinstance(module, BaseTunerLayer)]
+    total, missing = 0, 0
+    names: set[str] = set()
+    for name, parameter in blocks.named_parameters():
+        if ".lora_" in name:
+            continue
+        total += parameter.numel()
+        if parameter.dim() > 1 and not name.startswith(tuple(adapted)):
+            missing += parameter.numel()
+            names.add(name.partition(".")[2])
+    if not names:
+        return ""
+    return (
+        f"{checkpoint.source}: no adapter on {', '.join(sorted(names))} ({missing / total:.1%} of the blocks' parameters): "
+        "LoRA is put on linear layers alone; retrain cpt trains all"
+    )
+
+
 def set_trainable(model: nn.Module, checkpoint: Checkpoint, what: str) -> list[str]:
     """Train these parameters and freeze all others.
 
