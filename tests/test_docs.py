@@ -48,6 +48,21 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_paths_in_documents_exist() -> None:
+    """A file that has moved is named where it is now; what was measured and tried stays as it was written."""
+    pages = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+    missing = []
+    for path in pages:
+        if path.name in ("experiments.md", "results.md", "CHANGELOG.md"):
+            continue
+        for named in re.findall(r"`((?:[\w.-]+/)+[\w-]+\.py)`", path.read_text()):
+            if not any(
+                (root / named).exists() for root in (ROOT, ROOT / "src/shortstack", ROOT / "tests", ROOT / "docs")
+            ):
+                missing.append(f"{path.name}: {named}")
+    assert missing == []
+
+
 def test_the_number_of_families_in_the_readme_is_what_was_measured() -> None:
     from shortstack.inspection.families import families
 
