@@ -117,6 +117,66 @@ def test_other_settings_are_not_compared_and_other_text_stands_apart() -> None:
     assert any("float32" in note and "bfloat16" in note for note in compared([dense, half], None, []).notes)
 
 
+UNIT = {"dtype": "float32", "joined_by": "\n\n", "tokenizer": "a", "bos_token": 1}
+
+
+@pytest.mark.fault(103)
+@pytest.mark.parametrize(
+    ("changed", "differs"), [({"tokenizer": "b"}, "another tokenizer"), ({"bos_token": None}, "another BOS rule")]
+)
+def test_perplexities_of_other_units_are_not_subtracted(changed: dict[str, Any], differs: str) -> None:
+    """As many windows, as many tokens in each: the very items would pair."""
+    dense, other = ppl("d", NLL, settings=UNIT), ppl("p", NLL, settings={**UNIT, **changed})
+    found = compared([dense, other], None, [])
+    assert [figure.differences for figure in found.figures] == [[None, None]]
+    (note,) = found.notes
+    assert note.startswith(f"ppl of p and of d: {differs}")
+    assert "cannot be compared" in Results((dense, other)).to_text()
+    same = ppl("p", NLL, settings=UNIT)
+    assert compared([dense, same], None, []).figures[0].differences[1] is not None
+    assert compared([dense, same], None, []).notes == []
+    assert "compared" not in Results((dense, same)).to_text()
+
+
+@pytest.mark.fault(103)
+def test_what_does_not_record_its_tokenizer_is_of_an_unknown_unit() -> None:
+    old = ppl("d", NLL)
+    found = compared([old, ppl("p", NLL, settings=UNIT)], None, [])
+    (note,) = found.notes
+    assert "do not record the tokenizer (d)" in note
+    longer = ppl("p", [*NLL, 3.0])  # the same text became more tokens
+    found = compared([old, longer], None, [])
+    assert found.figures[0].differences == [None, None]
+    assert "another number of tokens in the text" in found.to_text()
+
+
+@pytest.mark.fault(103)
+def test_perplexities_over_other_windows_are_not_subtracted() -> None:
+    dense, other = ppl("d", NLL, settings=UNIT), ppl("p", NLL, settings=UNIT)
+    other = replace(other, figures={"ppl_64": other.figures["ppl_128"]}, per_item={"ppl_64": NLL})
+    found = compared([dense, other], None, [])
+    assert [figure.differences for figure in found.figures] == [[None, None], [None, None]]
+    assert "ppl_128 of d and ppl_64 of p are over windows of other lengths: not compared" in found.to_text()
+
+
+@pytest.mark.fault(103)
+def test_counts_of_other_tokens_are_not_subtracted_but_what_the_dense_model_read_is() -> None:
+    def written(model: str, tokenizer: str) -> Result:
+        units = {
+            "greedy length": "tokens",
+            "greedy distinct_1": "share",
+            "greedy ppl_by_dense": "ppl",
+            "sums": "accuracy",
+        }
+        figures = {name: mean_figure([0.5, 0.75], unit) for name, unit in units.items()}
+        items = {"prompts": [0, 1], **{name: [0.5, 0.75] for name in units}}
+        return result(model, "generation", items, figures, settings={"tokenizer": tokenizer})
+
+    for other, compares in (("b", {"greedy ppl_by_dense", "sums"}), ("a", {*written("d", "a").figures})):
+        found = compared([written("d", "a"), written("p", other)], None, [])
+        assert {figure.name for figure in found.figures if figure.differences[1] is not None} == compares
+
+
 def test_the_base_can_be_chosen_and_files_are_pooled(tmp_path: Path) -> None:
     Results((ppl("d", NLL), ppl("p", [4.0, 5.0, 3.0, 6.0]))).save(tmp_path / "a.json")
     Results((accuracy("d", {"piqa acc": [1, 0]}),)).save(tmp_path / "b.json")
@@ -147,6 +207,7 @@ def test_published_figures_stand_beside(shared: Path, tmp_path: Path) -> None:
     assert by_name["zeroshot", "boolq acc"] == [pytest.approx(0.718043)]
     text = found.to_text()
     assert "published figures are of all rows" not in text
+    assert "published perplexities are per token of the published models' own tokenizers" in text
     limited = accuracy("d", {"boolq acc": [1, 0]}, settings={"limit": 2, "dtype": "float32"})
     assert "published figures are of all rows" in compared([limited], None, [one]).to_text()
     assert "5.52B" in text

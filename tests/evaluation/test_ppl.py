@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from shortstack.errors import ShortstackError
+from shortstack.evaluation.compare import compared
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.ppl import cut_windows, evaluate_ppl, window_nll
 from shortstack.evaluation.samples import evaluate_samples
@@ -143,3 +145,27 @@ def test_no_tokenizer(copied: Built, text: Path) -> None:
     model = copied("llama", with_tokenizer=False)
     with pytest.raises(ShortstackError, match="no tokenizer in the directory"):
         evaluate_ppl(str(model), data=str(text), options=QUIET)
+
+
+@pytest.mark.fault(103)
+def test_the_unit_is_recorded_and_another_tokenizer_is_not_compared(built: Built, text: Path, tmp_path: Path) -> None:
+    model = built("llama")
+    copies = [tmp_path / "same", tmp_path / "other", tmp_path / "no bos"]
+    for copy in copies:
+        shutil.copytree(model, copy)
+    other = pico.tokenizer()
+    other.add_tokens(["the first"])  # one token where the others need nine
+    other.save_pretrained(copies[1])
+    none = pico.tokenizer()
+    none.bos_token = None
+    none.save_pretrained(copies[2])
+    found = evaluate_ppl(str(model), *map(str, copies), data=str(text), seq_len="32", options=QUIET)
+    dense, same, changed, bare = found.results
+    assert dense.settings["seq_len"] == [32]
+    assert dense.settings["bos_token"] == 1
+    assert dense.settings["tokenizer"] == same.settings["tokenizer"] != changed.settings["tokenizer"]
+    assert (bare.settings["tokenizer"], bare.settings["bos_token"]) == (dense.settings["tokenizer"], None)
+    (figure, *_) = compared(found.results, None, []).figures
+    assert [difference is None for difference in figure.differences] == [True, False, True, True]
+    assert f"ppl of {copies[1]} and of {model}: another tokenizer" in found.to_text()
+    assert f"ppl of {copies[2]} and of {model}: another BOS rule" in found.to_text()

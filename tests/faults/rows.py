@@ -101,6 +101,7 @@ ROWS: dict[int, tuple[str, str]] = {
     100: ("training tokens beyond the embedding", "refused before the first step, with the row"),
     101: ("valid JSON that is not valid text (a lone surrogate)", "refused: file and line"),
     102: ("folders with splits, hidden files, caches", "what is read and skipped is reported; a test split never silently"),
+    103: ("perplexities of other tokenizers, windows or BOS rules compared", "no difference, and the reason"),
     104: ("a system call or a path that only Linux has", "not needed: tests take away what macOS lacks"),
     107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
     108: ("a container with less memory or fewer cores than its host", "its limits hold; all cores it may use are used"),

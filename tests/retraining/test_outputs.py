@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from string import ascii_lowercase
@@ -96,6 +97,21 @@ def test_without_merge_there_is_the_adapter_alone(retrained: Retrained, tmp_path
     assert not (tmp_path / "out/model.safetensors").exists()
     assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
     assert list(result.rows) == ["before", "dense"]
+
+
+@pytest.mark.fault(103)
+def test_a_dense_model_of_other_tokens_is_not_in_the_table(retrained: Retrained, dense: Path, tmp_path: Path) -> None:
+    """Measured on the pruned model's tokens its figures would be of nothing."""
+    other = tmp_path / "other"
+    shutil.copytree(dense, other)
+    tokenizer = pico.tokenizer()
+    tokenizer.add_tokens([" the "])
+    tokenizer.save_pretrained(other)
+    result = retrained("lora", tmp_path / "out", max_steps=1, dense=str(other))
+    assert list(result.rows) == ["before", "after"]
+    assert any(f"{other} splits text into other tokens" in note for note in result.notes)
+    result = retrained("lora", tmp_path / "again", max_steps=1, dense=str(dense))
+    assert list(result.rows) == ["before", "after", "dense"]
 
 
 @pytest.mark.parametrize("way", ["lora", "cpt"])

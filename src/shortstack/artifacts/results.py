@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.units import unlike_notes
 from shortstack.common.formatting import count, seconds, size, table
 from shortstack.common.json_fields import mapping, number, text
 from shortstack.common.json_text import read_json
@@ -235,7 +236,8 @@ def _group_text(what: str, data: str, results: Sequence[Result]) -> str:
     names = list(dict.fromkeys(name for result in results for name in result.figures))
     lines = [f"{what} on {data}" if data else what]
     if what == "ppl" and names:
-        lines[0] += f" ({names[0]} over {results[0].figures[names[0]].n} predicted tokens; lower is better)"
+        measured = dict.fromkeys(str(r.figures[names[0]].n) for r in results if names[0] in r.figures)
+        lines[0] += f" ({names[0]} over {' and '.join(measured)} predicted tokens; lower is better)"
     facts = [("parameters", [count(r.parameters) for r in results]), ("bytes", [size(r.nbytes) for r in results])]
     shown = [(name, [shown_figure(r.figures.get(name)) for r in results]) for name in names]
     cost = [("peak memory", [size(_peak(r)) for r in results]), ("time", [seconds(r.seconds) for r in results])]
@@ -247,6 +249,7 @@ def _group_text(what: str, data: str, results: Sequence[Result]) -> str:
         rows = [[model, *(cells[at] for _, cells in columns)] for at, model in enumerate(models)]
         lines.append(table(["model", *(name for name, _ in columns)], rows))
     lines += _sample_texts(results)
+    lines += unlike_notes(results[0], results[1:])
     lines += dict.fromkeys(note for result in results for note in result.notes)
     return "\n".join(lines)
 

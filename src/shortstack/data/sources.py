@@ -95,8 +95,9 @@ def _summary(corpus: Corpus, budget: Budget) -> str:
     """What was read, on one line."""
     blank = sum(not text.strip() for text in corpus.documents)
     kind = "windows" if corpus.windows else "chats" if corpus.chats else "documents"
+    files = f"{budget.files} {'file' if budget.files == 1 else 'files'}"
     return (
-        f"{corpus.source}: {corpus.rows} {kind} read from {budget.files} {'file' if budget.files == 1 else 'files'}"
+        f"{corpus.source}: {corpus.rows} {kind if corpus.rows != 1 else kind[:-1]} read from {files}"
         + (f", {blank} of them blank" if blank else "")
         + (f" ({corpus.detail})" if corpus.detail else "")
     )

@@ -14,7 +14,7 @@ from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.runtime.atomic_output import write_file
 
-_FORM = 2  # raised when what is kept, or how it is computed, changes
+_FORM = 3  # raised when what is kept, or how it is computed, changes
 
 
 def kept_folder() -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.results import Figure, Result, load_results, perplexity, shown_figure
+from shortstack.artifacts.units import is_per_token, unit_differences, units_unknown, unlike_notes
 from shortstack.baselines.figures import PublishedResult, published_result
 from shortstack.common.formatting import count, size, table
 from shortstack.errors import ShortstackError, UsageError
@@ -214,6 +215,11 @@ def compared(results: Sequence[Result], base: str | None, beside: Sequence[Publi
         notes += _incomparable(what, data, group)
         if beside and any(result is not None and result.settings.get("limit") for result in group):
             notes.append(f"{what} on {data}: published figures are of all rows")
+    if any(figure.what == "ppl" and any(value is not None for value in figure.published) for figure in figures):
+        notes.append(
+            "published perplexities are per token of the published models' own tokenizers, which are not recorded: they "
+            "compare with those of models that have the same one"
+        )
     facts = [models[key] for key in order]
     return Comparison(
         names, [fact.parameters for fact in facts], [fact.nbytes for fact in facts], figures, list(beside), notes
@@ -243,11 +249,17 @@ def _compared_group(
         figures = [None if result is None else result.figures.get(name) for result in group]
         differences: list[Difference | None] = [None]
         for result in group[1:]:
-            comparable = base is not None and result is not None and not _other_settings(base, result)
+            comparable = base is not None and result is not None and _comparable(base, result, name)
             differences.append(_difference(name, base, result) if comparable else None)  # type: ignore[arg-type]
         published = [one.figures.get((what, data if what == "ppl" else "", name)) for one in beside]
         found.append(ComparedFigure(what, data, name, figures, differences, published))
     return found
+
+
+def _comparable(base: Result, other: Result, name: str) -> bool:
+    if _other_settings(base, other):
+        return False
+    return not (is_per_token(base, name) and unit_differences(base, other))
 
 
 def _other_settings(one: Result, other: Result) -> list[str]:
@@ -256,16 +268,32 @@ def _other_settings(one: Result, other: Result) -> list[str]:
 
 def _incomparable(what: str, data: str, group: Sequence[Result | None]) -> list[str]:
     base = group[0]
-    notes = []
-    for result in group[1:]:
-        if base is None or result is None:
-            continue
+    if base is None:
+        return []
+    others = [result for result in group[1:] if result is not None]
+    notes = [*unlike_notes(base, others), *_other_windows(what, data, base, others)]
+    if others and (unknown := units_unknown([base, *others])):
+        notes.append(
+            f"{what} on {data}: results of an earlier version do not record the tokenizer ({', '.join(unknown)}): whether "
+            "figures per token have one unit is not known; evaluate again to be sure"
+        )
+    for result in others:
         other = _other_settings(base, result)
         if other:
             notes.append(f"{what} on {data}: {result.model} was measured with another {', '.join(other)}: not compared")
         elif _dtype_of(base) != _dtype_of(result):
             notes.append(f"{what} on {data}: {base.model} in {_dtype_of(base)}, {result.model} in {_dtype_of(result)}")
     return notes
+
+
+def _other_windows(what: str, data: str, base: Result, others: Sequence[Result]) -> list[str]:
+    """Lines about perplexities that have no counterpart, because their windows are of another length."""
+    return [
+        f"{what} on {data}: {', '.join(base.figures)} of {base.model} and {', '.join(other.figures)} of {other.model} are "
+        "over windows of other lengths: not compared"
+        for other in others
+        if what == "ppl" and base.figures and other.figures and not set(base.figures) & set(other.figures)
+    ]
 
 
 def _dtype_of(result: Result) -> str:

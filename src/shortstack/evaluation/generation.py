@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.results import Figure, Result, Results, mean_figure, perplexity_figure
+from shortstack.artifacts.units import tokens_hash
 from shortstack.common.json_text import json_text
 from shortstack.common.options import stage
 from shortstack.errors import UsageError
@@ -111,11 +112,21 @@ def _result(
         "generation",
         one.usage,
         data={"source": request.source, "sha256": request.sha256, "rows": len(request.prompts)},
-        settings={"new_tokens": request.new_tokens, "seed": request.seed, "dense": judge},
+        settings={
+            "new_tokens": request.new_tokens,
+            "seed": request.seed,
+            "dense": judge,
+            "tokenizer": _split_of_prompts(one.subject, request),
+        },
         figures=figures,
         per_item=per_item,
         notes=[*notes, *_left_out(one, request)],
     )
+
+
+def _split_of_prompts(subject: Subject, request: GenerationRequest) -> str:
+    """What the tokenizer makes of the prompts, as a hash: the measures count its tokens."""
+    return tokens_hash(subject.tokenizer(row["text"], verbose=False)["input_ids"] for row in request.prompts)
 
 
 def _left_out(one: Written, request: GenerationRequest) -> list[str]:

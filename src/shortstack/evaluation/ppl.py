@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.artifacts.results import Figure, Result, Results, perplexity_figure
+from shortstack.artifacts.units import tokens_hash
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
 from shortstack.common.options import stage
@@ -86,7 +87,7 @@ def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int
                 "ppl",
                 usage,
                 data=corpus.described(),
-                settings={"joined_by": "\n\n"},
+                settings={"joined_by": "\n\n", "seq_len": chosen, **found["unit"]},
                 figures={name: Figure.from_json(figure) for name, figure in found["figures"].items()},
                 per_item=found["per_item"],
                 notes=found["notes"],
@@ -123,7 +124,9 @@ def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int]) -> dict[
             )  # fmt: skip
             figures[name] = perplexity_figure(nll_W, len(windows[0]) - 1).to_json()
             per_item[name] = nll_W
-    return {"figures": figures, "per_item": per_item, "notes": notes}
+    # What these perplexities are per: tokens of this tokenizer, behind this BOS.
+    unit = {"tokenizer": tokens_hash([ids]), "bos_token": tokenizer.bos_token_id}
+    return {"figures": figures, "per_item": per_item, "notes": notes, "unit": unit}
 
 
 def cut_windows(ids: Sequence[int], bos: int | None, seq_len: int, *, bos_every: bool) -> list[list[int]]:

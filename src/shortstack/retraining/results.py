@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.artifacts.units import tokens_hash
 from shortstack.common.formatting import count, seconds, size, table
 from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
     from shortstack.checkpoint.reader import Checkpoint
@@ -136,6 +138,9 @@ def compare(
     if after is not None:
         chosen["after"] = after
     dense, note = dense_of(before, options.dense, progress)
+    if dense is not None and (reason := _other_tokens(before, dense, options)):
+        note = f"{dense.source} {reason}, so its figures are of another unit"
+        dense = None
     if dense is not None:
         chosen["dense"] = dense
     elif note:
@@ -148,3 +153,19 @@ def compare(
         rows[which] = {"parameters": checkpoint.parameters(), "figures": held_out.measure(model, place)}
         del model
     return rows, notes
+
+
+def _other_tokens(before: Checkpoint, dense: Checkpoint, options: TrainingOptions) -> str:
+    """Why the dense model cannot be measured on tokens of the pruned one; empty where it can."""
+    from shortstack.data.tokenizer import load_tokenizer
+    from shortstack.evaluation.prompts import GenerationRequest
+
+    if dense.embedding_rows < before.embedding_rows:
+        return f"has {dense.embedding_rows} tokens, {before.source} has {before.embedding_rows}"
+    try:
+        both = [load_tokenizer(one, trust_remote_code=options.trust_remote_code) for one in (before, dense)]
+    except ShortstackError:
+        return ""  # trained on token ids: there is nothing to compare
+    texts = [row["text"] for row in GenerationRequest.read(probes=0).prompts]
+    ours, theirs = (tokens_hash(tokenizer(text, verbose=False)["input_ids"] for text in texts) for tokenizer in both)
+    return "" if ours == theirs else f"splits text into other tokens than {before.source}"
