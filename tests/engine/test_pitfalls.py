@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from shortstack.common.progress import Progress
+from shortstack.data.calibration import CalibrationSet
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.parameters import scored_parameters
 from shortstack.errors import ShortstackError
+from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.score import score_windows
 from tests.families import tiny
 
@@ -86,14 +89,65 @@ WHOLE = (
 )
 
 
+class Said(Progress):
+    """The lines that a run says."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        object.__setattr__(self, "lines", [])
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)  # type: ignore[attr-defined]
+
+
+@pytest.mark.fault(106)
+@pytest.mark.parametrize("error", [ValueError, TypeError, IndexError])
+@pytest.mark.parametrize("where", ["before the blocks", "between them"])
+def test_a_model_that_fails_is_not_taken_for_one_that_must_be_held_whole(
+    built: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, error: type[Exception], where: str
+) -> None:
+    from transformers.models.llama import modeling_llama
+
+    from shortstack.scoring.criteria import parse_criteria
+
+    real = modeling_llama.LlamaModel.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if where == "between them":
+            block = self.layers[2]
+            self.layers[2] = _Failing(error)
+            try:
+                return real(self, *args, **kwargs)
+            finally:
+                self.layers[2] = block
+        raise error("no such place")
+
+    monkeypatch.setattr(modeling_llama.LlamaModel, "forward", forward)
+    windows, said = CalibrationSet(tiny.WINDOWS.tolist(), {}), Said()
+    with pytest.raises(ShortstackError, match=rf"the model's own forward fails: {error.__name__}: no such place"):
+        score_windows(open_checkpoint(built("llama")), windows, parse_criteria("ppl"), progress=said)
+    assert said.lines == []  # type: ignore[attr-defined]
+
+
+class _Failing(torch.nn.Module):
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        raise self.error("no such place")
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_families_whose_blocks_cannot_be_run_alone_are_held_whole(tiny_model: Tiny, name: str) -> None:
-    from shortstack.data.calibration import CalibrationSet
     from shortstack.scoring.criteria import parse_criteria
 
     checkpoint = tiny.open_checkpoint(tiny_model(name))
     windows = CalibrationSet(tiny.WINDOWS.tolist(), {})
-    found = score_windows(checkpoint, windows, parse_criteria("ppl"))
+    said = Said()
+    found = score_windows(checkpoint, windows, parse_criteria("ppl"), progress=said)
+    reason = checkpoint.anatomy.family.resident
+    assert said.lines == [f"{checkpoint.source}: the whole model is held in memory, and runs once per block: {reason}"]
     assert found.settings["memory"] == "resident"
     assert found.settings["whole_model"] == checkpoint.anatomy.family.resident
     with pytest.raises(ShortstackError, match="--memory streamed, but"):

@@ -89,3 +89,11 @@ def test_measuring_takes_half_a_second_and_gives_a_ratio() -> None:
 def test_scores_say_what_they_were_computed_in(built: Built, tmp_path: Path) -> None:
     scored(built("llama"), Lines(), dtype="bfloat16").save(tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text())["settings"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.fault(106)
+@pytest.mark.parametrize(("stored", "lines"), [(torch.float64, 1), (torch.float32, 0), (torch.bfloat16, 0)])
+def test_less_precision_than_is_stored_is_reported(built: Built, stored: torch.dtype, lines: int) -> None:
+    said = Lines()
+    assert scored(built("llama", dtype=stored), said).settings["dtype"] == "float32"
+    assert said.said == ["--dtype auto: float32 on cpu; the checkpoint is stored in F64"] * lines

@@ -239,26 +239,38 @@ class Skeleton:
         raise RuntimeError("the model did not call its head")
 
     def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
-        log = self._recorded(ids_BT)
+        log, failure = self._recorded(ids_BT)
         odd = len(log) != len(self.blocks) or any(hidden.shape != log[0][0].shape for hidden, _ in log)
-        if odd and not self._returns_tuple:
-            self._returns_tuple = True  # the model took element 0 of what a block gave: its blocks return tuples
-            log = self._recorded(ids_BT)
+        if odd and log and not self._returns_tuple:
+            # The one known case: the model takes what a block gave apart (its first row, or a failure to unpack it),
+            # because its blocks return tuples.
+            self._returns_tuple = True
+            log, failure = self._recorded(ids_BT)
+        if failure is not None:
+            raise ShortstackError(
+                f"{self.checkpoint.source}: the model's own forward fails: {type(failure).__name__}: {first_line(failure)}",
+                hint="`shortstack check` shows whether transformers runs it; --debug shows where it fails",
+            ) from failure
         if len(log) != len(self.blocks):
             raise NotSeparableError(self.checkpoint.source, f"{len(log)} of its {len(self.blocks)} blocks were called")
         return log
 
     @torch.no_grad()
-    def _recorded(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
+    def _recorded(self, ids_BT: torch.Tensor) -> tuple[list[tuple[torch.Tensor, BlockCall]], Exception | None]:
+        """(the calls of blocks up to the last one, how the model failed before it)."""
         log: list[tuple[torch.Tensor, BlockCall]] = []
         last = len(self.blocks) - 1
         recorders = [
             Recorder(block, self._returns_tuple, log, index == last) for index, block in enumerate(self.blocks)
         ]
-        # A model that takes a tensor apart, as if it were a tuple, fails in one of these ways.
-        with self._replaced(recorders), contextlib.suppress(Recorded, IndexError, ValueError, TypeError):
-            self._model(input_ids=ids_BT, use_cache=False)
-        return log
+        try:
+            with self._replaced(recorders):
+                self._model(input_ids=ids_BT, use_cache=False)
+        except Recorded:
+            pass
+        except (IndexError, ValueError, TypeError) as failure:  # so does taking a tensor apart, as if it were a tuple
+            return log, failure
+        return log, None
 
     @contextlib.contextmanager
     def _replaced(self, stand_ins: list[Any]) -> Iterator[None]:

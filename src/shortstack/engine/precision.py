@@ -30,6 +30,7 @@ def chosen_dtype(
         say: is given a line with what was measured and chosen.
     """
     stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
+    asked = name
     if name == "auto" and device.type == "cpu" and stored == "BF16" and operations >= _LONG_RUN:
         ratio = bfloat16_speed(*largest_matrix(checkpoint))
         name = "bfloat16" if ratio >= WORTH_IT else "float32"
@@ -38,7 +39,10 @@ def chosen_dtype(
         )
     elif name == "auto" and device.type == "cuda" and stored != "F16":
         name = "bfloat16"
-    return pick_dtype(name, stored, device)
+    computed = pick_dtype(name, stored, device)
+    if asked == "auto" and computed.itemsize < {"F32": 4, "F64": 8}.get(stored, 0):
+        say(f"--dtype auto: {str(computed).removeprefix('torch.')} on {device}; the checkpoint is stored in {stored}")
+    return computed
 
 
 @torch.no_grad()

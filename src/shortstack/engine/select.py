@@ -154,6 +154,7 @@ def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | Non
         raise ShortstackError(
             f"{checkpoint.source}: --memory streamed, but {reason}", hint="leave --memory out: the model is held whole"
         )
+    options.say(f"{checkpoint.source}: the whole model is held in memory, and runs once per block: {reason}")
     return _whole(checkpoint, windows, options, reason)
 
 

@@ -80,8 +80,7 @@ class _Probe:
         reasons = [self._try_out([index]) for index in (0, last // 2, last)]
         if all(reasons):
             raise self._refusal(str(reasons[1]))
-        if not self._streams():
-            row = replace(row, resident="its blocks, run one at a time, do not give what the model gives")
+        row = replace(row, resident=self._reason_against_streaming())
 
         def refusal(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
             return self._try_out(removed)
@@ -204,17 +203,20 @@ class _Probe:
             logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
         return logits
 
-    def _streams(self) -> bool:
-        """Whether the streaming engine gives the model's own logits."""
+    def _reason_against_streaming(self) -> str:
+        """Why the whole model must be held; empty where the streaming engine gives the model's own logits."""
         import torch
 
         from shortstack.engine.streamed import streamed_logits
 
         try:
             logits = streamed_logits(self._checkpoint, range(self._depth), self._ids())
-            return bool(torch.equal(logits, self._passed_over(())))
-        except (ShortstackError, RuntimeError, ValueError, TypeError, IndexError, KeyError):
-            return False
+        except ShortstackError as error:
+            return getattr(error, "reason", error.message)
+        except Exception as error:  # in a model's own code anything may fail that its blocks alone lack
+            return f"its blocks cannot be run one at a time ({type(error).__name__}: {first_line(error)[:200]})"
+        same = torch.equal(logits, self._passed_over(()))
+        return "" if same else "its blocks, run one at a time, do not give what the model gives"
 
     def _ids(self) -> torch.Tensor:
         import torch

@@ -100,8 +100,9 @@ class ScoringRun:
                     f"{self.checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
                     hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
                 )
+            how = "block by block" if less.tokens is None else f"with {less.tokens} tokens at a time"
+            self.progress.say(f"out of memory on {place}: trying again {how}")
             trying = less
-            self.progress.say(f"out of memory on {place}: trying again with less at a time")
 
     @contextlib.contextmanager
     def _prepared(self, options: EngineOptions) -> Iterator[tuple[Engine, Journal]]:
