@@ -21,13 +21,15 @@ class ShortstackError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
 
-def did_you_mean(asked: str, known: Iterable[str]) -> str:
-    """The hint for a name that does not exist: the nearest that does, or all of them."""
+def did_you_mean(asked: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """The hint for a name that does not exist: the nearest that does, or all of them (or `otherwise`)."""
     import difflib
 
     listed = list(known)
     near = difflib.get_close_matches(asked, listed, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(listed)}"
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known: {', '.join(listed)}" if otherwise is None else otherwise
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from shortstack.common import json_fields as records
 from shortstack.common.formatting import ranges, seconds, size
 from shortstack.common.json_fields import nested
 from shortstack.common.json_text import read_json
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, did_you_mean
 from shortstack.runtime.atomic_output import write_file, write_json
 
 SCHEMA = 1
@@ -120,7 +120,9 @@ class Scores:
         if only.is_bare:
             self._check_folder(name)
             return dataclasses.replace(only, name=name)
-        raise ShortstackError(f"{self.source}: the scores hold {listed}, not {name}", hint="say one of them")
+        raise ShortstackError(
+            f"{self.source}: the scores hold {listed}, not {name}", hint=did_you_mean(name, self.criteria)
+        )
 
     def _check_folder(self, name: str) -> None:
         """The published layout says in the folder's name what an order is by."""

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from shortstack.checkpoint.headers import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE, TensorInfo
 from shortstack.common.assets import ASSETS
-from shortstack.errors import ShortstackError, first_line
+from shortstack.errors import ShortstackError, did_you_mean, first_line
 
 EMBEDDED_MODEL = ASSETS / "model"
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
@@ -41,6 +41,8 @@ def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: 
         return path
     if path.exists():
         raise ShortstackError(f"{source}: is a file, expected a checkpoint directory or a hub id")
+    if "/" not in source and (near := did_you_mean(source, ["embedded"], otherwise="")):
+        raise ShortstackError(f"{source}: no such directory", hint=near)
     found = parse_hub_id(source)
     if found is None or looks_like_a_path(source):
         raise ShortstackError(f"{source}: no such directory", hint="give a checkpoint directory, a hub id, or embedded")

@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
+from shortstack.cli.output import checked_stdout
 from shortstack.common.formatting import plain
+from shortstack.common.progress import say
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.registry import COMMANDS, GROUPS
 from shortstack.runtime import cgroups
@@ -37,42 +39,44 @@ def run(argv: list[str]) -> int:
     ) -> Any:
         nonlocal wants_json, debug
         wants_json, debug = json, debug_
-        return app(tokens, result_action="return_value", exit_on_error=False)
+        return app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
 
     from cyclopts import CycloptsError
 
     _quiet_libraries()
     _respect_processor_quota()
     try:
-        result = app.meta(argv, result_action="return_value", exit_on_error=False)
-        if result is not None and Process.from_environment().leads:  # of several processes one speaks
-            _print_result(result, wants_json)
-            return int(getattr(result, "exit_code", 0))
-    except CycloptsError:  # cyclopts has said what is wrong
+        with checked_stdout():
+            result = app.meta(argv, result_action="return_value", exit_on_error=False, print_error=False)
+            if result is not None and Process.from_environment().leads:  # of several processes one speaks
+                _print_result(result, wants_json)
+        return int(getattr(result, "exit_code", 0))
+    except CycloptsError as error:
+        from shortstack.cli.usage import usage_error
+
+        explained(usage_error(error))
         return 2
     except (Exception, KeyboardInterrupt) as error:
         code = explained(error)
         if code is None or debug:
             raise
         return code
-    return 0
 
 
 def explained(error: BaseException) -> int | None:
     """Say on one or two lines what went wrong; the exit code, or None for what no user can cause."""
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
     if isinstance(error, ShortstackError):
-        print(plain("error: " + error.message), file=sys.stderr)
+        say(plain("error: " + error.message))
         if error.hint:
-            print(plain("hint: " + error.hint), file=sys.stderr)
+            say(plain("hint: " + error.hint))
         return 2 if isinstance(error, UsageError) else 1
-    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, such as `| head`: nothing to say
         return 1
     if isinstance(error, MemoryError):
-        print("error: out of memory\nhint: --memory streamed, fewer --samples, or a smaller --seq-len", file=sys.stderr)
+        say("error: out of memory\nhint: --memory streamed, fewer --samples, or a smaller --seq-len")
         return 1
     return None
 

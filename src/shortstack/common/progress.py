@@ -17,7 +17,7 @@ class Progress:
     @contextlib.contextmanager
     def bar(self, what: str, total: int, unit: str = "it") -> Iterator[Callable[[int], object]]:
         """A bar named `what`; call what it gives with how much was just done. Silent where stderr is not a terminal."""
-        if self.quiet or not sys.stderr.isatty():
+        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
             yield lambda _: None
             return
         from tqdm import tqdm
@@ -31,4 +31,11 @@ class Progress:
     def say(self, line: str) -> None:
         """One line on stderr."""
         if not self.quiet:
+            say(line)
+
+
+def say(line: str) -> None:
+    """One line on stderr. Where it is closed or full the line is lost, and not the work; nothing goes to stdout instead."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)

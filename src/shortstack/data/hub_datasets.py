@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 
 from shortstack.checkpoint.hub import asked, looks_like_a_path, parse_hub_id
 from shortstack.common.progress import Progress
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, did_you_mean
 
 if TYPE_CHECKING:
     from shortstack.data.files import Role
@@ -123,10 +123,10 @@ def hub_set_id(source: str) -> tuple[str, str | None]:
 
     found = parse_hub_id(source)
     if found is None or "/" not in found[0] or looks_like_a_path(source) or suffix_of(Path(source)) in SUFFIXES:
-        names = ", ".join(NAMED_SETS)
-        raise ShortstackError(
-            f"{source}: no such file or folder", hint=f"give a file, a folder, embedded, a hub id, or one of {names}"
-        )
+        names = ("embedded", *NAMED_SETS)
+        otherwise = f"give a file, a folder, a hub id, or one of {', '.join(names)}"
+        hint = did_you_mean(source, names, otherwise=otherwise)
+        raise ShortstackError(f"{source}: no such file or folder", hint=hint)
     return found
 
 

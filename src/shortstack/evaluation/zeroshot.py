@@ -15,7 +15,7 @@ from shortstack.artifacts.results import Figure, Result, Results, mean_of
 from shortstack.common.json_text import json_text
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
-from shortstack.errors import UsageError
+from shortstack.errors import UsageError, did_you_mean
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions, TaskOptions
 from shortstack.evaluation.task_files import TASKS, local_rows
@@ -106,7 +106,7 @@ def open_tasks(chosen: TaskOptions, num_fewshot: int | None, progress: Progress)
         unknown = [name for name in names if name not in TASKS]
         if unknown:
             raise UsageError(
-                f"--tasks-dir: no local form of {', '.join(unknown)} is known", hint=f"known: {', '.join(TASKS)}"
+                f"--tasks-dir: no local form of {', '.join(unknown)} is known", hint=did_you_mean(unknown[0], TASKS)
             )
         for name in names:
             rows[name] = local_rows(name, folder, with_training=bool(num_fewshot))

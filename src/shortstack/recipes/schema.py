@@ -89,9 +89,10 @@ def checked(verb: str, values: dict[str, Any], where: typing.Callable[[str], str
         if first["type"] == "extra_forbidden":
             raise unknown(where(name), name, step_options(COMMANDS[verb]), f"option of {verb}") from None
         parameter = step_options(COMMANDS[verb])[name]
+        choices = [] if parameter.many else ", ".join(_names(parameter.annotation)).split(", ")
         raise ShortstackError(
             f"{where(name)}: {name} is {values[name]!r:.60}, expected {_expected(parameter)}",
-            hint=f"{name}: {parameter.help}",
+            hint=did_you_mean(str(values[name]), choices, otherwise=f"{name}: {parameter.help}"),
         ) from None
     return {name: getattr(made, name) for name, value in values.items() if value is not None}
 

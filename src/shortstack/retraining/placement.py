@@ -16,7 +16,7 @@ import torch
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.load import experts_for, load_model, own_weights, quiet_transformers
-from shortstack.errors import ShortstackError, UsageError, first_line
+from shortstack.errors import ShortstackError, UsageError, did_you_mean, first_line
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.run_folder import Session
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
@@ -221,7 +221,7 @@ def check_trackers(report_to: str | None) -> list[str]:
     names = [name.strip() for name in (report_to or "").split(",") if name.strip() not in ("", "none")]
     for name in names:
         if name not in _TRACKERS:
-            raise UsageError(f"--report-to {name}: unknown", hint=f"known: {', '.join(_TRACKERS)}")
+            raise UsageError(f"--report-to {name}: unknown", hint=did_you_mean(name, _TRACKERS))
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"--report-to {name}: the package is not installed", hint=f"pip install {name}")
     return names

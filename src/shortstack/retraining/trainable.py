@@ -9,7 +9,7 @@ from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.bypass import find_blocks
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.errors import ShortstackError, UsageError, did_you_mean
 from shortstack.retraining.options import LoRA
 
 # Linear layers that choose experts: their outputs are not projections of hidden states.
@@ -137,7 +137,8 @@ def _part(model: Any, checkpoint: Checkpoint, part: str) -> list[nn.Parameter]:
             id(p) for module in (blocks, head, embedding, *positions) if module is not None for p in module.parameters()
         }
         return [parameter for parameter in model.parameters() if id(parameter) not in others]
-    raise UsageError(f"--train {part!r}: unknown", hint=f"known: {_PARTS}")
+    names = ("all", "last:N", "first:N", "head", "norm", "embeddings")
+    raise UsageError(f"--train {part!r}: unknown", hint=did_you_mean(part, names, otherwise=f"known: {_PARTS}"))
 
 
 def trained_count(model: nn.Module) -> tuple[int, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from shortstack.errors import ShortstackError, UsageError, first_line
+from shortstack.errors import ShortstackError, UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     import torch
 
 DType = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+_DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,6 +27,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        kind = name.partition(":")[0]
+        if kind not in _DEVICES:
+            raise UsageError(f"--device {name}: unknown", hint=did_you_mean(kind, _DEVICES)) from None
         raise ShortstackError(f"--device {name}: not usable here ({first_line(error)})", hint="--device cpu") from None
     return device
 
@@ -45,5 +49,5 @@ def pick_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
         own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
         return torch.float32 if device.type == "cpu" else own
     if name not in dtypes:
-        raise UsageError(f"--dtype {name}: unknown", hint=f"known: auto, {', '.join(dtypes)}")
+        raise UsageError(f"--dtype {name}: unknown", hint=did_you_mean(name, ("auto", *dtypes)))
     return dtypes[name]

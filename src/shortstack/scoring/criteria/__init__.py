@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from shortstack.errors import UsageError
+from shortstack.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -267,18 +267,18 @@ def parse_criteria(text: str) -> list[RequestedCriterion]:
 def _parse_one(name: str) -> RequestedCriterion:
     known, _, listed = name.partition(":")
     if known not in CRITERIA:
-        raise UsageError(f"unknown criterion {known!r}", hint=f"known: {', '.join(CRITERIA)}")
+        raise UsageError(f"unknown criterion {known!r}", hint=did_you_mean(known, CRITERIA))
     row = CRITERIA[known]
     given: dict[str, Any] = {}
     for item in listed.split(",") if listed else []:
         key, _, text = item.partition("=")
         if key not in row.parameters or key in given:
-            parameters = ", ".join(row.parameters) or "none"
-            raise UsageError(
-                f"criterion {name!r}: no parameter {key!r} here", hint=f"parameters of {known}: {parameters}"
-            )
+            hint = did_you_mean(key, row.parameters) if row.parameters else f"{known} has no parameters"
+            raise UsageError(f"criterion {name!r}: no parameter {key!r} here", hint=hint)
         try:
             given[key] = row.parameters[key].read(text)
         except ValueError as expected:
-            raise UsageError(f"criterion {name!r}: {key}={text}, expected {expected}") from None
+            words = getattr(row.parameters[key], "words", ())
+            hint = did_you_mean(text, words) if words else ""
+            raise UsageError(f"criterion {name!r}: {key}={text}, expected {expected}", hint=hint) from None
     return RequestedCriterion(name, row, {key: given.get(key, one.default) for key, one in row.parameters.items()})

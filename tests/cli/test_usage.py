@@ -1,0 +1,67 @@
+"""A mistyped option, command or choice: the nearest that exists, in two lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shortstack.cli.app import run
+from shortstack.cli.usage import _options
+from shortstack.registry import COMMANDS
+
+MISTYPED = [
+    ("score embedded --critreion ppl", "unknown option: --critreion", "did you mean --criterion?"),
+    ("prune embedded --verfiy", "unknown option: --verfiy", "did you mean --verify?"),  # --out is missing, too
+    ("retrain lora embedded --dat x --out y", "unknown option: --dat", "did you mean --data?"),
+    ("prune embedded --blocks 1", "prune: --out is required", "shortstack prune --help"),
+    ("prune embedded --blocks 1 --out", "prune: --out needs a value", "shortstack prune --help"),
+    ("prune embedded --no-plus --blocks 1", "prune: --out is required", "shortstack prune --help"),
+    ("scroe embedded", 'unknown command "scroe"', "did you mean score?"),
+    ("retrain lroa embedded", 'unknown command "lroa"', "did you mean lora?"),
+    ("score embedded more", "unexpected argument: more", "shortstack score --help"),
+    ("score embedded --sampling publishd", 'invalid value "publishd" for --sampling', "did you mean published?"),
+    ("score embedded --dtype float23", 'invalid value "float23" for --dtype', "did you mean float32?"),
+    ("plan embedded --strategy oneshot --blocks 1", 'invalid value "oneshot"', "did you mean one-shot?"),
+    ("score embedded --device cdua", "--device cdua: unknown", "did you mean cuda?"),
+    ("score embedded --criterion pll", "unknown criterion 'pll'", "did you mean ppl?"),
+    ("score embedded --criterion taylor:wieght=sum", "no parameter 'wieght'", "did you mean weight?"),
+    ("score embedded --criterion taylor:weight=summ", "weight=summ", "did you mean sum?"),
+    ("eval zeroshot embedded --tasks boolqq --tasks-dir .", "no local form of boolqq", "did you mean boolq?"),
+    ("eval ppl embedded --data wikitext", "wikitext: no such file or folder", "did you mean wikitext2?"),
+    ("score embedded --data embeded", "embeded: no such file or folder", "did you mean embedded?"),
+    ("info embeded", "embeded: no such directory", "did you mean embedded?"),
+    ("run quickstart --set score.sampling=publishd --dry-run", "sampling is 'publishd'", "did you mean published?"),
+]
+
+
+@pytest.mark.fault(109)
+@pytest.mark.parametrize(("line", "error", "hint"), MISTYPED, ids=[line for line, _, _ in MISTYPED])
+def test_the_nearest_is_named(
+    line: str,
+    error: str,
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(line.split()) in (1, 2)
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith("error: ")
+    assert error in first
+    assert second == f"hint: {hint}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_that_lacks_a_letter_is_recognized(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in _options(command)[3:]:
+        if len(option) > 6:
+            mistyped = option[:-2] + option[-1]
+            if mistyped in _options(command):
+                continue
+            assert run([*command.split(), mistyped, "x"]) == 2, option
+            assert capsys.readouterr().err.splitlines()[-2:] == [
+                f"error: unknown option: {mistyped}",
+                f"hint: did you mean {option}?",
+            ]
