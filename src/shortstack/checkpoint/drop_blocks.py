@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.anatomy import MTP_COUNTS, Anatomy, reading_rules
+from shortstack.checkpoint.anatomy import MTP_COUNTS, Anatomy, Config, TensorEdits, reading_rules
 from shortstack.checkpoint.byte_copy import TensorCopy
-from shortstack.checkpoint.family import Config, TensorEdits
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.renumber_names import Renumbering, moved_names, renumbered, renumbered_quantization
 from shortstack.common.formatting import ranges

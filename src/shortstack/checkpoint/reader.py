@@ -13,9 +13,8 @@ from typing import Any
 
 from shortstack.artifacts import provenance
 from shortstack.checkpoint import anatomy as structure
-from shortstack.checkpoint.anatomy import Anatomy
+from shortstack.checkpoint.anatomy import Anatomy, Family
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
-from shortstack.checkpoint.family import Family
 from shortstack.checkpoint.headers import (
     FLOAT_DTYPES,
     TensorInfo,

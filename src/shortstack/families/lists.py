@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shortstack.checkpoint.family import FULL, LINEAR, SLIDING, Config, Expansion
+from shortstack.checkpoint.anatomy import FULL, LINEAR, SLIDING, Config, Expansion
 
 
 def periodic(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shortstack.checkpoint.family import Family
+from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError

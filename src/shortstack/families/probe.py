@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.checkpoint.anatomy import Config, Family
 from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks
-from shortstack.checkpoint.family import Config, Family
 from shortstack.checkpoint.reader import read_config
 from shortstack.common.formatting import ranges
 from shortstack.common.progress import Progress

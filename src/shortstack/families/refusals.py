@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from shortstack.checkpoint.family import FULL, LINEAR, Config, Expansion, Refusal
+from shortstack.checkpoint.anatomy import FULL, LINEAR, Config, Expansion, Refusal
 from shortstack.families.lists import gemma4_kinds
 from shortstack.families.rewrites import ernie_interval, jamba_periods
 

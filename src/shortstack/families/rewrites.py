@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shortstack.checkpoint.family import Config, Rewrite
+from shortstack.checkpoint.anatomy import Config, Rewrite
 from shortstack.checkpoint.renumber_names import renumbered
 from shortstack.families.lists import gpt_neo_attention, recurrent_gemma_cycle
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from shortstack.checkpoint.family import FULL, LINEAR, Config, Family
+from shortstack.checkpoint.anatomy import FULL, LINEAR, Config, Family
 from shortstack.errors import ShortstackError
 from shortstack.families import lists, refusals, rewrites, tensors
 

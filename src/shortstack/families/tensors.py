@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from shortstack.checkpoint.family import Config, TensorEdits
+from shortstack.checkpoint.anatomy import Config, TensorEdits
 from shortstack.checkpoint.headers import TensorInfo
 
 

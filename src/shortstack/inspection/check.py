@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint import anatomy as structure
-from shortstack.checkpoint.family import Family
+from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.headers import TensorInfo, adapter_files, read_weights, stray_shards
 from shortstack.checkpoint.hub import locate
 from shortstack.checkpoint.known_faults import repair_for

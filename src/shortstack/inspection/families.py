@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from shortstack.checkpoint.family import Family
+from shortstack.checkpoint.anatomy import Family
 from shortstack.common.assets import ASSETS
 from shortstack.common.formatting import table
 from shortstack.families.table import FAMILIES

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.artifacts import provenance
 from shortstack.artifacts.plan import PrunePlan
+from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.adapter import carry_adapter
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
-from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
-from shortstack.checkpoint.extra_files import continued_record, copy_companions
 from shortstack.checkpoint.headers import INDEX, PICKLED_SINGLE, SINGLE, raw_header
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, ranges, seconds, size, table
@@ -24,8 +22,8 @@ from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.options import BlockChoice, PlanSource, PruneOptions
 from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
-from shortstack.publishing.model_card import model_card
-from shortstack.runtime.atomic_output import published, write_json
+from shortstack.publishing.model_card import write_beside_weights
+from shortstack.runtime.atomic_output import published
 
 _CHOICE, _OPTIONS = BlockChoice(), PruneOptions()
 
@@ -153,13 +151,30 @@ def write_pruned(
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
     plan, cut = planned
     files = _copy_weights(checkpoint, cut, directory, allow_nonfinite, progress or Progress(quiet=True))
-    data = checkpoint.config_bytes if cut.config == checkpoint.config else config_text(cut.config).encode()
-    files["config.json"] = write_hashed(directory / "config.json", data)
-    files |= copy_companions(checkpoint, directory, kept=cut.kept, allow_links=allow_links, progress=progress)
-    record = _record(checkpoint, plan, files)
-    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
-    write_json(directory / provenance.FILE_NAME, {**record, "files": dict(sorted(files.items()))})
-    return files
+    step = {
+        "stage": "prune",
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        "removed_blocks": list(plan.removed),
+        "protected_blocks": list(plan.protected),
+        "criterion": plan.criterion,
+        "removal_ratio": plan.removal_ratio,
+        "why": plan.why,
+        **({"repairs": [checkpoint.repair.name]} if checkpoint.repair else {}),
+        "before": plan.before,
+        "after": plan.after,
+        "versions": versions(),
+    }
+    return write_beside_weights(
+        checkpoint,
+        directory,
+        config=cut.config,
+        step=step,
+        files=files,
+        kept=cut.kept,
+        allow_links=allow_links,
+        progress=progress,
+    )
 
 
 def _copy_weights(
@@ -188,21 +203,3 @@ def _copy_weights(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         files[INDEX] = write_hashed(directory / INDEX, (json_text(index, indent=2) + "\n").encode())
     return files
-
-
-def _record(checkpoint: Checkpoint, plan: PrunePlan, files: dict[str, str]) -> dict[str, Any]:
-    step = {
-        "stage": "prune",
-        "source": checkpoint.source,
-        "fingerprint": checkpoint.fingerprint,
-        "removed_blocks": list(plan.removed),
-        "protected_blocks": list(plan.protected),
-        "criterion": plan.criterion,
-        "removal_ratio": plan.removal_ratio,
-        "why": plan.why,
-        **({"repairs": [checkpoint.repair.name]} if checkpoint.repair else {}),
-        "before": plan.before,
-        "after": plan.after,
-        "versions": provenance.versions(),
-    }
-    return continued_record(checkpoint, step, plan.kept, files)

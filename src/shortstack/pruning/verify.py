@@ -37,6 +37,8 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
     Raises:
         ShortstackError: anything differs.
     """
+    import torch
+
     pruned = open_checkpoint(directory, family=original.anatomy.family)
     plan, cut = planned
     if pruned.original_blocks != plan.kept:
@@ -62,7 +64,7 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
                 f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}); logits not compared: the model does not "
                 f"fit in memory twice, and {error.reason}"
             )
-    if not _equal_bits(expected, found):
+    if found.shape != expected.shape or not expected.view(torch.int32).equal(found.view(torch.int32)):
         worst = float((expected - found).abs().max())
         raise _failed(directory, f"logits differ from the original with the blocks skipped (by up to {worst:.3g})")
     shape = " x ".join(map(str, found.shape))
@@ -130,12 +132,6 @@ def _refuse_odd_keys(checkpoint: Checkpoint, info: dict[str, Any], known: dict[s
         if keys:
             kind = problem.replace("_", " ")
             raise _failed(checkpoint.directory, f"transformers reports {kind}: {keys[0]} ({len(keys)} in all)")
-
-
-def _equal_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    import torch
-
-    return first.shape == second.shape and torch.equal(first.view(torch.int32), second.view(torch.int32))
 
 
 def _failed(directory: Path, what: str) -> ShortstackError:

@@ -1,12 +1,60 @@
-"""The model card (README.md) of a checkpoint that shortstack wrote."""
+"""What goes beside the weights of a checkpoint that shortstack writes: its model card (README.md) and all the rest."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from shortstack.artifacts.provenance import FILE_NAME
+from shortstack.checkpoint.byte_copy import write_hashed
+from shortstack.checkpoint.config_file import config_text
+from shortstack.checkpoint.extra_files import continued_record, copy_companions
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
 from shortstack.common.json_fields import nested
+from shortstack.common.progress import Progress
+from shortstack.runtime.atomic_output import write_json
+
+
+def write_beside_weights(
+    checkpoint: Checkpoint,
+    directory: Path,
+    *,
+    config: dict[str, Any],
+    step: dict[str, Any],
+    files: dict[str, str],
+    kept: Sequence[int] | None = None,
+    allow_links: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write config.json, tokenizer and the like, the model card and shortstack.json of a new checkpoint.
+
+    Args:
+        checkpoint: what the new one was made of.
+        directory: where its weights have been written.
+        config: of the new one.
+        step: what was done, for its history.
+        files: sha256 of the files written so far, by name.
+        kept: positions, in the checkpoint, of the blocks that stay; by default all.
+        allow_links: follow links in the checkpoint that lead out of its directory.
+        progress: where it is reported which files are left out.
+
+    Returns:
+        sha256 of every file but shortstack.json, which names them.
+    """
+    data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
+    files = {
+        **files,
+        "config.json": write_hashed(directory / "config.json", data),
+        **copy_companions(checkpoint, directory, kept=kept, allow_links=allow_links, progress=progress),
+    }
+    blocks = checkpoint.original_blocks
+    record = continued_record(checkpoint, step, blocks if kept is None else [blocks[index] for index in kept], files)
+    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
+    write_json(directory / FILE_NAME, {**record, "files": dict(sorted(files.items()))})
+    return files
 
 
 def model_card(record: dict[str, Any]) -> str:

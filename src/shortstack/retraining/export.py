@@ -14,16 +14,14 @@ import torch
 from transformers import GenerationConfig
 
 from shortstack.artifacts.provenance import FILE_NAME, versions
-from shortstack.checkpoint.byte_copy import read_through, write_hashed
-from shortstack.checkpoint.config_file import config_text
-from shortstack.checkpoint.extra_files import continued_record, copy_companions
+from shortstack.checkpoint.byte_copy import read_through
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
 from shortstack.engine.load import load_with_transformers, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.publishing.model_card import model_card
+from shortstack.publishing.model_card import write_beside_weights
 from shortstack.retraining.results import RetrainResult, compare
 from shortstack.runtime.atomic_output import published, write_json
 
@@ -89,12 +87,7 @@ def write_checkpoint(
     config = _untied(checkpoint) if tie_undone else dict(checkpoint.config)
     if save_dtype is not None:
         config = _with_dtype(config, save_dtype)
-    data = checkpoint.config_bytes if config == checkpoint.config else config_text(config).encode()
-    files["config.json"] = write_hashed(directory / "config.json", data)
-    files |= copy_companions(checkpoint, directory, progress=progress)
-    record = continued_record(checkpoint, step, checkpoint.original_blocks, files)
-    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
-    write_json(directory / FILE_NAME, {**record, "files": dict(sorted(files.items()))})
+    write_beside_weights(checkpoint, directory, config=config, step=step, files=files, progress=progress)
 
 
 def write_adapter(model: Any, directory: Path) -> None:
