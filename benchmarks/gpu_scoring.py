@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shortstack.retraining.monitor import matmul_flops
 
 from common import Goals, random_llama, random_windows, say
 from shortstack.checkpoint.reader import Checkpoint
@@ -29,7 +30,6 @@ from shortstack.engine.forward import Hooks, block_evaluations, windows_tensor
 from shortstack.engine.journal import Journal
 from shortstack.engine.select import Engine, EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
-from shortstack.retraining.monitor import matmul_flops
 from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score_windows
 

@@ -13,7 +13,7 @@ from shortstack.registry import public_commands
 RECORDS = {
     "Agreements": "scoring.agreement",
     "BlockChoice": "pruning.options",
-    "CalibrationOptions": "scoring.options",
+    "CalibrationOptions": "data.calibration",
     "Checkpoint": "checkpoint.reader",
     "Comparison": "evaluation.compare",
     "CriterionScores": "artifacts.scores",

@@ -10,6 +10,7 @@ from shortstack.artifacts.scores import CriterionScores as CriterionScores
 from shortstack.artifacts.scores import Scores as Scores
 from shortstack.artifacts.scores import load_scores as load_scores
 from shortstack.checkpoint.reader import Checkpoint as Checkpoint
+from shortstack.data.calibration import CalibrationOptions as CalibrationOptions
 from shortstack.errors import ShortstackError as ShortstackError
 from shortstack.errors import UsageError as UsageError
 from shortstack.evaluation.all import evaluate_all as evaluate_all
@@ -55,7 +56,6 @@ from shortstack.retraining.teach import TeachResult as TeachResult
 from shortstack.retraining.teach import teach as teach
 from shortstack.scoring.agreement import Agreements as Agreements
 from shortstack.scoring.agreement import agree as agree
-from shortstack.scoring.options import CalibrationOptions as CalibrationOptions
 from shortstack.scoring.options import ScoreOptions as ScoreOptions
 from shortstack.scoring.options import StoppingOptions as StoppingOptions
 from shortstack.scoring.score import score as score

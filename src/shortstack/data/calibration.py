@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
+from shortstack.common.options import stage
 from shortstack.data.chats import rendered
 from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError
@@ -22,6 +23,34 @@ Sampling = Literal["documents", "published"]
 # Documents are tokenized until there is this many times the text that is needed: enough to draw from, not all of C4.
 _TEXT_TO_DRAW_FROM = 50
 _MARK = 32  # tokens of a window that are enough to find it again
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """The windows of text that scores are computed on.
+
+    Attributes:
+        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
+            the hub such as `bookcorpus`.
+        samples: number of calibration windows.
+        seq_len: tokens per window.
+        seed: of the generator that draws the windows.
+        sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
+            procedure of Shortened LLaMA.
+        bos_every: begin every window with BOS, as published for Gemma.
+        chat_template: render rows of `messages` through the tokenizer's chat template.
+    """
+
+    data: str = "embedded"
+    samples: int = 10
+    seq_len: int = 128
+    seed: int = 1234
+    sampling: Sampling = "documents"
+    bos_every: bool = False
+    chat_template: bool = False
+
+
+_OPTIONS = CalibrationOptions()
 
 
 @dataclass(frozen=True)
@@ -42,38 +71,32 @@ class CalibrationSet:
         return CalibrationSet(windows, {**self.record, "samples": samples, "marks": marks_of(windows)})
 
 
+@stage
 def draw_windows(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
-    samples: int = 10,
-    seq_len: int = 128,
-    seed: int = 1234,
-    sampling: Sampling = "documents",
-    bos_every: bool = False,
-    chat_template: bool = False,
+    options: CalibrationOptions = _OPTIONS,
     fewest: int | None = None,
 ) -> CalibrationSet:
     """Draw calibration windows from texts.
 
+    `published` draws a row uniformly, tokenizes it with special tokens, rejects it if it is shorter than a window or was
+    used, and draws a start uniformly (Shortened LLaMA, section "calibration"). `documents` cuts every document that is long
+    enough into windows at a random offset and draws among them; where these are too few, all rows joined by blank lines
+    are cut instead. With `bos_every` texts are tokenized without special tokens.
+
     Args:
         corpus: the texts; rows of `input_ids` are taken as they stand, the first `samples` of them, in order.
         tokenizer: turns text into ids; not needed for rows of `input_ids`.
-        samples: number of windows.
-        seq_len: tokens per window.
-        seed: of the generator that draws.
-        sampling: `published`: draw a row uniformly, tokenize it with special tokens, reject it if it is shorter than a
-            window or was used, draw a start uniformly (Shortened LLaMA, section "calibration"). `documents`: cut every
-            document that is long enough into windows at a random offset and draw among them; where these are too few,
-            all rows joined by blank lines are cut instead.
-        bos_every: tokenize without special tokens and begin every window with BOS (used for Gemma).
-        chat_template: render rows of `messages` through the tokenizer's chat template.
+        options: how many windows, how long, and how they are drawn; `data` is not looked at.
         fewest: so many are enough where the text has no more; by default `samples`.
 
     Raises:
         ShortstackError: too little text (says how many tokens are needed and how many there are), no BOS token, or no
             chat template.
     """
+    samples, seq_len, bos_every = options.samples, options.seq_len, options.bos_every
     if samples < 1 or seq_len < 2:
         raise ShortstackError(f"{samples} windows of {seq_len} tokens: expected at least 1 window of at least 2 tokens")
     record: dict[str, Any] = {**corpus.described(), "samples": samples, "seq_len": seq_len}
@@ -87,18 +110,20 @@ def draw_windows(
         raise ShortstackError(f"{corpus.source}: text needs a tokenizer", hint="or give rows of input_ids")
     if bos_every and tokenizer.bos_token_id is None:
         raise ShortstackError("--bos-every: the tokenizer has no BOS token", hint="leave --bos-every out")
-    documents = _rendered(corpus, tokenizer, chat_template)
-    encoder = _Encoder(tokenizer, special_tokens=not bos_every and not chat_template)
-    draw = _published if sampling == "published" else _from_documents
-    windows = draw(corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(seed))
+    documents = _rendered(corpus, tokenizer, options.chat_template)
+    encoder = _Encoder(tokenizer, special_tokens=not bos_every and not options.chat_template)
+    draw = _published if options.sampling == "published" else _from_documents
+    windows = draw(
+        corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(options.seed)
+    )
     if bos_every:
         windows = [[int(tokenizer.bos_token_id), *window[:-1]] for window in windows]
     record |= {
         "samples": len(windows),
-        "sampling": sampling,
-        "seed": seed,
+        "sampling": options.sampling,
+        "seed": options.seed,
         "bos_every": bos_every,
-        "chat_template": chat_template,
+        "chat_template": options.chat_template,
     }
     return CalibrationSet(windows, {**record, "marks": marks_of(windows)})
 

@@ -1,38 +1,12 @@
-"""The options of scoring: what the windows are, when there are enough of them, and how the run goes."""
+"""The options of scoring: when windows are enough, and how the run goes; those of the windows are in data/calibration.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.data.calibration import Sampling
 from shortstack.engine.select import MemoryMode
 from shortstack.runtime.devices import DType
-from shortstack.scoring.early_stopping import Until
-
-
-@dataclass(frozen=True)
-class CalibrationOptions:
-    """The windows of text that scores are computed on.
-
-    Attributes:
-        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
-            the hub such as `bookcorpus`.
-        samples: number of calibration windows.
-        seq_len: tokens per window.
-        seed: of the generator that draws the windows.
-        sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
-            procedure of Shortened LLaMA.
-        bos_every: begin every window with BOS, as published for Gemma.
-        chat_template: render rows of `messages` through the tokenizer's chat template.
-    """
-
-    data: str = "embedded"
-    samples: int = 10
-    seq_len: int = 128
-    seed: int = 1234
-    sampling: Sampling = "documents"
-    bos_every: bool = False
-    chat_template: bool = False
+from shortstack.scoring.early_stopping import Rounds, Until
 
 
 @dataclass(frozen=True)
@@ -79,3 +53,20 @@ class ScoreOptions:
     trust_remote_code: bool = False
     allow_links: bool = False
     quiet: bool = False
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What of a model is scored at once.
+
+    Attributes:
+        candidates: positions of the blocks to score, ascending; all by default.
+        rounds: add windows in rounds until they are enough.
+        memory_bytes: the most that all hidden states may take; by default 60 % of the memory that is free.
+        stream_bytes: the most that streams may take at once; by default what `memory_bytes` leaves them.
+    """
+
+    candidates: tuple[int, ...] | None = None
+    rounds: Rounds | None = None
+    memory_bytes: int | None = None
+    stream_bytes: int | None = None

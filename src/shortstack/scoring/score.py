@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,25 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import parse_size, ranges
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationSet, check_windows, draw_windows
+from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows, draw_windows
 from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
 from shortstack.data.tokenizer import load_tokenizer
-from shortstack.engine.select import EngineOptions, MemoryMode
+from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.plan import parse_blocks
 from shortstack.runtime.atomic_output import check_writable_file, locked
-from shortstack.runtime.devices import DType, pick_device
+from shortstack.runtime.devices import pick_device
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
 from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
-from shortstack.scoring.options import CalibrationOptions, ScoreOptions, StoppingOptions
+from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
 from shortstack.scoring.runner import ScoringRun
 
-_CALIBRATION, _STOPPING, _OPTIONS = CalibrationOptions(), StoppingOptions(), ScoreOptions()
+_CALIBRATION, _STOPPING, _OPTIONS, _REQUEST = CalibrationOptions(), StoppingOptions(), ScoreOptions(), SweepRequest()
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
 
 
@@ -88,20 +89,10 @@ def score(
         windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code, progress)
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
+        rounds = None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus)
+        request = SweepRequest(candidates, rounds, memory_bytes)
         scores = score_windows(
-            checkpoint,
-            windows,
-            criteria,
-            dtype=options.dtype,
-            device=options.device,
-            memory=options.memory,
-            memory_bytes=memory_bytes,
-            trust_remote_code=options.trust_remote_code,
-            progress=progress,
-            work_folder=work,
-            save_every=options.save_every,
-            rounds=None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus),
-            candidates=candidates,
+            checkpoint, windows, criteria, request=request, options=options, progress=progress, work_folder=work
         )
         if out is not None and work is not None and process.leads:
             scores.save(out)
@@ -126,16 +117,9 @@ def _windows(
     limit = None if calibration.sampling == "published" else enough
     corpus = read_corpus(calibration.data, role="calibration", limit_bytes=limit, progress=progress)
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    wanted = replace(calibration, samples=samples // calibration.samples * calibration.samples)
     return draw_windows(
-        corpus,
-        tokenizer,
-        samples=samples // calibration.samples * calibration.samples,
-        seq_len=calibration.seq_len,
-        seed=calibration.seed,
-        sampling=calibration.sampling,
-        bos_every=calibration.bos_every,
-        chat_template=calibration.chat_template,
-        fewest=None if stopping.until is None else calibration.samples,
+        corpus, tokenizer, options=wanted, fewest=None if stopping.until is None else calibration.samples
     )
 
 
@@ -169,34 +153,25 @@ def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterio
         raise UsageError(f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {samples}")
 
 
+@stage
 def score_windows(
     checkpoint: Checkpoint,
     calibration: CalibrationSet | None,
     criteria: Sequence[RequestedCriterion],
     *,
-    dtype: DType = "auto",
-    device: str = "auto",
-    memory: MemoryMode = "auto",
-    memory_bytes: int | None = None,
-    stream_bytes: int | None = None,
-    trust_remote_code: bool = False,
+    request: SweepRequest = _REQUEST,
+    options: ScoreOptions = _OPTIONS,
     progress: Progress | None = None,
     work_folder: Path | None = None,
-    save_every: float = 60.0,
-    rounds: Rounds | None = None,
-    candidates: tuple[int, ...] | None = None,
 ) -> Scores:
     """Score the blocks of a checkpoint on given windows: what `score` does after reading its options.
 
     Args:
         calibration: windows of token ids; None where every criterion needs weights alone.
-        memory_bytes: the most that all hidden states may take; by default 60 % of the memory that is free.
-        stream_bytes: the most that streams may take at once; by default what `memory_bytes` leaves them.
+        request: which blocks, on how many windows, in how much memory.
+        options: how the run goes.
         work_folder: where the state of the run is saved, so that one that is killed can be continued; the caller
             removes it once the scores are safe.
-        save_every: at least this many seconds between two saved states.
-        rounds: add windows in rounds until they are enough.
-        candidates: positions of the blocks to score, ascending; all by default.
 
     Raises:
         ShortstackError: windows that the model cannot take, or a score that is not finite.
@@ -213,7 +188,7 @@ def score_windows(
             f"{checkpoint.source}: is quantized; scores are computed on full weights",
             hint="score the checkpoint it was made from; the order holds for both",
         )
-    place = process.own_device(pick_device(device))
+    place = process.own_device(pick_device(options.device))
     windows = calibration.windows if calibration is not None else None
     if windows is not None:
         check_windows(checkpoint, windows)
@@ -226,31 +201,41 @@ def score_windows(
         decided = {}
     # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
     group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
-    if dtype == "auto":
-        dtype = decided.get("dtype", "auto")
+    dtype = decided.get("dtype", "auto") if options.dtype == "auto" else options.dtype
     # Processes that shared a machine would disturb each other's measurement, and might not agree.
-    work = _operations(checkpoint, windows, criteria, candidates) if process.world == 1 else 0.0
+    work = _operations(checkpoint, windows, criteria, request.candidates) if process.world == 1 else 0.0
     computed = chosen_dtype(dtype, checkpoint, place, work, say=progress.say)
-    options = EngineOptions(
+    engine = EngineOptions(
         computed,
         place,
-        memory,
-        stream_bytes,
+        options.memory,
+        request.stream_bytes,
         group,
         tokens,
-        trust_remote_code,
-        memory_bytes,
+        options.trust_remote_code,
+        request.memory_bytes,
         keeps_inputs=any("gradients" in asked.needs for asked in criteria),
         shows_hidden=any("hidden" in asked.needs for asked in criteria),
-        candidates=candidates,
+        candidates=request.candidates,
         say=progress.say,
     )
-    stability = rounds.stability(checkpoint, candidates) if rounds is not None else None
+    rounds = request.rounds
+    stability = rounds.stability(checkpoint, request.candidates) if rounds is not None else None
     run = ScoringRun(
-        checkpoint, windows, criteria, progress, work_folder, save_every, left, linear, process, rounds, stability
+        checkpoint,
+        windows,
+        criteria,
+        progress,
+        work_folder,
+        options.save_every,
+        left,
+        linear,
+        process,
+        rounds,
+        stability,
     )
     with together(process):
-        run.run(options)
+        run.run(engine)
     _check_finite(checkpoint, run.found)
     if stability is not None and calibration is not None:
         run.settings["until"] = stability.to_json()
