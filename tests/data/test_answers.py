@@ -145,7 +145,16 @@ REFUSED: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         [ASK, SAY, ASK, SAY],
         "line 1: the chat template renders earlier turns differently once there are later ones",
     ),
-    "renders no answers": ("{% for m in messages %}{{ m.role }}{% endfor %}", [ASK, SAY], "line 1, turn 2: .* as it"),
+    "renders no answers": (
+        "{% for m in messages %}{{ m.role }}{{ m.content if m.role == 'user' }}{% endfor %}",
+        [ASK, SAY],
+        "line 1, turn 2: .* as it",
+    ),
+    "leaves a system turn out": (
+        "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}</s>{% endfor %}",
+        [{"role": "system", "content": "Be brief."}, ASK, SAY],
+        "line 1, turn 1: the chat template leaves this turn out .role system.",
+    ),
     "has no template": ("", [ASK, SAY], "line 1: messages need a chat template"),
 }
 

@@ -259,6 +259,20 @@ def test_a_token_beyond_the_embedding_is_refused_before_a_step(
     open_feed(str(tmp_path / name), tokenizer, **opened)
 
 
+@pytest.mark.fault(100)
+def test_tokens_beyond_the_embedding_are_reported_where_text_is_not_read_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(packing_module, "_COUNTED", 100)
+    tokenizer = pico.tokenizer()
+    tokenizer.add_tokens(["<there is a row for this one>", "<mine>"])
+    open_feed(
+        str(numbered(tmp_path / "t.jsonl", 30)), tokenizer, seq_len=LENGTH, seed=0, validation=0, isolated=True,
+        group_by_length=False, progress=Progress(), embedding_rows=pico.VOCABULARY,
+    )  # fmt: skip
+    assert "no row for 1 tokens of the tokenizer, such as <mine>" in capsys.readouterr().err
+
+
 @pytest.mark.fault(41)
 def test_blank_text_is_called_so(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "", "content": "x"}\n')

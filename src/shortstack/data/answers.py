@@ -28,6 +28,7 @@ def labelled_chat(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> tuple[list[
         need_template(chat, tokenizer)
         return [], []
     rendering = _Rendering(chat, tokenizer)
+    rendering.check_prompts()
     spans = [rendering.span(number) for number in answers]
     return labelled(
         rendering.text, spans, lambda text: list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -84,6 +85,16 @@ class _Rendering:
     def text(self) -> str:
         """The whole chat."""
         return rendered(self.chat, self.tokenizer)
+
+    def check_prompts(self) -> None:
+        """Refuse a template that leaves a turn out: the answer would be learned without what it answers."""
+        whole = _squeezed(self.text)
+        for number, turn in enumerate(self.chat.turns, start=1):
+            if turn["role"] in ("system", "user") and _squeezed(turn["content"]) not in whole:
+                raise ShortstackError(
+                    f"{self.chat.place}, turn {number}: the chat template leaves this turn out (role {turn['role']})",
+                    hint="remove the turn, or use a model whose template renders it",
+                )
 
     def span(self, number: int) -> tuple[int, str]:
         """(first character, text up to the end) of what turn `number` adds behind a generation prompt.

@@ -217,6 +217,11 @@ def _text_feed(
     progress.say(f"{source}: {tokens}, in windows of {seq_len}; {len(windows)} windows held out")
     if asked and not windows:
         progress.say(f"{source}: too little text to hold any out: nothing is validated")
+    if counted is None and (beyond := encoder.beyond):
+        progress.say(
+            f"{source}: not read through beforehand, and the embedding has no row for {len(beyond)} tokens of the tokenizer, "
+            f"such as {beyond[0]}: text that holds one ends the run"
+        )
     feed = StreamFeed(packing, held_out, packing.source.described(), counted)
     if counted == 0 and not windows:
         raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")

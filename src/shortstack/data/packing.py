@@ -54,6 +54,13 @@ class Encoder:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return [*self._before, *ids, *(self._after if ends else [])]
 
+    @property
+    def beyond(self) -> list[str]:
+        """Tokens of the tokenizer that the embedding has no row for."""
+        if self._rows is None:
+            return []
+        return [token for token, number in self._tokenizer.get_added_vocab().items() if number >= self._rows]
+
     def check(self, ids: list[int], source: TextSource, after: Place) -> None:
         """Refuse a piece with a token that the model has no embedding for."""
         if self._rows is not None and max(ids, default=-1) >= self._rows:
