@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.collators import Batch, Examples, Order, Shares, StepSampler, collated
 from shortstack.data.instructions import kind_of, read_instructions, split_off
@@ -136,43 +137,55 @@ class StreamFeed:
         )
 
 
+@dataclass(frozen=True)
+class FeedOptions:
+    """How examples and windows are made, split and ordered.
+
+    Attributes:
+        seq_len: tokens per window, or after which a row is cut off.
+        seed: of the split and the shuffling.
+        validation: rows or windows that are never trained on; by default some.
+        isolated: attention stays within a document.
+        group_by_length: rows of like length share a batch.
+        embedding_rows: of the model: a row with a larger token id is refused.
+    """
+
+    seq_len: int = 2048
+    seed: int = 42
+    validation: int | None = None
+    isolated: bool = True
+    group_by_length: bool = False
+    embedding_rows: int | None = None
+
+
+_OPTIONS = FeedOptions()
+
+
+@stage
 def open_feed(
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    seq_len: int,
-    seed: int,
-    validation: int | None,
-    isolated: bool,
-    group_by_length: bool,
-    progress: Progress,
-    embedding_rows: int | None = None,
+    source: str, tokenizer: PreTrainedTokenizerBase, *, options: FeedOptions = _OPTIONS, progress: Progress
 ) -> ExampleFeed | StreamFeed:
     """What a SOURCE holds, as a feed: instructions and chats as examples, text as packed windows.
 
     Args:
         source: a file, a folder, a hub set, or `embedded`.
         tokenizer: of the model.
-        seq_len: tokens per window, or after which a row is cut off.
-        seed: of the split and the shuffling.
-        validation: rows or windows that are never trained on; by default some.
-        isolated: attention stays within a document.
-        group_by_length: rows of like length share a batch.
+        options: how it becomes batches.
         progress: reports what was read and what was skipped.
-        embedding_rows: of the model: a row with a larger token id is refused.
 
     Raises:
         ShortstackError: nothing there, a broken row, or too little to hold anything out.
     """
+    seq_len, seed, embedding_rows = options.seq_len, options.seed, options.embedding_rows
     if kind_of(source) == "text":
         encoder = Encoder(tokenizer, embedding_rows)
-        return _text_feed(source, encoder, seq_len, seed, validation, isolated, progress)
+        return _text_feed(source, encoder, options, progress)
     found = read_instructions(source, tokenizer, cutoff=seq_len, embedding_rows=embedding_rows, progress=progress)
     progress.say(found.to_text())
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     pad = pad if embedding_rows is None or pad < embedding_rows else 0  # padding is masked: any token will do
     make = functools.partial(collated, pad=pad)  # no closure: processes that are started afresh (macOS) are sent it
-    chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), validation), seed)
+    chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), options.validation), seed)
     progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
     examples = [found.examples[number] for number in chosen]
     return ExampleFeed(
@@ -182,7 +195,7 @@ def open_feed(
         in_batches([found.examples[number] for number in held_out], make),
         found.described(),
         seed,
-        group_by_length,
+        options.group_by_length,
     )
 
 
@@ -199,22 +212,16 @@ def in_batches(items: Sequence[Any], make: Callable[[Sequence[Any]], Batch]) -> 
     return [make(items[start : start + step]) for start in range(0, len(items), step)]
 
 
-def _text_feed(
-    source: str,
-    encoder: Encoder,
-    seq_len: int,
-    seed: int,
-    validation: int | None,
-    isolated: bool,
-    progress: Progress,
-) -> StreamFeed:
-    asked = _HELD_OUT_WINDOWS if validation is None else validation
+def _text_feed(source: str, encoder: Encoder, options: FeedOptions, progress: Progress) -> StreamFeed:
+    asked = _HELD_OUT_WINDOWS if options.validation is None else options.validation
     texts = open_texts(source, progress=progress)
-    packing, windows = Packing(texts, encoder, seq_len, seed, isolated=isolated).holding_out(asked)
+    packing, windows = Packing(texts, encoder, options.seq_len, options.seed, isolated=options.isolated).holding_out(
+        asked
+    )
     held_out = in_batches(windows, _stacked)
     counted = packing.count_tokens()
     tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"
-    progress.say(f"{source}: {tokens}, in windows of {seq_len}; {len(windows)} windows held out")
+    progress.say(f"{source}: {tokens}, in windows of {options.seq_len}; {len(windows)} windows held out")
     if asked and not windows:
         progress.say(f"{source}: too little text to hold any out: nothing is validated")
     if counted is None and (beyond := encoder.beyond):

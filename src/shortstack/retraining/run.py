@@ -274,7 +274,7 @@ class Run:
 
     def train(self) -> None:
         """Train, or go on, to the last step; then the best or the last weights are in the model."""
-        from shortstack.retraining.trainer import RetrainTrainer
+        from shortstack.retraining.trainer import RetrainTrainer, Watch
 
         model, objective = self._loaded()
         done, stream = step_of(self.resumed) if self.resumed is not None else 0, {}
@@ -293,12 +293,16 @@ class Run:
             self.place.arguments(self.hyperparameters, options, self.steps, self.shares, self.session.checkpoints),
             objective=objective,
             loader=loader,
-            session=self.session,
-            monitor=monitor,
-            measure=lambda measured: self.held_out.measure(measured, self.place.device, self.process),
-            keep_best=self.hyperparameters.keep == "best",
-            rhythm=(options.log_every, options.eval_every, options.save_every),
             stream=stream,
+            session=self.session,
+            watch=Watch(
+                monitor,
+                lambda measured: self.held_out.measure(measured, self.place.device, self.process),
+                self.hyperparameters.keep == "best",
+                options.log_every,
+                options.eval_every,
+                options.save_every,
+            ),
         )
         self.trainer.restore_best()
         self.trainer.guard.tokens = max((line.get("tokens", 0) for line in self.session.read_metrics()), default=0)

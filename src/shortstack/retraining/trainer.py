@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,25 @@ from shortstack.retraining.run_folder import STREAM, Monitor, Session
 
 TRAINED = "trained.safetensors"
 _BEST = "best.json"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is looked at while a model is trained, and how often.
+
+    Attributes:
+        monitor: writes the lines of progress.
+        measure: model -> figures on the validation set and the evaluation texts.
+        keep_best: the saved step with the lowest validation loss is the result; else the last one.
+        log_every, eval_every, save_every: steps between two lines, two measurements, two checkpoints.
+    """
+
+    monitor: Monitor
+    measure: Callable[[Any], dict[str, float]]
+    keep_best: bool
+    log_every: int
+    eval_every: int
+    save_every: int
 
 
 class NonFiniteLossError(ShortstackError):
@@ -55,21 +75,18 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         *,
         objective: Objective,
         loader: Iterable[Batch],
-        session: Session,
-        monitor: Monitor,
-        measure: Callable[[Any], dict[str, float]],
-        keep_best: bool,
-        rhythm: tuple[int, int, int],
         stream: dict[str, Any],
+        session: Session,
+        watch: Watch,
     ) -> None:
-        self.session, self.monitor = session, monitor
+        self.session, self.monitor = session, watch.monitor
         self.control: Any
-        super().__init__(model, args, callbacks=[_Rhythm(*rhythm), _Guard(self)])
+        super().__init__(model, args, callbacks=[_Rhythm(watch), _Guard(self)])
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.model_accepts_loss_kwargs = True  # losses come divided by the number of predicted tokens
-        self._objective, self._batches, self._measure = objective, loader, measure
-        self._keep_best = keep_best
+        self._objective, self._batches, self._measure = objective, loader, watch.measure
+        self._keep_best = watch.keep_best
         self._stream = dict(stream)
         self._parts: dict[str, torch.Tensor] = {}
         self._tokens = 0
@@ -262,8 +279,8 @@ def put_trained(model: Any, trained: dict[str, torch.Tensor]) -> None:
 class _Rhythm(TrainerCallback):  # type: ignore[misc]
     """When to log, to evaluate and to save: every so many steps, and at the end. What is saved is evaluated first."""
 
-    def __init__(self, log_every: int, eval_every: int, save_every: int) -> None:
-        self._log, self._eval, self._save = log_every, eval_every, save_every
+    def __init__(self, watch: Watch) -> None:
+        self._log, self._eval, self._save = watch.log_every, watch.eval_every, watch.save_every
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> Any:
         step, last = state.global_step, state.global_step >= state.max_steps
