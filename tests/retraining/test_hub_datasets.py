@@ -121,7 +121,7 @@ def test_the_published_split_is_evaluated_by_name(hub: tuple[str, list[str]], pr
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [("org/nothing", "org/nothing"), ("nowhere", "give a file, a folder, embedded, a hub id, or one of")],
+    [("org/nothing", "org/nothing"), ("nowhere", "give a file, a folder, a hub id, or one of embedded")],
 )
 def test_no_such_set(source: str, says: str, hub: tuple[str, list[str]], pruned: Path, tmp_path: Path) -> None:
     done = shortstack(
