@@ -208,8 +208,8 @@ _ROWS = [
             "peft",
         ),
         extra="retrain",
-        check="shortstack.retraining.foresee:check_training",
-        estimate="shortstack.retraining.foresee:estimate_lora",
+        check="shortstack.retraining.estimate:check_training",
+        estimate="shortstack.retraining.estimate:estimate_lora",
     ),
     Command(
         "retrain cpt",
@@ -220,8 +220,8 @@ _ROWS = [
         parallel=True,
         needs=("accelerate",),
         extra="retrain",
-        check="shortstack.retraining.foresee:check_training",
-        estimate="shortstack.retraining.foresee:estimate_training",
+        check="shortstack.retraining.estimate:check_training",
+        estimate="shortstack.retraining.estimate:estimate_training",
     ),
     Command(
         "retrain distill",
@@ -232,8 +232,8 @@ _ROWS = [
         parallel=True,
         needs=("accelerate",),
         extra="retrain",
-        check="shortstack.retraining.foresee:check_training",
-        estimate="shortstack.retraining.foresee:estimate_training",
+        check="shortstack.retraining.estimate:check_training",
+        estimate="shortstack.retraining.estimate:estimate_training",
     ),
     Command(
         "merge",
@@ -243,7 +243,7 @@ _ROWS = [
         makes={"checkpoint": ""},
         needs=("peft",),
         extra="retrain",
-        estimate="shortstack.retraining.foresee:estimate_merge",
+        estimate="shortstack.retraining.estimate:estimate_merge",
     ),
     Command(
         "teach",
@@ -251,8 +251,8 @@ _ROWS = [
         "Write down a teacher's top logits on a text, for distillation without the teacher.",
         "shortstack teach MODEL --data text.jsonl --top-k 64 --out NOTES",
         makes={"teacher logits": ""},
-        check="shortstack.retraining.foresee:check_training",
-        estimate="shortstack.retraining.foresee:estimate_teach",
+        check="shortstack.retraining.estimate:check_training",
+        estimate="shortstack.retraining.estimate:estimate_teach",
     ),
     Command(
         "eval ppl",

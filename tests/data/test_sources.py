@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shortstack.data.compression import open_rows
+from shortstack.data.files import open_rows
 from shortstack.data.instructions import read_instructions
 from shortstack.data.sources import file_rows, read_corpus
 from shortstack.data.text_stream import open_texts

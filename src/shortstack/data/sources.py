@@ -14,8 +14,7 @@ from typing import IO, Any
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.chats import Chat, chat_of, is_chat
-from shortstack.data.compression import open_rows
-from shortstack.data.files import SUFFIXES, TEXT_SUFFIXES, Role, source_files, suffix_of
+from shortstack.data.files import SUFFIXES, TEXT_SUFFIXES, Role, open_rows, source_files, suffix_of
 from shortstack.errors import ShortstackError, system_reason
 
 _LONGEST_ROW = 64 << 20  # bytes of one line

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.common.progress import Progress
-from shortstack.data.compression import open_rows
-from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
+from shortstack.data.files import TEXT_SUFFIXES, open_rows, source_files, suffix_of
 from shortstack.data.sources import Budget, decoded, file_rows, json_lines, required_text
 from shortstack.errors import ShortstackError, system_reason
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shortstack.common.options import stage
-from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
-from shortstack.retraining.options import TextSteps, TrainingOptions
+from shortstack.retraining.options import Hyperparameters, TextSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 

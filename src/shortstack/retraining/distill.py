@@ -11,8 +11,14 @@ from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.cpt import BETAS
-from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
-from shortstack.retraining.options import DistillationSteps, LoRA, Teaching, TrainingOptions
+from shortstack.retraining.options import (
+    DistillationSteps,
+    Hyperparameters,
+    LoRA,
+    Teaching,
+    TrainingOptions,
+    parse_tokens,
+)
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 

@@ -1,24 +1,99 @@
-"""What a run would take, from three measured steps of it."""
+"""What retraining, merging and teaching read and will leave behind, and what a run takes, from three measured steps."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from shortstack.data.collators import predicted_tokens
+from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.common.formatting import count
+from shortstack.data.instructions import kind_of
+from shortstack.data.preview import READ_BYTES, preview
+from shortstack.data.sources import read_corpus
+from shortstack.pruning.plan import parse_amount
+from shortstack.retraining.options import LoRA, TeachOptions
 from shortstack.runtime.memory import peak_rss_bytes
 
 if TYPE_CHECKING:
     from shortstack.data.collators import Shares
     from shortstack.data.loaders import Feed
-    from shortstack.retraining.hyperparameters import Hyperparameters
     from shortstack.retraining.losses import Objective
-    from shortstack.retraining.options import TrainingOptions
+    from shortstack.retraining.options import Hyperparameters, TrainingOptions
     from shortstack.retraining.placement import Place
 
+
+_STATE_BYTES = 12  # of each trained parameter in a saved state: itself and AdamW's two moments, in float32
+_SAVED_STATES = 3  # the last two and the best
+_KEPT_LOGIT_BYTES = 6  # a token id and a float16
+_STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STEPS = 3
+
+
+def check_training(values: Mapping[str, Any]) -> list[str]:
+    """Look at what is trained on and what is followed meanwhile; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: it cannot be used.
+    """
+    notes = []
+    if data := values.get("data"):
+        notes += preview(data, "training", functools.partial(kind_of, data))
+    for text in filter(None, (values.get("eval_data") or "").split(",")):
+        look = functools.partial(read_corpus, text, role="evaluation", limit_bytes=READ_BYTES)
+        notes += preview(text, "evaluation", look)
+    return notes
+
+
+def estimate_training(values: Mapping[str, Any]) -> Estimate:
+    """The checkpoint, and the saved states while it is trained."""
+    model = _stored(values.get("model"), values)
+    if model is None:
+        return Estimate("checkpoint")
+    is_lora = values.get("train") == "lora"
+    trained = _adapter_parameters(model, values.get("rank", LoRA.rank)) if is_lora else model.parameters
+    makes = f"{len(model.kept)} blocks, {count(model.parameters)} parameters"
+    return Estimate(makes, model.nbytes, _SAVED_STATES * _STATE_BYTES * trained, model)
+
+
+def estimate_lora(values: Mapping[str, Any]) -> Estimate:
+    """The checkpoint with the adapter folded in, or the adapter alone."""
+    estimate = estimate_training({**values, "train": "lora"})
+    if estimate.forecast is None or values.get("merge", True):
+        return estimate
+    trained = _adapter_parameters(estimate.forecast, values.get("rank", LoRA.rank))
+    return Estimate(f"an adapter of {count(trained)} parameters", 4 * trained, estimate.temporary_nbytes)
+
+
+def estimate_merge(values: Mapping[str, Any]) -> Estimate:
+    """The base, with the adapter folded in."""
+    base = _stored(values.get("base"), values)
+    if base is None:
+        return Estimate("checkpoint")
+    return Estimate(f"{len(base.kept)} blocks, {count(base.parameters)} parameters", base.nbytes, forecast=base)
+
+
+def estimate_teach(values: Mapping[str, Any]) -> Estimate:
+    """The cached logits, where it is said of how many tokens."""
+    tokens = values.get("tokens")
+    kept = values.get("top_k", TeachOptions.top_k) * _KEPT_LOGIT_BYTES
+    return Estimate("teacher logits", parse_amount(tokens, "tokens", "tokens") * kept if tokens else 0)
+
+
+def _stored(model: Forecast | None, values: Mapping[str, Any]) -> Forecast | None:
+    """The model in the precision that it will be stored in."""
+    dtype = values.get("save_dtype")
+    if model is None or dtype is None:
+        return model
+    return dataclasses.replace(model, stored=_STORED_BYTES[dtype])
+
+
+def _adapter_parameters(model: Forecast, rank: int) -> int:
+    """Of rank-r factors beside every matrix of the blocks that stay."""
+    blocks = [model.checkpoint.blocks[position] for position in model.kept]
+    return sum(rank * sum(tensor.shape) for block in blocks for tensor in block if len(tensor.shape) == 2)
 
 
 def measured_estimate(
@@ -36,14 +111,18 @@ def measured_estimate(
     The model is trained a little in them: it is not to be used after that. Weights, gradients and optimizer state are
     counted; activations are what was measured beyond them.
     """
-    model.to(place.device)
-    model.train()
+    import torch
+
+    from shortstack.data.collators import predicted_tokens
+
+    cuda = torch.cuda if place.device.type == "cuda" else None
+    model.to(place.device).train()
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=hyperparameters.learning_rate, betas=hyperparameters.betas)
     batches = iter(feed.loader(shares, 0, _STEPS, {}, 0))
-    before = _used(place)
+    before = cuda.max_memory_allocated(place.device) if cuda else peak_rss_bytes()
     pass_seconds, update_seconds = [], []
     with torch.enable_grad():
         for _ in range(_STEPS):
@@ -52,31 +131,22 @@ def measured_estimate(
             with torch.autocast(place.device.type, place.dtype, enabled=place.dtype != torch.float32):
                 loss = objective(model, batch)["loss"] / max(1, predicted_tokens(batch))
             loss.backward()  # type: ignore[no-untyped-call]
-            _wait(place)
+            if cuda:
+                cuda.synchronize(place.device)
             passed = time.perf_counter()
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
-            _wait(place)
+            if cuda:
+                cuda.synchronize(place.device)
             pass_seconds.append(passed - started)
             update_seconds.append(time.perf_counter() - passed)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
-    states = 2 * gradients
-    activations = max(0, _used(place) - before - gradients - states)
+    after = cuda.max_memory_allocated(place.device) if cuda else peak_rss_bytes()
+    activations = max(0, after - before - 3 * gradients)  # AdamW's two moments are as large as the gradients
     # The first step allocates; the median of three is one of the others.
     seconds = sorted(pass_seconds)[1] * shares.accumulation + sorted(update_seconds)[1]
-    memory = {"weights": weights, "gradients": gradients, "optimizer": states, "activations": activations}
+    memory = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients, "activations": activations}
     if place.is_sharded:
         memory = {name: size if name == "activations" else size // shares.world for name, size in memory.items()}
     return seconds, memory
-
-
-def _used(place: Place) -> int:
-    if place.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(place.device))
-    return peak_rss_bytes()
-
-
-def _wait(place: Place) -> None:
-    if place.device.type == "cuda":
-        torch.cuda.synchronize(place.device)

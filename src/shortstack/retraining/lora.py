@@ -6,8 +6,7 @@ from pathlib import Path
 
 from shortstack.common.extras import need_packages
 from shortstack.common.options import stage
-from shortstack.retraining.hyperparameters import Hyperparameters, parse_tokens
-from shortstack.retraining.options import LoRA, RowSteps, TrainingOptions
+from shortstack.retraining.options import Hyperparameters, LoRA, RowSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 

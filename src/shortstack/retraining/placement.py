@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from shortstack.data.collators import Shares
-    from shortstack.retraining.hyperparameters import Hyperparameters
+    from shortstack.retraining.options import Hyperparameters
 
 _TRACKERS = ("tensorboard", "trackio", "wandb")
 

@@ -18,8 +18,7 @@ from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.retraining.hyperparameters import Hyperparameters
-from shortstack.retraining.options import TrainingOptions
+from shortstack.retraining.options import Hyperparameters, TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run_folder import STREAM, Monitor, Session, step_of
 from shortstack.runtime.atomic_output import absolute, check_output, locked

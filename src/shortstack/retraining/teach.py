@@ -93,7 +93,7 @@ def teach(
     Raises:
         ShortstackError: the teacher or data cannot be used.
     """
-    from shortstack.retraining.hyperparameters import parse_tokens
+    from shortstack.retraining.options import parse_tokens
 
     started = time.perf_counter()
     progress = Progress(quiet=options.quiet)

@@ -23,7 +23,7 @@ from shortstack.errors import ShortstackError, first_line
 if TYPE_CHECKING:
     from shortstack.data.collators import Batch
     from shortstack.data.loaders import ExampleFeed
-    from shortstack.retraining.hyperparameters import Hyperparameters
+    from shortstack.retraining.options import Hyperparameters
 
 KIND = "teaching"
 _SHARDS_HELD = 16
