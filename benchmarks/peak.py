@@ -9,6 +9,7 @@ long moving what the sweep must move (streams in and out of every block, weights
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -19,8 +20,8 @@ import torch
 
 from shortstack.engine import forward as sweep
 from shortstack.engine.block_model import Skeleton
-from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import best_seconds, fast_linear, largest_matrix
+from shortstack.engine.streamed import StreamedModel
 from shortstack.families.open_model import open_checkpoint
 
 CPU = torch.device("cpu")
@@ -82,10 +83,10 @@ def main(model_name: str, windows_name: str) -> None:
 
     sweep._through_block = timed
     with (
-        BlockWeights(skeleton, resident=True) as weights,
+        contextlib.closing(StreamedModel(skeleton, resident=True)) as engine,
         fast_linear(torch.float32, CPU, largest_matrix(checkpoint)) as library,
     ):
-        sweep.forward_sweep(skeleton, weights, ids, branches=True, on_progress=lambda _: peak.measure())
+        engine.forward(ids, branches=True, on_progress=lambda _: peak.measure())
     evaluations, bandwidth = sweep.block_evaluations(checkpoint.depth), memory_bandwidth()
     achieved = evaluations * ids.numel() * peak.per_row / spent
     hidden = checkpoint.tensors[checkpoint.anatomy.embedding].shape[1]

@@ -10,6 +10,7 @@ from the page cache before each reading. `--small` is a tenth of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from common import Goals, random_llama, random_windows, run, say, shortstack
 
 if TYPE_CHECKING:
     from shortstack.checkpoint.reader import Checkpoint
-    from shortstack.engine.block_model import Skeleton
     from shortstack.engine.block_weights import BlockWeights
+    from shortstack.engine.streamed import StreamedModel
 
 GB = 1e9
 MEMORY_GOAL, OVERLAP_GOAL = 4.0, 1.15
@@ -69,14 +70,15 @@ def overlap(
     ids = windows_tensor([json.loads(line)["input_ids"] for line in windows.open()], device)
     skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
     # As the command reads them: past the page cache where it would not hold them.
-    with StreamedModel(skeleton, resident=False, group=checkpoint.depth).weights as weights:
+    with contextlib.closing(StreamedModel(skeleton, resident=False, candidates=candidates)) as engine:
+        weights = engine.weights
         forget(model)
         disk_rate = checkpoint.nbytes / disk_alone(model)
         forget(model)
         read = read_alone(weights, checkpoint)
         forget(model)
-        together = swept(skeleton, weights, ids, candidates)
-        compute = compute_alone(skeleton, weights, ids, candidates)
+        together = swept(engine, ids)
+        compute = compute_alone(engine, ids)
     more = {"read_seconds": read, "compute_seconds": compute, "together_seconds": together, "dtype": dtype_name}
     blocks = sum(tensor.nbytes for block in checkpoint.blocks for tensor in block)
     more |= {"disk_GBps": disk_rate / GB, "read_GBps": blocks / read / GB}
@@ -95,11 +97,9 @@ def disk_alone(model: Path) -> float:
     return time.perf_counter() - started
 
 
-def swept(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
-    from shortstack.engine.forward import forward_sweep
-
+def swept(engine: StreamedModel, ids: Any) -> float:
     started = time.perf_counter()
-    forward_sweep(skeleton, weights, ids, branches=True, candidates=candidates)
+    engine.forward(ids, branches=True)
     return time.perf_counter() - started
 
 
@@ -113,14 +113,14 @@ def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
     return time.perf_counter() - started
 
 
-def compute_alone(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidates: list[int] | None) -> float:
+def compute_alone(engine: StreamedModel, ids: Any) -> float:
     """The same sweep, where every block's weights are those of one of the first four, which are in memory.
 
     One block's might stay in a large cache.
     """
-    from shortstack.engine.cuda_prefetch import Arrived
-    from shortstack.engine.storage import Buffer
+    from shortstack.engine.storage import Arrived, Buffer
 
+    weights = engine.weights
     stored, within = weights._stored, weights._checkpoint.anatomy.within_block
     first = [weights._read(index, [Buffer(weights._files.buffer_bytes(stored[index]))], 0) for index in range(4)]
     by_name = [{within(name): value for name, value in arrived.tensors.items()} for arrived in first]
@@ -129,7 +129,7 @@ def compute_alone(skeleton: Skeleton, weights: BlockWeights, ids: Any, candidate
         {tensor.name: by_name[index % 4][within(tensor.name)] for tensor in stored[index]}
     )
     try:
-        return swept(skeleton, weights, ids, candidates)
+        return swept(engine, ids)
     finally:
         weights._read = real
 

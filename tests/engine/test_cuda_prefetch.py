@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.engine.cuda_prefetch import Arrived, Transfer
+from shortstack.engine.cuda_prefetch import Transfer
+from shortstack.engine.storage import Arrived
 
 CPU = torch.device("cpu")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from shortstack.engine import block_weights as weights
 from shortstack.engine import forward as sweep
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
-from shortstack.engine.streamed import streamed_logits
+from shortstack.engine.streamed import StreamedModel, streamed_logits
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from tests import pico
@@ -46,8 +47,8 @@ def run(model: Path, *, resident: bool = False, **options: Any) -> tuple[Skeleto
     checkpoint = open_checkpoint(model)
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     ids = sweep.windows_tensor(pico.windows(), CPU)
-    with BlockWeights(skeleton, resident=resident) as source:
-        return skeleton, sweep.forward_sweep(skeleton, source, ids, **options)
+    with contextlib.closing(StreamedModel(skeleton, resident=resident, group=options.pop("group", None))) as engine:
+        return skeleton, engine.forward(ids, **options)
 
 
 def test_every_weight_is_read_once_for_all_candidates(built: Built, reads: Counter[str]) -> None:
@@ -174,5 +175,5 @@ def test_out_of_memory_with_one_window_is_said(built: Built, monkeypatch: pytest
 
 def _swept(model: Path, ids: torch.Tensor) -> sweep.ForwardResult:
     skeleton = Skeleton(open_checkpoint(model), dtype=torch.float32, device=CPU)
-    with BlockWeights(skeleton, resident=False) as blocks:
-        return sweep.forward_sweep(skeleton, blocks, ids, branches=True)
+    with contextlib.closing(StreamedModel(skeleton, resident=False)) as engine:
+        return engine.forward(ids, branches=True)

@@ -13,9 +13,9 @@ from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationSet
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
-from shortstack.engine.parameters import scored_parameters
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
+from shortstack.scoring.criteria import scored_parameters
 from shortstack.scoring.score import score_windows
 from tests.families import tiny
 

@@ -12,7 +12,7 @@ import torch
 
 from shortstack.artifacts.scores import Scores
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine import precision
+from shortstack.engine import cpu as precision
 from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score_windows

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from shortstack.engine import cpu as linear
-from shortstack.engine.workers import worker_count, workers
+from shortstack.engine.cpu import worker_count, workers
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_each_has_its_share_of_the_cores_and_no_gradients() -> None:
         return item, torch.get_num_threads(), torch.is_grad_enabled(), threading.current_thread().name
 
     with workers(CPU) as side_by_side:
-        found = side_by_side(work, range(4))
+        found = list(side_by_side(work, range(4)))
     assert [entry[:3] for entry in found] == [(item, 1, False) for item in range(4)]
     assert len({entry[3] for entry in found}) == 4
     assert torch.get_num_threads() == 4
@@ -47,7 +47,7 @@ def test_threads_use_the_same_library_and_the_same_packed_weights(monkeypatch: p
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: packed.append(1) or real(*a))
     layer, x = torch.nn.Linear(48, 32), torch.randn(3, 48)
     with linear.fast_linear(torch.float32, CPU, (32, 48)), workers(CPU) as side_by_side:
-        found = side_by_side(lambda _: layer(x), range(8))
+        found = list(side_by_side(lambda _: layer(x), range(8)))
     assert len(packed) == 1
     for result in found:
         torch.testing.assert_close(result, layer(x).detach(), rtol=1e-5, atol=1e-5)
@@ -61,7 +61,7 @@ def test_an_error_comes_out_and_the_threads_end() -> None:
         return item
 
     with pytest.raises(ValueError, match="three"), workers(CPU) as side_by_side:
-        side_by_side(work, range(8))
+        list(side_by_side(work, range(8)))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("shortstack-batch")]
     assert torch.get_num_threads() == 4
 
@@ -88,7 +88,7 @@ def test_no_core_is_left_over(threads: int) -> None:
 
 @pytest.mark.fault(108)
 def test_a_containers_processors_are_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shortstack.engine.workers.processors", lambda: 2)
+    monkeypatch.setattr("shortstack.engine.cpu.processors", lambda: 2)
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:

@@ -310,7 +310,7 @@ def test_graphs_that_are_kept_give_the_same_gradients(
 ) -> None:
     """Resident, what autograd keeps of a forward is not computed again, for as many of the last blocks as fit; also where
     weights are converted to what is computed in."""
-    from shortstack.engine import graphs
+    from shortstack.engine import backward as graphs
     from shortstack.engine.block_model import Skeleton
 
     model, windows = built("llama", dtype=stored), pico.windows(5)
@@ -371,7 +371,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
 
 
 def test_kept_graphs_are_measured_without_the_weights(built: Built) -> None:
-    from shortstack.engine.graphs import _measured
+    from shortstack.engine.backward import _measured
 
     layer = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8))
     x = torch.randn(5, 8, requires_grad=True)

@@ -19,12 +19,11 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.bypass import find_blocks
+from shortstack.engine.cpu import USUAL_COUNT, worker_count
 from shortstack.engine.load import experts_for
 from shortstack.engine.losses import head_gradient, head_nll, token_nll
-from shortstack.engine.stand_ins import BlockCall, Injector, Normed, Recorded, Recorder
+from shortstack.engine.stand_ins import BlockCall, Injector, Normed, Recorded, Recorder, find_blocks
 from shortstack.engine.weight_conversion import Conversion
-from shortstack.engine.workers import USUAL_COUNT, worker_count
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
 

@@ -17,15 +17,15 @@ from torch import nn
 
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.cuda_prefetch import Arrived, Transfer
 from shortstack.engine.mapped import MappedFiles
-from shortstack.engine.storage import Buffer, OpenFiles
+from shortstack.engine.storage import Arrived, Buffer, OpenFiles
 from shortstack.engine.weight_conversion import Conversion, Part
 from shortstack.errors import ShortstackError
 from shortstack.runtime.memory import return_free_memory
 
 if TYPE_CHECKING:
     from shortstack.engine.block_model import Skeleton
+    from shortstack.engine.cuda_prefetch import Transfer
 
 # In blocks: memory that the allocator gives back must be fetched anew, which after every block takes 5 % of the time.
 _FREED_EVERY = 4
@@ -87,7 +87,7 @@ class BlockWeights:
             largest = max(self._files.buffer_bytes(block) for block in self._stored)
             buffers = [Buffer(largest, pinned=on_cuda), Buffer(largest, pinned=on_cuda)]
         freed_every = _FREED_EVERY_WITH_GRADIENTS if gradients else _FREED_EVERY
-        transfer = Transfer(self._device, self._computed, self._within_block) if on_cuda and buffers else None
+        transfer = self._transfer() if on_cuda and buffers else None
         pending: Future[Arrived] | None = None
         try:
             for step, index in enumerate(order):
@@ -132,6 +132,11 @@ class BlockWeights:
         if self._resident:
             self._kept[index] = arrived
         return arrived
+
+    def _transfer(self) -> Transfer:
+        from shortstack.engine.cuda_prefetch import Transfer
+
+        return Transfer(self._device, self._computed, self._within_block)
 
     def _as_computed(self, raw: dict[str, torch.Tensor], tensors: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
         """What stays is kept as it is computed with; pages that it was made from are not."""

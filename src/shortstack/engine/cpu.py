@@ -1,16 +1,20 @@
-"""Linear layers through oneDNN where that is the faster library on this CPU.
+"""What makes a CPU fast: the faster library for linear layers, batches side by side, and the faster precision.
 
 torch sends float32 matrix products on x86 to MKL, which on some CPUs (AMD's with AVX-512) reaches half of what oneDNN,
 also inside torch, does with the same float32 arithmetic. Which one is faster here is measured once, in milliseconds.
+Within one product all cores wait for the slowest at every step; batches on cores of their own never do. And bfloat16 is
+slower than float32 on some CPUs, twice as fast on others: a long run measures that, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.nn import functional
@@ -18,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.runtime.cgroups import processors
+from shortstack.runtime.devices import DType, pick_dtype
 
 _WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
 _WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
@@ -168,3 +174,115 @@ def best_seconds(
             call()
             best[which] = min(best[which], time.perf_counter() - begun)
     return best
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class SideBySide(Protocol):
+    """Like `map`."""
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], /) -> Iterator[Result]:
+        """What `work` makes of each item, in their order."""
+
+
+USUAL_COUNT = 4  # each holds the activations of a batch
+_LARGEST_COUNT = 13
+
+
+def usable_threads() -> int:
+    """How many threads compute: torch's number, but no more than the processors that this process may use.
+
+    torch looks at the affinity, not at a container's share of processor time; a number that the user set stands.
+    """
+    threads = torch.get_num_threads()
+    return threads if "OMP_NUM_THREADS" in os.environ else min(threads, processors())
+
+
+def worker_count(device: torch.device) -> int:
+    """How many batches are run side by side: each by the same number of threads, and no thread is left over."""
+    if device.type != "cpu":
+        return 1
+    threads = usable_threads()
+    even = (count for count in range(2, _LARGEST_COUNT + 1) if threads % count == 0)
+    return min(even, key=lambda count: (abs(count - USUAL_COUNT), count), default=1)
+
+
+@contextlib.contextmanager
+def workers(device: torch.device) -> Iterator[SideBySide]:
+    """Gives a function like `map` that does its work, without gradients, in several threads where that is faster."""
+    count, threads, before = worker_count(device), usable_threads(), torch.get_num_threads()
+    if count == 1:
+        yield map
+        return
+    enter = inherited()
+
+    def begin() -> None:
+        torch.set_num_threads(threads // count)  # of this thread; torch gives the number to those that start later, too
+        torch.set_grad_enabled(False)
+        enter()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="shortstack-batch", initializer=begin)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+WORTH_IT = 1.3  # how many times as fast bfloat16 must be
+_LONG_RUN = 1e12  # operations: some seconds on a laptop; below, measuring would take longer than it can save
+_PRECISION_BUDGET_SECONDS = 0.5
+_TOKENS = 128
+
+
+def chosen_dtype(
+    name: DType, checkpoint: Checkpoint, device: torch.device, operations: float, *, say: Callable[[str], object]
+) -> torch.dtype:
+    """What a scoring run computes in.
+
+    Args:
+        name: what was asked for. `auto` on a GPU is bfloat16, which GPUs are made for, also where the checkpoint is stored
+            in float32, and float16 where it is float16. On a CPU it is float32, or bfloat16 where the checkpoint is stored
+            in it, the run is long, and it measures at least 1.3 times as fast.
+        operations: of the whole run, about.
+        say: is given a line with what was measured and chosen.
+    """
+    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
+    asked = name
+    if name == "auto" and device.type == "cpu" and stored == "BF16" and operations >= _LONG_RUN:
+        ratio = bfloat16_speed(*largest_matrix(checkpoint))
+        name = "bfloat16" if ratio >= WORTH_IT else "float32"
+        say(
+            f"--dtype auto: {name}; bfloat16, which the checkpoint is stored in, is {ratio:.2g} times as fast as float32 here"
+        )
+    elif name == "auto" and device.type == "cuda" and stored != "F16":
+        name = "bfloat16"
+    computed = pick_dtype(name, stored, device)
+    if asked == "auto" and computed.itemsize < {"F32": 4, "F64": 8}.get(stored, 0):
+        say(f"--dtype auto: {str(computed).removeprefix('torch.')} on {device}; the checkpoint is stored in {stored}")
+    return computed
+
+
+@torch.no_grad()
+def bfloat16_speed(outputs: int, inputs: int) -> float:
+    """How many times as fast bfloat16 is, for a feed-forward layer of this shape on some tokens: the best of what half a
+    second allows, taking turns."""
+    cpu = torch.device("cpu")
+    outputs, inputs = min(outputs, 4096), min(inputs, 4096)  # larger ones say the same and take seconds
+
+    def layer(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+        shapes = ((_TOKENS, inputs), (outputs, inputs), (inputs, outputs))
+        x, up, down = (torch.ones(shape, dtype=dtype) for shape in shapes)
+
+        def run() -> torch.Tensor:
+            wide = functional.linear(x, up)
+            return functional.linear(functional.silu(wide) * wide, down) + x
+
+        return run
+
+    with fast_linear(torch.float32, cpu, (outputs, inputs)):  # bfloat16 is passed on as it is
+        calls = [layer(torch.float32), layer(torch.bfloat16)]
+        exact, half = best_seconds(calls, rounds=50, budget_seconds=_PRECISION_BUDGET_SECONDS)
+    return exact / half

@@ -7,28 +7,10 @@ stream for the copy that fills one; the host waits for neither, only for pinned 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-
-@dataclass(frozen=True)
-class Arrived:
-    """A block's stored tensors, where they are computed with.
-
-    Attributes:
-        tensors: by their names in the checkpoint.
-        ready: when they are; None where they are now.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    ready: torch.cuda.Event | None = None
-
-    def wait(self) -> dict[str, torch.Tensor]:
-        """The tensors, for work that is queued from now on."""
-        if self.ready is not None:
-            torch.cuda.current_stream(next(iter(self.tensors.values())).device).wait_event(self.ready)
-        return self.tensors
+from shortstack.engine.storage import Arrived
 
 
 class Transfer:

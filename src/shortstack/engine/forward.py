@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
-from shortstack.engine.graphs import Graphs
+from shortstack.engine.cpu import SideBySide
 from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.stand_ins import BlockCall
-from shortstack.engine.workers import SideBySide, workers
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
+
+if TYPE_CHECKING:
+    from shortstack.engine.backward import Graphs
 
 # Called with (block index, its weights by name) in a forward sweep.
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
@@ -67,68 +69,17 @@ class ForwardResult:
     graphs: Graphs | None = None
 
 
-@torch.no_grad()
-def forward_sweep(
-    skeleton: Skeleton,
-    weights: BlockWeights,
-    ids_WT: torch.Tensor,
-    *,
-    branches: bool,
-    candidates: Sequence[int] | None = None,
-    keep_inputs: bool = False,
-    group: int | None = None,
-    graphs: Graphs | None = None,
-    hooks: Hooks = Hooks(),
-    on_progress: Callable[[int], object] = lambda _: None,
-    journal: Journal | None = None,
-) -> ForwardResult:
-    """Run the base stream, and with `branches` one stream per skipped block, through all blocks.
-
-    Args:
-        ids_WT: the windows.
-        branches: run the candidate streams too.
-        candidates: the blocks, ascending, that have a candidate stream each; all by default.
-        keep_inputs: keep what the base stream brings to each block, for a backward sweep.
-        group: how many candidates are swept together (`group_size`); all of them by default.
-        graphs: where to keep what a backward sweep after it needs; without branches, and with `keep_inputs`.
-        hooks: called with what is there at a block.
-        on_progress: called with the number of block evaluations (one stream through one block) just done.
-        journal: where the state is saved, and where an earlier run's state is.
-    """
-    depth = len(skeleton.blocks)
-    journal = journal or Journal(None)
-    saved = journal.found()
-    if saved is not None:
-        state = _ForwardState.restored(saved, ids_WT.device)
-    else:
-        state = _ForwardState(base_WTD=_embedded(skeleton, ids_WT), inputs=[] if keep_inputs else None)
-    scored = range(depth) if candidates is None else candidates
-    groups = _groups(scored, group) if branches else [[]]
-    with workers(skeleton.device) as side_by_side:
-        for number, members in enumerate(groups):
-            following = groups[number + 1][0] if number + 1 < len(groups) else depth
-            if state.first < following:  # not done by an earlier run
-                swept = _Group(members, following, graphs, side_by_side, hooks, () if number else scored)
-                _sweep_group(skeleton, weights, ids_WT, state, swept, on_progress, journal)
-                _losses_of_group(skeleton, ids_WT, state, swept)
-                state.first = state.next = following
-                state.active = 0
-                journal.save(*state.saved())
-    stacked = torch.stack(state.candidates) if branches else None
-    return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, graphs)
-
-
 def finished(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A finished forward sweep, as its state is saved."""
     inputs = forward.inputs or []
-    state = _ForwardState(torch.empty(0), inputs, first=len(inputs), next=len(inputs))
+    state = ForwardState(torch.empty(0), inputs, first=len(inputs), next=len(inputs))
     state.base_nll, state.last_WTD = forward.base_nll_W, forward.last_WTD
     state.candidates = list(forward.candidate_nll_NW) if forward.candidate_nll_NW is not None else []
     return state.saved()
 
 
 @dataclass
-class _ForwardState:
+class ForwardState:
     """Where a forward sweep is: in the group of candidates from `first` on, before block `next`."""
 
     base_WTD: torch.Tensor  # what goes into block `first`; once in the streams, the first of them
@@ -156,14 +107,14 @@ class _ForwardState:
         return tensors, {**record, "keeps_inputs": self.inputs is not None}
 
     @staticmethod
-    def restored(saved: SavedState, device: torch.device) -> _ForwardState:
+    def restored(saved: SavedState, device: torch.device) -> ForwardState:
         """From the journal. A state of the backward sweep means that this one is done."""
         tensors = {name: tensor.to(device) for name, tensor in saved.tensors.items()}
         numbered = {
             kind: [tensors[name] for name in sorted(tensors) if name.startswith(f"{kind}.")]
             for kind in ("inputs", "candidates")
         }
-        return _ForwardState(
+        return ForwardState(
             base_WTD=tensors["base"] if "base" in tensors else tensors["streams"][0],
             inputs=numbered["inputs"] if saved.record["keeps_inputs"] else None,
             first=saved.record["first"],
@@ -178,7 +129,7 @@ class _ForwardState:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Candidates that are swept together.
 
     Attributes:
@@ -198,12 +149,12 @@ class _Group:
     watched: Sequence[int]
 
 
-def _sweep_group(
+def sweep_group(
     skeleton: Skeleton,
     weights: BlockWeights,
     ids_WT: torch.Tensor,
-    state: _ForwardState,
-    group: _Group,
+    state: ForwardState,
+    group: Group,
     on_progress: Callable[[int], object],
     journal: Journal,
 ) -> None:
@@ -241,7 +192,7 @@ def _sweep_group(
 
 
 def _watched_input(
-    index: int, state: _ForwardState, group: _Group, streams_SWTD: torch.Tensor, branching: bool
+    index: int, state: ForwardState, group: Group, streams_SWTD: torch.Tensor, branching: bool
 ) -> torch.Tensor | None:
     """What the base stream brings to a block whose hidden states are shown, where it stays while the block is run."""
     if group.hooks.on_hidden is None or index not in group.watched:
@@ -252,7 +203,7 @@ def _watched_input(
 
 
 def _kept_graph(
-    skeleton: Skeleton, block: nn.Module, index: int, state: _ForwardState, group: _Group, ids_WT: torch.Tensor
+    skeleton: Skeleton, block: nn.Module, index: int, state: ForwardState, group: Group, ids_WT: torch.Tensor
 ) -> bool:
     """Run the base stream alone through a block and keep its graph; False, with nothing done, where that is not wanted."""
     if group.graphs is None or not state.inputs or state.streams_SWTD is None:
@@ -260,7 +211,7 @@ def _kept_graph(
     return group.graphs.through(skeleton, block, index, state.inputs[-1], state.streams_SWTD[0], ids_WT)
 
 
-def _losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: _ForwardState, group: _Group) -> None:
+def losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: ForwardState, group: Group) -> None:
     """What the streams that came through the last block say; the next group takes over."""
     streams_SWTD = state.streams_SWTD
     assert streams_SWTD is not None
@@ -290,7 +241,8 @@ def _show_logits(
     return_free_memory()
 
 
-def _embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
+def embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
+    """What goes into the first block, [W, T, D]."""
     rows = skeleton.rows_at_a_time(ids_WT)
     first_RTD = skeleton.first_hidden(ids_WT[:rows])
     # Put in their place one by one: to join a list would hold all twice, and the list's share is not given back.
@@ -333,7 +285,7 @@ def _through_block(
     left = [(0, (active + 1) * windows)]
     while left:
         parts = [part for start, stop in left for part in _parts(skeleton, index, ids_WT, start, stop)]
-        fitted = side_by_side(run, parts)
+        fitted = list(side_by_side(run, parts))
         left = [(part.start, part.stop) for part, fits in zip(parts, fitted, strict=True) if not fits]
         if left and not skeleton.with_fewer_tokens(ids_WT.shape[1]):
             raise torch.OutOfMemoryError(f"{ids_WT.shape[1]} tokens, one window, do not fit")
@@ -371,35 +323,19 @@ def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Te
     return nll_RT.double().mean(dim=1).view(streams, -1).cpu()
 
 
-def group_size(candidates: int, stream_bytes: int, limit_bytes: int) -> int:
-    """How many candidates are swept together, where streams may take `limit_bytes`: at least one, whatever fits."""
-    if _streams(candidates, candidates) * stream_bytes <= limit_bytes:
-        return candidates
-    return max(1, limit_bytes // stream_bytes - fewest_streams(candidates) + 1)
-
-
-def fewest_streams(candidates: int) -> int:
-    """How many streams are held at once where one candidate is swept at a time."""
-    return _streams(1, candidates)
-
-
-def _streams(together: int, candidates: int) -> int:
-    """A stream per candidate of the group and the base stream; where others follow, also where that is for the next group."""
-    return together + 1 + (together < candidates)
-
-
 def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:
     """Streams through blocks of a forward sweep with branches: N(N+1)/2 for all N candidates together.
 
     The base stream goes with each group from where it begins, for the first one from the first block.
     """
     total = 0
-    for number, members in enumerate(_groups(range(depth) if candidates is None else candidates, group)):
+    for number, members in enumerate(groups_of(range(depth) if candidates is None else candidates, group)):
         total += depth - (members[0] if number else 0) + sum(depth - 1 - member for member in members)
     return total
 
 
-def _groups(candidates: Sequence[int], size: int | None) -> list[list[int]]:
+def groups_of(candidates: Sequence[int], size: int | None) -> list[list[int]]:
+    """Candidates that are swept together: `size` at a time, all of them by default."""
     step = size or len(candidates)
     return [list(candidates[start : start + step]) for start in range(0, len(candidates), step)]
 

@@ -160,7 +160,7 @@ def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | Non
 
 def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
     from shortstack.engine.block_model import Skeleton
-    from shortstack.engine.forward import group_size, windows_tensor
+    from shortstack.engine.forward import windows_tensor
     from shortstack.engine.streamed import StreamedModel
 
     resident = _kept(checkpoint, options)
@@ -183,7 +183,7 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         if limit is None:
             weights = sum(checkpoint.block_parameters()) * options.dtype.itemsize if resident else 0
             limit = _left_for_streams(checkpoint, stream_bytes, candidates, weights, options)
-        group = options.group or group_size(candidates, stream_bytes, limit)
+        group = options.group or _group_size(candidates, stream_bytes, limit)
         graph_bytes = limit - 2 * stream_bytes if resident else 0
     return StreamedModel(
         skeleton, resident=resident, group=group, candidates=options.candidates, graph_bytes=graph_bytes
@@ -204,13 +204,11 @@ def _left_for_streams(
     checkpoint: Checkpoint, stream_bytes: int, candidates: int, weights_bytes: int, options: EngineOptions
 ) -> int:
     """Bytes for streams, of what hidden states may take; the weights that are to stay are not there yet."""
-    from shortstack.engine.forward import fewest_streams
-
     kept = (checkpoint.depth + 1 if options.keeps_inputs else int(options.shows_hidden)) * stream_bytes
     asked = options.memory_bytes
     if asked is None:
         return int(_ACTIVATIONS_SHARE * (available_bytes(options.device) - weights_bytes)) - kept
-    needed = kept + fewest_streams(candidates) * stream_bytes
+    needed = kept + _fewest_streams(candidates) * stream_bytes
     if asked < needed:
         raise ShortstackError(
             f"--memory-limit {size(asked)}: hidden states of all windows take {size(needed)}, one candidate at a time",
@@ -218,6 +216,23 @@ def _left_for_streams(
             + (", or no criterion that needs gradients" if options.keeps_inputs else ""),
         )
     return asked - kept
+
+
+def _group_size(candidates: int, stream_bytes: int, limit_bytes: int) -> int:
+    """How many candidates are swept together, where streams may take `limit_bytes`: at least one, whatever fits."""
+    if _streams(candidates, candidates) * stream_bytes <= limit_bytes:
+        return candidates
+    return max(1, limit_bytes // stream_bytes - _fewest_streams(candidates) + 1)
+
+
+def _fewest_streams(candidates: int) -> int:
+    """How many streams are held at once where one candidate is swept at a time."""
+    return _streams(1, candidates)
+
+
+def _streams(together: int, candidates: int) -> int:
+    """A stream per candidate of the group and the base stream; where others follow, also where that is for the next group."""
+    return together + 1 + (together < candidates)
 
 
 def _whole(

@@ -17,7 +17,35 @@ from pathlib import Path
 import torch
 
 from shortstack.checkpoint.headers import TensorInfo, read_exactly
-from shortstack.engine.stored import begins_well, from_bytes
+from shortstack.errors import ShortstackError
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+def from_bytes(raw: torch.Tensor, tensor: TensorInfo) -> torch.Tensor:
+    """The tensor that these bytes hold; nothing is copied.
+
+    Args:
+        raw: `tensor.nbytes` of uint8, beginning where its dtype may (`begins_well`).
+        tensor: what the file's header says of it.
+
+    Raises:
+        ShortstackError: it is stored in a precision that torch does not have.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise ShortstackError(
+            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which cannot be computed with"
+        )
+    return raw.view(_DTYPES[tensor.dtype]).view(tensor.shape)
+
+
+def begins_well(tensor: TensorInfo) -> bool:
+    """Whether it lies in its file where torch can have it as it is: at a multiple of its numbers' size."""
+    return tensor.dtype in _DTYPES and tensor.start % _DTYPES[tensor.dtype].itemsize == 0
+
 
 _PAGE = 4096  # bytes; direct I/O begins and ends at multiples of this, in files and in memory
 _DIRECT: int = getattr(os, "O_DIRECT", 0)  # Linux alone has both
@@ -168,6 +196,25 @@ class Buffer:
                 views[tensor.name] = from_bytes(self._bytes[start : start + tensor.nbytes], tensor)
             position += span.pages
         return views
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A block's stored tensors, where they are computed with.
+
+    Attributes:
+        tensors: by their names in the checkpoint.
+        ready: when they are; None where they are now.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    ready: torch.cuda.Event | None = None
+
+    def wait(self) -> dict[str, torch.Tensor]:
+        """The tensors, for work that is queued from now on."""
+        if self.ready is not None:
+            torch.cuda.current_stream(next(iter(self.tensors.values())).device).wait_event(self.ready)
+        return self.tensors
 
 
 def _whole_pages(nbytes: int) -> torch.Tensor:

@@ -7,14 +7,26 @@ from collections.abc import Callable, Sequence
 import torch
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.backward import OnGradients, backward_sweep
+from shortstack.engine.backward import Graphs, OnGradients, backward_sweep
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
-from shortstack.engine.forward import ForwardResult, Hooks, OnWeights, block_evaluations, forward_sweep
-from shortstack.engine.graphs import Graphs
+from shortstack.engine.cpu import workers
+from shortstack.engine.forward import (
+    ForwardResult,
+    ForwardState,
+    Group,
+    Hooks,
+    OnWeights,
+    block_evaluations,
+    embedded,
+    groups_of,
+    losses_of_group,
+    sweep_group,
+)
 from shortstack.engine.journal import Journal
 from shortstack.runtime.memory import installed_bytes, keep_free_memory, return_free_memory
 
+_NO_HOOKS = Hooks()
 _CACHED_SHARE = 0.5  # of the machine's memory: what is larger may not stay in the page cache until it is read again
 
 
@@ -24,7 +36,7 @@ class StreamedModel:
     Args:
         skeleton: the model without its blocks' weights.
         resident: keep every block once it was read.
-        group: how many candidates are swept together.
+        group: how many candidates are swept together; all of them by default.
         candidates: the blocks to score, by position, ascending; all by default.
         graph_bytes: what may be kept of a forward sweep that only a backward sweep needs.
     """
@@ -36,7 +48,7 @@ class StreamedModel:
         skeleton: Skeleton,
         *,
         resident: bool,
-        group: int,
+        group: int | None = None,
         candidates: Sequence[int] | None = None,
         graph_bytes: int = 0,
     ) -> None:
@@ -48,7 +60,7 @@ class StreamedModel:
         self.original_blocks = skeleton.checkpoint.original_blocks
         self.device = skeleton.device
         self.memory = "resident" if resident else "streamed"
-        self.group = group
+        self.group = group or len(self.candidates)
 
     @property
     def tokens(self) -> int:
@@ -66,30 +78,48 @@ class StreamedModel:
         depth = len(self.blocks)
         return block_evaluations(depth, self.group, self.candidates) if branches else depth
 
+    @torch.no_grad()
     def forward(
         self,
         ids_WT: torch.Tensor,
         *,
         branches: bool,
-        keep_inputs: bool,
-        hooks: Hooks,
-        on_progress: Callable[[int], object],
-        journal: Journal,
+        keep_inputs: bool = False,
+        hooks: Hooks = _NO_HOOKS,
+        on_progress: Callable[[int], object] = lambda _: None,
+        journal: Journal | None = None,
     ) -> ForwardResult:
-        """Losses of the dense model, and with `branches` without each block."""
-        return forward_sweep(
-            self.skeleton,
-            self.weights,
-            ids_WT,
-            branches=branches,
-            candidates=self.candidates,
-            keep_inputs=keep_inputs,
-            group=self.group,
-            graphs=self._graphs(ids_WT) if keep_inputs and not branches else None,
-            hooks=hooks,
-            on_progress=on_progress,
-            journal=journal,
-        )
+        """Run the base stream, and with `branches` one stream per skipped block, through all blocks.
+
+        Args:
+            ids_WT: the windows.
+            branches: run the candidate streams too.
+            keep_inputs: keep what the base stream brings to each block, for a backward sweep.
+            hooks: called with what is there at a block.
+            on_progress: called with the number of block evaluations (one stream through one block) just done.
+            journal: where the state is saved, and where an earlier run's state is.
+        """
+        depth, journal = len(self.blocks), journal or Journal(None)
+        saved = journal.found()
+        if saved is not None:
+            state = ForwardState.restored(saved, ids_WT.device)
+        else:
+            state = ForwardState(base_WTD=embedded(self.skeleton, ids_WT), inputs=[] if keep_inputs else None)
+        graphs = self._graphs(ids_WT) if keep_inputs and not branches else None
+        groups = groups_of(self.candidates, self.group) if branches else [[]]
+        with workers(self.device) as side_by_side:
+            for number, members in enumerate(groups):
+                following = groups[number + 1][0] if number + 1 < len(groups) else depth
+                if state.first < following:  # not done by an earlier run
+                    watched = () if number else self.candidates
+                    group = Group(members, following, graphs, side_by_side, hooks, watched)
+                    sweep_group(self.skeleton, self.weights, ids_WT, state, group, on_progress, journal)
+                    losses_of_group(self.skeleton, ids_WT, state, group)
+                    state.first = state.next = following
+                    state.active = 0
+                    journal.save(*state.saved())
+        stacked = torch.stack(state.candidates) if branches else None
+        return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, graphs)
 
     def _graphs(self, ids_WT: torch.Tensor) -> Graphs | None:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""

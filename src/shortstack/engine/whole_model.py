@@ -17,10 +17,10 @@ from torch import nn
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.backward import OnGradients
 from shortstack.engine.block_model import TOKENS_AT_A_TIME
-from shortstack.engine.bypass import Bypass
 from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
 from shortstack.engine.journal import Journal
 from shortstack.engine.losses import token_nll
+from shortstack.engine.stand_ins import Bypass
 
 
 class WholeModel:
@@ -113,7 +113,7 @@ class WholeModel:
         """(0, mean NLL of each window in float64), then (place, the same without each block), from pass `first` on."""
         dense_BTV: torch.Tensor | None = None
         if first == 0 or (hooks.on_logits is not None and first <= len(skipped)):
-            with self._watched(hooks.on_hidden if first == 0 else None, windows):
+            with self._watched(hooks.on_hidden if first == 0 else None, windows, ids_BT):
                 dense_BTV = self._logits(ids_BT)
         if first == 0 and dense_BTV is not None:
             yield 0, _mean_nll(dense_BTV, ids_BT)
@@ -127,7 +127,7 @@ class WholeModel:
             yield place, _mean_nll(logits_BTV, ids_BT)
 
     @contextlib.contextmanager
-    def _watched(self, on_hidden: OnHidden | None, windows: slice) -> Iterator[None]:
+    def _watched(self, on_hidden: OnHidden | None, windows: slice, ids_BT: torch.Tensor) -> Iterator[None]:
         """Within, what goes into each block that is scored, and what comes out, is shown."""
         handles = []
 
@@ -136,7 +136,8 @@ class WholeModel:
                 came = args[0] if args else given["hidden_states"]
                 left = output[0] if isinstance(output, (tuple, list)) else output
                 if on_hidden is not None:
-                    on_hidden(index, dict(block.named_parameters()), windows, came, left)
+                    came_BTD, left_BTD = _of_text(came, ids_BT), _of_text(left, ids_BT)
+                    on_hidden(index, dict(block.named_parameters()), windows, came_BTD, left_BTD)
 
             return hook
 
@@ -192,6 +193,17 @@ class WholeModel:
     def _parts(self, ids_WT: torch.Tensor) -> list[slice]:
         rows = max(1, self.tokens // ids_WT.shape[1])
         return [slice(start, min(start + rows, len(ids_WT))) for start in range(0, len(ids_WT), rows)]
+
+
+def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+    """Hidden states of the text's tokens; what a family has beside them for each token stands behind one another in D.
+
+    A few put tokens of their own before the text (CPM-Ant), or hold several streams, which lie before the windows (Gemma 3n).
+    """
+    rows, tokens = ids_BT.shape
+    if hidden.ndim > 3 and hidden.shape[1:3] == (rows, tokens):
+        hidden = hidden.movedim(0, 2)
+    return hidden[:, -tokens:].flatten(2)
 
 
 def _mean_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

@@ -116,7 +116,7 @@ def _bypassed_logits(checkpoint: Checkpoint, cut: Cut, ids_BT: torch.Tensor) -> 
     """(logits with the other blocks passed over, what transformers says of the original's keys)."""
     import torch
 
-    from shortstack.engine.bypass import Bypass
+    from shortstack.engine.stand_ins import Bypass
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
     bypass = Bypass(aligned(model), checkpoint.anatomy, ids_BT[:1, :2])

@@ -22,7 +22,16 @@ from shortstack.engine.select import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
 from shortstack.runtime.distributed import ALONE, Process
 from shortstack.runtime.memory import is_out_of_memory
-from shortstack.scoring.criteria import BlockPass, Criterion, LogitsPass, Need, RequestedCriterion, Swept
+from shortstack.scoring.criteria import (
+    BlockPass,
+    Criterion,
+    LogitsPass,
+    Need,
+    RequestedCriterion,
+    ScoredParameter,
+    Swept,
+    scored_parameters,
+)
 from shortstack.scoring.early_stopping import Rounds, Stability
 
 if TYPE_CHECKING:
@@ -30,7 +39,6 @@ if TYPE_CHECKING:
 
     from shortstack.engine.forward import ForwardResult, Hooks
     from shortstack.engine.journal import Journal, SavedState
-    from shortstack.engine.parameters import ScoredParameter
     from shortstack.engine.select import Engine
 
 
@@ -109,7 +117,6 @@ class ScoringRun:
         """Within, there are an engine, criteria that have seen nothing, and where the state is saved."""
         from shortstack.engine.cpu import fast_linear, largest_matrix
         from shortstack.engine.journal import Journal
-        from shortstack.engine.parameters import scored_parameters
         from shortstack.engine.select import choose_engine
 
         self.engine = None
@@ -141,7 +148,7 @@ class ScoringRun:
 
     def _key(self, engine: Engine, windows: Sequence[Sequence[int]] | None) -> dict[str, Any]:
         """All that makes the scores to the last bit: a saved state with another key is not used."""
-        from shortstack.engine.workers import usable_threads
+        from shortstack.engine.cpu import usable_threads
 
         return {
             "fingerprint": self.checkpoint.fingerprint,
@@ -248,10 +255,9 @@ class ScoringRun:
         def on_hidden(
             index: int, named: dict[str, torch.Tensor], windows: slice, came: torch.Tensor, left: torch.Tensor
         ) -> None:
-            assert ids_WT is not None
-            came_BTD, left_BTD = (_text_hidden(hidden, ids_WT[windows]) for hidden in (came, left))
+            shown = BlockPass(index, _detached(named), self._scored[index], windows, came.flatten(2), left.flatten(2))
             for criterion in hidden:
-                criterion.on_block(BlockPass(index, _detached(named), self._scored[index], windows, came_BTD, left_BTD))
+                criterion.on_block(shown)
 
         def on_logits(
             index: int, windows: slice, tokens: slice, dense_BTV: torch.Tensor, without_BTV: torch.Tensor
@@ -337,14 +343,3 @@ class ScoringRun:
 
 def _detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in named.items()}
-
-
-def _text_hidden(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    """Hidden states of the text's tokens; what a family has beside them for each token stands behind one another in D.
-
-    A few put tokens of their own before the text (CPM-Ant), or hold several streams, which lie before the windows (Gemma 3n).
-    """
-    rows, tokens = ids_BT.shape
-    if hidden.ndim > 3 and hidden.shape[0] != rows:
-        hidden = hidden.movedim(0, 2)
-    return hidden[:, -tokens:].flatten(2)

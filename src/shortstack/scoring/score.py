@@ -177,8 +177,8 @@ def score_windows(
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
     import_transformers()
+    from shortstack.engine.cpu import chosen_dtype
     from shortstack.engine.journal import read_state
-    from shortstack.engine.precision import chosen_dtype
 
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)

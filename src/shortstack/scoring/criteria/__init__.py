@@ -18,9 +18,9 @@ from shortstack.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from shortstack.artifacts.scores import CriterionScores
-    from shortstack.engine.parameters import ScoredParameter
     from shortstack.runtime.distributed import Process
 
 # weights: `on_block`, once per block. hidden: `on_block` with what goes in and comes out. gradients: `on_block` with those of
@@ -99,6 +99,42 @@ CRITERIA: dict[str, Row] = {
     ),
     "magnitude": Row("shortstack.scoring.criteria.magnitude:Magnitude", frozenset({"weights"}), _REDUCED),
 }
+
+
+# Never scored, whatever their shape: not weights of a linear map or a norm.
+_NEVER = ("A_log", "D", "sinks")
+
+
+@dataclass(frozen=True)
+class ScoredParameter:
+    """A parameter that criteria score.
+
+    Attributes:
+        name: within the block.
+        output_dim: the dimension of its output rows; the others are summed over first. A norm weight has only this one.
+    """
+
+    name: str
+    output_dim: int
+
+
+def scored_parameters(block: nn.Module) -> list[ScoredParameter]:
+    """Every parameter of two or more dimensions and every norm weight; never biases, sinks, A_log, D.
+
+    For Llama-like blocks: the seven linear weights and the two norm weights, as published.
+    """
+    found = []
+    for name, parameter in block.named_parameters():
+        owner_name, _, last = name.rpartition(".")
+        kind = type(block.get_submodule(owner_name)).__name__
+        if last in _NEVER or "bias" in last:
+            continue
+        if parameter.ndim >= 2:
+            # transformers' Conv1D (GPT-2) keeps its matrix as [input, output], everything else as [output, input].
+            found.append(ScoredParameter(name, parameter.ndim - 1 if kind == "Conv1D" else 0))
+        elif last == "weight" and "norm" in kind.lower():
+            found.append(ScoredParameter(name, 0))
+    return found
 
 
 @dataclass(frozen=True)
