@@ -106,7 +106,9 @@ def test_one_core_and_a_gpu_need_no_threads() -> None:
         assert worker_count(CPU) == 1
         assert worker_count(torch.device("cuda")) == 1
         with workers(CPU) as side_by_side:
-            assert side_by_side(lambda _: threading.current_thread().name, [0]) == [threading.current_thread().name]
+            assert list(side_by_side(lambda _: threading.current_thread().name, [0])) == [
+                threading.current_thread().name
+            ]
     finally:
         torch.set_num_threads(before)
 
