@@ -79,12 +79,16 @@ class Session:
         self.forced += differs
         found = self._newest(weights_only)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._drop_incomplete()
+        for folder in self.checkpoints.iterdir():
+            if not (folder / COMPLETE).is_file():  # a killed process was writing it
+                shutil.rmtree(folder, ignore_errors=True)
         record = {"key": self.key, "forced": [*self._record().get("forced", []), *differs]}
         write_json(self.folder / _RUN, record)
-        self._cut_metrics(step_of(found) if found else 0)
+        step = step_of(found) if found is not None else 0
+        kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]  # the rest is logged again
+        write_file(self.metrics, "".join(json_text(line) + "\n" for line in kept).encode())
         if found is not None:
-            progress.say(f"going on from step {step_of(found)} ({found})")
+            progress.say(f"going on from step {step} ({found})")
         return found
 
     def complete(self, checkpoint: Path) -> None:
@@ -140,11 +144,6 @@ class Session:
                     lines.append(read_json(line))
         return lines
 
-    def _cut_metrics(self, step: int) -> None:
-        """Drop what was logged after the checkpoint: it is going to be done again."""
-        kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]
-        write_file(self.metrics, "".join(json_text(line) + "\n" for line in kept).encode())
-
     def _record(self) -> dict[str, Any]:
         try:
             record = read_json((self.folder / _RUN).read_bytes())
@@ -164,7 +163,9 @@ class Session:
             return None
         newest = self.at(steps[-1])
         files = read_json((newest / COMPLETE).read_bytes())["files"]
-        lost = [name for name, size in files.items() if not _has(newest / name, size)]
+        lost = [
+            name for name, size in files.items() if not (path := newest / name).is_file() or path.stat().st_size != size
+        ]
         is_state = [Path(name).parts[0].split(".")[0].startswith(_STATE_FILES) for name in lost]
         if lost and not (weights_only and all(is_state)):
             can_go_on = all(is_state)
@@ -176,20 +177,11 @@ class Session:
             )
         return newest
 
-    def _drop_incomplete(self) -> None:
-        for folder in self.checkpoints.iterdir():
-            if not (folder / COMPLETE).is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-
 
 def step_of(checkpoint: Path) -> int:
     """The number of steps after which a checkpoint was saved."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else 0
-
-
-def _has(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 @dataclass
