@@ -308,6 +308,11 @@ def test_plan_and_options_contradict(built: Built, tmp_path: Path) -> None:
     plan = plan_for(open_checkpoint(built("llama")), blocks="1").plan
     with pytest.raises(UsageError, match="contradict"):
         prune(str(built("llama")), out=tmp_path / "p", plan=plan, blocks="2", quiet=True)
+    for given, says in (({"plan": plan}, "with --plan"), ({"blocks": "1"}, "with --blocks")):
+        more: dict[str, Any] = {**given, "criterion": "ppl", "plus": True, "strategy": "contiguous"}
+        with pytest.raises(UsageError, match=rf"--criterion ppl, --plus, --strategy contiguous: no effect {says}"):
+            prune(str(built("llama")), out=tmp_path / "p", quiet=True, **more)
+    assert not (tmp_path / "p").exists()
 
 
 def test_gpt2_scaled_by_block_index_keeps_its_numbers(built: Built, tmp_path: Path) -> None:

@@ -59,11 +59,11 @@ def retrained(pruned: Path, rows: Path, text: Path, lessons: Path, dense: Path) 
         start = str(model or pruned)
         if way == "lora":
             return retrain_lora(start, out=out, **{**chosen, "data": str(rows), "cutoff": 400, **changed})
+        if way == "offline":
+            return retrain_distill(start, out=out, **{**chosen, "offline": lessons, **changed})
         chosen["seq_len"] = 32
         if way == "cpt":
             return retrain_cpt(start, out=out, **{**chosen, "data": str(text), **changed})
-        if way == "offline":
-            return retrain_distill(start, out=out, **{**chosen, "offline": lessons, **changed})
         given = {"data": str(text), "teacher": str(dense), "hidden_weight": 0.1}
         return retrain_distill(start, out=out, **{**chosen, **given, **changed})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,51 @@ def test_a_request_that_makes_no_sense(
         pytest.skip("there is a GPU")
     with pytest.raises(ShortstackError, match=says) as error:
         retrained("cpt", tmp_path / "out", **changed)
+    assert len(error.value.message.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+NONSENSE: list[tuple[str, dict[str, Any], str]] = [
+    ("distill", {"temperature": 0.0}, "--temperature 0.0: expected a number above 0"),
+    ("distill", {"temperature": -1.0}, "--temperature -1.0: expected a number above 0"),
+    ("distill", {"temperature": math.nan}, "--temperature nan: expected a number above 0"),
+    ("distill", {"kl_weight": math.nan}, "--kl-weight nan .*expected none below 0"),
+    ("distill", {"epochs": 0}, "--epochs 0: expected a number above 0"),
+    ("cpt", {"validation": -1}, "--validation -1: expected at least 0"),
+    ("cpt", {"eval_windows": 0}, "--eval-windows 0: expected at least 1"),
+    ("cpt", {"warmup": -1}, "--warmup -1: expected at least 0"),
+    ("cpt", {"weight_decay": -0.1}, "--weight-decay -0.1: expected"),
+    ("cpt", {"seq_len": 1}, "--seq-len 1: expected at least 2"),
+    ("lora", {"rank": 0}, "--rank 0: expected at least 1"),
+    ("lora", {"alpha": 0.0}, "--alpha 0.0: expected"),
+    ("lora", {"dropout": 1.0}, "--dropout 1.0: expected"),
+]
+IDLE: list[tuple[str, dict[str, Any], str]] = [
+    ("offline", {"seq_len": 64}, "--seq-len 64: no effect with --offline"),
+    ("offline", {"isolate_documents": False}, "--no-isolate-documents: no effect with --offline"),
+    ("offline", {"validation": 3}, "--validation 3: no effect with --offline"),
+    ("distill", {"rank": 4, "alpha": 8}, "--rank 4, --alpha 8: no effect with --train all"),
+    ("distill", {"train": "lora", "weight_decay": 0.2}, "--weight-decay 0.2: no effect with --train lora"),
+    ("distill", {"kl_weight": 0.0, "temperature": 2.0}, "--temperature 2.0: no effect with --kl-weight 0"),
+    ("distill", {"epochs": 3, "tokens": "1000"}, "--epochs 3: no effect with --tokens"),
+    ("lora", {"epochs": 3, "tokens": "1000"}, "--epochs 3: no effect with --tokens"),
+    ("lora", {"merge": False, "save_dtype": "float16"}, "--save-dtype float16: no effect with --no-merge"),
+    ("distill", {"data": "rows", "isolate_documents": False}, "--no-isolate-documents: no effect on rows"),
+    ("lora", {"data": "text", "group_by_length": True}, "--group-by-length: no effect on text"),
+    ("cpt", {"eval_windows": 3}, "--eval-windows 3: no effect without --eval-data"),
+    ("cpt", {"restart": True, "weights_only_resume": True}, "--weights-only-resume: no effect with --restart"),
+]
+
+
+@pytest.mark.parametrize(("way", "changed", "says"), [*NONSENSE, *IDLE], ids=str)
+def test_numbers_out_of_range_and_options_without_effect(
+    way: str, changed: dict[str, Any], says: str, retrained: Retrained, rows: Path, text: Path, tmp_path: Path
+) -> None:
+    """Nothing that is given is replaced or ignored."""
+    sources = {"rows": str(rows), "text": str(text)}
+    given = {name: sources.get(value, value) if name == "data" else value for name, value in changed.items()}
+    with pytest.raises(UsageError, match=says) as error:
+        retrained(way, tmp_path / "out", **given)
     assert len(error.value.message.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

@@ -158,10 +158,21 @@ def test_a_teacher_that_is_not_the_original_has_no_map(
         retrained("distill", tmp_path / "out", model=dense, teacher=str(pruned))
 
 
-@pytest.mark.parametrize(("top_k", "temperature"), [(0, 1.0), (4, 0.0)])
-def test_amounts_that_make_no_sense(top_k: int, temperature: float, dense: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--top-k"):
-        teach(str(dense), data=str(text), out=tmp_path / "o", top_k=top_k, temperature=temperature, quiet=True)
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"top_k": 0}, "--top-k 0: expected at least 1"),
+        ({"temperature": 0.0}, "--temperature 0.0: expected a number above 0"),
+        ({"temperature": float("inf")}, "--temperature inf: expected"),
+        ({"micro_batch": 0}, "--micro-batch 0: expected at least 1"),
+        ({"validation": -1}, "--validation -1: expected at least 0"),
+        ({"seq_len": 1}, "--seq-len 1: expected at least 2"),
+    ],
+    ids=str,
+)
+def test_amounts_that_make_no_sense(given: dict[str, Any], says: str, dense: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=says):
+        teach(str(dense), data=str(text), out=tmp_path / "o", quiet=True, **given)
 
 
 def test_the_same_notes_twice(dense: Path, rows: Path, tmp_path: Path) -> None:

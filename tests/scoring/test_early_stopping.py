@@ -113,7 +113,7 @@ def test_interrupted_it_goes_on_with_the_next_round(
     built: Built, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = str(built("llama")), tmp_path / "scores.json"
-    whole = score(model, **options(rows, save_every=0.0))
+    whole = score(model, **options(rows))
     assert len(whole.settings["until"]["rounds"]) > 3
     real = Stability.judge
 
@@ -151,6 +151,7 @@ def test_interrupted_it_goes_on_with_the_next_round(
         ({"criterion": "magnitude"}, "for ppl alone"),
         ({"max_samples": 3}, "--max-samples 3: expected at least two rounds of --samples 2"),
         ({"until": None}, "--remove and --plus are for --until stable"),
+        ({"until": None, "remove": None, "max_samples": 40}, "--max-samples 40: no effect without --until stable"),
         ({"remove": 6}, "--remove 6: expected 1 to 5"),
     ],
 )

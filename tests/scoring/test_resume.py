@@ -183,7 +183,7 @@ def test_the_stage_leaves_nothing_but_the_scores(built: Built, tmp_path: Path) -
 
 def test_without_an_output_nothing_is_saved(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    score(str(built("llama")), criterion="magnitude", save_every=0.0, quiet=True)
+    score(str(built("llama")), criterion="magnitude", quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

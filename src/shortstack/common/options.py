@@ -11,11 +11,11 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shortstack.errors import did_you_mean
+from shortstack.errors import UsageError, did_you_mean
 
 _Result = TypeVar("_Result")
 
@@ -87,6 +87,42 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
             positional = many or parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
             options[name] = Option(name, hints[name], parameter.default, helps[name], many, positional)
     return options
+
+
+def option_text(name: str, value: Any) -> str:
+    """An option with its value, as it is given on the command line."""
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{dashed}" if value else f"--no-{dashed}"
+    return f"--{dashed} {value}"
+
+
+def refuse_idle(record: Any, names: Iterable[str], why: str) -> None:
+    """Refuse options that have no effect in the chosen mode; those that are at their defaults ask for nothing.
+
+    Args:
+        record: the record that holds them.
+        names: its fields that have no effect.
+        why: what takes their effect away, as the end of a sentence.
+
+    Raises:
+        UsageError: one of them was given.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(record)}
+    given = [name for name in names if getattr(record, name) != defaults[name]]
+    if given:
+        shown = ", ".join(option_text(name, getattr(record, name)) for name in given)
+        raise UsageError(f"{shown}: no effect {why}", hint=f"leave {'it' if len(given) == 1 else 'them'} out")
+
+
+def expect(fits: bool, name: str, value: Any, expected: str) -> None:
+    """Refuse the value of an option.
+
+    Raises:
+        UsageError: it does not fit.
+    """
+    if not fits:
+        raise UsageError(f"{option_text(name, value)}: expected {expected}")
 
 
 def described(documented: Any) -> dict[str, str]:

@@ -76,7 +76,9 @@ class ExampleFeed:
 
     def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
         """Optimizer steps of so many epochs, or of so many tokens."""
-        rows = tokens / self.tokens_per_row if tokens is not None else (epochs or 1) * len(self.items)
+        rows = (
+            tokens / self.tokens_per_row if tokens is not None else (1 if epochs is None else epochs) * len(self.items)
+        )
         return max(1, math.ceil(rows / batch))
 
     def loader(
@@ -120,7 +122,7 @@ class StreamFeed:
                     f"{self.packing.source.source}: too large to count its tokens beforehand",
                     hint="say how much to train on: --tokens 1B, or --max-steps N",
                 )
-            tokens = math.ceil((epochs or 1) * self.tokens_per_epoch)
+            tokens = math.ceil((1 if epochs is None else epochs) * self.tokens_per_epoch)
         return max(1, math.ceil(tokens / (batch * self.packing.seq_len)))
 
     def loader(
@@ -177,7 +179,12 @@ def open_feed(
         ShortstackError: nothing there, a broken row, or too little to hold anything out.
     """
     seq_len, seed, embedding_rows = options.seq_len, options.seed, options.embedding_rows
-    if kind_of(source) == "text":
+    is_text = kind_of(source) == "text"
+    if is_text and options.group_by_length:
+        raise UsageError(f"--group-by-length: no effect on text ({source}), whose windows are equally long")
+    if not is_text and not options.isolated:
+        raise UsageError(f"--no-isolate-documents: no effect on rows ({source}), which are not packed")
+    if is_text:
         encoder = Encoder(tokenizer, embedding_rows)
         return _text_feed(source, encoder, options, progress)
     found = read_instructions(source, tokenizer, cutoff=seq_len, embedding_rows=embedding_rows, progress=progress)

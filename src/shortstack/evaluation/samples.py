@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from shortstack.artifacts.results import Result, Results
 from shortstack.checkpoint.forecast import Forecast
-from shortstack.common.options import stage
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.common.options import expect, refuse_idle, stage
+from shortstack.errors import ShortstackError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
 
@@ -41,8 +42,15 @@ class SampleRequest:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        if min(self.count, self.new_tokens, self.top_k) < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise UsageError("count, new tokens and top-k are at least 1, temperature at least 0, top-p in (0, 1]")
+        for name in ("count", "new_tokens", "top_k"):
+            expect(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        expect(0 <= self.temperature < math.inf, "temperature", self.temperature, "a number from 0 up")
+        expect(0 < self.top_p <= 1, "top_p", self.top_p, "a share above 0, at most 1")
+        if self.temperature == 0:
+            refuse_idle(self, ["top_k", "top_p"], "with --temperature 0, which takes the most likely token")
+            if self.count != 1:
+                refuse_idle(self, ["count"], "with --temperature 0: all continuations are the same")
+                object.__setattr__(self, "count", 1)
 
 
 _REQUEST = SampleRequest()
@@ -97,7 +105,7 @@ def _continuations(subject: Subject, request: SampleRequest) -> list[str]:
     sampled = request.temperature != 0
     generation = GenerationConfig(
         do_sample=sampled,
-        num_return_sequences=request.count if sampled else 1,
+        num_return_sequences=request.count,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,

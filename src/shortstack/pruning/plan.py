@@ -14,7 +14,7 @@ from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
-from shortstack.common.options import stage
+from shortstack.common.options import refuse_idle, stage
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.options import BlockChoice, PlanSource
@@ -89,6 +89,7 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         if scores is not None or amounts:
             extra = "--scores" if scores is not None else next(iter(amounts))
             raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
+        refuse_idle(choice, ["criterion", "plus", "strategy"], "with --blocks, which is taken as it stands")
         return _made(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
         raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")

@@ -16,7 +16,7 @@ from shortstack.checkpoint.headers import INDEX, PICKLED_SINGLE, SINGLE, raw_hea
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.json_text import json_text
-from shortstack.common.options import stage
+from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
@@ -111,6 +111,7 @@ def prune(
     if plan is not None:
         if choice.amounts or choice.blocks is not None or choice.scores is not None:
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
+        refuse_idle(choice, ["criterion", "plus", "strategy"], "with --plan, which says which blocks go")
         planned = open_plan(checkpoint, plan)
     else:
         planned = plan_for(checkpoint, choice)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.options import stage
+from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
@@ -69,8 +69,7 @@ def retrain_distill(
     weights: dict[str, Any] = {
         "kl_weight": teaching.kl_weight, "loss_weight": teaching.loss_weight, "hidden_weight": teaching.hidden_weight
     }  # fmt: skip
-    if any(value < 0 for value in weights.values()) or not sum(weights.values()) > 0:
-        raise UsageError("--kl-weight, --loss-weight and --hidden-weight: expected none below 0, and one above")
+    _refuse_idle(teaching, train, steps, lora, options)
     progress = Progress(quiet=True)
     student = open_model(model, progress=progress)
     if teaching.offline is not None:
@@ -86,7 +85,12 @@ def retrain_distill(
     else:
         if data is None:
             raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
-        made = _Online(_dense(student, teaching.teacher), teaching.temperature or 1.0, weights, options)
+        made = _Online(
+            _dense(student, teaching.teacher),
+            1.0 if teaching.temperature is None else teaching.temperature,
+            weights,
+            options,
+        )
         made.check(student)
     with_adapter = train == "lora"
     hyperparameters = Hyperparameters(
@@ -113,6 +117,20 @@ def retrain_distill(
 
     taught = feed_from if teaching.offline is not None else None
     return retrain(model, data, out, hyperparameters, options, make_objective=made.objective, feed_from=taught)
+
+
+def _refuse_idle(
+    teaching: Teaching, train: str, steps: DistillationSteps, lora: LoRA, options: TrainingOptions
+) -> None:
+    """Refuse what has no effect on this student."""
+    if teaching.offline is not None:
+        why = "with --offline: the rows are as they were taught"
+        refuse_idle(steps, ["seq_len", "isolate_documents"], why)
+        refuse_idle(options, ["validation"], why)
+    if train == "lora":
+        refuse_idle(steps, ["weight_decay"], "with --train lora")
+    else:
+        refuse_idle(lora, ["rank", "alpha", "dropout"], f"with --train {train}: there is no adapter")
 
 
 def _same_temperature(lessons: Lessons, asked: float | None) -> float:

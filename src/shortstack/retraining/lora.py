@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shortstack.common.extras import need_packages
-from shortstack.common.options import stage
+from shortstack.common.options import refuse_idle, stage
 from shortstack.retraining.options import Hyperparameters, LoRA, RowSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
@@ -49,6 +49,8 @@ def retrain_lora(
     """
     if load_in_4bit:
         need_packages("--load-in-4bit", "bitsandbytes")
+    if not merge:
+        refuse_idle(options, ["save_dtype"], "with --no-merge: the adapter is written as it was trained")
     hyperparameters = Hyperparameters(
         method="lora",
         train="lora",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shortstack.common.options import expect, refuse_idle
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
 
@@ -62,6 +64,16 @@ class TrainingOptions:
     trust_remote_code: bool = False
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("max_steps", 1), ("save_every", 1), ("eval_every", 1), ("log_every", 1),
+                            ("validation", 0), ("eval_windows", 1), ("workers", 0)):  # fmt: skip
+            value = getattr(self, name)
+            expect(value is None or value >= least, name, value, f"at least {least}")
+        if self.eval_data is None:
+            refuse_idle(self, ["eval_windows"], "without --eval-data")
+        if self.restart:
+            refuse_idle(self, ["weights_only_resume"], "with --restart: nothing is resumed")
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -76,6 +88,11 @@ class LoRA:
     rank: int = 8
     alpha: float = 16
     dropout: float = 0.05
+
+    def __post_init__(self) -> None:
+        expect(self.rank >= 1, "rank", self.rank, "at least 1")
+        expect(0 < self.alpha < math.inf, "alpha", self.alpha, "a number above 0")
+        expect(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,17 @@ class Steps:
     batch: int = 64
     micro_batch: int = 4
     warmup: int = 100
+
+    def __post_init__(self) -> None:
+        expect(0 < self.lr < 1, "lr", self.lr, "a number between 0 and 1, such as 1e-4")
+        expect(self.warmup >= 0, "warmup", self.warmup, "at least 0 steps")
+        for name in ("seq_len", "cutoff"):
+            expect(getattr(self, name, 2) >= 2, name, getattr(self, name, 2), "at least 2 tokens")
+        decay, epochs = getattr(self, "weight_decay", 0), getattr(self, "epochs", 1)
+        expect(0 <= decay < math.inf, "weight_decay", decay, "a number from 0 up")
+        expect(0 < epochs < math.inf, "epochs", epochs, "a number above 0")
+        if getattr(self, "tokens", None) is not None and hasattr(self, "epochs"):
+            refuse_idle(self, ["epochs"], "with --tokens, which says how much is trained on")
 
 
 @dataclass(frozen=True)
@@ -170,6 +198,18 @@ class Teaching:
     loss_weight: float = 0.5
     hidden_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.temperature is not None:
+            expect(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
+        weights = (self.kl_weight, self.loss_weight, self.hidden_weight)
+        if not all(0 <= weight < math.inf for weight in weights) or not sum(weights) > 0:
+            raise UsageError(
+                f"--kl-weight {self.kl_weight} --loss-weight {self.loss_weight} --hidden-weight {self.hidden_weight}: "
+                "expected none below 0, and one above"
+            )
+        if self.kl_weight == 0:
+            refuse_idle(self, ["temperature"], "with --kl-weight 0")
+
 
 @dataclass(frozen=True)
 class TeachOptions:
@@ -204,6 +244,13 @@ class TeachOptions:
     force: bool = False
     trust_remote_code: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        expect(self.top_k >= 1, "top_k", self.top_k, "at least 1")
+        expect(0 < self.temperature < math.inf, "temperature", self.temperature, "a number above 0")
+        expect(self.seq_len >= 2, "seq_len", self.seq_len, "at least 2 tokens")
+        expect(self.micro_batch >= 1, "micro_batch", self.micro_batch, "at least 1")
+        expect(self.validation is None or self.validation >= 0, "validation", self.validation, "at least 0")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from shortstack.common.extras import need_packages
 from shortstack.common.json_text import read_json
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import Hyperparameters, TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
@@ -64,7 +64,7 @@ def retrain(
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, progress=progress)
-    _check_request(checkpoint, out, hyperparameters, options)
+    _check_request(checkpoint, out, options)
     hyperparameters = _fitted(checkpoint, hyperparameters, progress)
     run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge, started)
     work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
@@ -87,21 +87,12 @@ def retrain(
     return result
 
 
-def _check_request(
-    checkpoint: Checkpoint, out: Path, hyperparameters: Hyperparameters, options: TrainingOptions
-) -> None:
+def _check_request(checkpoint: Checkpoint, out: Path, options: TrainingOptions) -> None:
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; its weights cannot be trained",
             hint="retrain first, quantize after that",
         )
-    for name in ("save_every", "eval_every", "log_every"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
-    if options.max_steps is not None and options.max_steps < 1:
-        raise UsageError(f"--max-steps {options.max_steps}: expected at least 1")
-    if not 0 < hyperparameters.learning_rate < 1:
-        raise UsageError(f"--lr {hyperparameters.learning_rate}: expected a number between 0 and 1, such as 1e-4")
     if not options.dry_run:
         check_output(out, inputs=[checkpoint.directory], force=options.force)
 

@@ -170,7 +170,9 @@ class _Lesson:
             self._part("train", self._training(feed, rows, record), model, place, record, advance)
         shards = record["shards"].values()
         predicted = sum(shard["predicted"] for shard in shards)
-        mass = sum(shard["mass"] * shard["predicted"] for shard in shards) / max(1, predicted)
+        if not predicted:
+            raise ShortstackError(f"{self.data}: nothing in it is predicted", hint="give longer texts or rows")
+        mass = sum(shard["mass"] * shard["predicted"] for shard in shards) / predicted
         return {**record, "rows": sum(shard["rows"] for shard in shards), "predicted": predicted, "mass": mass}
 
     def _begun(self, data: dict[str, Any], dtype: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import parse_size, ranges
-from shortstack.common.options import stage
+from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows, draw_windows
 from shortstack.data.preview import READ_BYTES, preview
@@ -78,6 +78,8 @@ def score(
     _check_until(stopping, criteria, calibration.samples)
     if out is not None:
         check_writable_file(Path(out))
+    else:
+        refuse_idle(options, ["save_every"], "without --out")
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
@@ -87,6 +89,8 @@ def score(
     windows = None
     if any(asked.needs_windows for asked in criteria):
         windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code, progress)
+    elif calibration != CalibrationOptions():
+        progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
         rounds = None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus)
@@ -140,6 +144,7 @@ def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterio
     if stopping.until is None:
         if stopping.remove is not None or stopping.plus is not None:
             raise UsageError("--remove and --plus are for --until stable; plan and prune take them, too")
+        refuse_idle(stopping, ["max_samples"], "without --until stable")
         return
     if stopping.remove is None:
         raise UsageError("--until stable: does the set of how many blocks have to be stable?", hint="--remove K")
