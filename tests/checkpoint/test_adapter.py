@@ -57,6 +57,14 @@ def test_blocks_are_renumbered_and_removed_ones_dropped(built: Built, tmp_path: 
     assert config["base_model_name_or_path"] == str(tmp_path / "p")
 
 
+def test_a_pattern_that_holds_block_numbers_becomes_names(built: Built, tmp_path: Path) -> None:
+    """What it meant is what there are tensors for."""
+    given = adapter(tmp_path / "a", target_modules=r".*layers\.(0|1|2|3|4|5)\.self_attn\.q_proj")
+    prune(str(built("llama")), out=tmp_path / "p", blocks="1,3", adapter=given, quiet=True)
+    config = json.loads((tmp_path / "p/adapter/adapter_config.json").read_text())
+    assert config["target_modules"] == [f"model.layers.{index}.self_attn.q_proj" for index in range(4)]
+
+
 def test_it_computes_what_it_did_with_those_blocks_passed_over(built: Built, tmp_path: Path) -> None:
     """Merged by hand into both: the pruned model with its adapter, and the dense one with blocks passed over."""
     from tests import oracle, pico
@@ -81,7 +89,7 @@ def test_it_computes_what_it_did_with_those_blocks_passed_over(built: Built, tmp
     ("options", "says"),
     [
         ({"layer_replication": [[0, 3], [2, 6]]}, "layer_replication repeats blocks"),
-        ({"target_modules": "model\\.layers\\.[0-2]\\..*q_proj"}, "may name blocks by number"),
+        ({"exclude_modules": "model\\.layers\\.[0-2]\\..*k_proj"}, "may name blocks by number"),
         ({"blocks": range(4, 8)}, r"adapts block 6-7, which .* \(of 6 blocks\) lacks"),
         ({"blocks": range(1, 2)}, "all blocks that it adapts are removed"),
     ],

@@ -106,7 +106,7 @@ def test_names_of_blocks_anywhere_in_the_config_are_renumbered(copied: Built, tm
         "bits": 4, "model.layers.1.mlp": {"bits": 8}, "model.layers.4.mlp": {"bits": 6}, "read_out_at": "model.layers.2",
         "vision_tower.layers.3.mlp": False,
     }  # fmt: skip
-    (model / "config.json").write_text(json.dumps({**config, "quantization": own}))
+    (model / "config.json").write_text(json.dumps({**config, "quantization": own, "_name_or_path": "runs/layers_1/m"}))
     pruned(model, tmp_path)
     found = json.loads((tmp_path / "out/config.json").read_text())["quantization"]
     assert found == {

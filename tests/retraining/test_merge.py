@@ -88,7 +88,7 @@ def test_an_adapter_of_the_dense_model_on_the_pruned_one(built: Built, tmp_path:
     prune(str(dense), blocks="1,3", out=pruned, quiet=True)
     adapters.build(dense, tmp_path / "adapter")
     error = refused(
-        pruned, tmp_path, r"adapts block 1, 3, which .*pruned .* lacks and block 2, 4-5, which it has renumbered"
+        pruned, tmp_path, r"adapts block 1, 3, which .*pruned .* lacks, and block 2, 4-5, which it has renumbered"
     )
     command = f"shortstack prune {dense} --blocks 1,3 --adapter {tmp_path / 'adapter'} --out DIR"
     assert error.hint.startswith(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from shortstack.errors import ShortstackError
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
+_PEFT_PREFIX = "base_model.model."
 # Entries of adapter_config.json that hold names or patterns of modules.
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 _BY_NAME = ("rank_pattern", "alpha_pattern")
@@ -53,7 +55,7 @@ def carry_adapter(
     if not copies:
         raise ShortstackError(f"{adapter}: all blocks that it adapts are removed", hint="leave --adapter out")
     directory.mkdir()
-    shortened = _shortened(config, renumber, kept)
+    shortened = _shortened(_named_in_full(config, tensors, found), renumber, kept)
     shortened["base_model_name_or_path"] = base
     files = {WEIGHTS: copy_tensors(copies, directory / WEIGHTS, header=new_header(copies, metadata))}
     files[CONFIG] = write_hashed(directory / CONFIG, config_text(shortened).encode())
@@ -96,7 +98,7 @@ def _check_blocks(adapter: Path, config: dict[str, Any], found: set[int], checkp
         *([f"block {ranges(moved)}, which {'it' if lacking else checkpoint.source} has renumbered"] if moved else []),
     ]
     raise ShortstackError(
-        f"{adapter}: adapts {' and '.join(parts)}", hint=_way_on(adapter, numbers, trained_on, checkpoint)
+        f"{adapter}: adapts {', and '.join(parts)}", hint=_way_on(adapter, numbers, trained_on, checkpoint)
     )
 
 
@@ -109,7 +111,12 @@ def _way_on(adapter: Path, numbers: Sequence[int], trained_on: str, checkpoint: 
             f"shortstack prune {dense} --blocks {removed} --adapter {adapter} --out DIR carries the dense model's adapter "
             "over the cut, to DIR/adapter"
         )
-    return "adapter and checkpoint do not belong together: give the checkpoint that it was trained on"
+    other = (
+        f"give the checkpoint that it was trained on ({trained_on})"
+        if trained_on not in ("", checkpoint.source)
+        else ""
+    )
+    return other or "get the adapter again, or give the checkpoint that it was trained on"
 
 
 def _original_blocks(trained_on: str, checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -164,6 +171,17 @@ def _tensors(adapter: Path) -> tuple[list[TensorInfo], dict[str, str]]:
 
         return read_pickled(adapter / PICKLED)
     raise ShortstackError(f"{adapter}: no weights ({WEIGHTS} or {PICKLED})", hint="get the adapter again")
+
+
+def _named_in_full(config: dict[str, Any], tensors: Sequence[TensorInfo], blocks: set[int]) -> dict[str, Any]:
+    """The config with the names of LoRA's modules, as the tensors have them, in place of a pattern that holds numbers."""
+    pattern = config.get("target_modules")
+    modules = {
+        tensor.name.removeprefix(_PEFT_PREFIX).partition(".lora_")[0] for tensor in tensors if ".lora_" in tensor.name
+    }
+    if not isinstance(pattern, str) or not re.search(r"\d", pattern) or len(modules) < max(1, len(blocks)):
+        return config
+    return {**config, "target_modules": sorted(modules)}
 
 
 def _shortened(config: dict[str, Any], renumber: Renumbering, kept: Sequence[int]) -> dict[str, Any]:

@@ -78,11 +78,17 @@ def shortened_config(checkpoint: Checkpoint, kept: Sequence[int]) -> dict[str, A
         _edit_entries(inner, checkpoint, kept)
     if "quantization_config" in config:
         edited["quantization_config"] = renumbered_quantization(config["quantization_config"], anatomy, kept, place)
-    names = Renumbering(anatomy, kept, f"{place}: config.json")
-    for key, value in edited.items():  # other tools' entries, such as `quantization` of MLX
-        if key != "quantization_config" and names.names_a_block(value):
-            edited[key] = moved_names(value, names)
-    return edited
+    return _with_names_moved(edited, Renumbering(anatomy, kept, f"{place}: config.json"))
+
+
+def _with_names_moved(config: dict[str, Any], names: Renumbering) -> dict[str, Any]:
+    """The config with block names renumbered in the entries of other tools, such as `quantization` of MLX."""
+    moved: dict[str, Any] = {}
+    for key, value in config.items():
+        entry = {key: value}
+        is_other = key != "quantization_config" and names.names_a_block(entry)
+        moved |= moved_names(entry, names) if is_other else entry
+    return moved
 
 
 def reason_against(checkpoint: Checkpoint, kept: Sequence[int]) -> str | None:

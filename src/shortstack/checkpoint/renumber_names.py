@@ -85,7 +85,10 @@ class Renumbering:
     def names_a_block(self, value: Any) -> bool:
         """Whether a name of a block stands anywhere in a value of JSON."""
         if isinstance(value, Mapping):
-            return any(self.names_a_block(part) for pair in value.items() for part in pair)
+            return any(
+                self.names_a_block(key) or (not _is_path(key, inner) and self.names_a_block(inner))
+                for key, inner in value.items()
+            )
         if isinstance(value, list):
             return any(self.names_a_block(part) for part in value)
         return isinstance(value, str) and self.number_of(value) is not None
@@ -99,6 +102,11 @@ class Renumbering:
     @staticmethod
     def _is_pattern(name: str) -> bool:
         return name.startswith(_PATTERN_MARKS) or bool(_PATTERN_CHARACTERS & set(name))
+
+
+def _is_path(key: str, value: Any) -> bool:
+    """Whether an entry says where something lies: `/data/layers_4/model` is no name of a block."""
+    return isinstance(value, str) and any(word in str(key) for word in ("path", "file", "url"))
 
 
 def renumbered(numbers: Sequence[int], kept: Sequence[int], base: int = 0) -> list[int]:
@@ -132,7 +140,11 @@ def moved_names(value: Any, renumber: Renumbering) -> Any:
     """
     if isinstance(value, Mapping):
         pairs = ((renumber(str(key)), inner) for key, inner in value.items())
-        return {key: moved_names(inner, renumber) for key, inner in pairs if key is not None}
+        return {
+            key: inner if _is_path(key, inner) else moved_names(inner, renumber)
+            for key, inner in pairs
+            if key is not None
+        }
     if isinstance(value, list):
         if any(isinstance(item, str) for item in value):
             names = (renumber(item) if isinstance(item, str) else item for item in value)

@@ -117,7 +117,10 @@ def _with_adapter(model: Any, config: Any, adapter: Path, checkpoint: Checkpoint
     ):
         if keys:
             first = min(keys).replace(".default", "")
-            raise ShortstackError(f"{adapter}: {len(keys)} {says}, the first {first}", hint=_TRAINED_ON)
+            raise ShortstackError(
+                f"{adapter}: {len(keys)} {says}, the first {first}",
+                hint="get the adapter again, or give the very checkpoint that it was trained on: --base MODEL",
+            )
     return adapted.eval()
 
 
