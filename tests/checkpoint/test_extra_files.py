@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from shortstack.checkpoint.extra_files import EACH, NAMES, NUMBER, restates
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.checkpoint.restated import EACH, NAMES, NUMBER, restates
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune

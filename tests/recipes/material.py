@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from shortstack.data.embedded import training_documents
 from tests import pico
-from tests.checkpoint.test_known_faults import decapoda
+from tests.checkpoint.test_config_file import decapoda
 from tests.checkpoint.test_torch_bin import as_bin
 from tests.evaluation import material as tasks
 from tests.retraining.material import sentence

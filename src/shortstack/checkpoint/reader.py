@@ -15,6 +15,7 @@ from shortstack.artifacts import provenance
 from shortstack.checkpoint import anatomy as structure
 from shortstack.checkpoint.anatomy import Anatomy, Family
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
+from shortstack.checkpoint.config_file import Repair, repair_for
 from shortstack.checkpoint.headers import (
     FLOAT_DTYPES,
     TensorInfo,
@@ -26,7 +27,6 @@ from shortstack.checkpoint.headers import (
     stray_shards,
 )
 from shortstack.checkpoint.hub import locate, remote_headers
-from shortstack.checkpoint.known_faults import Repair, repair_for
 from shortstack.common.formatting import ranges
 from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError

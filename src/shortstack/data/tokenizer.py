@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortstack.checkpoint.known_faults import repaired
+from shortstack.checkpoint.config_file import repaired
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers

@@ -8,9 +8,9 @@ from typing import Any
 
 from shortstack.checkpoint import anatomy as structure
 from shortstack.checkpoint.anatomy import Family
+from shortstack.checkpoint.config_file import repair_for
 from shortstack.checkpoint.headers import TensorInfo, adapter_files, read_weights, stray_shards
 from shortstack.checkpoint.hub import locate
-from shortstack.checkpoint.known_faults import repair_for
 from shortstack.checkpoint.reader import Checkpoint, check_consistency, read_config
 from shortstack.common.formatting import size
 from shortstack.common.progress import Progress
