@@ -109,6 +109,7 @@ ROWS: dict[int, tuple[str, str]] = {
     109: ("a mistyped option or choice", "the nearest that exists"),
     110: ("an output that is full or closed", "one line, exit code 1; a lost line of progress costs no work"),
     111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
+    112: ("tensor names that a wrapper has changed", "taken where transformers takes them; else its prefix is named"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {

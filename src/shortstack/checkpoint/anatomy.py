@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shortstack.checkpoint.headers import TensorInfo
+from shortstack.checkpoint.wrapped_names import refuse_wrapped
 from shortstack.common.formatting import ranges
 from shortstack.errors import ShortstackError
 
@@ -75,6 +76,7 @@ class Family:
         nested: the config entry that holds the language model's own config, in a composite.
         embedding, head: names of the token embedding and of the output head ("" where the head is stored beside the
             embedding and is a tensor of its own, whatever the config says).
+        other_names: other (prefix, embedding, head) at which transformers finds the same weights, too.
         embedding_rows: rows of the embedding beyond `vocab_size`.
         tied: whether head and embedding are one tensor when config.json does not say.
         buffers: last name parts of block tensors that are not parameters (masks, rotary tables in old checkpoints).
@@ -100,6 +102,7 @@ class Family:
     nested: str = ""
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
+    other_names: tuple[tuple[str, str, str], ...] = ()
     embedding_rows: Callable[[Config], int] | None = None
     tied: bool = False
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
@@ -176,11 +179,13 @@ def anatomy_of(config: Config, family: Family, tensor_names: Iterable[str], plac
     depth = depth_of(config, family, place)
     # Checkpoints of a bare base model lack the outermost name (`h.0.` for `transformer.h.0.`); both load.
     base = family.prefix.partition(".")[0] + "."
-    stripped = not any(name.startswith(family.prefix) for name in names)
-    prefix, embedding = family.prefix, family.embedding
-    if stripped:
-        prefix, embedding = prefix.removeprefix(base), embedding.removeprefix(base)
-    unlimited = Anatomy(family, prefix, 1 << 60, embedding, family.head)
+    bare = (family.prefix.removeprefix(base), family.embedding.removeprefix(base), family.head)
+    layouts = ((family.prefix, family.embedding, family.head), *family.other_names, bare)
+    prefix, embedding, head = next(
+        (layout for layout in layouts if any(name.startswith(layout[0]) for name in names)), layouts[0]
+    )
+    refuse_wrapped(names, prefix, place)
+    unlimited = Anatomy(family, prefix, 1 << 60, embedding, head)
     found = {index for name in names if (index := unlimited.block_of(name)) is not None}
     if not found:
         raise ShortstackError(
@@ -201,7 +206,7 @@ def anatomy_of(config: Config, family: Family, tensor_names: Iterable[str], plac
             f"{place}: config.json says {depth} blocks, but the weights also hold block {ranges(extra)}",
             hint="correct the number of blocks in config.json, or drop those tensors",
         )
-    return Anatomy(family, prefix, depth, embedding, family.head, len(extra))
+    return Anatomy(family, prefix, depth, embedding, head, len(extra))
 
 
 def depth_of(config: Config, family: Family, place: str) -> int:

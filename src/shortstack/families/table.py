@@ -13,6 +13,11 @@ from shortstack.checkpoint.anatomy import FULL, LINEAR, Config, Family
 from shortstack.errors import ShortstackError
 from shortstack.families import lists, refusals, rewrites, tensors
 
+# Where the language model of a composite has its weights; transformers takes them for some text models, too.
+_OF_COMPOSITE = (("model.language_model.layers.", "model.language_model.embed_tokens.weight", "lm_head.weight"),)
+_INSIDE_COMPOSITE = (
+    ("language_model.model.layers.", "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
+)
 _GPT2 = Family("gpt2", prefix="transformer.h.", counts=("n_layer", "num_hidden_layers"), tied=True,
                embedding="transformer.wte.weight", buffers=("attn.bias", "attn.masked_bias"))  # fmt: skip
 _MAMBA = Family("mamba", prefix="backbone.layers.", embedding="backbone.embeddings.weight", tied=True)
@@ -187,7 +192,7 @@ _ROWS = [
     *(
         Family(
             name, refusal=refusals.some_attention_stays(),
-            implied=lists.periodic(4, key="full_attention_interval", miss=LINEAR),
+            implied=lists.periodic(4, key="full_attention_interval", miss=LINEAR), other_names=_OF_COMPOSITE,
         )
         for name in ("qwen3_5_text", "qwen3_5_moe_text")
     ),
@@ -208,7 +213,8 @@ _ROWS = [
         "qwen3_next", implied=lists.periodic(4, key="full_attention_interval", miss=LINEAR),
         rewrite=rewrites.qwen_moe_experts(), refusal=refusals.some_attention_stays(),
     ),
-    Family("llama4_text", lists=("no_rope_layers",), implied=lists.llama4_rope, rewrite=rewrites.llama4_experts),
+    Family("llama4_text", lists=("no_rope_layers",), implied=lists.llama4_rope, rewrite=rewrites.llama4_experts,
+           other_names=_INSIDE_COMPOSITE),
     Family(
         "bamba", numbers=("attn_layer_indices",),
         refusal=refusals.some_attention_stays("layers_block_type", lists.bamba_kinds),
@@ -230,7 +236,7 @@ _ROWS = [
         tensors=tensors.zamba2_shared_blocks, refusal=refusals.zamba2_ordinals, resident=_TEXT_ARGUMENTS,
     ),
     Family(
-        "gemma3n_text", tied=True, lists=("intermediate_size", "activation_sparsity_pattern"),
+        "gemma3n_text", tied=True, other_names=_OF_COMPOSITE, lists=("intermediate_size", "activation_sparsity_pattern"),
         implied=lists.gemma3n_kinds, trailing={"num_kv_shared_layers": 15},
         refusal=refusals.shared_keys_keep_their_source(15), tensors=tensors.per_layer_embeddings, resident=_SHAPED,
     ),
@@ -242,7 +248,7 @@ _ROWS = [
         for name in ("gemma4_text", "gemma4_unified_text")
     ),
     Family(
-        "qwen4_exp_text", numbers_from_1=("ple_layer_ids",),
+        "qwen4_exp_text", other_names=_OF_COMPOSITE, numbers_from_1=("ple_layer_ids",),
         refusal=refusals.first_of(refusals.qwen4_ngrams, refusals.some_attention_stays()),
         implied=lists.periodic(4, key="full_attention_interval", hit="qwen_sparse_attention", miss=LINEAR),
         resident=_SHAPED,
@@ -296,18 +302,20 @@ _ROWS = [
 ]  # fmt: skip
 
 
-def _composite(text: str, model_type: str, prefix: str, head: str = "") -> Family:
+def _composite(
+    text: str, model_type: str, prefix: str, head: str = "", others: tuple[tuple[str, str, str], ...] = ()
+) -> Family:
     """The row of a model with a language model inside: that family's rules, at other names."""
     row = next(row for row in _ROWS if row.model_type == text)
     base = prefix.removesuffix("layers.")
     return dataclasses.replace(
         row, model_type=model_type, nested="text_config", prefix=prefix, embedding=f"{base}embed_tokens.weight",
-        head=head or "lm_head.weight",
+        head=head or "lm_head.weight", other_names=others,
     )  # fmt: skip
 
 
 _COMPOSITES = [
-    _composite("gemma3_text", "gemma3", "language_model.model.layers.", "language_model.lm_head.weight"),
+    _composite("gemma3_text", "gemma3", "language_model.model.layers.", "language_model.lm_head.weight", _OF_COMPOSITE),
     _composite("llama4_text", "llama4", "language_model.model.layers.", "language_model.lm_head.weight"),
     _composite("qwen3_5_text", "qwen3_5", "model.language_model.layers."),
     _composite("qwen3_5_moe_text", "qwen3_5_moe", "model.language_model.layers."),
