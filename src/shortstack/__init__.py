@@ -15,7 +15,7 @@ RECORDS = {
     "BlockChoice": "pruning.options",
     "CalibrationOptions": "data.calibration",
     "Checkpoint": "checkpoint.reader",
-    "Comparison": "evaluation.compare",
+    "Comparison": "evaluation.comparison",
     "CriterionScores": "artifacts.scores",
     "DistillationSteps": "retraining.options",
     "EvaluationOptions": "evaluation.options",

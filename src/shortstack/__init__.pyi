@@ -14,8 +14,8 @@ from shortstack.data.calibration import CalibrationOptions as CalibrationOptions
 from shortstack.errors import ShortstackError as ShortstackError
 from shortstack.errors import UsageError as UsageError
 from shortstack.evaluation.all import evaluate_all as evaluate_all
-from shortstack.evaluation.compare import Comparison as Comparison
 from shortstack.evaluation.compare import compare as compare
+from shortstack.evaluation.comparison import Comparison as Comparison
 from shortstack.evaluation.generation import evaluate_generation as evaluate_generation
 from shortstack.evaluation.options import EvaluationOptions as EvaluationOptions
 from shortstack.evaluation.options import TaskOptions as TaskOptions

@@ -193,6 +193,23 @@ def test_the_base_can_be_chosen_and_files_are_pooled(tmp_path: Path) -> None:
         compare(*files, base="x")
 
 
+def test_several_results_of_one_model_are_one_and_nothing_is_lost_silently() -> None:
+    def of(windows: int, nll: list[float], **settings: Any) -> Result:
+        name = f"ppl_{windows}"
+        figure = Figure(math.exp(statistics.fmean(nll)), None, "ppl", len(nll) * (windows - 1))
+        return result("d", "ppl", {name: nll}, {name: figure}, **({"settings": settings} if settings else {}))
+
+    pruned = ppl("p", [3.1, 3.8, 2.2, 4.95])
+    found = compared([of(128, NLL), of(2048, [2.0, 3.0]), pruned], None, [])
+    assert {one.name: one.figures[0] is not None for one in found.figures} == {"ppl_128": True, "ppl_2048": True}
+    assert next(one for one in found.figures if one.name == "ppl_128").differences[1] is not None
+    assert not [note for note in found.notes if "several results" in note]
+    again = compared([of(128, NLL), of(128, [2.0, 3.0, 4.0, 6.0]), pruned], None, [])
+    assert "ppl on wikitext2: d has several results of ppl_128: the last one given is shown" in again.notes
+    other = compared([of(128, NLL), of(128, NLL, joined_by=" "), pruned], None, [])
+    assert "ppl on wikitext2: an older result of d, measured with another joined_by, is left out" in other.notes
+
+
 def test_published_figures_stand_beside(shared: Path, tmp_path: Path) -> None:
     published = json.loads((shared / "published/results.json").read_text())
     assert published_names() == list(published["models"])

@@ -1,0 +1,156 @@
+"""The record of a comparison: every figure of every model, against one of them, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shortstack.artifacts.results import Figure, shown_figure
+from shortstack.baselines.figures import PublishedResult
+from shortstack.common.formatting import count, size, table
+
+_NOISE = 1.96  # standard errors: 95 of 100 differences of nothing are smaller
+_SAME = "≈"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of one model against the base's.
+
+    Attributes:
+        value: for perplexities the ratio minus 1, else the plain difference.
+        stderr: of it; None where nothing is known of it.
+        pairs: items that both were measured on; 0 where the errors are those of two separate figures.
+    """
+
+    value: float
+    stderr: float | None
+    pairs: int
+
+    @property
+    def is_noise(self) -> bool | None:
+        """Whether it is within 1.96 standard errors of nothing; None where that is not known."""
+        return None if self.stderr is None else abs(self.value) <= _NOISE * self.stderr
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"value": self.value, "stderr": self.stderr, "pairs": self.pairs, "within_noise": self.is_noise}
+
+
+@dataclass(frozen=True)
+class ComparedFigure:
+    """One figure of all models.
+
+    Attributes:
+        what, data, name: which figure, on what.
+        figures: a figure per model; None where there is none.
+        differences: against the base; None for the base itself and where there is nothing to compare.
+        published: a value per published model.
+    """
+
+    what: str
+    data: str
+    name: str
+    figures: list[Figure | None]
+    differences: list[Difference | None]
+    published: list[float | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models side by side.
+
+    Attributes:
+        models: the base first.
+        parameters, nbytes: of each.
+        figures: in the order of the results.
+        published: names of published models that stand beside them.
+    """
+
+    models: list[str]
+    parameters: list[int]
+    nbytes: list[int]
+    figures: list[ComparedFigure]
+    published: list[PublishedResult] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1,
+            "what": "compare",
+            "models": self.models,
+            "parameters": self.parameters,
+            "bytes": self.nbytes,
+            "published": [published.name for published in self.published],
+            "figures": [
+                {
+                    "what": one.what,
+                    "data": one.data,
+                    "name": one.name,
+                    "figures": [None if figure is None else figure.to_json() for figure in one.figures],
+                    "differences": [None if found is None else found.to_json() for found in one.differences],
+                    "published": one.published,
+                }
+                for one in self.figures
+            ],
+            "notes": self.notes,
+        }
+
+    def to_text(self) -> str:
+        """A table per kind of evaluation and text."""
+        parts = [
+            self._table(
+                "", [self._sizes("parameters", self.parameters, count), self._sizes("bytes", self.nbytes, size)]
+            )
+        ]
+        for what, data in dict.fromkeys((one.what, one.data) for one in self.figures):
+            rows = [self._row(one) for one in self.figures if (one.what, one.data) == (what, data)]
+            parts.append(self._table(f"{what} on {data}", rows))
+        lines = [
+            f"differences are against {self.models[0]}, with paired standard errors; of perplexities they are ratios; "
+            f"{_SAME} within noise ({_NOISE} standard errors)"
+        ]
+        if self.published:
+            lines.append(f"published: {self.published[0].note}")
+        return "\n\n".join([*parts, "\n".join([*lines, *self.notes])])
+
+    def _table(self, title: str, rows: Sequence[list[str]]) -> str:
+        heads = ["", self.models[0]]
+        for model in self.models[1:]:
+            heads += [model, "difference"]
+        heads += [f"published {published.name}" for published in self.published]
+        if self.published and not any(
+            any(row[-len(self.published) :]) for row in rows
+        ):  # nothing of this was published
+            heads, rows = heads[: -len(self.published)], [row[: -len(self.published)] for row in rows]
+        return "\n".join([*([title] if title else []), table(heads, rows)])
+
+    def _sizes(self, name: str, values: Sequence[int], show: Any) -> list[str]:
+        cells = [show(values[0])]
+        for value in values[1:]:
+            cells += [show(value), f"{value / values[0] - 1:+.1%}"]
+        published = [show(one.parameters) if name == "parameters" else "" for one in self.published]
+        return [name, *cells, *published]
+
+    def _row(self, one: ComparedFigure) -> list[str]:
+        cells = [shown_figure(one.figures[0])]
+        for figure, difference in zip(one.figures[1:], one.differences[1:], strict=True):
+            unit = figure.unit if figure is not None else ""
+            cells += [shown_figure(figure), _shown(difference, unit)]
+        unit = next((figure.unit for figure in one.figures if figure is not None), "")
+        published = ["" if value is None else shown_figure(Figure(value, None, unit, 0)) for value in one.published]
+        return [one.name, *cells, *published]
+
+
+def _shown(difference: Difference | None, unit: str) -> str:
+    if difference is None:
+        return "-"
+    mark = f"{_SAME} " if difference.is_noise else ""
+    if unit in ("ppl", "accuracy", "share"):
+        error = "" if difference.stderr is None else f" ±{100 * difference.stderr:.2g}"
+        sign = "%" if unit == "ppl" else " points"
+        return f"{mark}{100 * difference.value:+.1f}{sign}{error}"
+    error = "" if difference.stderr is None else f" ±{difference.stderr:.2g}"
+    return f"{mark}{difference.value:+.3g}{error}"
