@@ -298,3 +298,18 @@ def test_batches_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(UsageError, match="--batch 6 is not a multiple of 2") as error:
         Shares(6, 2, 0, 2)
     assert "--batch 8" in error.value.hint
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_row_in_a_worker_is_the_same_two_lines(
+    workers: int, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing_module, "_COUNTED", 100)  # as a text that is too large to be read beforehand
+    path = numbered(tmp_path / "t.jsonl", 30)
+    with path.open("a") as stream:
+        stream.write('{"text": 5}\n')
+    feed = open_feed(str(path), tokenizer, seq_len=LENGTH, validation=0, progress=Progress(quiet=True))
+    with pytest.raises(ShortstackError) as error:
+        list(feed.loader(Shares(1, 1), 0, 100, {}, workers))
+    assert error.value.message == f"{path}, line 31: text is 5, expected a string"
+    assert error.value.hint == "correct or remove the row"

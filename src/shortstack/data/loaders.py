@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -131,12 +131,27 @@ class StreamFeed:
         """This process's micro-batches from where its lanes stood on."""
         while workers and shares.accumulation % workers:
             workers -= 1  # each worker makes the same micro-batches of every step
-        return DataLoader(
-            PackedStream(self.packing, shares, stream),
-            batch_size=None,
-            num_workers=workers,
-            generator=torch.Generator().manual_seed(self.packing.seed),
+        return _FromWorkers(
+            DataLoader(
+                PackedStream(self.packing, shares, stream),
+                batch_size=None,
+                num_workers=workers,
+                generator=torch.Generator().manual_seed(self.packing.seed),
+            )
         )
+
+
+@dataclass(frozen=True)
+class _FromWorkers:
+    """Batches that may come from other processes; what went wrong there is raised here."""
+
+    batches: Iterable[Batch]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            if "error" in batch:
+                raise batch["error"]
+            yield batch
 
 
 @dataclass(frozen=True)

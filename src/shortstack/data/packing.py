@@ -203,9 +203,14 @@ class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         slots = self._shares.slots()[number::count]
         lanes = {place: self._lane(place) for slot in slots for place in slot}
         reader = self._reader(lanes)
-        while True:
-            for slot in slots:
-                yield self._micro_batch([lanes[place] for place in slot], lanes, reader)
+        try:
+            while True:
+                for slot in slots:
+                    yield self._micro_batch([lanes[place] for place in slot], lanes, reader)
+        except ShortstackError as error:
+            if worker is None:
+                raise
+            yield {"error": error}  # raised in a worker it would arrive with a traceback for its text
 
     def _micro_batch(self, chosen: list[_Lane], lanes: dict[int, _Lane], reader: Iterator[Any]) -> Batch:
         windows = []
