@@ -103,6 +103,7 @@ ROWS: dict[int, tuple[str, str]] = {
     102: ("folders with splits, hidden files, caches", "what is read and skipped is reported; a test split never silently"),
     103: ("perplexities of other tokenizers, windows or BOS rules compared", "no difference, and the reason"),
     104: ("a system call or a path that only Linux has", "not needed: tests take away what macOS lacks"),
+    105: ("a source of 10^8 rows for ten windows", "rows are counted, and only those that are drawn are read"),
     106: ("an exception in a model's own forward", "an error that names it; every fallback is a line of its own"),
     107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
     108: ("a container with less memory or fewer cores than its host", "its limits hold; all cores it may use are used"),

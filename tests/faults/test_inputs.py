@@ -166,7 +166,7 @@ def test_the_budget_ends_between_characters_and_rows(tmp_path: Path) -> None:
 
 @pytest.mark.fault(44)
 def test_a_row_of_50_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shortstack.data.sources._LONGEST_ROW", 1000)
+    monkeypatch.setattr("shortstack.data.json_rows.LONGEST_ROW", 1000)
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "a" * 5000}))
     with pytest.raises(ShortstackError, match="line 1: longer than"):
         read_corpus(str(tmp_path / "x.jsonl"), role="calibration")

@@ -11,6 +11,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
 from shortstack.common.options import stage
 from shortstack.data.chats import rendered
+from shortstack.data.counted_rows import CountedRows
 from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError
 
@@ -22,6 +23,8 @@ Sampling = Literal["documents", "published"]
 
 # Documents are tokenized until there is this many times the text that is needed: enough to draw from, not all of C4.
 _TEXT_TO_DRAW_FROM = 50
+# Rows that are read together where they are counted first: few where most are long enough, many where hardly any is.
+_FEWEST_AHEAD, _MOST_AHEAD = 16, 8192
 _MARK = 32  # tokens of a window that are enough to find it again
 
 
@@ -198,14 +201,14 @@ def _given_windows(corpus: Corpus, samples: int) -> list[list[int]]:
             f"{corpus.source}: {samples} windows needed, {len(corpus.windows)} rows of input_ids there",
             hint=f"--samples {len(corpus.windows)}, or give more rows",
         )
-    windows = corpus.windows[:samples]
+    windows = list(corpus.windows[:samples])
     lengths = sorted({len(window) for window in windows})
     if len(lengths) != 1 or lengths[0] < 2:
         raise ShortstackError(f"{corpus.source}: rows of input_ids must be of one length, found lengths {lengths}")
     return windows
 
 
-def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> list[str]:
+def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> Sequence[str]:
     if not chat_template:
         if corpus.chats:
             raise ShortstackError(f"{corpus.source}: rows are chats (messages)", hint="--chat-template renders them")
@@ -214,6 +217,8 @@ def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template:
         raise ShortstackError(f"{corpus.source}: no rows of messages for --chat-template", hint="leave the option out")
     if not tokenizer.chat_template:
         raise ShortstackError("--chat-template: the tokenizer has no chat template", hint="give plain text instead")
+    if isinstance(corpus.chats, CountedRows):
+        return corpus.chats.mapped(lambda chat: rendered(chat, tokenizer))
     return [rendered(chat, tokenizer) for chat in corpus.chats]
 
 
@@ -226,30 +231,51 @@ def _published(
     generator: random.Random,
 ) -> list[list[int]]:
     fewest, samples = wanted
-    ids: dict[int, list[int]] = {}
-    used: set[int] = set()
+    seen: set[int] = set()  # what is long enough is used at once, so that no row is needed twice
+    tokens = 0
     windows: list[list[int]] = []
+    ahead = _FEWEST_AHEAD
     while len(windows) < samples:
         # Drawing goes on for ever when too few rows are long enough: once all have been seen, it is known whether so.
-        if len(ids) == len(documents):
-            usable = sum(len(row) >= seq_len for row in ids.values())
-            samples = max(fewest, min(samples, usable))
-            if usable < samples:
+        if len(seen) == len(documents):
+            samples = max(fewest, len(windows))
+            if len(windows) < samples:
                 raise ShortstackError(
-                    f"{source}: the published sampling needs {samples} rows of at least {seq_len} tokens, {usable} "
-                    f"of {len(documents)} rows are ({sum(map(len, ids.values()))} tokens in all)",
+                    f"{source}: the published sampling needs {samples} rows of at least {seq_len} tokens, {len(windows)} "
+                    f"of {len(documents)} rows are ({tokens} tokens in all)",
                     hint="--sampling documents joins short rows",
                 )
-        index = generator.randint(0, len(documents) - 1)
-        if index not in ids:
-            ids[index] = encode(documents[index])
-        row = ids[index]
-        if len(row) < seq_len or index in used:
             continue
-        used.add(index)
+        if isinstance(documents, CountedRows):
+            ahead = _fetched_ahead(documents, generator, seen, ahead)
+        index = generator.randint(0, len(documents) - 1)
+        if index in seen:
+            continue
+        seen.add(index)
+        row = encode(documents[index])
+        tokens += len(row)
+        if len(row) < seq_len:
+            continue
         start = generator.randint(0, len(row) - seq_len)
         windows.append(row[start : start + seq_len])
+        ahead = max(_FEWEST_AHEAD, ahead // 4)
     return windows
+
+
+def _fetched_ahead(documents: CountedRows, generator: random.Random, seen: set[int], count: int) -> int:
+    """Read the next rows that are drawn if all of them are too short, together; how many to read the next time.
+
+    The generator stays where it is. Rows that are drawn after one that is long enough are others, and are read anew.
+    """
+    following = random.Random()
+    following.setstate(generator.getstate())
+    last = len(documents) - 1
+    index = following.randint(0, last)
+    if index in seen or documents.holds(index):
+        return count
+    drawn = [index, *(following.randint(0, last) for _ in range(count - 1))]
+    documents.fetch([number for number in drawn if number not in seen])
+    return min(2 * count, _MOST_AHEAD)
 
 
 def _from_documents(

@@ -26,7 +26,8 @@ class HubSet:
 
     Attributes:
         repository: its id.
-        training: pattern of the files that are trained on and calibrated with.
+        training: pattern of the files that are trained on.
+        calibration: pattern of those that calibration windows are drawn from; empty for the same.
         evaluation: pattern of the files that the published figures are computed on.
         revision: a branch other than the main one.
     """
@@ -35,6 +36,13 @@ class HubSet:
     training: str
     evaluation: str
     revision: str | None = None
+    calibration: str = ""
+
+    def pattern(self, role: Role) -> str:
+        """Of the files that go with a role."""
+        if role == "evaluation":
+            return self.evaluation
+        return self.calibration if role == "calibration" and self.calibration else self.training
 
 
 NAMED_SETS = {
@@ -45,7 +53,13 @@ NAMED_SETS = {
         "penn_treebank/validation/*.parquet",
         _PARQUET,
     ),
-    "c4": HubSet("allenai/c4", "en/c4-train.*.json.gz", "en/c4-validation.*.json.gz"),
+    # Published calibration sets (GPTQ's and those after it) are drawn from the first of its 1024 training files.
+    "c4": HubSet(
+        "allenai/c4",
+        "en/c4-train.*.json.gz",
+        "en/c4-validation.*.json.gz",
+        calibration="en/c4-train.00000-of-01024.json.gz",
+    ),
     "bookcorpus": HubSet("bookcorpus/bookcorpus", "plain_text/train/*.parquet", "plain_text/train/*.parquet", _PARQUET),
     "alpaca-cleaned": HubSet("yahma/alpaca-cleaned", "*.json", "*.json"),
 }
@@ -70,10 +84,7 @@ def hub_files(source: str, *, role: Role, progress: Progress | None = None) -> S
     else:
         repository, revision = hub_set_id(source)
     names = _file_names(source, repository, revision)
-    if known is not None:
-        chosen = fnmatch.filter(names, known.evaluation if role == "evaluation" else known.training)
-    else:
-        chosen = files_for(source, names, role, progress)
+    chosen = fnmatch.filter(names, known.pattern(role)) if known else files_for(source, names, role, progress)
     if not chosen:
         raise ShortstackError(
             f"{source}: the hub's set has no file that can be read here", hint=f"expected {' '.join(SUFFIXES)}"

@@ -13,7 +13,8 @@ from pathlib import Path
 from shortstack.common.progress import Progress
 from shortstack.data.files import TEXT_SUFFIXES, suffix_of
 from shortstack.data.hub_datasets import hub_files
-from shortstack.data.sources import Budget, Corpus, decoded, file_rows, read_corpus, required_text
+from shortstack.data.json_rows import Budget, decoded
+from shortstack.data.sources import Corpus, file_rows, read_corpus, required_text
 from shortstack.errors import ShortstackError, UsageError, system_reason
 
 _C4_DOCUMENTS = 1100

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import itertools
-import json
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.chats import Chat, chat_of, is_chat
 from shortstack.data.files import SUFFIXES, TEXT_SUFFIXES, Role, open_rows, source_files, suffix_of
+from shortstack.data.json_rows import Budget, decoded, holds_lines, json_lines, not_a_list, parsed, whole_characters
 from shortstack.errors import ShortstackError, system_reason
-
-_LONGEST_ROW = 64 << 20  # bytes of one line
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # escaped: half a character, or one of a pair
 
 
 @dataclass(frozen=True)
@@ -36,9 +31,9 @@ class Corpus:
 
     source: str
     sha256: str
-    documents: list[str] = field(default_factory=list)
-    windows: list[list[int]] = field(default_factory=list)
-    chats: list[Chat] = field(default_factory=list)
+    documents: Sequence[str] = ()
+    windows: Sequence[list[int]] = ()
+    chats: Sequence[Chat] = ()
     detail: str = ""
 
     @property
@@ -52,7 +47,14 @@ class Corpus:
         return {**described, "detail": self.detail} if self.detail else described
 
 
-def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None, progress: Progress | None = None) -> Corpus:
+def read_corpus(
+    source: str,
+    *,
+    role: Role,
+    limit_bytes: int | None = None,
+    counted_beyond: int | None = None,
+    progress: Progress | None = None,
+) -> Corpus:
     """Read all rows of a SOURCE: `embedded`, a file, or a folder of files.
 
     Args:
@@ -61,6 +63,7 @@ def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None, prog
             folder with splits, those that go with the role.
         role: which part of the embedded text: what the model was trained on, or what was held out.
         limit_bytes: read about this much and no more, however large the files are; the record says so.
+        counted_beyond: of files that are larger than this together, rows are counted, and read when they are indexed.
         progress: reports which files and how many rows were read, and what was skipped.
 
     Raises:
@@ -69,25 +72,68 @@ def read_corpus(source: str, *, role: Role, limit_bytes: int | None = None, prog
     if source == "embedded":
         return _embedded(role)
     files = source_files(source, role=role, progress=progress)
+    if counted_beyond is not None and sum(_size(Path(file)) for file in files) > counted_beyond:
+        return _counted_corpus(source, files, progress)
     budget = Budget(limit_bytes)
-    corpus = Corpus(source, "")
+    found: dict[str, list[Any]] = {"documents": [], "windows": [], "chats": []}
     for file in files:
-        try:
-            _read_file(Path(file), corpus, budget)
-        except OSError as error:
-            raise ShortstackError(
-                f"{file}: cannot be read ({system_reason(error)})",
-                hint="check the path and its rights",
-            ) from None
+        with _readable(file):
+            _read_file(Path(file), found, budget)
     detail = f"the first {budget.read} bytes" if budget.is_cut else ""
-    corpus = Corpus(source, budget.digest.hexdigest(), corpus.documents, corpus.windows, corpus.chats, detail)
+    corpus = Corpus(source, budget.digest.hexdigest(), **found, detail=detail)
     if not corpus.windows and not corpus.chats and not any(text.strip() for text in corpus.documents):
         raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
     if sum(map(bool, (corpus.documents, corpus.windows, corpus.chats))) > 1:
-        raise ShortstackError(f"{source}: mixes rows of text, input_ids and messages", hint="keep one kind per source")
+        raise _mixed(source)
     if progress is not None:
         progress.say(_summary(corpus, budget))
     return corpus
+
+
+def _counted_corpus(source: str, files: Sequence[Path], progress: Progress | None) -> Corpus:
+    """Rows that are counted now, and read when they are indexed: one at a time, or those that are fetched together."""
+    from shortstack.data.counted_rows import CountedRows
+
+    kinds: set[str] = set()
+
+    def convert(file: Path, place: str, row: Any) -> Any:
+        kind, value = _converted(file, place, row)
+        kinds.add(kind)
+        if len(kinds) > 1:
+            raise _mixed(source)
+        return value
+
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{Path(file).name} {_size(Path(file))}\n".encode())
+    with _readable(source):
+        rows = CountedRows(files, convert)
+        if not rows:
+            raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
+        _ = rows[0]  # says of which kind they are
+    kind, number = min(kinds), len(files)
+    detail = f"{len(rows)} rows counted in {number} {'file' if number == 1 else 'files'}; sha256 is of names and sizes"
+    if progress is not None:
+        progress.say(f"{source}: {detail.partition(';')[0]}; only those that are drawn are read")
+    return Corpus(source, digest.hexdigest(), **{kind: rows}, detail=detail)
+
+
+def _mixed(source: str) -> ShortstackError:
+    return ShortstackError(f"{source}: mixes rows of text, input_ids and messages", hint="keep one kind per source")
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+@contextlib.contextmanager
+def _readable(place: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ShortstackError(
+            f"{place}: cannot be read ({system_reason(error)})", hint="check the path and its rights"
+        ) from None
 
 
 def _summary(corpus: Corpus, budget: Budget) -> str:
@@ -114,41 +160,25 @@ def _embedded(role: Role) -> Corpus:
     )
 
 
-@dataclass
-class Budget:
-    """How much may still be read, and the hash of what was."""
-
-    limit: int | None
-    digest: Any = field(default_factory=hashlib.sha256)
-    read: int = 0
-    files: int = 0
-    is_cut: bool = False
-
-    def take(self, data: bytes) -> bytes:
-        """Count and hash what was read."""
-        self.digest.update(data)
-        self.read += len(data)
-        return data
-
-    @property
-    def left(self) -> int:
-        """Bytes that may still be read; -1 for any number."""
-        return -1 if self.limit is None else max(0, self.limit - self.read)
-
-
-def _read_file(file: Path, corpus: Corpus, budget: Budget) -> None:
+def _read_file(file: Path, found: dict[str, list[Any]], budget: Budget) -> None:
     budget.files += budget.left != 0
     if suffix_of(file) not in TEXT_SUFFIXES:
-        return _add_rows(file, file_rows(file, budget), corpus)
-    if budget.left == 0:
+        for place, row in file_rows(file, budget):
+            kind, value = _converted(file, place, row)
+            found[kind].append(value)
+    elif budget.left == 0:
         budget.is_cut = True
-        return None
+    else:
+        found["documents"].append(text_of(file, budget))
+
+
+def text_of(file: Path, budget: Budget) -> str:
+    """A text file, as far as the budget goes."""
     with file.open("rb") as stream:
         data = budget.take(stream.read(budget.left))
         more = bool(stream.read(1))
         budget.is_cut |= more
-        corpus.documents.append(decoded(file, data, 0, cut=more).replace("\r\n", "\n"))
-    return None
+        return decoded(file, data, 0, cut=more).replace("\r\n", "\n")
 
 
 def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, Any]]:
@@ -169,132 +199,28 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
     else:
         budget = budget or Budget(None)
         with open_rows(file) as stream:
-            if suffix.startswith(".jsonl") or _holds_lines(stream):
+            if suffix.startswith(".jsonl") or holds_lines(stream):
                 for place, row, _ in json_lines(file, stream, budget):
                     yield place, row
                 return
             text = decoded(file, budget.take(stream.read()), 0)
-            rows = _parse(file, "", text)
+            rows = parsed(file, "", text)
             if not isinstance(rows, list):
-                raise _no_list(file, rows)
+                raise not_a_list(file, rows)
             for number, row in enumerate(rows, start=1):
-                yield f"row {number}", _checked(file, f"row {number}", row, text)
+                yield f"row {number}", whole_characters(file, f"row {number}", row, text)
 
 
-def _no_list(file: Path, found: Any) -> ShortstackError:
-    """What a .json file holds instead of a list of rows, and how to make one of it."""
-    if not isinstance(found, dict):
-        return ShortstackError(f"{file}: expected a JSON list of rows, found {type(found).__name__}")
-    lists = [key for key, value in found.items() if isinstance(value, list)]
-    if found and all(isinstance(value, dict) for value in found.values()):
-        hint = "a table by columns? write its rows: to_json(FILE, orient='records', lines=True)"
-    elif lists:
-        hint = f"are the rows under {lists[0]}? write that list alone: jq .{lists[0]} {file.name}"
-    else:
-        hint = "one row? put it in brackets, [ ... ], or name the file .jsonl"
-    keys = ", ".join(map(str, found)) or "none"
-    return ShortstackError(f"{file}: expected a JSON list of rows, found one object (keys: {keys:.80})", hint=hint)
-
-
-def _checked(file: Path, place: str, row: Any, text: str) -> Any:
-    """A row without half characters: JSON may hold them, text may not, and no tokenizer takes them."""
-    if _SURROGATE.search(text):
-        try:
-            json_text(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise ShortstackError(
-                f"{file}, {place}: half of a character ({half}, a lone surrogate), so not valid text",
-                hint="correct or remove the row",
-            ) from None
-    return row
-
-
-def _holds_lines(stream: IO[bytes]) -> bool:
-    """Whether a .json file is one of lines, as the hub's c4 is: two rows side by side are no JSON text."""
-    first, second = stream.readline(_LONGEST_ROW).strip(), stream.readline(_LONGEST_ROW).strip()
-    stream.seek(0)
-    return first.startswith(b"{") and first.endswith(b"}") and second.startswith(b"{")
-
-
-def json_lines(
-    file: Path, stream: IO[bytes], budget: Budget, *, start: int = 0, number: int = 1
-) -> Iterator[tuple[str, Any, int]]:
-    """(place, row, where the next line starts) of each line that is not blank, until the budget is spent.
-
-    Args:
-        file: what errors call it.
-        stream: stands at byte `start`, where line `number` begins.
-        budget: what may be read.
-    """
-    for line_number in itertools.count(number):
-        raw = stream.readline(_LONGEST_ROW)
-        if not raw:
-            return
-        if len(raw) == _LONGEST_ROW:
-            raise ShortstackError(
-                f"{file}, line {line_number}: longer than {_LONGEST_ROW >> 20} MiB", hint="is this a .txt file?"
-            )
-        line = decoded(file, budget.take(raw), start).strip()
-        start += len(raw)
-        if line:
-            place = f"line {line_number}"
-            yield place, _checked(file, place, _parse(file, place, line), line), start
-        if budget.left == 0:
-            budget.is_cut = bool(stream.read(1))
-            return
-
-
-def decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
-    """Strict UTF-8, with or without a byte order mark at the start of the file.
-
-    Args:
-        start: where in the file the data begins, for errors.
-        cut: the data may end inside a character.
-    """
-    if start == 0:
-        data = data.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        if cut and len(data) - error.start < 4 and error.reason == "unexpected end of data":
-            return data[: error.start].decode("utf-8")
-        is_utf_16 = start == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        hint = "is it UTF-16? iconv -f UTF-16 -t UTF-8" if is_utf_16 else "convert the file to UTF-8"
-        raise ShortstackError(f"{file}: not UTF-8 at byte {start + error.start}", hint=hint) from None
-
-
-def _parse(file: Path, place: str, text: str) -> Any:
-    if text.startswith("\0"):
-        raise ShortstackError(
-            f"{file}, {place or 'its start'}: NUL bytes, not JSON", hint="was it cut off? get it again"
-        )
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        where = f", {place}" if place else ""
-        raise ShortstackError(f"{file}{where}: not valid JSON: {error}", hint="correct or remove it") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)}")
-    return found
-
-
-def _add_rows(file: Path, rows: Iterable[tuple[str, Any]], corpus: Corpus) -> None:
-    for place, row in rows:
-        if isinstance(row, dict) and isinstance(row.get("input_ids"), list):
-            ids = row["input_ids"]
-            if not all(type(token) is int and token >= 0 for token in ids):
-                raise ShortstackError(f"{file}, {place}: input_ids must be whole numbers >= 0")
-            corpus.windows.append(ids)
-        elif isinstance(row, dict) and is_chat(row):
-            corpus.chats.append(chat_of(f"{file}, {place}", row))
-        else:
-            corpus.documents.append(required_text(file, place, row, expected="text, input_ids or messages"))
+def _converted(file: Path, place: str, row: Any) -> tuple[str, Any]:
+    """(which of a corpus's lists a row belongs to, what is made of it)."""
+    if isinstance(row, dict) and isinstance(row.get("input_ids"), list):
+        ids = row["input_ids"]
+        if not all(type(token) is int and token >= 0 for token in ids):
+            raise ShortstackError(f"{file}, {place}: input_ids must be whole numbers >= 0")
+        return "windows", ids
+    if isinstance(row, dict) and is_chat(row):
+        return "chats", chat_of(f"{file}, {place}", row)
+    return "documents", required_text(file, place, row, expected="text, input_ids or messages")
 
 
 def required_text(file: Path, place: str, row: Any, *, expected: str = "text") -> str:

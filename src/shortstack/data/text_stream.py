@@ -10,7 +10,8 @@ from typing import Any
 
 from shortstack.common.progress import Progress
 from shortstack.data.files import TEXT_SUFFIXES, open_rows, source_files, suffix_of
-from shortstack.data.sources import Budget, decoded, file_rows, json_lines, required_text
+from shortstack.data.json_rows import Budget, decoded, json_lines
+from shortstack.data.sources import file_rows, required_text
 from shortstack.errors import ShortstackError, system_reason
 
 _EDGE = 1 << 16  # bytes at both ends of a file that its hash is made of

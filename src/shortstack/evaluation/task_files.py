@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shortstack.common.json_text import json_text
-from shortstack.data.sources import Budget, file_rows
+from shortstack.data.json_rows import Budget
+from shortstack.data.sources import file_rows
 from shortstack.errors import ShortstackError
 
 Row = dict[str, Any]

@@ -116,10 +116,16 @@ def _windows(
 ) -> CalibrationSet:
     """The windows, drawn; with rounds as many as all of them may need."""
     samples = calibration.samples if stopping.until is None else stopping.max_samples
-    # The published procedure draws among all rows; the default needs no more text than this.
+    # The published procedure draws among all rows, however many there are; the default needs no more text than this.
     enough = max(_CALIBRATION_BYTES, 400 * samples * calibration.seq_len)
-    limit = None if calibration.sampling == "published" else enough
-    corpus = read_corpus(calibration.data, role="calibration", limit_bytes=limit, progress=progress)
+    published = calibration.sampling == "published"
+    corpus = read_corpus(
+        calibration.data,
+        role="calibration",
+        limit_bytes=None if published else enough,
+        counted_beyond=_CALIBRATION_BYTES if published else None,
+        progress=progress,
+    )
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     wanted = replace(calibration, samples=samples // calibration.samples * calibration.samples)
     return draw_windows(
