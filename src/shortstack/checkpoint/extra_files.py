@@ -98,7 +98,6 @@ def copy_companions(
     directory: Path,
     *,
     kept: Sequence[int] | None = None,
-    allow_links: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Copy tokenizer, chat templates, generation config, licence: everything that is neither weights nor code.
@@ -108,7 +107,6 @@ def copy_companions(
         directory: the new checkpoint's.
         kept: positions of the blocks that stay, where some go: files that say something about the blocks are renumbered
             (records of quantization) or left out (all others).
-        allow_links: follow links that lead out of the directory.
         progress: where it is reported what was left out or renumbered.
 
     Returns:
@@ -120,7 +118,9 @@ def copy_companions(
     paths, left_out = _other_files(checkpoint)
     for path in paths:
         name = str(path.relative_to(checkpoint.directory))
-        data = repaired(checkpoint.repair, name, checked_link(path, checkpoint.directory, allow_links).read_bytes())
+        data = repaired(
+            checkpoint.repair, name, checked_link(path, checkpoint.directory, checkpoint.allow_links).read_bytes()
+        )
         if shorter is not None and name in _RENUMBERED:
             renumbered.append(name)
             data = _with_new_numbers(path, data, checkpoint, shorter)

@@ -244,7 +244,8 @@ def checked_link(path: Path, directory: Path, allow_links: bool) -> Path:
     if home in real.parents or in_cache:
         return path
     raise ShortstackError(
-        f"{path}: is a link to {real}, outside the checkpoint", hint="--allow-links follows it, if it is yours"
+        f"{path}: is a link to {real}, outside the checkpoint",
+        hint="--allow-links follows it, if it is yours; or copy what it leads to: cp -rL FOLDER COPY",
     )
 
 

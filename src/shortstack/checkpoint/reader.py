@@ -50,6 +50,7 @@ class Checkpoint:
         original_blocks: for each block here, its index in the original model (identity unless blocks were removed).
         provenance: shortstack.json, where shortstack wrote the checkpoint.
         notes: what a user should hear about it, a line each.
+        allow_links: files may be links that lead out of the directory; so may those beside the weights.
         is_here: whether the weights are on this disk; of a hub id, headers alone may have been read.
     """
 
@@ -64,6 +65,7 @@ class Checkpoint:
     provenance: dict[str, Any] | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     is_here: bool = True
+    allow_links: bool = False
 
     @property
     def depth(self) -> int:
@@ -202,10 +204,10 @@ def read_checkpoint(
     source = str(model)
 
     def row(directory: Path) -> Family:
-        return family_of(read_config(directory)[0], source)
+        return family_of(read_config(directory, allow_links=allow_links)[0], source)
 
     directory = locate(source, before_weights=row, weights=not headers_only)
-    config, config_bytes = read_config(directory)
+    config, config_bytes = read_config(directory, allow_links=allow_links)
     chosen = row(directory)
     is_here = not headers_only or has_weights(directory)
     tensors, shards = read_weights(directory, allow_links=allow_links) if is_here else remote_headers(source, directory)
@@ -228,14 +230,19 @@ def read_checkpoint(
         ),
     )
     checkpoint = Checkpoint(
-        directory, source, config, config_bytes, tensors, shards, anatomy, original, record, notes, is_here
-    )
+        directory, source, config, config_bytes, tensors, shards, anatomy, original, record, notes, is_here,
+        allow_links,
+    )  # fmt: skip
     check_consistency(checkpoint)
     return checkpoint
 
 
-def read_config(directory: Path) -> tuple[dict[str, Any], bytes]:
-    """config.json, parsed and as bytes."""
+def read_config(directory: Path, *, allow_links: bool = False) -> tuple[dict[str, Any], bytes]:
+    """config.json, parsed and as bytes.
+
+    Raises:
+        ShortstackError: it is not there, a link that leads out of the directory (unless `allow_links`), or not JSON.
+    """
     path = directory / "config.json"
     if not path.is_file():
         if (directory / "adapter_config.json").is_file():
@@ -245,7 +252,7 @@ def read_config(directory: Path) -> tuple[dict[str, Any], bytes]:
             )
         hint = "give the directory that holds config.json and model.safetensors"
         raise ShortstackError(f"{directory}: not a checkpoint (no config.json)", hint=hint)
-    checked_link(path, directory, allow_links=False)
+    checked_link(path, directory, allow_links)
     if path.stat().st_size > _CONFIG_LIMIT:
         raise ShortstackError(f"{path}: {path.stat().st_size} bytes; a config has at most {_CONFIG_LIMIT}")
     raw = path.read_bytes()

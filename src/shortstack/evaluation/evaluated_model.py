@@ -187,7 +187,10 @@ def open_subjects(verb: str, models: Sequence[str], options: EvaluationOptions, 
     if out is not None:
         check_writable_file(Path(out))
     progress = Progress(quiet=options.quiet)
-    return [Subject(open_model(model, progress=progress), options, progress) for model in models]
+    return [
+        Subject(open_model(model, allow_links=options.allow_links, progress=progress), options, progress)
+        for model in models
+    ]
 
 
 def evaluated(subjects: Sequence[Subject], measure: Callable[[Subject], Sequence[Result]], out: Path | None) -> Results:

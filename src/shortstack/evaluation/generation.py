@@ -152,7 +152,8 @@ def find_judge(written: Sequence[Written], dense: str | None, options: Evaluatio
     """
     first = written[0].subject
     if dense is not None:
-        return Subject(open_model(dense, progress=first.progress), options, first.progress), []
+        judge = open_model(dense, allow_links=options.allow_links, progress=first.progress)
+        return Subject(judge, options, first.progress), []
     for one in written:
         checkpoint, note = dense_of(one.subject.checkpoint, None, first.progress)
         if checkpoint is not None:

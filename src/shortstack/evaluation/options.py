@@ -19,6 +19,7 @@ class EvaluationOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         fresh: compute anew what an earlier run has found for the very same model, data and settings.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
     """
 
@@ -27,6 +28,7 @@ class EvaluationOptions:
     device: str = "auto"
     fresh: bool = False
     trust_remote_code: bool = False
+    allow_links: bool = False
     quiet: bool = False
 
 

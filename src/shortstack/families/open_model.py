@@ -76,7 +76,7 @@ def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> t
     if asked is None and source != "embedded" and not Path(source).is_dir():
         return None, f"the dense model ({source}) is not on this disk: --dense MODEL names it"
     try:
-        dense = open_model(source, progress=progress)
+        dense = open_model(source, allow_links=checkpoint.allow_links, progress=progress)
     except ShortstackError as error:
         return None, f"the dense model cannot be opened: {error.message}"
     if asked is None and dense.fingerprint != record.get("source_fingerprint"):

@@ -22,7 +22,9 @@ from shortstack.inspection.check_running import check_running
 from shortstack.inspection.findings import CheckResult, Findings
 
 
-def check(model: str, *, quick: bool = False, trust_remote_code: bool = False, quiet: bool = False) -> CheckResult:
+def check(
+    model: str, *, quick: bool = False, trust_remote_code: bool = False, allow_links: bool = False, quiet: bool = False
+) -> CheckResult:
     """Check that a checkpoint loads and generates as it should, whoever made it.
 
     Files, index and headers; number of blocks and per-block lists; NaN and infinity; the hashes that shortstack.json records;
@@ -33,6 +35,7 @@ def check(model: str, *, quick: bool = False, trust_remote_code: bool = False, q
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         quick: leave weight files of 256 MB or more alone: they are neither read, hashed nor loaded, and reported as skipped.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
 
     Returns:
@@ -42,7 +45,7 @@ def check(model: str, *, quick: bool = False, trust_remote_code: bool = False, q
         ShortstackError: nothing is there.
     """
     directory = locate(model)
-    found = _Check(model, directory, quick, trust_remote_code, Progress(quiet=quiet))
+    found = _Check(model, directory, quick, trust_remote_code, allow_links, Progress(quiet=quiet))
     found.run()
     return CheckResult(model, found.findings)
 
@@ -50,17 +53,23 @@ def check(model: str, *, quick: bool = False, trust_remote_code: bool = False, q
 class _Check:
     """The checks, in the order in which one needs another."""
 
-    def __init__(self, source: str, directory: Path, quick: bool, trust_remote_code: bool, progress: Progress) -> None:
+    def __init__(
+        self, source: str, directory: Path, quick: bool, trust_remote_code: bool, allow_links: bool, progress: Progress
+    ) -> None:
         self.findings = Findings()
         self._source, self._directory = source, directory
-        self._quick, self._trust = quick, trust_remote_code
+        self._quick, self._trust, self._links = quick, trust_remote_code, allow_links
         self._progress = progress
 
     def run(self) -> None:
         config = self._step(
-            "config", lambda: read_config(self._directory)[0], lambda c: f"model_type {c.get('model_type')}"
+            "config",
+            lambda: read_config(self._directory, allow_links=self._links)[0],
+            lambda c: f"model_type {c.get('model_type')}",
         )
-        weights = self._step("weight files", lambda: read_weights(self._directory), _weights_text)
+        weights = self._step(
+            "weight files", lambda: read_weights(self._directory, allow_links=self._links), _weights_text
+        )
         if config is None or weights is None:
             self.findings.add("the rest", "skip", "needs config.json and the weights")
             return
@@ -86,7 +95,8 @@ class _Check:
         try:
             result = do()
         except ShortstackError as error:
-            self.findings.add(what, "fail", error.message.removeprefix(f"{self._directory}: "))
+            found = error.message.removeprefix(f"{self._directory}: ")
+            self.findings.add(what, "fail", f"{found} ({error.hint})" if error.hint else found)
             return None
         self.findings.add(what, "ok", says(result))
         return result

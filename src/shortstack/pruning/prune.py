@@ -127,7 +127,6 @@ def prune(
             planned,
             folder,
             allow_nonfinite=options.allow_nonfinite,
-            allow_links=options.allow_links,
             progress=progress,
         )
         if adapter is not None:
@@ -146,7 +145,6 @@ def write_pruned(
     directory: Path,
     *,
     allow_nonfinite: bool = False,
-    allow_links: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
@@ -173,7 +171,6 @@ def write_pruned(
         step=step,
         files=files,
         kept=cut.kept,
-        allow_links=allow_links,
         progress=progress,
     )
 

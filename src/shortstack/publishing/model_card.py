@@ -26,7 +26,6 @@ def write_beside_weights(
     step: dict[str, Any],
     files: dict[str, str],
     kept: Sequence[int] | None = None,
-    allow_links: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write config.json, tokenizer and the like, the model card and shortstack.json of a new checkpoint.
@@ -38,7 +37,6 @@ def write_beside_weights(
         step: what was done, for its history.
         files: sha256 of the files written so far, by name.
         kept: positions, in the checkpoint, of the blocks that stay; by default all.
-        allow_links: follow links in the checkpoint that lead out of its directory.
         progress: where it is reported which files are left out.
 
     Returns:
@@ -48,7 +46,7 @@ def write_beside_weights(
     files = {
         **files,
         "config.json": write_hashed(directory / "config.json", data),
-        **copy_companions(checkpoint, directory, kept=kept, allow_links=allow_links, progress=progress),
+        **copy_companions(checkpoint, directory, kept=kept, progress=progress),
     }
     blocks = checkpoint.original_blocks
     record = continued_record(checkpoint, step, blocks if kept is None else [blocks[index] for index in kept], files)

@@ -71,7 +71,7 @@ def retrain_distill(
     }  # fmt: skip
     _refuse_idle(teaching, train, steps, lora, options)
     progress = Progress(quiet=True)
-    student = open_model(model, progress=progress)
+    student = open_model(model, allow_links=options.allow_links, progress=progress)
     if teaching.offline is not None:
         from shortstack.retraining.teacher_cache import open_lessons, taught_feed
 
@@ -146,7 +146,7 @@ def _dense(student: Checkpoint, teacher: str | None) -> Checkpoint:
     source = teacher or (student.provenance or {}).get("source")
     if source is None:
         raise UsageError(f"{student.source}: does not say which model it was made of", hint="--teacher DENSE")
-    return open_model(source, progress=Progress(quiet=True))
+    return open_model(source, allow_links=student.allow_links, progress=Progress(quiet=True))
 
 
 class _Offline:

@@ -47,6 +47,7 @@ def merge(
     save_dtype: SaveDType | None = None,
     force: bool = False,
     trust_remote_code: bool = False,
+    allow_links: bool = False,
     quiet: bool = False,
 ) -> MergeResult:
     """Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.
@@ -61,6 +62,7 @@ def merge(
         save_dtype: what to store the result in; by default each tensor as the base has it.
         force: replace an output that shortstack made before.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the base that lead out of its directory.
         quiet: no progress on stderr.
 
     Returns:
@@ -77,7 +79,7 @@ def merge(
             f"{adapter}: does not say which checkpoint it was trained on", hint="--base MODEL says which"
         )
     progress = Progress(quiet=quiet)
-    checkpoint = _opened(adapter, base, str(named), progress)
+    checkpoint = _opened(adapter, base or str(named), base is not None, allow_links, progress)
     step = {
         "stage": "merge",
         "source": checkpoint.source,
@@ -96,11 +98,11 @@ def merge(
     return MergeResult(Path(out), adapter, checkpoint.source, time.perf_counter() - started)
 
 
-def _opened(adapter: Path, base: str | None, named: str, progress: Progress) -> Checkpoint:
+def _opened(adapter: Path, base: str, is_given: bool, allow_links: bool, progress: Progress) -> Checkpoint:
     try:
-        return open_model(base or named, progress=progress)
+        return open_model(base, allow_links=allow_links, progress=progress)
     except ShortstackError as error:
-        if base is not None:
+        if is_given:
             raise
         raise ShortstackError(
             f"{adapter}: the base that it names cannot be opened: {error.message}",

@@ -39,6 +39,7 @@ class TrainingOptions:
         weights_only_resume: go on from a checkpoint that lost its optimizer, schedule or random state, with fresh ones.
         force: replace an output that shortstack made before; go on with a run that was begun with other settings.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
     """
 
@@ -62,6 +63,7 @@ class TrainingOptions:
     weights_only_resume: bool = False
     force: bool = False
     trust_remote_code: bool = False
+    allow_links: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -228,6 +230,7 @@ class TeachOptions:
         seed: of the order of the text and of the split.
         force: replace an output that shortstack made before.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
     """
 
@@ -243,6 +246,7 @@ class TeachOptions:
     seed: int = 42
     force: bool = False
     trust_remote_code: bool = False
+    allow_links: bool = False
     quiet: bool = False
 
     def __post_init__(self) -> None:

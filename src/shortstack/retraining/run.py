@@ -63,7 +63,7 @@ def retrain(
     started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
-    checkpoint = open_model(model, progress=progress)
+    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
     _check_request(checkpoint, out, options)
     hyperparameters = _fitted(checkpoint, hyperparameters, progress)
     run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge, started)

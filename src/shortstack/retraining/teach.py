@@ -101,7 +101,7 @@ def teach(
         raise UsageError(
             f"--top-k {options.top_k} --temperature {options.temperature}: expected at least 1, and more than 0"
         )
-    checkpoint = open_model(teacher, progress=progress)
+    checkpoint = open_model(teacher, allow_links=options.allow_links, progress=progress)
     check_output(out, inputs=[checkpoint.directory], force=options.force)
     length = min(options.seq_len, checkpoint.positions or options.seq_len)
     if length < options.seq_len:
