@@ -95,7 +95,7 @@ def score(
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
         rounds = None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus)
         request = SweepRequest(candidates, rounds, memory_bytes)
-        scores = score_windows(
+        scores = _scored(
             checkpoint, windows, criteria, request=request, options=options, progress=progress, work_folder=work
         )
         if out is not None and work is not None and process.leads:
@@ -164,8 +164,7 @@ def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterio
         raise UsageError(f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {samples}")
 
 
-@stage
-def score_windows(
+def _scored(
     checkpoint: Checkpoint,
     calibration: CalibrationSet | None,
     criteria: Sequence[RequestedCriterion],
@@ -261,6 +260,9 @@ def score_windows(
         seconds=time.perf_counter() - started,
         peak_rss_bytes=peak_rss_bytes(),
     )
+
+
+score_windows = stage(_scored)  # for callers that name fields of the records
 
 
 def _operations(
