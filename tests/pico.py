@@ -53,14 +53,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 _DERIVED_HEAD_DIM = {"falcon"}  # their configs refuse the entry
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as tokens: 3 special ones, then 256."""
+def tokenizer(*, ending: bool = False) -> PreTrainedTokenizerFast:
+    """Bytes as tokens: 3 special ones, then 256. `ending` puts the end of text behind every text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if ending else "<s> $A", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 

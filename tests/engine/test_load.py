@@ -1,4 +1,4 @@
-"""Whole models loaded through transformers: the checkpoint's own weights, whatever lies beside them."""
+"""Whole models loaded through transformers, in one way: the checkpoint's own weights, whatever lies beside them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from shortstack.engine.load import load_model
+import shortstack
+from shortstack.engine.load import load_model, load_whole
+from shortstack.engine.losses import losses_over
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.ppl import evaluate_ppl
-from shortstack.families.open_model import open_model
+from shortstack.families.open_model import open_checkpoint, open_model
 from shortstack.inspection.check import check
 from shortstack.pruning.prune import prune
 from tests import adapters, oracle, pico
 
 Built = Callable[..., Path]
+SOURCE = Path(shortstack.__file__).parent
 
 
 @pytest.fixture
@@ -81,3 +85,43 @@ def test_where_links_cannot_be_made(run_folder: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ShortstackError, match="links to the weights alone cannot be made") as caught:
         load_model(open_model(str(run_folder)), dtype="float32", device="cpu")
     assert caught.value.hint == "move adapter_config.json, adapter_model.safetensors to another directory"
+
+
+def test_nothing_loads_weights_by_another_way() -> None:
+    loading = [
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if "AutoModelForCausalLM.from_pretrained(" in path.read_text(encoding="utf-8")
+    ]
+    assert loading == ["engine/load.py"]
+
+
+def test_weights_that_are_missing_are_never_random(copied: Built) -> None:
+    model = copied("llama")
+    checkpoint = open_checkpoint(model)
+    tensors = load_file(model / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    for load in (
+        lambda: load_whole(checkpoint, dtype=torch.float32),
+        lambda: load_model(checkpoint, dtype="float32", device="cpu"),
+    ):
+        with pytest.raises(ShortstackError, match=r"the weights lack 'model\.norm\.weight' \(1\)"):
+            load()
+
+
+def test_measuring_leaves_the_model_as_it_was(built: Built) -> None:
+    model = pico.load(built("llama")).train()
+    seen = []
+
+    def loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.append((model.training, torch.is_grad_enabled(), batch["x"].item()))
+        if batch["x"] > 1:
+            raise ValueError("no")
+        return batch["x"] * 2
+
+    assert losses_over(model, [{"x": torch.tensor(1)}], loss, torch.device("cpu")) == [torch.tensor(2)]
+    with pytest.raises(ValueError, match="no"):
+        losses_over(model, [{"x": torch.tensor(5)}], loss, torch.device("cpu"))
+    assert seen == [(False, False, 1), (False, False, 5)]
+    assert model.training

@@ -131,6 +131,18 @@ class StepSampler:
         return max(0, self.steps - self.first_step) * self.shares.accumulation
 
 
+def padded(
+    rows: Sequence[Any], fill: int, *, length: int | None = None, dtype: torch.dtype = torch.long, left: bool = True
+) -> torch.Tensor:
+    """Rows of numbers side by side, filled up on the left, [B, T]; T is that of the longest where no length is given."""
+    length = max(map(len, rows)) if length is None else length
+    found_BT = torch.full((len(rows), length), fill, dtype=dtype)
+    for number, row in enumerate(rows):
+        start = length - len(row) if left else 0
+        found_BT[number, start : start + len(row)] = torch.as_tensor(row, dtype=dtype)
+    return found_BT
+
+
 def collated(examples: Sequence[Example], pad: int) -> Batch:
     """Examples side by side, padded on the left, as published.
 
@@ -140,20 +152,22 @@ def collated(examples: Sequence[Example], pad: int) -> Batch:
     """
     longest = max(len(example.ids) for example in examples)
     length = -(-longest // _PAD_TO) * _PAD_TO
-    ids_BT = torch.full((len(examples), length), pad)
-    labels_BT = torch.full((len(examples), length), IGNORED)
-    mask_BT = torch.zeros((len(examples), length), dtype=torch.long)
-    for row, example in enumerate(examples):
-        ids_BT[row, length - len(example.ids) :] = torch.tensor(example.ids)
-        labels_BT[row, length - len(example.ids) :] = torch.tensor(example.labels)
-        labels_BT[row, length - len(example.ids)] = IGNORED  # nothing stands before the first token
-        mask_BT[row, length - len(example.ids) :] = 1
+    labels = [[IGNORED, *example.labels[1:]] for example in examples]  # nothing stands before the first token
+    labels_BT = padded(labels, IGNORED, length=length)
+    mask_BT = padded([[1] * len(example.ids) for example in examples], 0, length=length)
     return {
-        "input_ids": ids_BT,
+        "input_ids": padded([example.ids for example in examples], pad, length=length),
         "attention_mask": mask_BT,
         "position_ids": (mask_BT.cumsum(dim=1) - 1).clamp(min=0),
         "targets": shifted(labels_BT),
     }
+
+
+def window_batches(windows: Sequence[Sequence[int]], at_a_time: int) -> Iterator[Batch]:
+    """Windows of one length, some at a time; every token but the first is predicted."""
+    for start in range(0, len(windows), at_a_time):
+        ids_BT = torch.tensor([list(window) for window in windows[start : start + at_a_time]])
+        yield {"input_ids": ids_BT, "targets": shifted(ids_BT)}
 
 
 def shifted(labels_BT: torch.Tensor) -> torch.Tensor:

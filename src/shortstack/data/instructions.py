@@ -18,7 +18,7 @@ from shortstack.data.answers import IGNORED, labelled, labelled_chat
 from shortstack.data.chats import CHAT_FIELDS, chat_of, is_chat, rendered
 from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
 from shortstack.data.sources import file_rows, row_text
-from shortstack.data.tokenizer import check_ids
+from shortstack.data.tokenizer import check_ids, end_of_text, open_ids
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -280,14 +280,8 @@ def _instruction(
         prompt = template.format_map({"instruction": row[asked], "input": row.get(given)})
     text = prompt + row[answered]
     spans = [(len(prompt), text)] if row[answered].strip() else []
-    ids, labels = labelled(text, spans, lambda part: _encoded(tokenizer, part))
-    eos = tokenizer.eos_token_id
-    if spans and len(ids) < cutoff and eos is not None and ids[-1:] != [eos]:
-        ids, labels = [*ids, int(eos)], [*labels, int(eos)]
+    ids, labels = labelled(text, spans, lambda part: open_ids(tokenizer, part))
+    end = end_of_text(tokenizer)
+    if spans and len(ids) < cutoff and ids[-1:] != end:
+        ids, labels = [*ids, *end], [*labels, *end]
     return ids, labels
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    # Some tokenizers end every text themselves; a prompt goes on.
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids

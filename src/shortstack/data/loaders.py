@@ -17,6 +17,7 @@ from shortstack.data.collators import Batch, Examples, Order, Shares, StepSample
 from shortstack.data.instructions import kind_of, read_instructions, split_off
 from shortstack.data.packing import Encoder, PackedStream, Packing
 from shortstack.data.text_stream import open_texts
+from shortstack.data.tokenizer import padding_id
 from shortstack.errors import ShortstackError, UsageError
 
 if TYPE_CHECKING:
@@ -204,9 +205,8 @@ def open_feed(
         return _text_feed(source, encoder, options, progress)
     found = read_instructions(source, tokenizer, cutoff=seq_len, embedding_rows=embedding_rows, progress=progress)
     progress.say(found.to_text())
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    pad = pad if embedding_rows is None or pad < embedding_rows else 0  # padding is masked: any token will do
-    make = functools.partial(collated, pad=pad)  # no closure: processes that are started afresh (macOS) are sent it
+    # No closure: processes that are started afresh (macOS) are sent it.
+    make = functools.partial(collated, pad=padding_id(tokenizer, embedding_rows))
     chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), options.validation), seed)
     progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
     examples = [found.examples[number] for number in chosen]

@@ -20,7 +20,7 @@ import torch
 from shortstack.data.collators import Batch, Shares
 from shortstack.data.instructions import IGNORED
 from shortstack.data.text_stream import START, Place, TextSource
-from shortstack.data.tokenizer import check_ids
+from shortstack.data.tokenizer import check_ids, end_of_text
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Encoder:
         bos = tokenizer.bos_token_id
         puts_bos = bos is not None and list(tokenizer("a", verbose=False)["input_ids"])[:1] == [bos]
         self._before = [int(bos)] if puts_bos and bos is not None else []
-        self._after = [int(tokenizer.eos_token_id)] if tokenizer.eos_token_id is not None else []
+        self._after = end_of_text(tokenizer)
 
     def __call__(self, text: str, ends: bool) -> list[int]:
         """The ids of one piece."""

@@ -55,6 +55,23 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
         ) from None
 
 
+def open_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that something follows: without the end of text that some tokenizers put behind everything."""
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id that ends a text, or nothing where the tokenizer has none."""
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase, rows: int | None = None) -> int:
+    """What stands where nothing is: padding is masked, so that any token that the embedding has a row for will do."""
+    pad = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+    return pad if rows is None or pad < rows else 0
+
+
 def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], rows: int | None, place: str) -> None:
     """Refuse a text with a token that was added to the tokenizer, where the embedding was not made larger for it.
 

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.headers import adapter_files
 from shortstack.checkpoint.reader import Checkpoint
@@ -19,6 +19,36 @@ if TYPE_CHECKING:
     import torch
 
 
+def from_directory(
+    directory: Path, *, dtype: torch.dtype | Literal["auto"], trust_remote_code: bool = False, **how: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The one way in which a whole model comes into memory; what transformers raises is raised.
+
+    Args:
+        directory: the checkpoint.
+        dtype: of its weights; `auto` is the checkpoint's own.
+        trust_remote_code: run code that comes with the checkpoint.
+        **how: what else `from_pretrained` is told, such as `device_map`.
+
+    Returns:
+        (model in evaluation mode, what transformers says of missing and unexpected keys).
+    """
+    import_transformers()
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers(), own_weights(directory) as own:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            own,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **experts_for(dtype),
+            **how,
+        )
+    model.config._name_or_path = str(directory)
+    return model.eval(), info
+
+
 def load_with_transformers(
     checkpoint: Checkpoint, *, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> tuple[Any, dict[str, Any]]:
@@ -27,22 +57,34 @@ def load_with_transformers(
     Raises:
         ShortstackError: transformers cannot load it.
     """
-    import_transformers()
-    from transformers import AutoModelForCausalLM
-
     try:
-        with quiet_transformers(), own_weights(checkpoint.directory) as directory:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **experts_for(dtype),
-            )
+        return from_directory(checkpoint.directory, dtype=dtype, trust_remote_code=trust_remote_code)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {first_line(error)}") from None
-    model.config._name_or_path = str(checkpoint.directory)
-    return model.eval(), info
+
+
+def load_whole(checkpoint: Checkpoint, *, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """The whole model on the CPU, in evaluation mode.
+
+    Raises:
+        ShortstackError: transformers cannot load it, or would invent weights.
+    """
+    model, info = load_with_transformers(checkpoint, dtype=dtype, trust_remote_code=trust_remote_code)
+    refuse_missing(checkpoint, info)
+    return model
+
+
+def refuse_missing(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
+    """Refuse a model with weights that transformers did not find.
+
+    Raises:
+        ShortstackError: there are such.
+    """
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ShortstackError(
+            f"{checkpoint.source}: the weights lack {missing[0]!r} ({len(missing)}), which would be random"
+        )
 
 
 @contextlib.contextmanager
@@ -82,7 +124,7 @@ def aligned(model: Any) -> Any:
     return model
 
 
-def experts_for(dtype: torch.dtype) -> dict[str, str]:
+def experts_for(dtype: torch.dtype | Literal["auto"]) -> dict[str, str]:
     """How mixtures of experts are to be computed: the fused products that transformers prefers know no float64."""
     return {"experts_implementation": "eager"} if str(dtype) == "torch.float64" else {}
 
@@ -106,12 +148,7 @@ def load_model(
             f"{checkpoint.source}: {needed / 1e9:.1f} GB of weights in {computed}, {free / 1e9:.1f} GB free on {place}",
             hint="--dtype bfloat16 halves it",
         )
-    model, info = load_with_transformers(checkpoint, dtype=computed, trust_remote_code=trust_remote_code)
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise ShortstackError(
-            f"{checkpoint.source}: the weights lack {missing[0]!r} ({len(missing)}), which would be random"
-        )
+    model = load_whole(checkpoint, dtype=computed, trust_remote_code=trust_remote_code)
     return model.to(place), computed, place
 
 

@@ -5,11 +5,40 @@ Legend: B windows in a batch, T tokens, D hidden size, V vocabulary, R tokens of
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import torch
 from torch.nn import functional
 
 _NARROWER = 16  # columns
 _SMALL = 4 << 20  # numbers; up to here a second copy costs less than the passes in place
+
+
+def losses_over(
+    model: Any,
+    batches: Iterable[dict[str, Any]],
+    loss: Callable[[Any, dict[str, Any]], torch.Tensor],
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """What `loss` gives of each batch: the loop of every measurement. No gradients, the model in evaluation mode.
+
+    Args:
+        model: left in the mode that it was in.
+        batches: tensors by name, on any device; made as they are needed.
+        loss: given the model and a batch.
+        device: where the model is.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [
+                loss(model, {key: value.to(device) for key, value in batch.items() if hasattr(value, "to")})
+                for batch in batches
+            ]
+    finally:
+        model.train(was_training)
 
 
 def token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

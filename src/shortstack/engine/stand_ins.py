@@ -54,6 +54,14 @@ class StandIn(nn.Module):
             return getattr(self._block, name)
 
 
+def bypassed_logits(model: nn.Module, anatomy: Anatomy, skipped: Collection[int], ids_BT: torch.Tensor) -> torch.Tensor:
+    """Logits of a whole model with some blocks (by position) bypassed: what a pruned checkpoint must compute, bit for bit."""
+    bypass = Bypass(model, anatomy, ids_BT[:1, :4])
+    with torch.no_grad(), bypass.over(skipped):
+        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    return logits
+
+
 class Bypass:
     """Passes over blocks of one model. The form of what a block gives is learnt by running the model once.
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from shortstack.data.collators import padded
+from shortstack.data.tokenizer import end_of_text, open_ids
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.prompts import DECODINGS
@@ -90,8 +92,7 @@ def _write(subject: Subject, request: GenerationRequest) -> dict[str, Any]:
 def _encoded(subject: Subject, text: str) -> list[int] | None:
     """The ids of a prompt; None where the tokenizer cannot write it."""
     tokenizer = subject.tokenizer
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
+    ids = open_ids(tokenizer, text)
     if not ids or max(ids) >= subject.rows or tokenizer.unk_token_id in ids:
         return None
     return ids
@@ -180,7 +181,7 @@ def _generated(
     ids_BT, mask_BT = _padded(prompts, subject.place)
     own = getattr(model.generation_config, "eos_token_id", None)
     ends = {own} if isinstance(own, int) else set(own or [])
-    ends = ends or ({int(tokenizer.eos_token_id)} if tokenizer.eos_token_id is not None else set())
+    ends = ends or set(end_of_text(tokenizer))
     config = GenerationConfig(
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, max_new_tokens=new_tokens,
         min_new_tokens=0, pad_token_id=0, eos_token_id=sorted(ends) or None,
@@ -197,13 +198,8 @@ def _generated(
 
 def _padded(prompts: Sequence[list[int]], place: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Prompts side by side, padded on the left, and the mask of what is text."""
-    longest = max(map(len, prompts))
-    ids_BT = torch.zeros((len(prompts), longest), dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for row, prompt in enumerate(prompts):
-        ids_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask_BT[row, longest - len(prompt) :] = 1
-    return ids_BT.to(place), mask_BT.to(place)
+    mask_BT = padded([[1] * len(prompt) for prompt in prompts], 0)
+    return padded(prompts, 0).to(place), mask_BT.to(place)
 
 
 @torch.no_grad()

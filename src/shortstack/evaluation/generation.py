@@ -11,6 +11,7 @@ from shortstack.artifacts.results import Figure, Result, Results, mean_figure, p
 from shortstack.artifacts.units import tokens_hash
 from shortstack.common.json_text import json_text
 from shortstack.common.options import stage
+from shortstack.data.tokenizer import open_ids
 from shortstack.errors import UsageError
 from shortstack.evaluation.evaluated_model import Subject, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
@@ -191,6 +192,5 @@ def _nll(judge: Subject, requests: Sequence[tuple[list[int], list[int]]]) -> lis
 def _as_judge_reads(judge: Subject, one: Written, row: dict[str, Any]) -> tuple[list[int], list[int]]:
     """(context, continuation) in the tokens of a judge of another vocabulary."""
     prompt = one.subject.tokenizer.decode(row["prompt_ids"], skip_special_tokens=True)
-    context = list(judge.tokenizer(prompt, verbose=False)["input_ids"])
-    whole = list(judge.tokenizer(row["text"], verbose=False)["input_ids"])
+    context, whole = open_ids(judge.tokenizer, prompt), open_ids(judge.tokenizer, row["text"])
     return context, whole[len(context) :]

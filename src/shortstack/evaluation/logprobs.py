@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from shortstack.data.collators import padded
+
 _TOKENS_AT_A_TIME = 8192
 _LOGITS_AT_A_TIME = 64 << 20  # numbers
 _MOST_ROWS = 256
@@ -51,9 +53,7 @@ def continuation_logprobs(
         taken = batch or max(1, min(_TOKENS_AT_A_TIME // longest, _LOGITS_AT_A_TIME // logits, len(predicted)))
         fed_rows = order[start : start + taken]
         start += taken
-        ids_BT = torch.zeros((len(fed_rows), longest), dtype=torch.long)
-        for place, fed in enumerate(fed_rows):  # padded on the right: what comes after changes nothing before it
-            ids_BT[place, : len(fed)] = torch.tensor(fed)
+        ids_BT = padded(fed_rows, 0, left=False)  # what comes after changes nothing before it
         first = min(len(fed) - count for fed, count in zip(fed_rows, predicted[:taken], strict=True))
         given = {"logits_to_keep": longest - first} if keeps else {}
         logits_BTV = model(input_ids=ids_BT.to(device), use_cache=False, **given).logits

@@ -155,8 +155,9 @@ def window_nll(
     """
     import torch
 
+    from shortstack.data.collators import Batch, window_batches
     from shortstack.engine.cpu import fast_linear, largest_matrix
-    from shortstack.engine.losses import token_nll
+    from shortstack.engine.losses import losses_over, token_nll
 
     check_windows(checkpoint, windows)
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
@@ -164,17 +165,17 @@ def window_nll(
     by_logits = _LOGITS_BYTES.get(device.type, 128 << 20) // (length * rows * 4)
     fitting = max(1, _FEWEST_TOKENS // length, min(by_logits, _MOST_TOKENS // length))
     at_once = fitting if batch == "auto" else batch
-    found: list[float] = []
-    with (
-        (progress or Progress(quiet=True)).bar("windows", len(windows)) as advance,
-        fast_linear(model.dtype, device, largest_matrix(checkpoint)),
-        torch.no_grad(),
-    ):
-        for start in range(0, len(windows), at_once):
-            ids_WT = torch.tensor([list(window) for window in windows[start : start + at_once]], device=device)
-            nll = token_nll(model(input_ids=ids_WT, use_cache=False).logits, ids_WT)
-            found += nll.double().mean(dim=1).tolist()
+    bar = (progress or Progress(quiet=True)).bar("windows", len(windows))
+    with bar as advance, fast_linear(model.dtype, device, largest_matrix(checkpoint)):
+
+        def nll_of(model: Any, batch: Batch) -> torch.Tensor:
+            ids_WT = batch["input_ids"]
+            nll_WT = token_nll(model(input_ids=ids_WT, use_cache=False).logits, ids_WT)
             advance(len(ids_WT))
+            return nll_WT.double().mean(dim=1)
+
+        nll = losses_over(model, window_batches(windows, at_once), nll_of, device)
+    found: list[float] = torch.cat(nll).tolist()
     broken = [index for index, value in enumerate(found) if not math.isfinite(value)]
     if broken:
         raise ShortstackError(

@@ -11,6 +11,7 @@ from typing import Any
 from shortstack.artifacts.results import Result, Results
 from shortstack.checkpoint.forecast import Forecast
 from shortstack.common.options import expect, refuse_idle, stage
+from shortstack.data.tokenizer import padding_id
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions
@@ -108,7 +109,7 @@ def _continuations(subject: Subject, request: SampleRequest) -> list[str]:
         num_return_sequences=request.count,
         max_new_tokens=new_tokens,
         min_new_tokens=new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        pad_token_id=padding_id(tokenizer),
         eos_token_id=tokenizer.eos_token_id,
         **({"top_k": request.top_k, "top_p": request.top_p, "temperature": request.temperature} if sampled else {}),
     )

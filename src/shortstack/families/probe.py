@@ -169,9 +169,8 @@ class _Probe:
 
     def _compared(self, removed: tuple[int, ...]) -> str | None:
         import torch
-        from transformers import AutoModelForCausalLM
 
-        from shortstack.engine.load import aligned
+        from shortstack.engine.load import aligned, from_directory
 
         checkpoint = self._checkpoint
         kept = [index for index in range(self._depth) if index not in removed]
@@ -179,13 +178,13 @@ class _Probe:
         out.mkdir()
         try:
             _write(out, cut_blocks(checkpoint, kept))
-            pruned, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+            pruned, info = from_directory(out, dtype=torch.float32)
             odd = sorted({*info["missing_keys"], *info["unexpected_keys"]})
             if odd:
                 return f"tried on a tiny model: {odd[0]} is missing or left over"
             ids = self._ids()
             with torch.no_grad():
-                found = aligned(pruned.eval())(input_ids=ids, use_cache=False).logits
+                found = aligned(pruned)(input_ids=ids, use_cache=False).logits
             if not torch.equal(found, self._passed_over(removed)):
                 return f"tried on a tiny model: without block {ranges(removed)} it computes something else"
         except Exception as error:  # whatever a shortened config or a passed-over block leads to
@@ -193,15 +192,9 @@ class _Probe:
         return None
 
     def _passed_over(self, removed: Collection[int]) -> torch.Tensor:
-        import torch
+        from shortstack.engine.stand_ins import bypassed_logits
 
-        from shortstack.engine.stand_ins import Bypass
-
-        ids = self._ids()
-        bypass = Bypass(self._model, self._checkpoint.anatomy, ids[:, :4])
-        with torch.no_grad(), bypass.over(removed):
-            logits: torch.Tensor = self._model(input_ids=ids, use_cache=False).logits
-        return logits
+        return bypassed_logits(self._model, self._checkpoint.anatomy, removed, self._ids())
 
     def _reason_against_streaming(self) -> str:
         """Why the whole model must be held; empty where the streaming engine gives the model's own logits."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.common.formatting import size
-from shortstack.engine.load import own_weights, quiet_transformers
+from shortstack.engine.load import from_directory, quiet_transformers
 from shortstack.errors import first_line
 from shortstack.inspection.findings import Findings
 from shortstack.runtime.memory import available_bytes
@@ -32,7 +32,6 @@ def check_running(
         trust_remote_code: run code that comes with the checkpoint.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     stored, wide = sum(t.nbytes for t in tensors.values()), 4 * sum(t.numel for t in tensors.values())
     free = available_bytes()
@@ -42,13 +41,8 @@ def check_running(
     # In the checkpoint's own precision, with and without a cache may differ by rounding alone.
     exact = wide <= free
     try:
-        with quiet_transformers(), own_weights(directory) as own:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                own,
-                dtype=torch.float32 if exact else "auto",
-                output_loading_info=True,
-                trust_remote_code=trust_remote_code,
-            )
+        dtype: Any = torch.float32 if exact else "auto"
+        model, info = from_directory(directory, dtype=dtype, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises whatever a config class raises
         findings.add("loads", "fail", f"transformers cannot load it: {first_line(error)[:200]}")
         return
@@ -60,7 +54,7 @@ def check_running(
     if info.get("missing_keys"):
         findings.add("generation", "skip", "not tried: weights are missing")
     else:
-        _generates(findings, model.eval(), exact)
+        _generates(findings, model, exact)
 
 
 def _generates(findings: Findings, model: Any, exact: bool) -> None:

@@ -116,13 +116,11 @@ def _bypassed_logits(checkpoint: Checkpoint, cut: Cut, ids_BT: torch.Tensor) -> 
     """(logits with the other blocks passed over, what transformers says of the original's keys)."""
     import torch
 
-    from shortstack.engine.stand_ins import Bypass
+    from shortstack.engine.stand_ins import bypassed_logits
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
-    bypass = Bypass(aligned(model), checkpoint.anatomy, ids_BT[:1, :2])
-    with torch.no_grad(), bypass.over(set(range(checkpoint.depth)) - set(cut.kept)):
-        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
-    return logits, info
+    removed = set(range(checkpoint.depth)) - set(cut.kept)
+    return bypassed_logits(aligned(model), checkpoint.anatomy, removed, ids_BT), info
 
 
 def _refuse_odd_keys(checkpoint: Checkpoint, info: dict[str, Any], known: dict[str, Any]) -> None:

@@ -18,11 +18,11 @@ from shortstack.checkpoint.byte_copy import read_through
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
-from shortstack.engine.load import load_with_transformers, quiet_transformers
+from shortstack.engine.load import load_whole, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.publishing.model_card import write_beside_weights
-from shortstack.retraining.results import RetrainResult, compare
+from shortstack.retraining.results import RetrainResult, before_and_after
 from shortstack.runtime.atomic_output import published, write_json
 
 if TYPE_CHECKING:
@@ -44,11 +44,7 @@ def stored_model(checkpoint: Checkpoint, *, trust_remote_code: bool = False, dty
     """
     stored = {tensor.dtype for tensor in checkpoint.tensors.values() if checkpoint.is_parameter(tensor.name)}
     own = DTYPES.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
-    model, info = load_with_transformers(checkpoint, dtype=dtype or own, trust_remote_code=trust_remote_code)
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise ShortstackError(f"{checkpoint.source}: the weights lack {missing[0]!r}, which would be random")
-    return model
+    return load_whole(checkpoint, dtype=dtype or own, trust_remote_code=trust_remote_code)
 
 
 def write_checkpoint(
@@ -173,7 +169,7 @@ def publish(run: Run) -> RetrainResult:
         if not plot_losses(run.session.read_metrics(), stage / "loss.png", title):
             run.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
         after = open_checkpoint(stage, family=checkpoint.anatomy.family) if run.writes_checkpoint else None
-        rows, notes = compare(checkpoint, after, run.held_out, options, run.progress)
+        rows, notes = before_and_after(checkpoint, after, run.held_out, options, run.progress)
         write_json(stage / "retraining.json", {"models": rows})
     return RetrainResult(
         out=run.out,

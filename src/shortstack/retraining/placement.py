@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.load import experts_for, load_model, own_weights, quiet_transformers
+from shortstack.engine.load import from_directory, load_model, refuse_missing
 from shortstack.errors import ShortstackError, UsageError, did_you_mean, first_line
 from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.run_folder import Session
@@ -112,7 +112,7 @@ class Place:
     def _load_in_4bit(self, checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
         """NF4 with double quantization (QLoRA, Dettmers et al. 2023), through bitsandbytes."""
         from peft import prepare_model_for_kbit_training
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+        from transformers import BitsAndBytesConfig
 
         config = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -121,17 +121,16 @@ class Place:
             bnb_4bit_compute_dtype=self.dtype,
         )
         try:
-            with quiet_transformers(), own_weights(checkpoint.directory) as directory:
-                model = AutoModelForCausalLM.from_pretrained(
-                    directory,
-                    quantization_config=config,
-                    dtype=self.dtype,
-                    device_map={"": self.device},
-                    trust_remote_code=trust_remote_code,
-                    **experts_for(self.dtype),
-                )
+            model, info = from_directory(
+                checkpoint.directory,
+                dtype=self.dtype,
+                trust_remote_code=trust_remote_code,
+                quantization_config=config,
+                device_map={"": self.device},
+            )
         except (ValueError, RuntimeError, OSError, ImportError) as error:
             raise ShortstackError(f"{checkpoint.source}: cannot be loaded in 4 bit: {first_line(error)}") from None
+        refuse_missing(checkpoint, info)
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     def arguments(

@@ -122,7 +122,7 @@ def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def compare(
+def before_and_after(
     before: Checkpoint, after: Checkpoint | None, held_out: HeldOut, options: TrainingOptions, progress: Progress
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The same figures of what is on the disk before and after a run and of the dense model, all measured in one way.

@@ -132,30 +132,25 @@ def taught_batch(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
     """Rows side by side, padded on the left; `top_ids` and `top_logprobs` are [B, T, K], zero where nothing is predicted."""
     import torch
 
+    from shortstack.data.collators import padded
     from shortstack.data.instructions import IGNORED
 
-    longest = max(len(row["ids"]) for row in rows)
-    padded = any(len(row["ids"]) != longest for row in rows)
-    top_k = rows[0]["top_ids"].shape[1]
+    longest, top_k = max(len(row["ids"]) for row in rows), rows[0]["top_ids"].shape[1]
+    targets_BT = padded([row["targets"] for row in rows], IGNORED)
     batch: Batch = {
-        "input_ids": torch.zeros((len(rows), longest), dtype=torch.long),
-        "position_ids": torch.zeros((len(rows), longest), dtype=torch.long),
-        "targets": torch.full((len(rows), longest), IGNORED),
+        "input_ids": padded([row["ids"] for row in rows], 0),
+        "position_ids": padded([row["positions"] for row in rows], 0),
+        "targets": targets_BT,
         "top_ids": torch.zeros((len(rows), longest, top_k), dtype=torch.int32),
         "top_logprobs": torch.zeros((len(rows), longest, top_k), dtype=torch.float16),
     }
-    mask_BT = torch.zeros((len(rows), longest), dtype=torch.long)
     for number, row in enumerate(rows):
-        start = longest - len(row["ids"])
-        batch["input_ids"][number, start:] = torch.from_numpy(row["ids"].astype(np.int64))
-        batch["position_ids"][number, start:] = torch.from_numpy(row["positions"].astype(np.int64))
-        batch["targets"][number, start:] = torch.from_numpy(row["targets"].astype(np.int64))
-        chosen = batch["targets"][number] != IGNORED
+        chosen = targets_BT[number] != IGNORED
         batch["top_ids"][number, chosen] = torch.from_numpy(row["top_ids"].astype(np.int32))
         batch["top_logprobs"][number, chosen] = torch.from_numpy(np.ascontiguousarray(row["top_logprobs"]))
-        mask_BT[number, start:] = 1
+    mask_BT = padded([[1] * len(row["ids"]) for row in rows], 0)
     # Windows of one length are packed: their positions keep documents apart, and a mask would undo that.
-    return {**batch, "attention_mask": mask_BT} if padded else batch
+    return batch if bool(mask_BT.all()) else {**batch, "attention_mask": mask_BT}
 
 
 def taught_feed(lessons: Lessons, hyperparameters: Hyperparameters, seed: int) -> ExampleFeed:

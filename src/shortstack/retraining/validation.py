@@ -12,7 +12,7 @@ from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import check_windows
-from shortstack.data.collators import Batch, predicted_tokens
+from shortstack.data.collators import Batch, predicted_tokens, window_batches
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.ppl import cut_windows
@@ -58,25 +58,20 @@ def mean_nll(model: Any, batches: Sequence[Batch], device: torch.device, process
     """Mean negative log-likelihood over the predicted tokens of all batches, in nats."""
     import torch
 
+    from shortstack.engine.losses import losses_over
     from shortstack.retraining.losses import NextToken
 
     process = process or Process()
-    was_training = model.training
-    model.eval()
+    # Every process runs as many batches: sharded models gather their weights together.
+    numbers = range(process.rank, process.world * math.ceil(len(batches) / process.world), process.world)
+    own = [batches[min(number, len(batches) - 1)] for number in numbers]
+    losses = losses_over(model, own, lambda model, batch: NextToken()(model, batch)["loss"].double(), device)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        for turn in range(math.ceil(len(batches) / process.world)):
-            # Every process runs as many batches: sharded models gather their weights together.
-            number = turn * process.world + process.rank
-            batch = batches[min(number, len(batches) - 1)]
-            tokens = predicted_tokens(batch)
-            here = {key: value.to(device) for key, value in batch.items() if hasattr(value, "to")}
-            nll = NextToken()(model, here)["loss"]
-            if number < len(batches):
-                sums += torch.stack([nll.double(), torch.tensor(float(tokens), dtype=torch.float64, device=device)])
+    for number, nll, batch in zip(numbers, losses, own, strict=True):
+        if number < len(batches):
+            sums += torch.stack([nll, torch.tensor(predicted_tokens(batch), dtype=torch.float64, device=device)])
     if process.world > 1:
         torch.distributed.all_reduce(sums)
-    model.train(was_training)
     return float(sums[0] / sums[1])
 
 
@@ -102,19 +97,6 @@ def text_batches(
             raise ShortstackError(f"{source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}")
         check_windows(checkpoint, windows)
         name = Path(source).name
-        batches[name] = window_batches(windows)
+        batches[name] = list(window_batches(windows, _WINDOWS_AT_A_TIME))
         described[name] = {**corpus.described(), "windows": len(windows), "seq_len": length}
     return batches, described
-
-
-def window_batches(windows: Sequence[Sequence[int]]) -> list[Batch]:
-    """Windows of one length, some at a time; every token but the first is predicted."""
-    import torch
-
-    from shortstack.data.collators import shifted
-
-    found: list[Batch] = []
-    for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
-        ids_BT = torch.tensor([list(window) for window in windows[start : start + _WINDOWS_AT_A_TIME]])
-        found.append({"input_ids": ids_BT, "targets": shifted(ids_BT)})
-    return found
