@@ -138,7 +138,7 @@ def test_scores_that_could_not_be_written_are_not_computed(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("shortstack.scoring.score.score_windows", lambda *_, **__: pytest.fail("was computed"))
+    monkeypatch.setattr("shortstack.scoring.score._scored", lambda *_, **__: pytest.fail("was computed"))
     with pytest.raises(ShortstackError, match="cannot be written there"):
         score(str(built("llama")), out=tmp_path / "file/s.json", samples=2, seq_len=16, quiet=True)
 
