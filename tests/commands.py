@@ -108,6 +108,10 @@ def _shortened(verb: str, arguments: list[str]) -> list[str]:
     found = list(arguments)
     shorter = _SHORTER.get(verb, [])
     for name, value in zip(shorter[::2], shorter[1::2], strict=True):
+        if (name == "--eval-windows" and "--eval-data" not in found) or (
+            name == "--validation" and "--offline" in found
+        ):
+            continue  # without effect there, and refused
         if name not in found:
             found += [name, value]
         elif name == "--max-steps":

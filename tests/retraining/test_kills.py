@@ -28,7 +28,7 @@ def arguments(rows: Path, text: Path, dense: Path, lessons: Path) -> dict[str, l
         "lora": ["lora", "--data", str(rows), "--cutoff", "400"],
         "cpt": ["cpt", "--data", str(text), "--seq-len", "32"],
         "distill": ["distill", "--data", str(text), "--seq-len", "32", "--teacher", str(dense)],
-        "offline": ["distill", "--offline", str(lessons), "--seq-len", "32"],
+        "offline": ["distill", "--offline", str(lessons)],
     }
 
 
