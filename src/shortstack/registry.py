@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shortstack.common.extras import missing_packages, need_packages
-from shortstack.common.options import Option, call_with, options_of
+from shortstack.common.options import Option, call_with, check_records, options_of
 
 # What a step of a recipe leaves behind for later ones.
 Kind = Literal["checkpoint", "adapter", "scores", "plan", "teacher logits", "results", "text"]
@@ -95,6 +95,14 @@ class Command:
         """
         self.need_packages()
         return call_with(self.stage, values)
+
+    def check_options(self, values: Mapping[str, Any]) -> None:
+        """Refuse values that contradict one another or are out of range, before anything runs.
+
+        Raises:
+            UsageError: they are.
+        """
+        check_records(self.stage, values)
 
     def makes_with(self, values: Mapping[str, Any]) -> dict[Kind, str]:
         """What a step with these values leaves behind, and where."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shortstack.cli.app import run as cli
+from shortstack.errors import UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.recipes.dry_run import Rehearsal
 from shortstack.recipes.run import run
@@ -162,3 +163,22 @@ def test_a_set_that_the_hub_does_not_have(recipe: Path, tmp_path: Path, monkeypa
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         found = rehearsal(recipe, tmp_path / "out", set_=["score.data=org/nothing"])
     assert any(one.startswith("score: org/nothing: ") for one in found.problems), found
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("lora.rank=0", "--rank 0"),
+        ("score.max_samples=100", "--max-samples 100: no effect without --until stable"),
+        ("lora.tokens=1M", "--epochs"),
+    ],
+)
+def test_what_the_options_themselves_refuse(changed: str, message: str, recipe: Path, tmp_path: Path) -> None:
+    """Also before a real run begins, which would stop midway."""
+    changes = [changed, *(["lora.epochs=3"] if "tokens" in changed else [])]
+    found = [problem for problem in rehearsal(recipe, tmp_path / "out", set_=changes).problems if message in problem]
+    assert found
+    if "lora" in changed:
+        with pytest.raises(UsageError, match="step lora: .*no effect|step lora: .*expected"):
+            run(str(recipe), out=tmp_path / "out", set_=changes, quiet=True)
+        assert not (tmp_path / "out").exists()

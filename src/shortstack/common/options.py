@@ -69,6 +69,17 @@ def call_with(function: Callable[..., _Result], values: Mapping[str, Any]) -> _R
     return function(*many, **{name: value for name, value in values.items() if not options[name].many})
 
 
+def check_records(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Make the records that a stage would be called with: they refuse what they cannot hold.
+
+    Raises:
+        UsageError: a value is out of range, or has no effect beside the others.
+    """
+    function = inspect.unwrap(function)
+    options = options_of(function)
+    _gathered(function, {name: value for name, value in values.items() if options[name].record is not None})
+
+
 @functools.cache
 def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     """All options of a stage by name, in the order of its signature, with the fields of records in their place."""

@@ -62,7 +62,7 @@ def chat_of(place: str, row: Mapping[str, Any]) -> Chat:
     turns = _turns(place, name or "completion", row[name or "completion"])
     if isinstance(row.get("system"), str) and row["system"] and [turn["role"] for turn in turns][:1] != ["system"]:
         turns = [{"role": "system", "content": row["system"]}, *turns]
-    tools = _decoded(row.get("tools"))
+    tools = _decoded(row.get("tools")) or None  # an empty text or list is none
     if tools is not None and not isinstance(tools, list):
         raise ShortstackError(f"{place}: tools is no list", hint="correct the row")
     return Chat(place, [*prompt, *turns], tools or None, len(prompt))

@@ -170,6 +170,7 @@ class _Rehearser:
         """
         if str(values.get("device", "")).startswith("cuda"):
             pick_device(values["device"])
+        step.command.check_options(step.values)
         check = step.command.look_ahead("check")
         if check is not None:
             self.notes += check(values)

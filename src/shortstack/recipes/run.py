@@ -155,6 +155,8 @@ def run(
         return rehearsed(made, folder)
     for step in made.steps:
         step.command.need_packages()
+        with _naming(step.name):
+            step.command.check_options(step.values)
     team = Team.from_environment()
     if not team.leads:
         _follow(made, folder, team)
@@ -195,11 +197,8 @@ class _Runner:
         self.made["model"] = model_identity(self.recipe.model)
         for number, step in enumerate(self.recipe.steps, start=1):
             again = again or step.name == self.from_
-            try:
+            with _naming(step.name):
                 found.append(self._step(number, step, again))
-            except ShortstackError as error:
-                kind = UsageError if isinstance(error, UsageError) else ShortstackError
-                raise kind(f"step {step.name}: {error.message}", hint=error.hint) from error
             self.made[step.name] = self.folder.noted(step)["identity"]
         self.team.tell("end")
         self.team.close()
@@ -242,6 +241,16 @@ class _Runner:
         took = time.perf_counter() - started
         self.folder.note(step, state="done", seconds=took, identity=self.folder.identity(step), text=text)
         return StepResult(step.name, verb, "done", took, output, text, result)
+
+
+@contextlib.contextmanager
+def _naming(step: str) -> Iterator[None]:
+    """Within, an error says which step it is of."""
+    try:
+        yield
+    except ShortstackError as error:
+        kind = UsageError if isinstance(error, UsageError) else ShortstackError
+        raise kind(f"step {step}: {error.message}", hint=error.hint) from error
 
 
 def _within(output: Path, out: Path) -> str:

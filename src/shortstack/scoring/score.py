@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,10 @@ def check_score(values: Mapping[str, Any]) -> list[str]:
     Raises:
         ShortstackError: an unknown criterion, a text that cannot be used, or windows longer than the model takes.
     """
-    if not any(criterion.needs_windows for criterion in parse_criteria(values.get("criterion", "ppl"))):
+    criteria = parse_criteria(values.get("criterion", "ppl"))
+    given = {field.name: values[field.name] for field in fields(_STOPPING) if field.name in values}
+    _check_until(replace(_STOPPING, **given), criteria, values.get("samples", _CALIBRATION.samples))
+    if not any(criterion.needs_windows for criterion in criteria):
         return []
     data = values.get("data", _CALIBRATION.data)
     notes = preview(data, "calibration", lambda: read_corpus(data, role="calibration", limit_bytes=READ_BYTES))
