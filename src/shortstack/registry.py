@@ -315,6 +315,15 @@ _ROWS = [
         check="shortstack.evaluation.compare:check_published",
     ),
     Command(
+        "bench",
+        "shortstack.benchmark.bench:bench",
+        "Measure latency, throughput, memory and utilisation of checkpoints, in the engines that people use.",
+        "shortstack bench MODEL PRUNED --batch 1,8 --new-tokens 64 --compare --out bench.json",
+        makes={"results": "results.json"},
+        check="shortstack.benchmark.bench:check_bench",
+        estimate="shortstack.benchmark.bench:estimate_bench",
+    ),
+    Command(
         "run",
         "shortstack.recipes.run:run",
         "Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.",

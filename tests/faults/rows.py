@@ -87,8 +87,11 @@ ROWS: dict[int, tuple[str, str]] = {
     79: ("formulas in CSV exports", "cells are numbers and fixed words"),
     84: ("hub tokens in what is said or written", "blanked out; the environment is never recorded"),
     85: ("the hub: offline, 401, 403, 404, 429, timeouts; mistyped paths", "a line each; a path is not asked of the hub"),
+    86: ("an engine that is absent, too old, hangs, dies, or prints rubbish", "a time limit; the end of what it said; others run"),
+    87: ("an engine that sees our environment", "it is told an allowed part: no Python of ours, no tokens, no proxies"),
     88: ("an extra that is not installed", "one line with the command that installs it, exit code 2"),
     89: ("the clock jumps", "durations come from a monotonic clock"),
+    90: ("a GPU that is shared, hot or slowed; a busy machine", "recorded; a spread above 5 % is flagged"),
     91: ("seeds, hash seeds, ties, groups", "the same scores; ties go by block number"),
     92: ("the same run twice", "the same bytes"),
     93: ("a table that cannot be written after the scores", "the scores are there; the table's error is its own"),
@@ -114,7 +117,6 @@ ROWS: dict[int, tuple[str, str]] = {
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {
-    "benchmarks and quantized copies": (86, 87, 90),
     "reports and model cards": (75, 76),
     "the demo page": (80, 81, 82, 83),
 }

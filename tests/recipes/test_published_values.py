@@ -42,6 +42,14 @@ CHECKPOINTS = [
         for size in ("5.5b", "3.7b", "2.7b", "1.5b")
     ),
 ]
+# What was measured beside what: time and memory as the scripts do; Vicuna-7B beside all sizes that were published of it.
+BENCHES = {
+    "bench-llama-1-7b": ("llama-1-7b", ["nota-ai/st-llama-1-5.5b-ppl"]),
+    "bench-vicuna-13b": ("vicuna-13b", ["nota-ai/st-vicuna-v1.3-10.5b-ppl"]),
+    "bench-vicuna-7b": (
+        "vicuna-7b", [f"nota-ai/cpt_st-vicuna-v1.3-{size}-ppl" for size in ("5.5b", "3.7b", "2.7b", "1.5b")],
+    ),
+}  # fmt: skip
 
 
 def steps(name: str) -> dict[str, dict[str, Any]]:
@@ -104,7 +112,7 @@ def test_the_twenty_scripts_are_here() -> None:
 def test_there_is_no_other_recipe() -> None:
     cpt = {f"vicuna-7b-cpt{way}-{share}" for way in ("", "-lora") for share in CPT}
     evaluated = {f"eval-{name}" for name in (*MODELS, *CHECKPOINTS)}
-    assert set(shipped_recipes()) == {*PIPELINES, *cpt, *evaluated, "quickstart"}
+    assert set(shipped_recipes()) == {*PIPELINES, *cpt, *evaluated, *BENCHES, "quickstart"}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -166,6 +174,18 @@ def test_published_checkpoints_are_evaluated(name: str) -> None:
     else:
         assert recipe.steps[-1].values["published"] == name
     assert without_published(steps(f"eval-{name}")) == expected
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_published_measurements_of_efficiency(name: str) -> None:
+    model, beside = BENCHES[name]
+    assert resolve(name).model == MODELS[model][0]
+    assert steps(name) == {
+        "bench": {
+            "stage": "bench", "models": [MODEL, *beside], "batch": "1,8,16,32,64,128,256", "new_tokens": "128,512",
+            "sampling": "published", "runs": 30, "warmup": 10, "seed": 1234, "memory": True, "compare": True, "csv": "csv",
+        }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", published_names())

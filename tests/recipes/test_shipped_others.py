@@ -7,9 +7,13 @@ import pytest
 from shortstack.recipes.merge import shipped_recipes
 from shortstack.recipes.resolve import resolve
 from tests.recipes.shipped import Bench
-from tests.recipes.test_published_values import PIPELINES
+from tests.recipes.test_published_values import BENCHES, PIPELINES
 
-OTHERS = [name for name in shipped_recipes() if name != "quickstart" and (name not in PIPELINES or "remove" in name)]
+OTHERS = [
+    name
+    for name in shipped_recipes()
+    if name not in ("quickstart", *BENCHES) and (name not in PIPELINES or "remove" in name)
+]
 
 
 @pytest.fixture(scope="module")

@@ -264,6 +264,8 @@ def shown_figure(figure: Figure | None) -> str:
         return "-"
     if figure.unit in ("accuracy", "share"):
         return f"{figure.value:.1%}" + (f" ±{100 * figure.stderr:.1f}" if figure.stderr is not None else "")
+    if figure.unit == "bytes":
+        return size(round(figure.value))
     return f"{figure.value:.4g}" + (f" ±{figure.stderr:.2g}" if figure.stderr is not None else "")
 
 

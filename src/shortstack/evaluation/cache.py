@@ -37,17 +37,40 @@ def kept_or_made(
         progress: says where something was found.
         what: what it is, for that line.
     """
-    text = json_text({"form": _FORM, **key}, sort_keys=True)
-    path = kept_folder() / "results" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
-    if not fresh:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = read_json(path.read_bytes())
-            if json_text(record["key"], sort_keys=True) == text:
-                found: dict[str, Any] = record["found"]
-                progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
-                return found
+    found = None if fresh else kept(key)
+    if found is not None:
+        progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
+        return found
     found = make()
-    record = {"key": read_json(text), "found": found}
-    with contextlib.suppress(ShortstackError):  # a cache that cannot be written costs time, not the result
-        write_file(path, json_text(record).encode())
+    keep(key, found)
     return found
+
+
+def kept(key: dict[str, Any]) -> dict[str, Any] | None:
+    """What was kept under an equal key; None where nothing was."""
+    path, text = _place(key)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = read_json(path.read_bytes())
+        if json_text(record["key"], sort_keys=True) == text:
+            found: dict[str, Any] = record["found"]
+            return found
+    return None
+
+
+def keep(key: dict[str, Any], found: dict[str, Any]) -> None:
+    """Keep a finding for runs with an equal key."""
+    path, text = _place(key)
+    with contextlib.suppress(ShortstackError):  # a cache that cannot be written costs time, not the result
+        write_file(path, json_text({"key": read_json(text), "found": found}).encode())
+
+
+def forget(key: dict[str, Any]) -> None:
+    """Keep it no longer."""
+    with contextlib.suppress(OSError):
+        _place(key)[0].unlink(missing_ok=True)
+
+
+def _place(key: dict[str, Any]) -> tuple[Path, str]:
+    """(where a finding lies, its key as text)."""
+    text = json_text({"form": _FORM, **key}, sort_keys=True)
+    return kept_folder() / "results" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json", text

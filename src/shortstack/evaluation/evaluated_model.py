@@ -121,7 +121,7 @@ class Subject:
             return {"found": found, "usage": usage.to_json()}
 
         record = kept_or_made(
-            {"model": self._identity(), "what": key, "settings": self.settings, "versions": versions("lm_eval")},
+            {"model": self.identity(), "what": key, "settings": self.settings, "versions": versions("lm_eval")},
             measured,
             fresh=self.options.fresh,
             progress=self.progress,
@@ -157,7 +157,7 @@ class Subject:
             notes=list(notes),
         )
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What makes this checkpoint this one: its fingerprint sees both ends of a tensor, times of change the rest."""
         beside = hashlib.sha256()
         for path in sorted(

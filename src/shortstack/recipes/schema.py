@@ -18,6 +18,7 @@ from shortstack.registry import COMMANDS, Command, Kind
 # What a run decides, or a user on the command line, and never a file that came from somewhere else.
 NOT_IN_RECIPES = {
     "out", "force", "quiet", "dry_run", "restart", "weights_only_resume", "trust_remote_code", "allow_links",
+    "engine_python", "engine_binary", "engine_args",  # programs of this machine
 }  # fmt: skip
 # Options that take what an earlier step left behind, as `$step`, and which kind of it.
 REFERENCES: dict[str, tuple[Kind, ...]] = {
@@ -26,6 +27,7 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "base": ("checkpoint",),
     "teacher": ("checkpoint",),
     "dense": ("checkpoint",),
+    "draft": ("checkpoint",),
     "adapter": ("adapter",),
     "scores": ("scores",),
     "plan": ("plan",),
@@ -33,9 +35,9 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "results": ("results",),
 }
 # Options that name models or texts, besides those that are annotated as paths.
-SOURCES = {"model", "models", "base", "teacher", "dense", "data", "eval_data"}
+SOURCES = {"model", "models", "base", "teacher", "dense", "draft", "data", "eval_data"}
 # Paths that a stage writes besides OUT: they lie in the step's own folder.
-OUTPUTS = {"csv"}
+OUTPUTS = {"csv", "plot"}
 # Keys of a recipe, and of a step besides its stage's parameters, with what they mean.
 TOP = {
     "about": "what this recipe does, in one line",

@@ -1,0 +1,302 @@
+"""Measure checkpoints at work: latency, throughput, memory, utilisation, in the engines that people use."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.artifacts.results import Results
+from shortstack.benchmark.options import EngineOptions, MeasuringOptions, Sweep, SweepOptions
+from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.common.extras import need_packages
+from shortstack.common.options import stage
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.runtime.atomic_output import check_writable_file
+
+if TYPE_CHECKING:
+    from shortstack.benchmark.engines import Workload
+    from shortstack.benchmark.sweep import Measured
+    from shortstack.evaluation.evaluated_model import Subject
+
+_SWEEP, _ENGINES, _MEASURING = SweepOptions(), EngineOptions(), MeasuringOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """What is made of the figures.
+
+    Attributes:
+        compare: how many times as fast each model is as the first, beside the ideal: the share of the work that its blocks,
+            head and cache leave.
+        draft: a pruned model that drafts tokens for the one MODEL (speculative decoding); measured instead of the sweep.
+        draft_tokens: tokens that are drafted at a time.
+        csv: write the published layout into this folder: latency_throughput.csv, memory_tracemalloc.csv and
+            nvidia_smi_gpuutil.csv of each model and configuration.
+        plot: draw latency and memory against the batch, and speed-up against blocks removed, into this folder.
+    """
+
+    compare: bool = False
+    draft: str | None = None
+    draft_tokens: int = 5
+    csv: Path | None = None
+    plot: Path | None = None
+
+
+_REPORT = ReportOptions()
+
+
+@stage
+def bench(
+    *models: str,
+    sweep: SweepOptions = _SWEEP,
+    engines: EngineOptions = _ENGINES,
+    report: ReportOptions = _REPORT,
+    out: Path | None = None,
+    options: MeasuringOptions = _MEASURING,
+) -> Results:
+    """Measure latency, throughput, memory and utilisation of checkpoints, in the engines that people use.
+
+    Of every configuration: latency, time to the first token (prefill), time per further token (decoding) and throughput, as
+    medians with percentiles; peak memory and utilisation from a process of its own; and beside them what the machine's
+    memory bandwidth and matrix products, measured in the same run, allow at best. Several models take turns (A B, B A), so
+    that their runs are pairs.
+
+    Args:
+        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
+        sweep: what is run.
+        engines: which engines run it.
+        report: what is made of the figures.
+        out: write the results here (results.json).
+        options: how it is measured.
+
+    Returns:
+        A result per checkpoint, engine and configuration.
+
+    Raises:
+        ShortstackError: a checkpoint cannot be loaded, an engine is not there or fails, or nothing fits.
+    """
+    from shortstack.benchmark.engines import engine_names
+
+    chosen, names = Sweep.of(sweep), engine_names(engines.engine)
+    if report.draft is not None:
+        need_one_model(models, engines.engine, report.draft_tokens)
+    _check_outputs(report, out)
+    subjects = _opened(models, options)
+    if report.draft is not None:
+        return _drafted(subjects[0], report, chosen, options, out)
+    return _swept(subjects, report, engines, chosen, names, out, options=options)
+
+
+def need_one_model(models: Sequence[Any], engine: str, draft_tokens: int) -> None:
+    """What `--draft` needs.
+
+    Raises:
+        UsageError: several models, another engine, or nothing to draft.
+    """
+    if len(models) != 1:
+        raise UsageError(f"--draft: expected one MODEL, the dense one, found {len(models)}")
+    if engine != "transformers":
+        raise UsageError(f"--draft with --engine {engine}: drafts are run by transformers", hint="leave --engine out")
+    if draft_tokens < 1:
+        raise UsageError(f"--draft-tokens {draft_tokens}: expected at least 1")
+
+
+def _check_outputs(report: ReportOptions, out: Path | None) -> None:
+    if out is not None:
+        check_writable_file(Path(out))
+    for folder in (report.csv, report.plot):
+        if folder is not None:
+            check_writable_file(Path(folder) / "file")
+    if report.plot is not None:
+        need_packages("--plot", "matplotlib", extra="report")
+
+
+def _opened(models: Sequence[str], options: MeasuringOptions) -> list[Subject]:
+    from shortstack.evaluation.evaluated_model import Subject
+    from shortstack.evaluation.options import EvaluationOptions
+    from shortstack.families.open_model import open_model
+
+    if not models:
+        raise UsageError("no model given", hint="shortstack bench MODEL...")
+    if len(set(models)) < len(models):
+        raise UsageError("a model is given twice")
+    progress = Progress(quiet=options.quiet)
+    how = EvaluationOptions(
+        dtype=options.dtype, device=options.device, fresh=options.fresh, trust_remote_code=options.trust_remote_code,
+        quiet=options.quiet,
+    )  # fmt: skip
+    return [Subject(open_model(model, progress=progress), how, progress) for model in models]
+
+
+def _drafted(
+    dense: Subject, report: ReportOptions, sweep: Sweep, options: MeasuringOptions, out: Path | None
+) -> Results:
+    from shortstack.benchmark.draft import draft_result, is_exact
+    from shortstack.benchmark.report import BenchResults
+
+    assert report.draft is not None
+    (draft,) = _opened([report.draft], options)
+    result = draft_result(dense, draft, sweep, report.draft_tokens, options.seed)
+    found = BenchResults((result,), exit_code=0 if is_exact(result) else 1)
+    if out is not None:
+        found.save(out)
+    return found
+
+
+def _swept(
+    subjects: Sequence[Subject],
+    report: ReportOptions,
+    engines: EngineOptions,
+    sweep: Sweep,
+    names: Sequence[str],
+    out: Path | None,
+    *,
+    options: MeasuringOptions,
+) -> Results:
+    from shortstack.benchmark.engines import EngineError
+    from shortstack.benchmark.report import BenchResults, result_of, with_speedups
+    from shortstack.benchmark.sweep import SweepRun
+
+    workloads = [_workloads(subject, sweep, options.seed) for subject in subjects]
+    run = SweepRun(subjects, workloads, sweep, engines)
+    measured: list[Measured] = []
+    failed: list[str] = []
+    for name in names:
+        try:
+            measured += run.measured(name, memory=options.memory)
+        except EngineError as error:
+            if len(names) == 1:
+                raise
+            failed.append(f"{name} is left out: {error.message}")
+    if not any(one.samples for one in measured):
+        why = failed[0] if not measured else f"no configuration fits: {measured[0].does_not_fit}"
+        raise ShortstackError(why, hint="a smaller --batch or --new-tokens" if measured else "")
+    results = [result_of(one, sweep) for one in measured]
+    if report.compare:
+        results = with_speedups(results, measured)
+    notes = [*_tokenizer_notes(subjects), *failed]
+    results[0] = dataclasses.replace(results[0], notes=[*notes, *results[0].notes])
+    found = BenchResults(tuple(results), exit_code=1 if failed else 0)
+    _write(found, report, out)
+    run.forget()
+    return found
+
+
+def _write(found: Results, report: ReportOptions, out: Path | None) -> None:
+    if out is not None:
+        found.save(out)
+    if report.csv is not None:
+        from shortstack.benchmark.csv_files import write_published_csv
+
+        write_published_csv(found.results, Path(report.csv))
+    if report.plot is not None:
+        from shortstack.benchmark.plots import write_plots
+
+        write_plots(found.results, Path(report.plot))
+
+
+def _workloads(subject: Subject, sweep: Sweep, seed: int) -> list[Workload]:
+    """The configurations, in rising order of what they need."""
+    from shortstack.benchmark.engines import Workload
+    from shortstack.evaluation.samples import PUBLISHED_PROMPT
+
+    if sweep.prompt_tokens is None:
+        ids = [int(token) for token in subject.tokenizer(PUBLISHED_PROMPT)["input_ids"]]
+        prompt = "the published prompt"
+    else:
+        ids, prompt = _ids_of_length(subject, sweep.prompt_tokens), f"a prompt of {sweep.prompt_tokens} tokens"
+    check_positions(Forecast.of(subject.checkpoint), len(ids), sweep)
+    return [
+        Workload(batch, tuple(ids), new_tokens, sweep.sampling, seed, prompt)
+        for new_tokens in sorted(sweep.new_tokens)
+        for batch in sorted(sweep.batches)
+    ]
+
+
+def _ids_of_length(subject: Subject, length: int) -> list[int]:
+    """So many tokens of English text; of a model without a tokenizer, so many different ones."""
+    from shortstack.data.embedded import heldout_documents
+
+    try:
+        tokenizer = subject.tokenizer
+    except ShortstackError as error:
+        subject.progress.say(f"{error.message}; the prompt's tokens are counted up")
+        return [at % subject.rows for at in range(length)]
+    ids: list[int] = []
+    for document in heldout_documents():
+        ids += tokenizer(document.text, add_special_tokens=not ids, verbose=False)["input_ids"]
+        if len(ids) >= length:
+            break
+    return [int(token) for token in ids[:length]]
+
+
+def check_positions(model: Forecast, prompt_tokens: int, sweep: Sweep) -> None:
+    """Refuse runs that are longer than a model can take.
+
+    Raises:
+        ShortstackError: they are.
+    """
+    positions, longest = model.checkpoint.positions, prompt_tokens + max(sweep.new_tokens)
+    if positions is not None and longest > positions:
+        raise ShortstackError(
+            f"{model.checkpoint.source}: {prompt_tokens} prompt tokens and {max(sweep.new_tokens)} new ones, but "
+            f"{positions} positions",
+            hint="fewer --new-tokens, or fewer --prompt-tokens",
+        )
+
+
+def _tokenizer_notes(subjects: Sequence[Subject]) -> list[str]:
+    """Models that read text otherwise do not do the same work on the same text."""
+    vocabularies = []
+    for subject in subjects:
+        try:
+            vocabularies.append(subject.tokenizer.get_vocab())
+        except ShortstackError:
+            return []
+    other = [one.name for one, known in zip(subjects, vocabularies, strict=True) if known != vocabularies[0]]
+    if not other:
+        return []
+    return [
+        f"{', '.join(other)}: another tokenizer than {subjects[0].name}: a token is another piece of text there, and so are "
+        "tokens/s"
+    ]
+
+
+def check_bench(values: Mapping[str, Any]) -> list[str]:
+    """Look at what a sweep needs before anything runs.
+
+    Raises:
+        ShortstackError: it would fail.
+    """
+    from shortstack.benchmark.engines import engine_names
+
+    sweep = _sweep_of(values)
+    engine_names(str(values.get("engine", _ENGINES.engine)))
+    models: list[Forecast | None] = values.get("models") or []
+    if values.get("draft") is not None:
+        need_one_model(models, values.get("engine", _ENGINES.engine), values.get("draft_tokens", _REPORT.draft_tokens))
+    if values.get("plot") is not None:
+        need_packages("plot", "matplotlib", extra="report")
+    for model in models:
+        if model is not None:
+            check_positions(model, sweep.prompt_tokens or 1, sweep)
+    return []
+
+
+def estimate_bench(values: Mapping[str, Any]) -> Estimate:
+    """What a sweep leaves: figures of how many configurations."""
+    sweep = _sweep_of(values)
+    if values.get("draft") is not None:
+        return Estimate("figures of drafting")
+    engines = len(str(values.get("engine", _ENGINES.engine)).split(","))
+    configurations = len(sweep.batches) * len(sweep.new_tokens) * engines
+    models = len(values.get("models") or [])
+    return Estimate(f"figures of {models} model{'s' if models != 1 else ''} x {configurations} configurations")
+
+
+def _sweep_of(values: Mapping[str, Any]) -> Sweep:
+    names = {field.name for field in dataclasses.fields(SweepOptions)}
+    return Sweep.of(SweepOptions(**{name: value for name, value in values.items() if name in names}))

@@ -1,0 +1,162 @@
+"""Engines that run a checkpoint, behind one small interface: start, greedy, bench, stop. A row each."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shortstack.benchmark.options import EngineOptions, Sampling
+from shortstack.errors import ShortstackError, UsageError, did_you_mean
+from shortstack.evaluation.evaluated_model import Subject
+
+
+class EngineError(ShortstackError):
+    """An engine is not there, is too old, hangs, dies, or answers something else than it should."""
+
+
+class DoesNotFitError(ShortstackError):
+    """There is not enough memory for a batch: a row of the table, not the end of the run."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One configuration that is timed.
+
+    Attributes:
+        batch: sequences at a time.
+        prompt_ids: the prompt, which every sequence of the batch begins with.
+        new_tokens: tokens that each sequence gets.
+        sampling, seed: how they are chosen.
+        prompt: what the prompt is, in words.
+    """
+
+    batch: int
+    prompt_ids: tuple[int, ...]
+    new_tokens: int
+    sampling: Sampling = "greedy"
+    seed: int = 1234
+    prompt: str = ""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_ids)
+
+    @property
+    def label(self) -> str:
+        """What was run, in words; the same for models of different tokenizers."""
+        return f"batch {self.batch}, {self.prompt}, {self.new_tokens} new tokens"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a workload.
+
+    Attributes:
+        seconds: wall-clock, of the whole run.
+        prefill_seconds: until the first new token is there.
+        decode_seconds: of all further ones.
+        steps: further tokens of each sequence.
+        device_seconds: of the whole run by the device's own events; None where it has none.
+    """
+
+    seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    steps: int
+    device_seconds: float | None = None
+
+
+class Engine(Protocol):
+    """What runs one checkpoint.
+
+    Attributes:
+        name: as `--engine` has it.
+        in_process: it runs in this process, ready between calls: several models can take turns run by run.
+        version: of the engine, once it has started.
+        notes: what a reader of its figures should know.
+        peak_rss_bytes: of the engine's own processes in its last `bench`; None where that is not known.
+    """
+
+    name: str
+    in_process: bool
+    version: str
+    notes: list[str]
+    peak_rss_bytes: int | None
+
+    def start(self) -> None:
+        """Load the checkpoint, as far as that is needed before the first call.
+
+        Raises:
+            EngineError: the engine is not there, or cannot load it.
+        """
+
+    def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """The most likely continuation of each prompt, so many tokens of it, end of text or not.
+
+        Raises:
+            EngineError: it did not give them.
+        """
+
+    def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:
+        """Time some runs, after others that are not counted.
+
+        Raises:
+            DoesNotFitError: there is not enough memory for it.
+            EngineError: it did not end well.
+        """
+
+    def stop(self) -> None:
+        """Let go of memory and processes; a stopped engine can be started again."""
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """One engine that is known.
+
+    Attributes:
+        adapter: module:class, called with the checkpoint and the options.
+        summary: what it is.
+        external: a program of its own, with an environment of its own.
+        arguments: further ones for the class.
+    """
+
+    adapter: str
+    summary: str
+    external: bool = False
+    arguments: tuple[Any, ...] = ()
+
+
+_HERE = "shortstack.benchmark.engines"
+ENGINES: dict[str, EngineRow] = {
+    "transformers": EngineRow(f"{_HERE}.transformers:TransformersEngine", "transformers, eager"),
+    "compiled": EngineRow(
+        f"{_HERE}.transformers:TransformersEngine", "transformers, compiled, static cache", arguments=(True,)
+    ),
+    "vllm": EngineRow(f"{_HERE}.vllm:VllmEngine", "vLLM, by its own `vllm bench latency`", external=True),
+    "llama.cpp": EngineRow(f"{_HERE}.llama_cpp:LlamaCppEngine", "llama.cpp, by its own llama-bench", external=True),
+}
+
+
+def engine_names(text: str) -> list[str]:
+    """`transformers,vllm` -> names of rows.
+
+    Raises:
+        UsageError: one is not known.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in ENGINES:
+            raise UsageError(f"--engine {name}: unknown", hint=did_you_mean(name, ENGINES))
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"--engine {text!r}: expected names separated by commas, each once")
+    return names
+
+
+def open_engine(name: str, subject: Subject, options: EngineOptions) -> Engine:
+    """The adapter of an engine for one checkpoint, not started yet."""
+    module, _, adapter = ENGINES[name].adapter.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), adapter)(subject, options, *ENGINES[name].arguments)
+    return engine

@@ -1,0 +1,154 @@
+"""vLLM: its own `vllm bench latency` for times, and its Python for greedy tokens. In an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shortstack.benchmark.engines import DoesNotFitError, EngineError, Sample, Workload
+from shortstack.benchmark.engines.program import Conversation, environment, found_program, run_program
+from shortstack.benchmark.options import EngineOptions
+from shortstack.evaluation.evaluated_model import Subject
+
+_OLDEST = (0, 9)  # the first with `vllm bench latency`
+_HINT = (
+    "pip install vllm in an environment of its own, then --engine-binary VENV/bin (or --engine-python VENV/bin/python)"
+)
+_WORKER = Path(__file__).with_name("vllm_worker.py")
+_NO_MEMORY = ("out of memory", "no available memory", "kv cache is needed", "larger than the available kv cache")
+_PREFILL = 1  # new tokens of the runs that time the prefill
+
+
+class VllmEngine:
+    """One checkpoint in vLLM."""
+
+    name = "vllm"
+    in_process = False
+
+    def __init__(self, subject: Subject, options: EngineOptions) -> None:
+        self._subject, self._options = subject, options
+        self._worker: Conversation | None = None
+        self.version = ""
+        self.notes: list[str] = []
+        self.peak_rss_bytes: int | None = None
+
+    def start(self) -> None:
+        """Find vLLM, and see that it is new enough."""
+        if self.version:
+            return
+        told = run_program(
+            [*self._program(), "--version"],
+            what="vllm --version",
+            limit=self._options.time_limit,
+            env=self._environment(),
+        ).stdout
+        match = re.search(r"(\d+)\.(\d+)[\w.+]*", told)
+        if match is None:
+            raise EngineError(f"vllm --version: expected a version, found {told.strip()[:80]!r}")
+        if (int(match[1]), int(match[2])) < _OLDEST:
+            raise EngineError(
+                f"vLLM {match[0]} is too old: expected {'.'.join(map(str, _OLDEST))} or newer", hint=_HINT
+            )
+        self.version = match[0]
+        self.notes = [
+            "vllm: prompts are random tokens of its own, and sampling is plain; the prefill is a run with one new token, "
+            "decoding is what a run with all of them takes longer (medians)"
+        ]
+
+    def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:
+        """Two calls of `vllm bench latency`: with one new token, and with all of them."""
+        prefill = self._latencies(workload, _PREFILL, runs, warmup)
+        whole = self._latencies(workload, workload.new_tokens, runs, warmup) if workload.new_tokens > 1 else prefill
+        first = sorted(prefill)[len(prefill) // 2]
+        return [Sample(total, first, max(0.0, total - first), workload.new_tokens - 1) for total in whole]
+
+    def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """By vLLM's Python class, in a process of its Python that stays until `stop`."""
+        if self._worker is None:
+            self._worker = self._started_worker(max(map(len, prompts)) + new_tokens)
+        answer = self._worker.ask({"prompts": [list(prompt) for prompt in prompts], "new_tokens": new_tokens})
+        tokens = answer.get("tokens")
+        if not isinstance(tokens, list) or [len(row) for row in tokens] != [new_tokens] * len(prompts):
+            raise EngineError(f"vllm: expected {len(prompts)} rows of {new_tokens} tokens, found {str(answer)[:120]}")
+        return [[int(token) for token in row] for row in tokens]
+
+    def stop(self) -> None:
+        """End its process."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def _latencies(self, workload: Workload, new_tokens: int, runs: int, warmup: int) -> list[float]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "latency.json"
+            arguments: list[str | Path] = [
+                *self._program(), "bench", "latency", "--model", self._subject.checkpoint.directory,
+                "--dtype", self._dtype, "--input-len", str(workload.prompt_tokens), "--output-len", str(new_tokens),
+                "--batch-size", str(workload.batch), "--num-iters", str(runs), "--num-iters-warmup", str(warmup),
+                "--max-model-len", str(workload.prompt_tokens + workload.new_tokens), "--output-json", path,
+                "--disable-detokenize", *shlex.split(self._options.engine_args),
+            ]  # fmt: skip
+            try:
+                output = run_program(
+                    arguments, what="vllm bench latency", limit=self._options.time_limit, env=self._environment()
+                )
+            except EngineError as error:
+                if any(sign in error.message.lower() for sign in _NO_MEMORY):
+                    raise DoesNotFitError(f"{self._subject.name}: {error.message}") from None
+                raise
+            self.peak_rss_bytes = output.peak_rss_bytes
+            return _read_latencies(path, runs)
+
+    @property
+    def _dtype(self) -> str:
+        return self._subject.settings["dtype"]
+
+    def _program(self) -> list[str | Path]:
+        options = self._options
+        if options.engine_python is not None and options.engine_binary is None:
+            return [self._python(), "-m", "vllm.entrypoints.cli.main"]
+        return [found_program(options.engine_binary, ["vllm"], "vLLM", _HINT)]
+
+    def _python(self) -> Path:
+        options = self._options
+        if options.engine_python is not None:
+            return found_program(options.engine_python, ["python"], "the Python of vLLM", _HINT)
+        return found_program(self._beside("vllm"), ["python", "python3"], "the Python of vLLM", _HINT)
+
+    def _beside(self, name: str) -> Path:
+        """The folder of the program, where its environment's Python is too."""
+        return found_program(self._options.engine_binary, [name], "vLLM", _HINT).parent
+
+    def _environment(self) -> dict[str, str]:
+        on_cpu = {} if self._subject.place.type == "cuda" else {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        return {**on_cpu, **environment()}
+
+    def _started_worker(self, length: int) -> Conversation:
+        worker = Conversation(
+            [self._python(), _WORKER], what="vllm", limit=self._options.time_limit, env=self._environment()
+        )
+        positions = self._subject.checkpoint.positions or length
+        request = {
+            "model": str(self._subject.checkpoint.directory), "dtype": self._dtype,
+            "max_model_len": max(length, min(positions, 1024)),
+        }  # fmt: skip
+        self.version = str(worker.ask(request).get("version", self.version))
+        return worker
+
+
+def _read_latencies(path: Path, runs: int) -> list[float]:
+    try:
+        record: Any = json.loads(path.read_bytes())
+        latencies = [float(value) for value in record["latencies"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"vllm bench latency: its JSON holds no latencies ({type(error).__name__}: {str(error)[:80]})", hint=_HINT
+        ) from None
+    if len(latencies) != runs or not all(0 < value < float("inf") for value in latencies):
+        raise EngineError(f"vllm bench latency: expected {runs} times, found {str(latencies)[:120]}")
+    return latencies

@@ -1,0 +1,90 @@
+"""What the machine reaches in this very run: memory bandwidth and matrix products; and the time that they allow at best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from shortstack.benchmark.work import Work
+from shortstack.engine.cpu import best_seconds
+
+if TYPE_CHECKING:
+    from shortstack.benchmark.engines import Workload
+
+_ROWS = 1024  # of a product: enough for the best rate
+_ROUNDS = 5
+_MOST_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
+_WIDEST = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was measured.
+
+    Attributes:
+        bytes_per_second: the best rate at which memory of the size of the weights is read.
+        operations_per_second: the best rate of a matrix product in the model's precision.
+    """
+
+    bytes_per_second: float
+    operations_per_second: float
+
+    def best_of(self, other: Machine) -> Machine:
+        """The better of two measurements: a floor must not be above what the machine can do."""
+        return Machine(
+            max(self.bytes_per_second, other.bytes_per_second),
+            max(self.operations_per_second, other.operations_per_second),
+        )
+
+    def prefill_seconds(self, work: Work, workload: Workload) -> float:
+        """The least time until the first token: the operations of the prompts, or reading every weight once."""
+        return max(
+            work.prefill_operations(workload) / self.operations_per_second, work.weight_bytes / self.bytes_per_second
+        )
+
+    def step_seconds(self, work: Work, workload: Workload) -> float:
+        """The least time of one further token of every sequence: reading weights and cache, or the operations."""
+        return max(
+            work.step_bytes(workload) / self.bytes_per_second,
+            work.step_operations(workload) / self.operations_per_second,
+        )
+
+
+@torch.no_grad()
+def measured_machine(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Machine:
+    """Measure the machine as it is now: some tenths of a second on a CPU."""
+    wide = _WIDEST[device.type]
+    x, weight = (torch.ones(rows, wide, device=device, dtype=dtype) for rows in (_ROWS, wide))
+    product = _best([lambda: torch.mm(x, weight.t()), *_onednn_product(x, weight)], device)
+    elements = max(1 << 18, min(weight_bytes, _MOST_BYTES[device.type]) // weight.element_size())
+    columns = min(wide, 2048)
+    matrix = torch.ones(-(-elements // columns), columns, device=device, dtype=dtype)
+    vector = torch.ones(columns, device=device, dtype=dtype)
+    reading = _best([lambda: torch.mv(matrix, vector), lambda: matrix.sum()], device)
+    return Machine(matrix.nbytes / reading, 2 * _ROWS * wide * wide / product)
+
+
+def _onednn_product(x: torch.Tensor, weight: torch.Tensor) -> list[Callable[[], object]]:
+    """The other library in torch, which is the faster one on some CPUs."""
+    from shortstack.engine import cpu
+
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not cpu._available():
+        return []
+    return [lambda: cpu._product(x, weight, None)]
+
+
+def _best(calls: list[Callable[[], object]], device: torch.device) -> float:
+    if device.type != "cuda":
+        return min(best_seconds(calls, rounds=_ROUNDS))
+
+    def waited(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            call()
+            torch.cuda.synchronize(device)
+
+        return run
+
+    return min(best_seconds([waited(call) for call in calls], rounds=2 * _ROUNDS))

@@ -1,0 +1,153 @@
+"""The options of measuring: what every run does, in which engine, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from shortstack.errors import UsageError
+from shortstack.runtime.devices import DType
+
+Sampling = Literal["greedy", "published"]
+PresetName = Literal["shortened-llm"]
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """What is run: every batch size with every number of new tokens.
+
+    Attributes:
+        preset: the published sweep by name; options that are given beside it take precedence. `shortened-llm` is batch 1, 8,
+            16, 32, 64, 128 and 256 with 128 and 512 new tokens after the published prompt, sampled as published, 30 runs of
+            which 10 are warm-up.
+        batch: batch sizes, separated by commas; by default 1.
+        prompt_tokens: length of the prompt in tokens, which is a piece of English text; by default the published prompt as
+            the model's own tokenizer has it.
+        new_tokens: numbers of new tokens, separated by commas; by default 128. The end-of-text token is suppressed.
+        sampling: `greedy`, or `published` (top-k 50, top-p 0.95, temperature 1); by default greedy.
+        runs: runs of each configuration, those of the warm-up included; by default 30.
+        warmup: the first so many runs of each configuration are not counted; by default 10.
+    """
+
+    preset: PresetName | None = None
+    batch: str | None = None
+    prompt_tokens: int | None = None
+    new_tokens: str | None = None
+    sampling: Sampling | None = None
+    runs: int | None = None
+    warmup: int | None = None
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which engines run the models, and where they are.
+
+    Attributes:
+        engine: engines, separated by commas: `transformers` (eager), `compiled` (transformers with torch.compile and a static
+            cache), `vllm`, `llama.cpp`. Each is reported apart.
+        engine_python: the Python of the engine's own environment, such as VENV/bin/python.
+        engine_binary: the engine's program, or the folder that holds it; by default it is looked for on PATH.
+        engine_args: further arguments for the engine's program, as on a command line.
+        time_limit: seconds that one call of an external engine may take.
+    """
+
+    engine: str = "transformers"
+    engine_python: Path | None = None
+    engine_binary: Path | None = None
+    engine_args: str = ""
+    time_limit: float = 1800.0
+
+
+@dataclass(frozen=True)
+class MeasuringOptions:
+    """How it is measured.
+
+    Attributes:
+        memory: measure peak memory and utilisation too, in a process of its own.
+        seed: of the sampling.
+        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        fresh: measure everything anew, also what an interrupted run has measured.
+        trust_remote_code: run code that comes with the checkpoint.
+        quiet: no progress on stderr.
+    """
+
+    memory: bool = True
+    seed: int = 1234
+    dtype: DType = "auto"
+    device: str = "auto"
+    fresh: bool = False
+    trust_remote_code: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is run, with every choice made.
+
+    Attributes:
+        batches, new_tokens: every one of one with every one of the other.
+        prompt_tokens: None for the published prompt.
+        sampling: how a token is chosen.
+        runs: of each configuration, without the warm-up.
+        warmup: runs before them.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    new_tokens: tuple[int, ...] = (128,)
+    prompt_tokens: int | None = None
+    sampling: Sampling = "greedy"
+    runs: int = 20
+    warmup: int = 10
+
+    @classmethod
+    def of(cls, options: SweepOptions) -> Sweep:
+        """The options over those of the preset, over the defaults.
+
+        Raises:
+            UsageError: one of them means nothing.
+        """
+        preset = PRESETS[options.preset] if options.preset is not None else SweepOptions()
+        chosen = {
+            field.name: next(
+                (value for value in (getattr(options, field.name), getattr(preset, field.name)) if value is not None),
+                None,
+            )
+            for field in fields(SweepOptions)
+        }
+        runs, warmup = chosen["runs"] or 30, 10 if chosen["warmup"] is None else chosen["warmup"]
+        if not 0 <= warmup < runs:
+            raise UsageError(f"--runs {runs} --warmup {warmup}: expected at least one run after the warm-up")
+        if chosen["prompt_tokens"] is not None and chosen["prompt_tokens"] < 1:
+            raise UsageError(f"--prompt-tokens {chosen['prompt_tokens']}: expected at least 1")
+        return cls(
+            numbers("--batch", chosen["batch"] or "1"),
+            numbers("--new-tokens", chosen["new_tokens"] or "128"),
+            chosen["prompt_tokens"],
+            chosen["sampling"] or "greedy",
+            runs - warmup,
+            warmup,
+        )
+
+
+PRESETS: dict[PresetName, SweepOptions] = {
+    "shortened-llm": SweepOptions(
+        batch="1,8,16,32,64,128,256", new_tokens="128,512", sampling="published", runs=30, warmup=10
+    ),
+}
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """`1,8` -> (1, 8).
+
+    Raises:
+        UsageError: something else than whole numbers from 1 up, each once.
+    """
+    try:
+        found = tuple(int(part) for part in str(text).split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1 or len(set(found)) < len(found):
+        raise UsageError(f"{option} {text!r}: expected whole numbers from 1 up, each once, separated by commas")
+    return found

@@ -1,0 +1,243 @@
+"""External engines, by a program that speaks their protocols and misbehaves on demand: every way ends in words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shortstack.benchmark.engines import DoesNotFitError, Engine, EngineError, Sample, open_engine
+from shortstack.benchmark.engines.program import Conversation, environment, run_program
+from shortstack.benchmark.options import EngineOptions
+from shortstack.errors import ShortstackError, UsageError
+from tests.benchmark.engines.fake import calls, programs
+from tests.benchmark.material import subject, workload
+
+LIMIT = 20.0  # a program that answers is given much more time than it needs
+SHORT = 0.5  # one that hangs never answers
+
+
+@pytest.fixture
+def model(copied: Callable[..., Path]) -> Path:
+    path = copied("llama")
+    (path / "model.gguf").write_bytes(b"GGUF")
+    return path
+
+
+def engine(name: str, model: Path, folder: Path, limit: float = LIMIT, **options: Any) -> Engine:
+    return open_engine(name, subject(model), EngineOptions(engine_binary=folder, time_limit=limit, **options))
+
+
+def test_vllm_is_timed_by_its_own_bench(model: Path, tmp_path: Path) -> None:
+    folder = programs(tmp_path / "bin")
+    vllm = engine("vllm", model, folder, engine_args="--enforce-eager --seed 1")
+    vllm.start()
+    assert vllm.version == "0.32.0"
+    samples = vllm.bench(workload(batch=2, prompt=8, new=5), runs=3, warmup=2)
+    # With one new token 0.60, 0.61, 0.62 s: the median is the prefill; with five 1.00, 1.01, 1.02 s.
+    expected = [Sample(1.0, 0.61, 0.39, 4), Sample(1.01, 0.61, 0.4, 4), Sample(1.02, 0.61, 0.41, 4)]
+    for sample, wanted in zip(samples, expected, strict=True):
+        assert (sample.seconds, sample.steps) == (pytest.approx(wanted.seconds), wanted.steps)
+        assert sample.prefill_seconds == pytest.approx(wanted.prefill_seconds)
+        assert sample.decode_seconds == pytest.approx(wanted.decode_seconds)
+    last = calls(folder)[-1]["arguments"]
+    assert last[:4] == ["bench", "latency", "--model", str(model)]
+    for name, value in (
+        ("--dtype", "float32"), ("--input-len", "8"), ("--output-len", "5"), ("--batch-size", "2"), ("--num-iters", "3"),
+        ("--num-iters-warmup", "2"), ("--max-model-len", "13"),
+    ):  # fmt: skip
+        assert last[last.index(name) + 1] == value
+    assert last[-3:] == ["--enforce-eager", "--seed", "1"]
+
+
+def test_vllm_gives_greedy_tokens_through_its_python(model: Path, tmp_path: Path) -> None:
+    folder = programs(tmp_path / "bin")
+    for options in ({"engine_binary": folder}, {"engine_python": folder / "python"}):
+        vllm = open_engine("vllm", subject(model), EngineOptions(time_limit=LIMIT, **options))  # type: ignore[arg-type]
+        vllm.start()
+        assert vllm.greedy([[3, 4], [5]], 3) == [[7, 7, 7], [7, 7, 7]]
+        assert vllm.greedy([[3]], 2) == [[7, 7]]  # the same process
+        vllm.stop()
+    workers = [
+        call for call in calls(folder) if call["name"] == "python" and call["arguments"][0].endswith("_worker.py")
+    ]
+    assert len(workers) == 2
+
+
+def test_llama_cpp_is_timed_by_its_own_bench(model: Path, tmp_path: Path) -> None:
+    folder = programs(tmp_path / "bin")
+    llama = engine("llama.cpp", model, folder / "llama-bench", engine_args="-t 1")
+    llama.start()
+    samples = llama.bench(workload(prompt=8, new=5), runs=2, warmup=1)
+    assert llama.version == "build 6000"
+    assert [(one.prefill_seconds, one.decode_seconds, one.steps) for one in samples] == [
+        (0.2, 1.0, 5),
+        (0.200000001, 1.000000001, 5),
+    ]
+    told = ["-m", str(model / "model.gguf"), *["-p", "8", "-n", "5", "-r", "2", "-o", "json", "-t", "1"]]
+    assert calls(folder)[-1]["arguments"] == told
+    batched = llama.bench(workload(batch=4, prompt=8, new=5), runs=2, warmup=1)
+    assert batched == [Sample(1.0, 0.25, 0.75, 5)] * 2
+    assert calls(folder)[-1]["name"] == "llama-batched-bench"
+    assert calls(folder)[-1]["arguments"][2:10] == ["-c", "52", "-npp", "8", "-ntg", "5", "-npl", "4,4,4"]
+
+
+def test_llama_cpp_gives_greedy_tokens_through_its_server(model: Path, tmp_path: Path) -> None:
+    llama = engine("llama.cpp", model, programs(tmp_path / "bin"))
+    llama.start()
+    assert llama.greedy([[3, 4], [9]], 3) == [[5, 6, 7], [10, 11, 12]]
+    llama.stop()
+
+
+# What the program does -> what is said of it.
+BENCH_FAULTS = [
+    ("hang", "did not end within 0.50 s; it said: loading the model"),
+    ("die", "ended with exit code 3; it said: RuntimeError: the engine has no kernel for this"),
+    ("killed", "was killed by SIGSEGV"),
+]
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize(("how", "says"), BENCH_FAULTS)
+@pytest.mark.parametrize(("name", "batch"), [("vllm", 1), ("llama.cpp", 1), ("llama.cpp", 2)])
+def test_an_engine_that_does_not_end_well(
+    name: str, batch: int, how: str, says: str, model: Path, tmp_path: Path
+) -> None:
+    found = engine(name, model, programs(tmp_path / "bin", bench=how), SHORT if how == "hang" else LIMIT)
+    with pytest.raises(EngineError) as failed:
+        found.bench(workload(batch=batch), runs=2, warmup=1)
+    assert says in failed.value.message
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize(("name", "batch"), [("vllm", 1), ("llama.cpp", 1), ("llama.cpp", 2)])
+def test_an_engine_that_prints_rubbish(name: str, batch: int, model: Path, tmp_path: Path) -> None:
+    found = engine(name, model, programs(tmp_path / "bin", bench="rubbish"))
+    with pytest.raises(EngineError, match="JSON") as failed:
+        found.bench(workload(batch=batch), runs=2, warmup=1)
+    assert failed.value.hint
+
+
+@pytest.mark.fault(86)
+def test_an_engine_that_gives_too_few_times(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="expected 3 times, found \\[0.6\\]"):
+        engine("vllm", model, programs(tmp_path / "bin", bench="too few")).bench(workload(), runs=3, warmup=1)
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("name", ["vllm", "llama.cpp"])
+def test_an_engine_without_memory_is_a_row(name: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(DoesNotFitError, match="out of memory"):
+        engine(name, model, programs(tmp_path / "bin", bench="no memory")).bench(workload(), runs=2, warmup=1)
+
+
+@pytest.mark.fault(86)
+def test_engines_that_are_not_there(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name, hint in (("vllm", "--engine-binary"), ("llama.cpp", "--engine-binary")):
+        with pytest.raises(UsageError, match="was not found: no .* on PATH") as missing:
+            open_engine(name, subject(model), EngineOptions()).start()
+        assert hint in missing.value.hint
+        with pytest.raises(UsageError, match="no program of"):
+            engine(name, model, tmp_path).start()
+
+
+@pytest.mark.fault(86)
+def test_engines_that_are_too_old(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"vLLM 0\.8\.5 is too old: expected 0\.9 or newer"):
+        engine("vllm", model, programs(tmp_path / "a", version="0.8.5")).start()
+    with pytest.raises(EngineError, match="expected a version, found 'usage: vllm"):
+        engine("vllm", model, programs(tmp_path / "b", version="usage: vllm")).start()
+    with pytest.raises(EngineError, match="build 3000 is too old: expected 4400 or newer"):
+        engine("llama.cpp", model, programs(tmp_path / "c", build=3000)).bench(workload(), runs=1, warmup=0)
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("hang", "no answer within 0.50 s; it said: loading the model"),
+        ("die", "ended with exit code 3 before it answered; it said: RuntimeError"),
+        ("rubbish", "expected a line of JSON, found 'INFO loading'"),
+        ("raise", "ValueError: no such architecture"),
+    ],
+)
+def test_a_worker_that_misbehaves(how: str, says: str, model: Path, tmp_path: Path) -> None:
+    vllm = engine("vllm", model, programs(tmp_path / "bin", worker=how), SHORT if how == "hang" else LIMIT)
+    with pytest.raises(EngineError) as failed:
+        vllm.greedy([[3]], 2)
+    assert says in failed.value.message
+    vllm.stop()
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("hang", "was not ready within 0.5 s; it said: loading the model"),
+        ("die", "ended before it was ready, it ended with exit code 3; it said: RuntimeError"),
+        ("rubbish", "expected 2 tokens, found"),
+    ],
+)
+def test_a_server_that_misbehaves(how: str, says: str, model: Path, tmp_path: Path) -> None:
+    llama = engine("llama.cpp", model, programs(tmp_path / "bin", server=how), SHORT if how == "hang" else LIMIT)
+    with pytest.raises(EngineError) as failed:
+        llama.greedy([[3]], 2)
+    assert says in failed.value.message
+    llama.stop()
+
+
+@pytest.mark.fault(87)
+def test_an_engine_is_told_nothing_of_our_environment(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTHONPATH", "VIRTUAL_ENV", "HF_TOKEN", "HTTPS_PROXY", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "ours")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    folder = programs(tmp_path / "bin")
+    engine("vllm", model, folder).start()
+    told = calls(folder)[0]["environment"]
+    assert "ours" not in told.values()
+    assert (told["HF_HUB_OFFLINE"], told["CUDA_VISIBLE_DEVICES"], told["PATH"]) == ("1", "1", os.environ["PATH"])
+    assert told["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert environment(X="y")["X"] == "y"
+
+
+def test_the_gguf_file_must_be_the_checkpoints(
+    built: Callable[..., Path], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = copied("llama")
+    llama = engine("llama.cpp", model, programs(tmp_path / "bin"))
+    with pytest.raises(EngineError, match=r"no model\.gguf beside it") as missing:
+        llama.start()
+    assert missing.value.hint == f"shortstack export gguf {model} --out model.gguf, beside the checkpoint"
+    beside = model.with_name("model.gguf")
+    beside.write_bytes(b"GGUF")
+    llama.start()
+    os.utime(beside, (1, 1))
+    with pytest.raises(EngineError, match="older than the weights"):
+        llama.start()
+    for name in ("a.gguf", "b.gguf"):
+        (model / name).write_bytes(b"GGUF")
+    with pytest.raises(EngineError, match="several GGUF files"):
+        llama.start()
+
+
+def test_what_a_program_started_ends_with_it(tmp_path: Path) -> None:
+    script, child = tmp_path / "parent", tmp_path / "child"
+    script.write_text(f"#!/bin/sh\ntail -f /dev/null &\necho $! > {child}\nwait\n")
+    script.chmod(0o755)
+    with pytest.raises(EngineError, match="did not end within"):
+        run_program([script], what="parent", limit=SHORT)
+    stat = Path(f"/proc/{child.read_text().strip()}/stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # at most waiting to be collected
+
+
+def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(ShortstackError, match="cannot be started \\(no such file or directory\\)"):
+        run_program([tmp_path / "none"], what="none", limit=LIMIT)
+    with pytest.raises(ShortstackError, match="cannot be started"):
+        Conversation([tmp_path / "none"], what="none", limit=LIMIT)

@@ -1,0 +1,62 @@
+"""What tests of measuring share: models under measurement, workloads, engines that measure nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shortstack.benchmark.engines import DoesNotFitError, Sample, Workload
+from shortstack.benchmark.options import EngineOptions
+from shortstack.common.progress import Progress
+from shortstack.evaluation.evaluated_model import Subject
+from shortstack.evaluation.options import EvaluationOptions
+from shortstack.families.open_model import open_model
+
+QUIET = Progress(quiet=True)
+
+
+def subject(path: Path) -> Subject:
+    return Subject(open_model(str(path), progress=QUIET), EvaluationOptions(device="cpu", quiet=True), QUIET)
+
+
+def workload(batch: int = 1, prompt: int = 8, new: int = 4) -> Workload:
+    return Workload(batch, tuple(range(3, 3 + prompt)), new, prompt=f"a prompt of {prompt} tokens")
+
+
+class CountedEngine:
+    """Takes as long as its model has blocks, in tenths of a second that nobody waits for; `log` says who ran what."""
+
+    name, version, in_process = "transformers", "counted", True
+
+    def __init__(self, one: Subject, log: list[tuple[str, int, int, int]], fits: Callable[[str, int], bool]) -> None:
+        self._subject, self._log, self._fits = one, log, fits
+        self.notes: list[str] = []
+        self.peak_rss_bytes: int | None = None
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self._log.append((Path(self._subject.name).name, -1, 0, 0))
+
+    def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        raise NotImplementedError
+
+    def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:
+        name = Path(self._subject.name).name
+        if not self._fits(name, workload.batch):
+            raise DoesNotFitError(f"{name}: out of memory at batch {workload.batch}")
+        self._log.append((name, workload.batch, runs, warmup))
+        blocks = self._subject.checkpoint.depth
+        before = sum(1 for entry in self._log if entry[:2] == (name, workload.batch))
+        drift = 1 + 0.01 * before  # the machine gets slower: pairs do not
+        return [
+            Sample(0.1 * blocks * drift, 0.02 * blocks * drift, 0.08 * blocks * drift, workload.new_tokens - 1)
+        ] * runs
+
+
+def counted(
+    log: list[tuple[str, int, int, int]], fits: Callable[[str, int], bool] = lambda name, batch: True
+) -> Callable[[str, Subject, EngineOptions], CountedEngine]:
+    """What takes the place of `open_engine`."""
+    return lambda name, one, options: CountedEngine(one, log, fits)
