@@ -37,6 +37,7 @@ _SHORTER = {
     "eval generation": ["--new-tokens", "4", "--probes", "1"],
     "eval samples": ["--new-tokens", "4"],
     "eval ppl": ["--seq-len", "32"],
+    "bench": ["--runs", "3", "--warmup", "1"],
 }
 
 

@@ -9,6 +9,7 @@ from shortstack.artifacts.results import load_results as load_results
 from shortstack.artifacts.scores import CriterionScores as CriterionScores
 from shortstack.artifacts.scores import Scores as Scores
 from shortstack.artifacts.scores import load_scores as load_scores
+from shortstack.benchmark.bench import bench as bench
 from shortstack.checkpoint.reader import Checkpoint as Checkpoint
 from shortstack.data.calibration import CalibrationOptions as CalibrationOptions
 from shortstack.errors import ShortstackError as ShortstackError
