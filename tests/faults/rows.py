@@ -87,7 +87,7 @@ ROWS: dict[int, tuple[str, str]] = {
     79: ("formulas in CSV exports", "cells are numbers and fixed words"),
     84: ("hub tokens in what is said or written", "blanked out; the environment is never recorded"),
     85: ("the hub: offline, 401, 403, 404, 429, timeouts; mistyped paths", "a line each; a path is not asked of the hub"),
-    86: ("an engine that is absent, too old, hangs, dies, or prints rubbish", "a time limit; the end of what it said; others run"),
+    86: ("an engine that is absent, too old, hangs, dies, or prints rubbish", "a time limit; its last words; others run"),
     87: ("an engine that sees our environment", "it is told an allowed part: no Python of ours, no tokens, no proxies"),
     88: ("an extra that is not installed", "one line with the command that installs it, exit code 2"),
     89: ("the clock jumps", "durations come from a monotonic clock"),
