@@ -42,6 +42,9 @@ class CountedEngine:
     def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         raise NotImplementedError
 
+    def served_rate(self, workload: Workload) -> float | None:
+        return None
+
     def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:
         name = Path(self._subject.name).name
         if not self._fits(name, workload.batch):

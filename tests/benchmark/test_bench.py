@@ -104,7 +104,7 @@ def test_models_take_turns_after_the_warm_up(models: list[str], log: list[Any]) 
 def test_engines_that_load_for_every_call_take_turns_too(models: list[str], tmp_path: Path) -> None:
     folder = programs(tmp_path / "bin")
     result = shortstack.bench(*models, engine="vllm", engine_binary=folder, memory=False, **{**FEW, "runs": 5})  # type: ignore[attr-defined]
-    ran = [call["arguments"] for call in calls(folder) if call["arguments"][0] == "bench"]
+    ran = [call["arguments"] for call in calls(folder) if call["arguments"][:2] == ["bench", "latency"]]
     order = [
         (Path(one[3]).name, one[one.index("--num-iters") + 1])
         for one in ran
@@ -114,6 +114,7 @@ def test_engines_that_load_for_every_call_take_turns_too(models: list[str], tmp_
     found = by_model(result.results)
     assert len(found["dense"].per_item["latency"]) == 4
     assert found["dense"].settings["engine_version"] == "0.32.0"
+    assert found["dense"].figures["served_rate"].value == 12.0
     assert any("random tokens of its own" in note for note in found["dense"].notes)
 
 

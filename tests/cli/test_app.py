@@ -70,6 +70,11 @@ FROZEN = {
     "eval samples": EVALUATING + "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out",
     "eval all": EVALUATING + "--data --data-dir --seq-len --tasks --tasks-dir --limit --dense --seed --out",
     "compare": "--base --published --out",
+    "bench": (
+        "--preset --batch --prompt-tokens --new-tokens --sampling --runs --warmup --engine --engine-python --engine-binary "
+        "--engine-args --time-limit --compare --draft --draft-tokens --csv --plot --out --memory --no-memory --seed --dtype "
+        "--device --fresh --trust-remote-code --allow-links --quiet"
+    ),
     "agree": "--criterion --remove --plus --no-plus --out",
     "run": "--model --out --set --from --dry-run --dtype --device --force --quiet",
     "recipes": "",
@@ -244,7 +249,7 @@ ROOMS = [
     "recipes",
     "cli",
 ]
-STAGES = {"baselines", "evaluation", "inspection", "pruning", "publishing", "retraining", "scoring"}
+STAGES = {"baselines", "benchmark", "evaluation", "inspection", "pruning", "publishing", "retraining", "scoring"}
 # A family that the table does not know is built and run: the one thing in its room that needs the engine.
 EXCEPTIONS = {("families/probe.py", "engine")}
 

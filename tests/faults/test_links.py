@@ -26,6 +26,7 @@ LINES = [
     "eval ppl FARM --data ROWS --seq-len 32",
     "eval samples FARM --new-tokens 2",
     "eval generation FARM --new-tokens 2 --dense FARM",
+    "bench FARM --new-tokens 2 --runs 1 --warmup 0",
 ]
 LATER = {"merge", "eval zeroshot", "eval all"}  # their models are opened in the same place
 

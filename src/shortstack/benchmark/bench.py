@@ -126,9 +126,12 @@ def _opened(models: Sequence[str], options: MeasuringOptions) -> list[Subject]:
     progress = Progress(quiet=options.quiet)
     how = EvaluationOptions(
         dtype=options.dtype, device=options.device, fresh=options.fresh, trust_remote_code=options.trust_remote_code,
-        quiet=options.quiet,
+        allow_links=options.allow_links, quiet=options.quiet,
     )  # fmt: skip
-    return [Subject(open_model(model, progress=progress), how, progress) for model in models]
+    return [
+        Subject(open_model(model, allow_links=options.allow_links, progress=progress), how, progress)
+        for model in models
+    ]
 
 
 def _drafted(

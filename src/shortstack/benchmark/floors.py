@@ -10,6 +10,7 @@ import torch
 
 from shortstack.benchmark.work import Work
 from shortstack.engine.cpu import best_seconds
+from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     from shortstack.benchmark.engines import Workload
@@ -59,7 +60,10 @@ def measured_machine(device: torch.device, dtype: torch.dtype, weight_bytes: int
     wide = _WIDEST[device.type]
     x, weight = (torch.ones(rows, wide, device=device, dtype=dtype) for rows in (_ROWS, wide))
     product = _best([lambda: torch.mm(x, weight.t()), *_onednn_product(x, weight)], device)
-    elements = max(1 << 18, min(weight_bytes, _MOST_BYTES[device.type]) // weight.element_size())
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    most = min(_MOST_BYTES[device.type], available_bytes(device) // 4)  # beside models that fill the rest
+    elements = max(1 << 18, min(weight_bytes, most) // weight.element_size())
     columns = min(wide, 2048)
     matrix = torch.ones(-(-elements // columns), columns, device=device, dtype=dtype)
     vector = torch.ones(columns, device=device, dtype=dtype)

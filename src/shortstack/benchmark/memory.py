@@ -64,7 +64,8 @@ class _Child:
         self._talk.tell(
             {
                 "model": subject.name, "engine": engine, "dtype": subject.settings["dtype"], "device": str(subject.place),
-                "trust_remote_code": options.trust_remote_code, "interval": INTERVAL_SECONDS, "path": sys.path,
+                "trust_remote_code": options.trust_remote_code, "allow_links": options.allow_links,
+                "interval": INTERVAL_SECONDS, "path": sys.path,
             }
         )  # fmt: skip
         self._load: dict[str, Any] | None = None
@@ -134,9 +135,11 @@ def _loaded(request: dict[str, Any]) -> _Measure:
 
     progress = Progress(quiet=True)
     options = EvaluationOptions(
-        dtype=request["dtype"], device=request["device"], trust_remote_code=request["trust_remote_code"], quiet=True
-    )
-    subject = Subject(open_model(request["model"], progress=progress), options, progress)
+        dtype=request["dtype"], device=request["device"], trust_remote_code=request["trust_remote_code"],
+        allow_links=request["allow_links"], quiet=True,
+    )  # fmt: skip
+    checkpoint = open_model(request["model"], allow_links=options.allow_links, progress=progress)
+    subject = Subject(checkpoint, options, progress)
     engine = open_engine(request["engine"], subject, EngineOptions())
     with used(subject.place) as usage:
         engine.start()

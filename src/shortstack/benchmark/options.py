@@ -70,6 +70,7 @@ class MeasuringOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         fresh: measure everything anew, also what an interrupted run has measured.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
     """
 
@@ -79,6 +80,7 @@ class MeasuringOptions:
     device: str = "auto"
     fresh: bool = False
     trust_remote_code: bool = False
+    allow_links: bool = False
     quiet: bool = False
 
 

@@ -59,6 +59,10 @@ def result_of(one: Measured, sweep: Sweep) -> Result:
         figures = {"latency": Figure(None, None, "s", 0, f"does not fit: {one.does_not_fit}")}
     else:
         figures |= _spread(per_item["latency"]) | _floors(one, figures)
+    if one.served_rate is not None:
+        figures["served_rate"] = Figure(
+            one.served_rate, None, "tokens/s", 1, "many requests, by the engine's own measure"
+        )
     figures |= _memory(one.memory)
     readings = one.memory.get("readings") or []
     peaks = (int(one.memory.get(name) or 0) for name in ("peak_rss_bytes", "peak_device_bytes"))

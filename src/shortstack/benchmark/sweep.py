@@ -36,6 +36,7 @@ class Measured:
         does_not_fit: why, where it does not.
         memory: what its run in a process of its own took; empty where that was not measured.
         machine: what the machine reached in the same minutes.
+        served_rate: new tokens per second where many requests wait, by the engine's own measure.
         version, notes: of the engine.
     """
 
@@ -46,6 +47,7 @@ class Measured:
     does_not_fit: str = ""
     memory: dict[str, Any] = field(default_factory=dict)
     machine: Machine | None = None
+    served_rate: float | None = None
     version: str = ""
     notes: list[str] = field(default_factory=list)
 
@@ -80,7 +82,7 @@ class SweepRun:
         ]
         for row in found:
             for one in row:
-                one.does_not_fit = _too_much(one)
+                one.does_not_fit = _too_much(one) if self._in_process(engine) else ""
         if memory:
             self._measure_memory(engine, [one for row in found for one in row])
         for group in self._groups(engine):
@@ -96,9 +98,8 @@ class SweepRun:
         """Before anything is loaded here; external engines are watched while they are timed."""
         for subject in self._subjects:
             own = [one for one in found if one.subject is subject and not one.does_not_fit]
-            in_process = open_engine(engine, subject, self._engines).in_process
             missing = []
-            for one in own if in_process else ():
+            for one in own if self._in_process(engine) else ():
                 known = self._kept(self._key("memory", engine, [one]))
                 if known is None:
                     missing.append(one)
@@ -122,11 +123,14 @@ class SweepRun:
             for one in own:
                 one.does_not_fit = one.memory.get(NO_MEMORY, "")
 
+    def _in_process(self, engine: str) -> bool:
+        return open_engine(engine, self._subjects[0], self._engines).in_process
+
     def _groups(self, engine: str) -> list[list[int]]:
         """Which models take turns: all, or each alone where they do not fit into memory together."""
         everyone = list(range(len(self._subjects)))
         first = self._subjects[0]
-        if len(everyone) == 1 or not open_engine(engine, first, self._engines).in_process:
+        if len(everyone) == 1 or not self._in_process(engine):
             return [everyone]
         needed = sum(one.checkpoint.parameters() * one.dtype.itemsize for one in self._subjects)
         if needed <= _SHARE_OF_MEMORY * available_bytes(first.place):
@@ -203,6 +207,9 @@ class SweepRun:
             "machines": [asdict(best[at]) if at in best else None for at in range(len(row))],
             "versions": [engine.version for engine in engines],
             "notes": [engine.notes for engine in engines],
+            "served": [
+                self._served(engines[at], one, reasons, at) if at in taking_part else None for at, one in enumerate(row)
+            ],
             "peaks": [engine.peak_rss_bytes for engine in engines],
         }  # fmt: skip
 
@@ -214,6 +221,12 @@ class SweepRun:
         except DoesNotFitError as error:
             reasons[at] = error.message
             return []
+
+    def _served(self, engine: Engine, one: Measured, reasons: list[str], at: int) -> float | None:
+        try:
+            return None if reasons[at] else engine.served_rate(one.workload)
+        except DoesNotFitError:
+            return None
 
     def _key(self, what: str, engine: str, row: Sequence[Measured]) -> dict[str, Any]:
         """Everything that a finding depends on; the machine too, and all models that took turns."""
@@ -239,6 +252,7 @@ def _fill_in(row: Sequence[Measured], known: dict[str, Any]) -> None:
         one.does_not_fit = known["does_not_fit"][at]
         machine = known["machines"][at]
         one.machine = Machine(**machine) if machine is not None else None
+        one.served_rate = known["served"][at]
         one.version, one.notes = known["versions"][at], [*one.notes, *known["notes"][at]]
         if known["peaks"][at] is not None:
             one.memory = {"peak_rss_bytes": known["peaks"][at], "peak_device_bytes": None, "readings": []}

@@ -46,6 +46,10 @@ def vllm():
         print(behaviour.get("version", "0.32.0"))
         return
     misbehave(behaviour.get("bench"))
+    if "throughput" in sys.argv:
+        record = {"elapsed_time": 2.0, "num_requests": int(option("--num-prompts")), "requests_per_second": 3.0}
+        Path(option("--output-json")).write_text(json.dumps({} if behaviour.get("throughput") == "rubbish" else record))
+        return
     runs, new = int(option("--num-iters")), int(option("--output-len"))
     seconds = [0.5 + 0.1 * new + 0.01 * run for run in range(runs)]
     text = json.dumps({"avg_latency": 1.0, "latencies": seconds, "percentiles": {}})

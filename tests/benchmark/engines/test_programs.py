@@ -43,7 +43,11 @@ def test_vllm_is_timed_by_its_own_bench(model: Path, tmp_path: Path) -> None:
         assert (sample.seconds, sample.steps) == (pytest.approx(wanted.seconds), wanted.steps)
         assert sample.prefill_seconds == pytest.approx(wanted.prefill_seconds)
         assert sample.decode_seconds == pytest.approx(wanted.decode_seconds)
-    last = calls(folder)[-1]["arguments"]
+    assert vllm.served_rate(workload(batch=2, prompt=8, new=5)) == 15.0  # 3 requests of 5 tokens a second
+    throughput = calls(folder)[-1]["arguments"]
+    assert throughput[:2] == ["bench", "throughput"]
+    assert throughput[throughput.index("--num-prompts") + 1] == "8"
+    last = calls(folder)[-2]["arguments"]
     assert last[:4] == ["bench", "latency", "--model", str(model)]
     for name, value in (
         ("--dtype", "float32"), ("--input-len", "8"), ("--output-len", "5"), ("--batch-size", "2"), ("--num-iters", "3"),
@@ -119,6 +123,12 @@ def test_an_engine_that_prints_rubbish(name: str, batch: int, model: Path, tmp_p
     with pytest.raises(EngineError, match="JSON") as failed:
         found.bench(workload(batch=batch), runs=2, warmup=1)
     assert failed.value.hint
+
+
+@pytest.mark.fault(86)
+def test_a_throughput_that_is_none(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="throughput: its JSON is not as expected \\(KeyError: 'requests_per_second'"):
+        engine("vllm", model, programs(tmp_path / "bin", throughput="rubbish")).served_rate(workload())
 
 
 @pytest.mark.fault(86)

@@ -108,6 +108,9 @@ class Engine(Protocol):
             EngineError: it did not end well.
         """
 
+    def served_rate(self, workload: Workload) -> float | None:
+        """New tokens per second where many requests of this shape wait; None where the engine has no measure of its own."""
+
     def stop(self) -> None:
         """Let go of memory and processes; a stopped engine can be started again."""
 

@@ -73,6 +73,9 @@ class LlamaCppEngine:
             found.append([int(token) for token in tokens])
         return found
 
+    def served_rate(self, workload: Workload) -> float | None:
+        """It has no measure of its own."""
+
     def stop(self) -> None:
         """End its server."""
         self._closing.close()

@@ -59,6 +59,9 @@ class TransformersEngine:
         samples = [self._run(workload) for _ in range(warmup + runs)]
         return samples[warmup:]
 
+    def served_rate(self, workload: Workload) -> float | None:
+        """It has no measure of its own."""
+
     def _run(self, workload: Workload) -> Sample:
         clock = _Clock(self._subject.place, workload.batch)
         self._generated(workload, clock)

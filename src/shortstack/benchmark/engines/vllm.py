@@ -21,6 +21,7 @@ _HINT = (
 )
 _WORKER = Path(__file__).with_name("vllm_worker.py")
 _NO_MEMORY = ("out of memory", "no available memory", "kv cache is needed", "larger than the available kv cache")
+_REQUESTS = 4  # for each place of the batch, where throughput is measured
 _PREFILL = 1  # new tokens of the runs that time the prefill
 
 
@@ -77,6 +78,20 @@ class VllmEngine:
             raise EngineError(f"vllm: expected {len(prompts)} rows of {new_tokens} tokens, found {str(answer)[:120]}")
         return [[int(token) for token in row] for row in tokens]
 
+    def served_rate(self, workload: Workload) -> float | None:
+        """By `vllm bench throughput`, with several times as many requests as the batch, which vLLM batches as it likes."""
+        requests = _REQUESTS * workload.batch
+        record = self._bench(
+            "throughput", workload, ["--dataset-name", "random", "--num-prompts", str(requests)], workload.new_tokens
+        )
+        try:
+            rate = float(record["requests_per_second"]) * workload.new_tokens
+        except (KeyError, TypeError, ValueError) as error:
+            raise _rubbish("throughput", error) from None
+        if not 0 < rate < float("inf"):
+            raise EngineError(f"vllm bench throughput: {rate} tokens/s")
+        return rate
+
     def stop(self) -> None:
         """End its process."""
         if self._worker is not None:
@@ -84,25 +99,38 @@ class VllmEngine:
             self._worker = None
 
     def _latencies(self, workload: Workload, new_tokens: int, runs: int, warmup: int) -> list[float]:
+        how = ["--batch-size", str(workload.batch), "--num-iters", str(runs), "--num-iters-warmup", str(warmup)]
+        record = self._bench("latency", workload, how, new_tokens)
+        try:
+            latencies = [float(value) for value in record["latencies"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _rubbish("latency", error) from None
+        if len(latencies) != runs or not all(0 < value < float("inf") for value in latencies):
+            raise EngineError(f"vllm bench latency: expected {runs} times, found {str(latencies)[:120]}")
+        return latencies
+
+    def _bench(self, which: str, workload: Workload, how: Sequence[str], new_tokens: int) -> Any:
+        """The JSON that one of vLLM's own measurements writes."""
+        what = f"vllm bench {which}"
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "latency.json"
+            path = Path(folder) / "found.json"
             arguments: list[str | Path] = [
-                *self._program(), "bench", "latency", "--model", self._subject.checkpoint.directory,
-                "--dtype", self._dtype, "--input-len", str(workload.prompt_tokens), "--output-len", str(new_tokens),
-                "--batch-size", str(workload.batch), "--num-iters", str(runs), "--num-iters-warmup", str(warmup),
+                *self._program(), "bench", which, "--model", self._subject.checkpoint.directory, "--dtype", self._dtype,
+                "--input-len", str(workload.prompt_tokens), "--output-len", str(new_tokens), *how,
                 "--max-model-len", str(workload.prompt_tokens + workload.new_tokens), "--output-json", path,
                 "--disable-detokenize", *shlex.split(self._options.engine_args),
             ]  # fmt: skip
             try:
-                output = run_program(
-                    arguments, what="vllm bench latency", limit=self._options.time_limit, env=self._environment()
-                )
+                output = run_program(arguments, what=what, limit=self._options.time_limit, env=self._environment())
             except EngineError as error:
                 if any(sign in error.message.lower() for sign in _NO_MEMORY):
                     raise DoesNotFitError(f"{self._subject.name}: {error.message}") from None
                 raise
             self.peak_rss_bytes = output.peak_rss_bytes
-            return _read_latencies(path, runs)
+            try:
+                return json.loads(path.read_bytes())
+            except (OSError, ValueError) as error:
+                raise _rubbish(which, error) from None
 
     @property
     def _dtype(self) -> str:
@@ -141,14 +169,7 @@ class VllmEngine:
         return worker
 
 
-def _read_latencies(path: Path, runs: int) -> list[float]:
-    try:
-        record: Any = json.loads(path.read_bytes())
-        latencies = [float(value) for value in record["latencies"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(
-            f"vllm bench latency: its JSON holds no latencies ({type(error).__name__}: {str(error)[:80]})", hint=_HINT
-        ) from None
-    if len(latencies) != runs or not all(0 < value < float("inf") for value in latencies):
-        raise EngineError(f"vllm bench latency: expected {runs} times, found {str(latencies)[:120]}")
-    return latencies
+def _rubbish(which: str, error: Exception) -> EngineError:
+    return EngineError(
+        f"vllm bench {which}: its JSON is not as expected ({type(error).__name__}: {str(error)[:80]})", hint=_HINT
+    )
