@@ -378,3 +378,9 @@ def test_kept_graphs_are_measured_without_the_weights(built: Built) -> None:
     result, taken = _measured(lambda: layer(x), dict(layer.named_parameters()))
     assert result.grad_fn is not None
     assert 5 * 8 * 4 + 5 * 32 * 4 <= taken <= 5 * 8 * 4 + 3 * 5 * 32 * 4
+
+
+@pytest.mark.parametrize("more", [{}, {"until": "stable", "remove": 1}])
+def test_no_windows_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(ShortstackError, match="0 windows of 128 tokens: expected at least 1 window"):
+        score("embedded", samples=0, quiet=True, **more)

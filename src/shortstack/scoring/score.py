@@ -127,7 +127,7 @@ def _windows(
         progress=progress,
     )
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
-    wanted = replace(calibration, samples=samples // calibration.samples * calibration.samples)
+    wanted = replace(calibration, samples=samples // max(1, calibration.samples) * calibration.samples)
     return draw_windows(
         corpus, tokenizer, options=wanted, fewest=None if stopping.until is None else calibration.samples
     )
