@@ -8,7 +8,6 @@ from __future__ import annotations
 import gzip
 import io
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Literal
@@ -152,31 +151,14 @@ def _listed(names: Sequence[str]) -> str:
 def open_rows(file: Path, start: int = 0) -> IO[bytes]:
     """A file's text from byte `start`, decompressed where its name ends in .gz or .zst."""
     suffix = file.suffix.lower()
-    if suffix == ".gz":
-        return io.BufferedReader(_Pieces(_gzip_pieces(file, start)))
     if suffix != ".zst":
-        stream = file.open("rb")
+        stream: IO[bytes] = (gzip.open if suffix == ".gz" else open)(file, "rb")  # type: ignore[assignment]
         stream.seek(start)
         return stream
     frames = io.BufferedReader(_Pieces(_zstd_pieces(file)))
     while start > 0:  # a stream of frames cannot be entered in the middle
         start -= len(frames.read(min(start, 1 << 20))) or start
     return frames
-
-
-def _gzip_pieces(file: Path, start: int) -> Iterator[bytes]:
-    """Decompressed bytes from byte `start` on.
-
-    Raises:
-        OSError: not such a file, or a broken one.
-    """
-    try:
-        with gzip.open(file, "rb") as stream:
-            stream.seek(start)
-            while data := stream.read(_PIECE):
-                yield data
-    except (EOFError, zlib.error) as error:
-        raise OSError(0, f"it ends in the middle, or is broken: {error}") from None
 
 
 def _zstd_pieces(file: Path) -> Iterator[bytes]:
