@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.cli.app import run
+from shortstack.registry import COMMANDS
 
 _FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*) -->\n)?```(?P<kind>\w+)?(?P<more>[^\n]*)\n(?P<body>.*?)\n```", re.DOTALL
@@ -31,6 +32,7 @@ _SHORTER = {
     "retrain cpt": ["--max-steps", "1", "--batch", "2", "--micro-batch", "2", "--validation", "2", "--seq-len", "32"],
     "retrain distill": ["--max-steps", "1", "--batch", "2", "--micro-batch", "2", "--validation", "2"],
     "score": ["--samples", "4"],
+    "quantize": ["--samples", "4", "--seq-len", "32"],
     "teach": ["--tokens", "200", "--seq-len", "32", "--validation", "1"],
     "eval zeroshot": ["--limit", "2"],
     "eval all": ["--limit", "2"],
@@ -69,9 +71,14 @@ def blocks(path: Path) -> Iterator[Block]:
         yield Block(match["kind"] or "", match["body"], title[1] if title else "", match["reason"], line)
 
 
-def run_document(path: Path) -> int:
-    """Run every block of a document in the folder that the process is in; the number of commands that were run."""
+def run_document(path: Path) -> tuple[int, list[str]]:
+    """Run every block of a document in the folder that the process is in.
+
+    Returns:
+        The number of commands that were run, and those that need packages which are not installed, or what these make.
+    """
     count = 0
+    left_out: dict[str, str] = {}
     for block in blocks(path):
         place = f"{path.name}, line {block.line}"
         if block.reason is not None:
@@ -79,8 +86,7 @@ def run_document(path: Path) -> int:
             continue
         if block.kind == "sh":
             for command in _commands(block.body):
-                run_command(command, place)
-                count += 1
+                count += run_command(command, place, left_out)
         elif block.kind == "python":
             exec(compile(block.body, place, "exec"), {"__name__": "document"})
             count += 1
@@ -88,20 +94,25 @@ def run_document(path: Path) -> int:
             Path(block.title).write_text(block.body)
         else:
             assert block.kind == "text", f"{place}: a block of {block.kind or 'no kind'} that nobody runs"
-    return count
+    return count, list(left_out.values())
 
 
-def run_command(command: str, place: str) -> None:
-    """Run one command of a reader, made short."""
+def run_command(command: str, place: str, left_out: dict[str, str]) -> bool:
+    """Run one command of a reader, made short; False where it needs a package that is not installed, or the output of one
+    that does. `left_out`: output -> command, of those."""
     argv = shlex.split(command, comments=True)
     assert argv[0] == "shortstack", f"{place}: {command}: mark the block with <!-- not run: why -->"
     arguments = argv[1:]
     verb = " ".join(arguments[:2]) if arguments[0] in ("retrain", "eval") else arguments[0]
     out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
-    if out is not None and verb.startswith(("prune", "retrain", "merge", "teach")):
+    if COMMANDS[verb].missing or left_out.keys() & set(arguments):
+        left_out[out or command] = command
+        return False
+    if out is not None and verb.startswith(("prune", "retrain", "merge", "teach", "quantize")):
         shutil.rmtree(out, ignore_errors=True)  # pages use the same names
     code = run(_shortened(verb, arguments))
     assert code == 0, f"{place}: {command}: exit code {code}"
+    return True
 
 
 def _shortened(verb: str, arguments: list[str]) -> list[str]:

@@ -33,8 +33,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     rows = [json.loads(line) for line in texts(folder / "t.jsonl", rows=40).read_text().splitlines()]
     sizes = {
         "num_hidden_layers": 14,
-        "hidden_size": 16,
-        "head_dim": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "head_dim": 16,
         "num_attention_heads": 2,
         "max_position_embeddings": 256,
     }
@@ -82,16 +83,21 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_command_of_a_page(page: Path, hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ran = run_document(page)
+    ran, left_out = run_document(page)
     marked = sum(block.reason is not None for block in blocks(page))
-    assert ran + marked > 0
+    assert ran + marked + len(left_out) > 0
+    if left_out:
+        pytest.skip(f"{ran} commands were run; packages are missing for: {'; '.join(left_out)}")
 
 
 def test_every_example_of_the_help(hub: Path) -> None:
     """In the order of the table, each on what the ones before it left."""
+    left_out: dict[str, str] = {}
     for verb, entry in COMMANDS.items():
         if verb != "quickstart":  # run by tests/recipes/test_quickstart.py
-            run_command(entry.example, f"example of {verb}")
+            run_command(entry.example, f"example of {verb}", left_out)
+    if left_out:
+        pytest.skip(f"packages are missing for: {'; '.join(left_out.values())}")
 
 
 def test_commands_that_are_not_run_are_few() -> None:

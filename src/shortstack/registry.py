@@ -263,6 +263,17 @@ _ROWS = [
         estimate="shortstack.retraining.estimate:estimate_teach",
     ),
     Command(
+        "quantize",
+        "shortstack.quantization.quantize:quantize",
+        "Store the weights of a checkpoint in fewer bits, by GPTQ or a simpler scheme, with llm-compressor.",
+        "shortstack quantize PRUNED --data calibration.txt --out QUANTIZED",
+        makes={"checkpoint": ""},
+        needs=("llmcompressor",),
+        extra="quantize",
+        check="shortstack.quantization.quantize:check_quantize",
+        estimate="shortstack.quantization.quantize:estimate_quantize",
+    ),
+    Command(
         "eval ppl",
         "shortstack.evaluation.ppl:evaluate_ppl",
         "Perplexity of checkpoints on texts, with standard errors.",

@@ -64,6 +64,8 @@ FROZEN = {
     "prune": "--adapter --allow-links "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
+    "quantize": "--out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
+    "--chat-template --eval-data --device --force --trust-remote-code --quiet",
     "eval ppl": EVALUATING + "--data --data-dir --seq-len --out",
     "eval zeroshot": EVALUATING + "--tasks --tasks-dir --limit --num-fewshot --out --csv",
     "eval generation": EVALUATING + "--prompts --new-tokens --probes --dense --seed --out",
@@ -249,7 +251,9 @@ ROOMS = [
     "recipes",
     "cli",
 ]
-STAGES = {"baselines", "benchmark", "evaluation", "inspection", "pruning", "publishing", "retraining", "scoring"}
+STAGES = {
+    "baselines", "benchmark", "evaluation", "inspection", "pruning", "publishing", "quantization", "retraining", "scoring",
+}  # fmt: skip
 # A family that the table does not know is built and run: the one thing in its room that needs the engine.
 EXCEPTIONS = {("families/probe.py", "engine")}
 

@@ -37,14 +37,14 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def model(folder: Path, hub_id: str, blocks: int | None = None) -> Path:
+def model(folder: Path, hub_id: str, blocks: int | None = None, **more: Any) -> Path:
     """A pico model with the family, the tokenizer and the form of files of a published one, and its depth or another."""
     family, depth, kind, pickled, wrong_ids = MODELS.get(hub_id, MODELS["lmsys/vicuna-7b-v1.3"])
     if hub_id.startswith("nota-ai/"):  # published checkpoints: pruned already, safetensors
         depth, pickled = 26, False
     blocks = blocks or depth
     # The known fault of the decapoda copy is told by its vocabulary, too.
-    sizes = {**SIZES, **({"vocab_size": 32000, "hidden_size": 8, "head_dim": 4} if wrong_ids else {})}
+    sizes = {**SIZES, **more, **({"vocab_size": 32000, "hidden_size": 8, "head_dim": 4} if wrong_ids else {})}
     made = pico.build(folder, family, num_hidden_layers=blocks, with_tokenizer=False, dtype=torch.float16, **sizes)
     tokenizer(made, kind)
     if wrong_ids:
@@ -135,6 +135,7 @@ def shortened(steps: dict[str, str], places: dict[str, Path]) -> list[str]:
                          "micro_batch": 2, "eval_data": places["texts"] / "ptb/ptb.valid.txt", "eval_windows": 1},
         "retrain cpt": {"data": places["slimpajama"], "validation": 1, "max_steps": 1, "batch": 2, "micro_batch": 2,
                         "seq_len": 32, "eval_data": "null"},
+        "quantize": {"data": places["slimpajama"], "samples": 4, "seq_len": 32, "group_size": "null"},
         "eval ppl": {"data_dir": places["texts"]},
         "eval zeroshot": {"tasks_dir": places["tasks"], "limit": 2},
         "eval samples": {"new_tokens": 4, "count": 1},

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,14 +31,18 @@ class Bench:
         """A model that the recipe begins with: deep enough for what it removes, or as deep as the published one."""
         removed = next((int(step.values["remove"]) for step in recipe.steps if "remove" in step.values), 0)
         blocks = None if self.full_depth else max(10, removed + 7)
-        name = f"{recipe.model.replace('/', '_')}-{blocks}"
+        wide = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 16} if in_groups(recipe) else {}
+        name = f"{recipe.model.replace('/', '_')}-{blocks}{'-wide' * bool(wide)}"
         if name not in self._models:
-            self._models[name] = material.model(self.folder / "models" / name, recipe.model, blocks)
+            self._models[name] = material.model(self.folder / "models" / name, recipe.model, blocks, **wide)
         return self._models[name]
 
     def run(self, name: str, *more: str) -> None:
         """Run a recipe and look at everything that it left."""
         recipe = resolve(name)
+        missing = sorted({package for step in recipe.steps for package in step.command.missing})
+        if missing:
+            pytest.skip(f"{', '.join(missing)} is not installed")
         out = self.folder / "runs" / name
         settings = material.shortened({step.name: step.command.name for step in recipe.steps}, self.places)
         result = run(name, model=str(self.model(recipe)), out=out, set_=[*settings, *more], quiet=True)
@@ -47,10 +52,17 @@ class Bench:
         looked_at(recipe, out, result)
 
 
+def in_groups(recipe: Recipe) -> bool:
+    """Whether weights share scales, which takes at least 32 of them in a row."""
+    return any(step.command.name == "quantize" for step in recipe.steps)
+
+
 def looked_at(recipe: Recipe, out: Path, result: RunResult) -> None:
     values = {step.name: step.values for step in recipe.steps}
     if "prune" in values:
         pruned_as_published(recipe, out, values)
+    if "quantize" in values:
+        quantized_as_published(recipe, out)
     figures = {one["model"]: one["figures"] for one in json.loads((out / "ppl/results.json").read_text())}
     assert len(figures) == len(values["ppl"]["models"])
     assert all(figure["ppl_128"]["value"] > 1 for figure in figures.values())
@@ -86,6 +98,15 @@ def pruned_as_published(recipe: Recipe, out: Path, values: dict[str, dict[str, A
         assert {tensor.dtype for tensor in made.tensors.values()} == {expected}
         assert (out / "lora/adapter/adapter_model.safetensors").is_file()
     loads_elsewhere(out / last, recipe)
+
+
+def quantized_as_published(recipe: Recipe, out: Path) -> None:
+    config = json.loads((out / "quantize/config.json").read_text())["quantization_config"]
+    (group,) = config["config_groups"].values()
+    assert (group["weights"]["num_bits"], group["weights"]["group_size"]) == (4, 32)
+    step = (open_checkpoint(out / "quantize").provenance or {})["steps"][-1]
+    assert (step["calibration"]["sampling"], step["calibration"]["seed"]) == ("joined", 0)
+    loads_elsewhere(out / "quantize", recipe)
 
 
 def loads_elsewhere(path: Path, recipe: Recipe) -> None:

@@ -52,6 +52,15 @@ BENCHES = {
 }  # fmt: skip
 
 
+GPTQ = {
+    "vicuna-7b-gptq": "lmsys/vicuna-7b-v1.3",
+    **{
+        f"vicuna-7b-cpt-gptq-{share}": f"nota-ai/cpt_st-vicuna-v1.3-{left}-ppl"
+        for share, left in ((20, "5.5b"), (45, "3.7b"), (60, "2.7b"), (80, "1.5b"))
+    },
+}
+
+
 def steps(name: str) -> dict[str, dict[str, Any]]:
     return {step.name: {"stage": step.command.name, **step.values} for step in resolve(name).steps}
 
@@ -112,7 +121,7 @@ def test_the_twenty_scripts_are_here() -> None:
 def test_there_is_no_other_recipe() -> None:
     cpt = {f"vicuna-7b-cpt{way}-{share}" for way in ("", "-lora") for share in CPT}
     evaluated = {f"eval-{name}" for name in (*MODELS, *CHECKPOINTS)}
-    assert set(shipped_recipes()) == {*PIPELINES, *cpt, *evaluated, *BENCHES, "quickstart"}
+    assert set(shipped_recipes()) == {*PIPELINES, *cpt, *evaluated, *BENCHES, *GPTQ, "quickstart"}
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -145,6 +154,19 @@ def test_continued_pretraining(share: int) -> None:
     expected = {**first, "lora": lora(of), "merge": merging(of), **evaluation("prune", "cpt", "merge")}
     assert found == expected
     assert list(found) == list(expected)
+
+
+@pytest.mark.parametrize("name", GPTQ)
+def test_quantization(name: str) -> None:
+    quantize = {
+        "stage": "quantize", "model": MODEL, "scheme": "W4A16", "group_size": 128, "actorder": "static", "data": "c4",
+        "sampling": "joined", "samples": 128, "seq_len": 2048, "seed": 0, "eval_data": "none",
+    }  # fmt: skip
+    expected = {"quantize": quantize, **evaluation("quantize")}
+    if "cpt" in name:
+        del expected["compare"]
+    assert resolve(name).model == GPTQ[name]
+    assert without_published(steps(name)) == expected
 
 
 def test_what_functions_do_by_default_is_published_too() -> None:

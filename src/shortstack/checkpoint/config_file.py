@@ -84,3 +84,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """The config with another stored type, in whichever entries say it."""
+    edited = {key: with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    return edited | {key: dtype for key in ("dtype", "torch_dtype") if key in config}

@@ -27,6 +27,7 @@ from shortstack.checkpoint.headers import (
     stray_shards,
 )
 from shortstack.checkpoint.hub import locate, remote_headers
+from shortstack.checkpoint.packed import weights_in
 from shortstack.common.formatting import ranges
 from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
@@ -109,11 +110,12 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def parameters(self, tensors: Iterable[TensorInfo] | None = None) -> int:
-        """Number of parameters of some tensors, or of all; not counted are masks, a head stored twice, and
-        multi-token-prediction blocks, which transformers does not load.
+        """Number of parameters of some tensors, or of all, quantized ones as what they stand for; not counted are masks, a
+        head stored twice, and multi-token-prediction blocks, which transformers does not load.
         """
         chosen = self.tensors.values() if tensors is None else tensors
-        return sum(t.numel for t in chosen if self.is_parameter(t.name))
+        quantization = self.config.get("quantization_config")
+        return sum(weights_in(t, quantization) for t in chosen if self.is_parameter(t.name))
 
     def block_parameters(self) -> list[int]:
         """Number of parameters of each block."""

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
-Sampling = Literal["documents", "published"]
+Sampling = Literal["documents", "published", "joined"]
 
 # Documents are tokenized until there is this many times the text that is needed: enough to draw from, not all of C4.
 _TEXT_TO_DRAW_FROM = 50
 # Rows that are read together where they are counted first: few where most are long enough, many where hardly any is.
 _FEWEST_AHEAD, _MOST_AHEAD = 16, 8192
+_JOINED_ROWS = 5000  # of a set, as published for GPTQ on C4
 _MARK = 32  # tokens of a window that are enough to find it again
 
 
@@ -39,7 +40,8 @@ class CalibrationOptions:
         seq_len: tokens per window.
         seed: of the generator that draws the windows.
         sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
-            procedure of Shortened LLaMA.
+            procedure of Shortened LLaMA; `joined` draws them anywhere in the first 5000 rows joined by blank lines, as
+            published for GPTQ.
         bos_every: begin every window with BOS, as published for Gemma.
         chat_template: render rows of `messages` through the tokenizer's chat template.
     """
@@ -87,7 +89,8 @@ def draw_windows(
     `published` draws a row uniformly, tokenizes it with special tokens, rejects it if it is shorter than a window or was
     used, and draws a start uniformly (Shortened LLaMA, section "calibration"). `documents` cuts every document that is long
     enough into windows at a random offset and draws among them; where these are too few, all rows joined by blank lines
-    are cut instead. With `bos_every` texts are tokenized without special tokens.
+    are cut instead. `joined` joins the first 5000 rows by blank lines and draws starts uniformly. With `bos_every` texts are
+    tokenized without special tokens.
 
     Args:
         corpus: the texts; rows of `input_ids` are taken as they stand, the first `samples` of them, in order.
@@ -115,7 +118,7 @@ def draw_windows(
         raise ShortstackError("--bos-every: the tokenizer has no BOS token", hint="leave --bos-every out")
     documents = _rendered(corpus, tokenizer, options.chat_template)
     encoder = _Encoder(tokenizer, special_tokens=not bos_every and not options.chat_template)
-    draw = _published if options.sampling == "published" else _from_documents
+    draw = {"published": _published, "documents": _from_documents, "joined": _joined}[options.sampling]
     windows = draw(
         corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(options.seed)
     )
@@ -310,6 +313,27 @@ def _from_documents(
             hint=f"give more text, or --samples {len(pool)}" if pool else "give more text, or a smaller --seq-len",
         )
     return generator.sample(pool, samples)
+
+
+def _joined(
+    source: str,
+    documents: Sequence[str],
+    encode: _Encoder,
+    wanted: tuple[int, int],
+    seq_len: int,
+    generator: random.Random,
+) -> list[list[int]]:
+    fewest, samples = wanted
+    row = encode("\n\n".join(documents[:_JOINED_ROWS]))
+    # Windows may overlap; with less text than they hold together, most of them would.
+    samples = max(fewest, min(samples, len(row) // seq_len))
+    if len(row) < samples * seq_len:
+        raise ShortstackError(
+            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {len(row)}",
+            hint="give more text, or fewer --samples",
+        )
+    starts = [generator.randint(0, len(row) - seq_len) for _ in range(samples)]
+    return [row[start : start + seq_len] for start in starts]
 
 
 def _cut(row: Sequence[int], seq_len: int, generator: random.Random | None) -> list[list[int]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.headers import adapter_files
-from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.reader import Checkpoint, read_config
+from shortstack.common.extras import need_packages
+from shortstack.common.json_fields import nested
 from shortstack.errors import ShortstackError, first_line, system_reason
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.libraries import import_transformers
@@ -32,19 +36,30 @@ def from_directory(
 
     Returns:
         (model in evaluation mode, what transformers says of missing and unexpected keys).
+
+    Raises:
+        UsageError: it is quantized, and the package that reads it is not installed.
     """
+    is_compressed = _is_compressed(directory)
+    if is_compressed:
+        need_packages(f"{directory}: is quantized; loading it", "compressed_tensors")
     import_transformers()
     from transformers import AutoModelForCausalLM
 
-    with quiet_transformers(), own_weights(directory) as own:
+    with quiet_transformers(), own_weights(directory) as own, _decompressing(is_compressed) as more:
         model, info = AutoModelForCausalLM.from_pretrained(
             own,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **experts_for(dtype),
+            **more,
             **how,
         )
+    if is_compressed:  # weights have the type that their scales are stored in
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.dtype != model.dtype:
+                parameter.data = parameter.data.to(model.dtype)
     model.config._name_or_path = str(directory)
     return model.eval(), info
 
@@ -59,7 +74,7 @@ def load_with_transformers(
     """
     try:
         return from_directory(checkpoint.directory, dtype=dtype, trust_remote_code=trust_remote_code)
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
+    except (ValueError, RuntimeError, OSError, KeyError, ImportError) as error:
         raise ShortstackError(f"{checkpoint.source}: transformers cannot load it: {first_line(error)}") from None
 
 
@@ -85,6 +100,27 @@ def refuse_missing(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
         raise ShortstackError(
             f"{checkpoint.source}: the weights lack {missing[0]!r} ({len(missing)}), which would be random"
         )
+
+
+def _is_compressed(directory: Path) -> bool:
+    with contextlib.suppress(ShortstackError):
+        return bool(nested(read_config(directory)[0], "quantization_config", "quant_method") == "compressed-tensors")
+    return False
+
+
+@contextlib.contextmanager
+def _decompressing(is_compressed: bool) -> Iterator[dict[str, Any]]:
+    """Within, what else transformers is told so that the weights of a compressed-tensors checkpoint become plain ones when
+    they are loaded, without progress bars. Left to itself the library does that when the model first runs.
+    """
+    if not is_compressed:
+        yield {}
+        return
+    from transformers import CompressedTensorsConfig
+
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the checkpoint has a quantization_config, too
+        yield {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
 @contextlib.contextmanager

@@ -200,14 +200,17 @@ def _overlaps(checkpoint: Checkpoint, corpus: Corpus, ids: Sequence[int]) -> lis
     """Warn where the model has met this text: the blocks were chosen on it, or the weights trained on it."""
     notes = []
     for step in (checkpoint.provenance or {}).get("steps", []):
-        calibration = nested(step, "why", "scores", "calibration")
-        if nested(calibration, "sha256") == corpus.sha256:
-            notes.append(f"warning: {checkpoint.source} was pruned by scores on this very text ({corpus.source})")
-        elif found := marked_windows(nested(calibration, "marks"), ids):
-            notes.append(
-                f"warning: {checkpoint.source} was pruned by scores on text that stands in {corpus.source} "
-                f"({found} of its calibration windows)"
-            )
+        for calibration, how in (
+            (nested(step, "why", "scores", "calibration"), "pruned by scores"),
+            (nested(step, "calibration"), "quantized with calibration"),
+        ):
+            if nested(calibration, "sha256") == corpus.sha256:
+                notes.append(f"warning: {checkpoint.source} was {how} on this very text ({corpus.source})")
+            elif found := marked_windows(nested(calibration, "marks"), ids):
+                notes.append(
+                    f"warning: {checkpoint.source} was {how} on text that stands in {corpus.source} "
+                    f"({found} of its calibration windows)"
+                )
         trained = nested(step, "data", "source") if step.get("stage") == "retrain" else None
         if isinstance(trained, str) and _same_place(trained, corpus.source):
             notes.append(f"warning: {checkpoint.source} was trained on this very text ({corpus.source})")

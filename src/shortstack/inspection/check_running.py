@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.headers import TensorInfo
+from shortstack.checkpoint.reader import read_config
 from shortstack.common.formatting import size
+from shortstack.common.json_fields import nested
 from shortstack.engine.load import from_directory, quiet_transformers
-from shortstack.errors import first_line
+from shortstack.errors import UsageError, first_line
 from shortstack.inspection.findings import Findings
 from shortstack.runtime.memory import available_bytes
 
@@ -38,11 +40,15 @@ def check_running(
     if min(stored, wide) > free:
         findings.add("loads", "skip", f"not tried: {size(min(stored, wide))} of weights, {size(free)} of memory free")
         return
-    # In the checkpoint's own precision, with and without a cache may differ by rounding alone.
-    exact = wide <= free
+    # In the checkpoint's own precision, or where activations are rounded to few bits, results with and without a cache may
+    # differ by rounding alone.
+    exact = wide <= free and not _rounds_activations(directory)
     try:
-        dtype: Any = torch.float32 if exact else "auto"
+        dtype: Any = torch.float32 if wide <= free else "auto"
         model, info = from_directory(directory, dtype=dtype, trust_remote_code=trust_remote_code)
+    except UsageError as error:
+        findings.add("loads", "skip", f"not tried: {error.message.removeprefix(f'{directory}: ')} ({error.hint})")
+        return
     except Exception as error:  # transformers raises whatever a config class raises
         findings.add("loads", "fail", f"transformers cannot load it: {first_line(error)[:200]}")
         return
@@ -55,6 +61,11 @@ def check_running(
         findings.add("generation", "skip", "not tried: weights are missing")
     else:
         _generates(findings, model, exact)
+
+
+def _rounds_activations(directory: Path) -> bool:
+    groups = nested(read_config(directory)[0], "quantization_config", "config_groups")
+    return isinstance(groups, dict) and any(nested(group, "input_activations") for group in groups.values())
 
 
 def _generates(findings: Findings, model: Any, exact: bool) -> None:

@@ -12,6 +12,7 @@ from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.scores import Scores
 from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
+from shortstack.checkpoint.packed import weights_in
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
 from shortstack.common.options import refuse_idle, stage
@@ -263,7 +264,11 @@ def _made(
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token(),
     }
     after = {
-        "parameters": sum(copy.numel for copy in cut.tensors if checkpoint.is_parameter(copy.source.name)),
+        "parameters": sum(
+            weights_in(copy.written, checkpoint.config.get("quantization_config"))
+            for copy in cut.tensors
+            if checkpoint.is_parameter(copy.source.name)
+        ),
         "bytes": sum(copy.nbytes for copy in cut.tensors),
         "kv_bytes_per_token": checkpoint.kv_bytes_per_token(len(cut.kept)),
     }

@@ -65,7 +65,8 @@ def model_card(record: dict[str, Any]) -> str:
     front: dict[str, Any] = {"library_name": "transformers", "tags": ["shortstack", "depth-pruning"]}
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
         front["base_model"] = source
-    trained = [step for step in steps if step.get("stage") != "prune"]
+    stages = {step.get("stage") for step in steps}
+    trained = bool(stages & {"retrain", "merge"})
     title = _plain(source)
     if removed:
         title += f" without {len(removed)} of its {record['original_depth']} Transformer blocks"
@@ -74,7 +75,7 @@ def model_card(record: dict[str, Any]) -> str:
         yaml.safe_dump(front, sort_keys=False).strip(),
         "---",
         "",
-        f"# {title}{', retrained' if trained else ''}",
+        f"# {title}{', retrained' * trained}{', quantized' * ('quantize' in stages)}",
         "",
         f"Made by shortstack {nested(steps[-1], 'versions', 'shortstack') or ''} from {_plain(source)}, in these steps:",
         "",
@@ -84,7 +85,7 @@ def model_card(record: dict[str, Any]) -> str:
         f"- blocks kept: {ranges(record['kept_blocks'])}",
         "",
     ]
-    if trained:
+    if stages - {"prune"}:
         lines.append("Evaluate it on your own task: figures on one text say little about another.")
     else:
         lines.append(
@@ -108,6 +109,13 @@ def _described(step: dict[str, Any]) -> str:
         return (
             f"1. retrained ({step.get('method')}) for {step.get('steps')} steps, {step.get('tokens')} tokens of {data}"
         )
+    if step.get("stage") == "quantize":
+        calibration = step.get("calibration")
+        text = (
+            f", calibrated on {nested(calibration, 'samples')} windows of {nested(calibration, 'seq_len')} tokens of "
+            f"{_plain(str(nested(calibration, 'source')))}"
+        )
+        return f"1. quantized to {_plain(str(step.get('scheme')))} ({step.get('method')}){text if calibration else ''}"
     return f"1. {_plain(str(step.get('stage')))}: an adapter was folded into the weights"
 
 

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from shortstack.artifacts.provenance import FILE_NAME, versions
 from shortstack.checkpoint.byte_copy import read_through
+from shortstack.checkpoint.config_file import with_dtype
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
@@ -82,7 +83,7 @@ def write_checkpoint(
     tie_undone = checkpoint.tied and not getattr(model.config, "tie_word_embeddings", True)
     config = _untied(checkpoint) if tie_undone else dict(checkpoint.config)
     if save_dtype is not None:
-        config = _with_dtype(config, save_dtype)
+        config = with_dtype(config, save_dtype)
     write_beside_weights(checkpoint, directory, config=config, step=step, files=files, progress=progress)
 
 
@@ -145,15 +146,6 @@ def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
     if nested in config:
         config[nested] = {**config[nested], "tie_word_embeddings": False}
     return config
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """The config with another stored type, in whichever entries say it."""
-    edited = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
-    for key in ("dtype", "torch_dtype"):
-        if key in config:
-            edited[key] = dtype
-    return edited
 
 
 def publish(run: Run) -> RetrainResult:

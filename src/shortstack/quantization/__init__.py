@@ -1,0 +1,1 @@
+"""Store the weights of a checkpoint in fewer bits: GPTQ and simpler schemes, through llm-compressor."""
