@@ -65,7 +65,7 @@ FROZEN = {
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
     "quantize": "--out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
-    "--chat-template --eval-data --device --force --trust-remote-code --quiet",
+    "--chat-template --eval-data --device --force --trust-remote-code --allow-links --quiet",
     "eval ppl": EVALUATING + "--data --data-dir --seq-len --out",
     "eval zeroshot": EVALUATING + "--tasks --tasks-dir --limit --num-fewshot --out --csv",
     "eval generation": EVALUATING + "--prompts --new-tokens --probes --dense --seed --out",

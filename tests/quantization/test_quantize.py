@@ -186,6 +186,25 @@ def test_float32_is_stored_in_16_bits_and_both_entries_say_so(copied: Built, tmp
     assert found.calibration["sampling"] == "joined"
 
 
+def test_links_out_of_the_checkpoint_are_followed_on_request(pruned: Path, tmp_path: Path) -> None:
+    elsewhere, model = tmp_path / "elsewhere", tmp_path / "model"
+    shutil.copytree(pruned, elsewhere)
+    model.mkdir()
+    for path in elsewhere.iterdir():
+        (model / path.name).symlink_to(path)
+    with pytest.raises(ShortstackError, match="is a link to") as caught:
+        quantize(str(model), out=tmp_path / "q", **QUICK)
+    assert "--allow-links" in caught.value.hint
+    found = quantize(str(model), out=tmp_path / "q", allow_links=True, **{**QUICK, "eval_data": "embedded"})
+    assert not [path for path in found.out.iterdir() if path.is_symlink()]
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in found.out.iterdir():
+        (linked / path.name).symlink_to(path)
+    statuses = {finding.status for finding in check(str(linked), allow_links=True, quiet=True).findings}
+    assert not statuses & {"fail", "skip"}
+
+
 def refused(says: str, tmp_path: Path, *arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     assert run(["quantize", *map(str, arguments), "--out", str(tmp_path / "q")]) in (1, 2)
     error = capsys.readouterr().err

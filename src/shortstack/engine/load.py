@@ -103,8 +103,11 @@ def refuse_missing(checkpoint: Checkpoint, info: dict[str, Any]) -> None:
 
 
 def _is_compressed(directory: Path) -> bool:
-    with contextlib.suppress(ShortstackError):
-        return bool(nested(read_config(directory)[0], "quantization_config", "quant_method") == "compressed-tensors")
+    with contextlib.suppress(ShortstackError):  # links were looked at when the checkpoint was opened
+        return bool(
+            nested(read_config(directory, allow_links=True)[0], "quantization_config", "quant_method")
+            == "compressed-tensors"
+        )
     return False
 
 

@@ -64,7 +64,7 @@ def check_running(
 
 
 def _rounds_activations(directory: Path) -> bool:
-    groups = nested(read_config(directory)[0], "quantization_config", "config_groups")
+    groups = nested(read_config(directory, allow_links=True)[0], "quantization_config", "config_groups")
     return isinstance(groups, dict) and any(nested(group, "input_activations") for group in groups.values())
 
 

@@ -50,7 +50,14 @@ def finish(
             path.unlink()
     config = json.loads(repaired(checkpoint.repair, "config.json", checkpoint.config_bytes))
     config = with_dtype(config, step["dtype"]) | {"quantization_config": quantization}
-    return write_beside_weights(checkpoint, directory, config=config, step=step, files=files, progress=progress)
+    return write_beside_weights(
+        checkpoint,
+        directory,
+        config=config,
+        step=step,
+        files=files,
+        progress=progress,
+    )
 
 
 def _check_names(checkpoint: Checkpoint, tensors: dict[str, TensorInfo], choice: LayerChoice) -> None:

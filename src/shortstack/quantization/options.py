@@ -41,6 +41,7 @@ class QuantizeOptions:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         force: replace an output that shortstack made before.
         trust_remote_code: run code that comes with the checkpoint.
+        allow_links: follow links in the checkpoint that lead out of its directory.
         quiet: no progress on stderr.
     """
 
@@ -48,4 +49,5 @@ class QuantizeOptions:
     device: str = "auto"
     force: bool = False
     trust_remote_code: bool = False
+    allow_links: bool = False
     quiet: bool = False

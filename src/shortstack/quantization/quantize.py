@@ -168,7 +168,7 @@ def quantize(
     started = time.perf_counter()
     chosen = scheme_named(scheme)
     progress = Progress(quiet=options.quiet)
-    checkpoint = open_model(model, progress=progress)
+    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
     choice = chosen_layers(checkpoint, chosen, group_size)
     chosen.refuse_device(pick_device(options.device))
     check_output(out, inputs=[checkpoint.directory], force=options.force)
@@ -246,7 +246,10 @@ def _perplexity(checkpoint: Checkpoint, options: QuantizeOptions, progress: Prog
     """Text -> perplexity, where some are to be measured."""
     if options.eval_data == "none":
         return {}
-    how = EvaluationOptions(device=options.device, trust_remote_code=options.trust_remote_code, quiet=options.quiet)
+    how = EvaluationOptions(
+        device=options.device, trust_remote_code=options.trust_remote_code, allow_links=options.allow_links,
+        quiet=options.quiet,
+    )  # fmt: skip
     subject = Subject(checkpoint, how, progress)
     length = min(_PPL_WINDOW, checkpoint.positions or _PPL_WINDOW)
     results = subject_ppl(subject, evaluation_texts(options.eval_data, None), [length])
