@@ -17,10 +17,10 @@ from shortstack.common.json_text import NOT_FINITE, json_text, read_json
 
 SOURCE = Path(shortstack.__file__).parent
 # Where Python's own form stays: json_text itself, and config.json, which transformers reads and may hold Infinity.
-# Programs that benchmarks drive are spoken to in lines that they alone read.
+# Programs that benchmarks and quantization drive are spoken to in lines that they alone read.
 OWN_FORM = {
     "common/json_text.py", "checkpoint/config_file.py", "benchmark/memory.py", "benchmark/engines/llama_cpp.py",
-    "benchmark/engines/program.py", "benchmark/engines/vllm_worker.py",
+    "benchmark/engines/program.py", "benchmark/engines/vllm_worker.py", "quantization/worker.py",
 }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ LINES = [
     "eval generation FARM --new-tokens 2 --dense FARM",
     "bench FARM --new-tokens 2 --runs 1 --warmup 0",
 ]
-LATER = {"merge", "eval zeroshot", "eval all"}  # their models are opened in the same place
+# Their models are opened in the same place; `quantize`, which needs its extra, has a test of its own in tests/quantization.
+LATER = {"merge", "eval zeroshot", "eval all", "quantize"}
 
 
 @pytest.fixture
