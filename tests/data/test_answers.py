@@ -191,6 +191,28 @@ def test_tools_are_given_to_the_template_and_calls_are_learned() -> None:
     assert tokenizer.decode(ids).startswith('Tools: [{"type": "function", "function": {"name": "colour"}}]')
 
 
+CALLS = (
+    "{% for c in m.tool_calls or [] %}{{ '\\n<tool_call>\\n' }}{{ c.function | tojson }}{{ '\\n</tool_call>' }}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("content", ["", "Let me look."])
+@pytest.mark.parametrize("last", [[], [SAY], [SAY, ASK, SAY]])
+def test_calls_are_learned_where_the_last_turn_begins_with_an_empty_thought(content: str, last: list[Any]) -> None:
+    template = TEMPLATES["empty thought before the last answer"].replace("{{ m.content }}", "{{ m.content }}" + CALLS)
+    two = [*CALL["tool_calls"], {"function": {"name": "shade", "arguments": {}}}]
+    turns = [ASK, {**CALL, "content": content, "tool_calls": two}, {"role": "tool", "content": "blue"}, *last]
+    called = (
+        f'{content}\n<tool_call>\n{{"name": "colour", "arguments": {{"n": 1}}}}\n</tool_call>'
+        '\n<tool_call>\n{"name": "shade", "arguments": {}}\n</tool_call><|im_end|>\n'
+    )
+    said = [f"{ANSWER}<|im_end|>\n" for turn in last if turn is SAY]
+    if said:
+        said[-1] = "<think>\n\n</think>\n\n" + said[-1]
+    assert answers(tokenizer_with(template), turns, tools=TOOLS) == [called, *said]
+
+
 def test_answers_of_a_prompt_are_not_learned() -> None:
     tokenizer = tokenizer_with(TEMPLATES["chatml"])
     assert answers(tokenizer, [ASK, OTHER, ASK, SAY], prompt_turns=3) == [f"{ANSWER}<|im_end|>\n"]

@@ -81,6 +81,26 @@ def test_rows_by_number_are_the_rows_that_reading_all_gives(tmp_path: Path, kind
         _ = counted.documents[1_000]
 
 
+BLANKS = ["", " \t", "\u00a0", "\u3000", "\u2028", "\x85", "\x1e", "\ufeff"]
+
+
+@pytest.mark.parametrize("at", [0, 5, 300])
+@pytest.mark.parametrize("blank", BLANKS, ids=ascii)
+def test_lines_are_blank_to_the_count_where_they_are_to_the_reader(tmp_path: Path, blank: str, at: int) -> None:
+    texts = [f"row {number}" for number in range(300)]
+    lines = [json.dumps({"text": text}) for text in texts]
+    file = tmp_path / "x.jsonl"
+    file.write_bytes("\n".join([*lines[:at], blank, *lines[at:], ""]).encode())
+    found = read_corpus(str(file), role="calibration", counted_beyond=0)
+    if blank == "\ufeff" and at:  # a byte order mark means something at the start of a file only
+        with pytest.raises(ShortstackError, match=f"line {at + 1}: not valid JSON"):
+            _ = found.documents[at]
+        return
+    assert read_corpus(str(file), role="calibration", counted_beyond=10**9).documents == texts
+    assert found.rows == 300
+    assert [found.documents[number] for number in range(300)] == texts
+
+
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
 @pytest.mark.parametrize("seed", [0, 1, 1234])
 def test_the_published_windows_are_those_of_reading_everything(tmp_path: Path, kind: str, seed: int) -> None:

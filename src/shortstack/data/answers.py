@@ -106,6 +106,7 @@ class _Rendering:
         before, after = self._first(turns[:number], prompt=True), self._first(turns[: number + 1])
         if before and not self.text.startswith(before):
             self._check_context(before, self._first(turns[:number]))
+        self._check_calls(number, self.text)
         start = len(before) if before and self.text.startswith(before) else None
         end = shared_length(self.text, after)
         if start is None or not self._holds_answer(number, start, end):
@@ -135,7 +136,20 @@ class _Rendering:
     def _holds_answer(self, number: int, start: int, end: int) -> bool:
         """Whether the answer lies before `end`; a prompt may hold its beginning, such as the opening of a thought."""
         content = self.chat.turns[number]["content"]
-        return end >= start and _squeezed(content) in _squeezed(self.text[max(0, start - len(content)) : end])
+        return (
+            end >= start
+            and _squeezed(content) in _squeezed(self.text[max(0, start - len(content)) : end])
+            and self._holds_calls(number, self.text[start:end])
+        )
+
+    def _holds_calls(self, number: int, answer: str) -> bool:
+        """Whether a turn's calls of tools are in the text, by their names."""
+        for call in self.chat.turns[number].get("tool_calls") or []:
+            function = call.get("function", call) if isinstance(call, dict) else {}
+            name = function.get("name") if isinstance(function, dict) else None
+            if not isinstance(name, str) or name not in answer:
+                return False
+        return True
 
     def _marked(self, number: int) -> tuple[int, str]:
         """Start of an answer's content and the text up to the end of its turn, by a mark in the content's place.
@@ -160,11 +174,8 @@ class _Rendering:
 
     def _check_calls(self, number: int, answer: str) -> None:
         """Refuse a template that leaves out the calls of tools: the loss would lie on an empty answer."""
-        for call in self.chat.turns[number].get("tool_calls") or []:
-            function = call.get("function", call) if isinstance(call, dict) else {}
-            name = function.get("name") if isinstance(function, dict) else None
-            if not isinstance(name, str) or name not in answer:
-                raise ShortstackError(
-                    f"{self.chat.place}, turn {number + 1}: the chat template does not render its tool calls",
-                    hint="remove the row, or use a model whose template has tools",
-                )
+        if not self._holds_calls(number, answer):
+            raise ShortstackError(
+                f"{self.chat.place}, turn {number + 1}: the chat template does not render its tool calls",
+                hint="remove the row, or use a model whose template has tools",
+            )

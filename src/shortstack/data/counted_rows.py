@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, overload
 
 from shortstack.data.files import TEXT_SUFFIXES, open_rows, suffix_of
-from shortstack.data.json_rows import LONGEST_ROW, Budget, holds_lines, json_lines
+from shortstack.data.json_rows import LONGEST_ROW, Budget, holds_lines, is_blank, json_lines
 from shortstack.data.parquet import PARQUET_BATCH, opened_parquet, plain_row
 from shortstack.data.sources import file_rows
 
@@ -129,7 +129,7 @@ class _Lines:
             raw = stream.readline(LONGEST_ROW)
             if not raw:
                 break
-            if raw.strip():
+            if not is_blank(raw, at):
                 if self.count % _MARK_EVERY == 0:
                     self._bytes.append(at)
                     self._lines.append(line)

@@ -15,6 +15,7 @@ from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
 
 LONGEST_ROW = 64 << 20  # bytes of one line
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # escaped: half a character, or one of a pair
 
 
@@ -94,14 +95,27 @@ def json_lines(
             raise ShortstackError(
                 f"{file}, line {line_number}: longer than {LONGEST_ROW >> 20} MiB", hint="is this a .txt file?"
             )
-        line = decoded(file, budget.take(raw), start).strip()
+        is_row, line = not is_blank(raw, start), decoded(file, budget.take(raw), start).strip()
         start += len(raw)
-        if line:
+        if is_row:
             place = f"line {line_number}"
             yield place, whole_characters(file, place, parsed(file, place, line), line), start
         if budget.left == 0:
             budget.is_cut = bool(stream.read(1))
             return
+
+
+def is_blank(line: bytes, start: int) -> bool:
+    """Whether a line is no row: of white space alone, Unicode's too; a byte order mark before it where the file starts.
+
+    Args:
+        line: its bytes; what is not UTF-8 is not blank, and refused when it is read.
+        start: where in the file it begins.
+    """
+    if line.startswith(b"{"):  # nearly every line; those that are counted need not be decoded
+        return False
+    text = line.removeprefix(_BYTE_ORDER_MARK) if start == 0 else line
+    return not text.decode("utf-8", errors="replace").strip()
 
 
 def decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
@@ -112,7 +126,7 @@ def decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
         cut: the data may end inside a character.
     """
     if start == 0:
-        data = data.removeprefix(b"\xef\xbb\xbf")
+        data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
