@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.common import json_fields as records
-from shortstack.common.formatting import count, ranges, size, table
+from shortstack.common.formatting import count, ranges, size
 from shortstack.common.json_text import read_json
+from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError
 
 SCHEMA = 1
@@ -96,6 +97,11 @@ class PrunePlan:
         ]
         if self.protected:
             lines.append(f"  protected (+)  {ranges(self.protected)}")
+        lines += ["", self.sizes().to_text()]
+        return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    def sizes(self) -> Table:
+        """Blocks, parameters, bytes and key-value cache, before and after."""
         rows = [("blocks", str(len(self.blocks)), str(len(self.kept)))]
         for key, name, show in (
             ("parameters", "parameters", count),
@@ -105,8 +111,7 @@ class PrunePlan:
             before, after = self.before.get(key), self.after.get(key)
             if before is not None and after is not None:
                 rows.append((name, show(before), show(after)))
-        lines += ["", table(["", "before", "after"], rows)]
-        return "\n".join([*lines, *([self.note] if self.note else [])])
+        return Table(["", "before", "after"], rows)
 
 
 def load_plan(path: str | Path) -> PrunePlan:

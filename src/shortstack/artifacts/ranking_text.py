@@ -4,44 +4,92 @@ from __future__ import annotations
 
 import math
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shortstack.common.formatting import bar, table
+from shortstack.common.formatting import bar
+from shortstack.common.tables import Table
 
 if TYPE_CHECKING:
     from shortstack.artifacts.scores import CriterionScores
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How long the bar of a score is.
+
+    The first block often costs a hundred times what the others do: square roots, and a longest bar that the highest scores
+    exceed, keep the others' bars apart.
+
+    Attributes:
+        base: the dense model's value, where scores are perplexities; their bars are by the NLL that is added to it.
+        full: what the longest bar stands for.
+    """
+
+    base: float | None
+    full: float
+
+    @classmethod
+    def of(cls, found: CriterionScores) -> Scale:
+        """The scale of a criterion's scores."""
+        bare = cls(found.base, 1.0)
+        finite = [length for value in found.scores if math.isfinite(length := bare.share(value))] or [1.0]
+        return cls(found.base, min(max(finite), 3 * statistics.median(finite)) or 1.0)
+
+    @property
+    def name(self) -> str:
+        """What is drawn."""
+        return "score" if self.base is None else "added NLL, square-root scale"
+
+    def share(self, score: float, errors: float = 0.0) -> float:
+        """The length of a score's bar, as a share of the longest; above 1 where it is cut.
+
+        Args:
+            score: of a block.
+            errors: so much more; in NLL where scores are perplexities.
+        """
+        if self.base is None:
+            return abs(score + errors) / self.full
+        return math.sqrt(max(0.0, math.log(score / self.base) + errors)) / self.full
+
+
 def ranking_text(found: CriterionScores) -> str:
     """A table of blocks with bars, the one that is removed first on top; of a bare order the order alone."""
-    values = found.by_block()
-    if values is None:
+    if found.is_bare:
         return f"{found.name}: an order alone, first = removed first\n  {', '.join(map(str, found.order))}"
+    scale = Scale.of(found)
+    ranking, values = ranking_table(found), found.by_block() or {}
+    rows = []
+    for row, index in zip(ranking.rows, found.order, strict=True):
+        share = scale.share(values[index])
+        drawn = bar(share)
+        rows.append([*row, (drawn[:-1] + "▶" if share > 1 else drawn).ljust(28)])
+    return Table([*ranking.head, scale.name.ljust(28)], rows, ranking.title).to_text()
+
+
+def ranking_table(found: CriterionScores) -> Table:
+    """The blocks, the one that is removed first on top, with their scores as far as they are known."""
+    values = found.by_block() or {}
     base = found.base
-    # The first block often costs a hundred times what the others do: square roots, and a bar that is cut short (▶),
-    # keep the others' bars apart.
-    lengths = {
-        index: math.sqrt(max(0.0, math.log(value / base))) if base is not None else abs(value)
-        for index, value in values.items()
-    }
-    finite = [length for length in lengths.values() if math.isfinite(length)] or [1.0]
-    full = min(max(finite), 3 * statistics.median(finite)) or 1.0
     rows = []
     for rank, index in enumerate(found.order, start=1):
-        value = values[index]
-        row = [f"{rank:>4}", str(index), f"{value:.6g}"]
+        row = [f"{rank:>4}", str(index)]
+        value = values.get(index)
+        if value is None:
+            rows.append(row)
+            continue
+        row.append(f"{value:.6g}")
         if base is not None:
             change = value / base
             row.append(f"{change - 1:+.1%}" if change < 10 else f"x{change:.0f}")
         if found.stderr is not None:
             row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
-        drawn = bar(lengths[index] / full)
-        rows.append([*row, (drawn[:-1] + "▶" if lengths[index] > full else drawn).ljust(28)])
-    header = ["rank", "block", "score" if base is None else f"{found.name} without"]
+        rows.append(row)
+    header = ["rank", "block"]
+    header += [] if not values else ["score" if base is None else f"{found.name} without"]
     header += [] if base is None else ["change"]
     header += ["s.e. (NLL)"] if found.stderr is not None else []
-    scale = "score" if base is None else "added NLL, square-root scale"
     title = f"{found.name}: lowest = least important = removed first"
     if base is not None:
         title += f"; dense {found.name} {base:.6g}"
-    return title + "\n" + table([*header, scale.ljust(28)], rows)
+    return Table(header, rows, title)

@@ -10,9 +10,10 @@ from typing import Any
 
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.units import unlike_notes
-from shortstack.common.formatting import count, seconds, size, table
+from shortstack.common.formatting import count, seconds, size
 from shortstack.common.json_fields import mapping, number, text
 from shortstack.common.json_text import read_json
+from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.runtime.atomic_output import write_json
 
@@ -203,10 +204,17 @@ class Results:
 
     def to_text(self) -> str:
         """A table for each kind of evaluation and text, the models side by side."""
+        return "\n\n".join(_group_text(what, data, found) for (what, data), found in self._groups().items())
+
+    def tables(self) -> list[Table]:
+        """A table for each kind of evaluation and text, without sample texts and notes."""
+        return [_group_table(what, data, found) for (what, data), found in self._groups().items()]
+
+    def _groups(self) -> dict[tuple[str, str], list[Result]]:
         groups: dict[tuple[str, str], list[Result]] = {}
         for result in self.results:
             groups.setdefault((result.what, str(result.data.get("source", ""))), []).append(result)
-        return "\n\n".join(_group_text(what, data, found) for (what, data), found in groups.items())
+        return groups
 
 
 def load_results(path: str | Path) -> Results:
@@ -233,25 +241,28 @@ def load_results(path: str | Path) -> Results:
 
 
 def _group_text(what: str, data: str, results: Sequence[Result]) -> str:
+    lines = [_group_table(what, data, results).to_text()]
+    lines += _sample_texts(results)
+    lines += unlike_notes(results[0], results[1:])
+    lines += dict.fromkeys(note for result in results for note in result.notes)
+    return "\n".join(lines)
+
+
+def _group_table(what: str, data: str, results: Sequence[Result]) -> Table:
     names = list(dict.fromkeys(name for result in results for name in result.figures))
-    lines = [f"{what} on {data}" if data else what]
+    title = f"{what} on {data}" if data else what
     if what == "ppl" and names:
         measured = dict.fromkeys(str(r.figures[names[0]].n) for r in results if names[0] in r.figures)
-        lines[0] += f" ({names[0]} over {' and '.join(measured)} predicted tokens; lower is better)"
+        title += f" ({names[0]} over {' and '.join(measured)} predicted tokens; lower is better)"
     facts = [("parameters", [count(r.parameters) for r in results]), ("bytes", [size(r.nbytes) for r in results])]
     shown = [(name, [shown_figure(r.figures.get(name)) for r in results]) for name in names]
     cost = [("peak memory", [size(_peak(r)) for r in results]), ("time", [seconds(r.seconds) for r in results])]
     columns = [*facts, *shown, *cost]
     models = [result.model for result in results]
     if len(names) > _WIDE:
-        lines.append(table(["", *models], [[name, *cells] for name, cells in columns]))
-    else:
-        rows = [[model, *(cells[at] for _, cells in columns)] for at, model in enumerate(models)]
-        lines.append(table(["model", *(name for name, _ in columns)], rows))
-    lines += _sample_texts(results)
-    lines += unlike_notes(results[0], results[1:])
-    lines += dict.fromkeys(note for result in results for note in result.notes)
-    return "\n".join(lines)
+        return Table(["", *models], [[name, *cells] for name, cells in columns], title)
+    rows = [[model, *(cells[at] for _, cells in columns)] for at, model in enumerate(models)]
+    return Table(["model", *(name for name, _ in columns)], rows, title)
 
 
 def _peak(result: Result) -> int:

@@ -12,15 +12,14 @@ from shortstack.artifacts.results import Figure, Result, Results, shown_figure
 from shortstack.benchmark.floors import Machine
 from shortstack.benchmark.options import Sweep
 from shortstack.benchmark.sweep import Measured
+from shortstack.benchmark.tables import SPEEDS, latency_table, speedup_table
 from shortstack.benchmark.timing import UNSTEADY, median_figure, paired_ratio, percentile, variation
 from shortstack.benchmark.utilisation import UNITS, summary
 from shortstack.benchmark.work import Work, cut_of
-from shortstack.common.formatting import seconds, size, table
+from shortstack.common.formatting import table
 from shortstack.runtime.memory import Usage
 
 WHAT = "bench"
-_UNSTEADY = "!"
-_SPEEDS = ("latency", "prefill", "decode")  # of which --compare gives speed-ups
 # The per-run values that are paired in comparisons -> their unit.
 _PER_RUN = {
     "latency": "s", "prefill": "s", "decode": "s", "tpot": "s", "throughput": "tokens/s", "prefill_rate": "tokens/s",
@@ -41,7 +40,8 @@ class BenchResults(Results):
             own = [result for result in self.results if result.settings["engine"] == engine]
             sampled = [result for result in own if "batch" in result.settings]
             if sampled:
-                parts += [_head(sampled), _table(sampled), *_speedups(sampled)]
+                speedups = speedup_table(sampled)
+                parts += [latency_table(sampled).to_text(), *(["", speedups.to_text()] if speedups else [])]
             parts += [_draft_text(result) for result in own if "draft" in result.settings]
         notes = dict.fromkeys(note for result in self.results for note in result.notes)
         return "\n".join([*parts, *(f"note: {note}" for note in notes)])
@@ -180,7 +180,7 @@ def with_speedups(results: Sequence[Result], measured: Sequence[Measured]) -> li
 def _speedup_figures(base: Result, result: Result, dense: Measured, one: Measured) -> dict[str, Figure]:
     ideals, why = ideal_speedups(dense, one)
     found = {}
-    for name in _SPEEDS:
+    for name in SPEEDS:
         speedup = paired_ratio(base.per_item.get(name, []), result.per_item.get(name, []))
         ideal = ideals.get(name)
         found[f"{name}_speedup"] = speedup
@@ -214,94 +214,7 @@ def ideal_speedups(dense: Measured, one: Measured) -> tuple[dict[str, float], st
     return found, ""
 
 
-def _head(results: Sequence[Result]) -> str:
-    settings = results[0].settings
-    where = f"{settings['dtype']} on {settings['device']}"
-    if settings["device"] == "cpu":
-        where += f", {settings['threads']} threads"
-    version = f" {settings['engine_version']}" if settings["engine_version"] else ""
-    lines = [
-        f"{settings['engine']}{version}, {where}; {settings['runs']} runs after {settings['warmup']} of warm-up; "
-        f"{settings['sampling']} sampling; {settings['prompt']}"
-    ]
-    machine = settings.get("machine")
-    if machine:
-        lines.append(
-            f"the machine reached {machine['bytes_per_second'] / 1e9:.3g} GB/s and "
-            f"{machine['operations_per_second'] / 1e9:.3g} GFLOP/s in the same minutes"
-        )
-    return "\n".join(lines)
-
-
-def _table(results: Sequence[Result]) -> str:
-    header = [
-        "model", "batch", "new", "latency", "P10", "P90", "P99", "spread", "first token", "floor", "per token", "floor",
-        "tokens/s", "memory",
-    ]  # fmt: skip
-    rows = []
-    for result in results:
-        figures = result.figures
-        spread = figures.get("latency_variation")
-        unsteady = spread is not None and spread.value is not None and spread.value > UNSTEADY
-        rows.append(
-            [
-                result.model, str(result.settings["batch"]), str(result.settings["new_tokens"]),
-                _time(figures, "latency") if figures["latency"].value is not None else "does not fit",
-                *(_time(figures, f"latency_p{share}") for share in (10, 90, 99)),
-                shown_figure(spread) + (_UNSTEADY if unsteady else ""),
-                _time(figures, "prefill"), _share(figures, "prefill_floor_share"),
-                _time(figures, "tpot"), _share(figures, "tpot_floor_share"),
-                shown_figure(figures.get("throughput")), _held(result),
-            ]
-        )  # fmt: skip
-    lines = [table(header, rows)]
-    if any(row[7].endswith(_UNSTEADY) for row in rows):
-        lines.append(
-            f"{_UNSTEADY} the spread (standard deviation over mean) is above {UNSTEADY:.0%}: repeat it on a quiet machine"
-        )
-    lines.append("floor: how much of the measured time the machine's bandwidth or matrix products need at least")
-    return "\n".join(lines)
-
-
-def _speedups(results: Sequence[Result]) -> list[str]:
-    compared = [result for result in results if "latency_speedup" in result.figures]
-    if not compared:
-        return []
-    rows = []
-    for result in compared:
-        cells = [
-            result.model,
-            str(result.settings["batch"]),
-            str(result.settings["new_tokens"]),
-            str(result.settings["blocks"]),
-        ]
-        for name in _SPEEDS:
-            cells += [shown_figure(result.figures.get(f"{name}_{what}")) for what in ("speedup", "ideal", "of_ideal")]
-        rows.append(cells)
-    header = ["times as fast as " + results[0].model, "batch", "new", "blocks"]
-    for name in _SPEEDS:
-        header += [name, "ideal", "of it"]
-    return ["", table(header, rows)]
-
-
 def _draft_text(result: Result) -> str:
     rows = [[name.replace("_", " "), shown_figure(figure), figure.note] for name, figure in result.figures.items()]
     head = f"{result.model} with {result.settings['draft']} as its draft, {result.settings['draft_tokens']} tokens at a time"
     return "\n".join([head, table(["", "", ""], rows)])
-
-
-def _time(figures: dict[str, Figure], name: str) -> str:
-    figure = figures.get(name)
-    if figure is None or figure.value is None:
-        return "-"
-    return f"{1000 * figure.value:.3g} ms" if figure.value < 1 else seconds(figure.value)
-
-
-def _share(figures: dict[str, Figure], name: str) -> str:
-    figure = figures.get(name)
-    return "-" if figure is None or figure.value is None else f"{figure.value:.0%}"
-
-
-def _held(result: Result) -> str:
-    held = result.peak_device_bytes or result.peak_rss_bytes
-    return size(held) if held else "-"

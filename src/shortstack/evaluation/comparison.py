@@ -8,9 +8,10 @@ from typing import Any
 
 from shortstack.artifacts.results import Figure, shown_figure
 from shortstack.baselines.figures import PublishedResult
-from shortstack.common.formatting import count, size, table
+from shortstack.common.formatting import count, size
+from shortstack.common.tables import Table
 
-_NOISE = 1.96  # standard errors: 95 of 100 differences of nothing are smaller
+NOISE = 1.96  # standard errors: 95 of 100 differences of nothing are smaller
 _SAME = "≈"
 
 
@@ -31,7 +32,7 @@ class Difference:
     @property
     def is_noise(self) -> bool | None:
         """Whether it is within 1.96 standard errors of nothing; None where that is not known."""
-        return None if self.stderr is None else abs(self.value) <= _NOISE * self.stderr
+        return None if self.stderr is None else abs(self.value) <= NOISE * self.stderr
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -100,23 +101,28 @@ class Comparison:
 
     def to_text(self) -> str:
         """A table per kind of evaluation and text."""
-        parts = [
-            self._table(
-                "", [self._sizes("parameters", self.parameters, count), self._sizes("bytes", self.nbytes, size)]
-            )
-        ]
+        return "\n\n".join([*(one.to_text() for one in self.tables()), "\n".join(self.legend())])
+
+    def tables(self) -> list[Table]:
+        """Sizes, then a table per kind of evaluation and text."""
+        sizes = [self._sizes("parameters", self.parameters, count), self._sizes("bytes", self.nbytes, size)]
+        found = [self._table("", sizes)]
         for what, data in dict.fromkeys((one.what, one.data) for one in self.figures):
             rows = [self._row(one) for one in self.figures if (one.what, one.data) == (what, data)]
-            parts.append(self._table(f"{what} on {data}", rows))
+            found.append(self._table(f"{what} on {data}", rows))
+        return found
+
+    def legend(self) -> list[str]:
+        """What the marks of the tables mean, and what a reader should know."""
         lines = [
             f"differences are against {self.models[0]}, with paired standard errors; of perplexities they are ratios; "
-            f"{_SAME} within noise ({_NOISE} standard errors)"
+            f"{_SAME} within noise ({NOISE} standard errors)"
         ]
         if self.published:
             lines.append(f"published: {self.published[0].note}")
-        return "\n\n".join([*parts, "\n".join([*lines, *self.notes])])
+        return [*lines, *self.notes]
 
-    def _table(self, title: str, rows: Sequence[list[str]]) -> str:
+    def _table(self, title: str, rows: Sequence[list[str]]) -> Table:
         heads = ["", self.models[0]]
         for model in self.models[1:]:
             heads += [model, "difference"]
@@ -125,7 +131,7 @@ class Comparison:
             any(row[-len(self.published) :]) for row in rows
         ):  # nothing of this was published
             heads, rows = heads[: -len(self.published)], [row[: -len(self.published)] for row in rows]
-        return "\n".join([*([title] if title else []), table(heads, rows)])
+        return Table(heads, rows, title)
 
     def _sizes(self, name: str, values: Sequence[int], show: Any) -> list[str]:
         cells = [show(values[0])]

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.artifacts.training import before_and_after_table
 from shortstack.artifacts.units import tokens_hash
-from shortstack.common.formatting import count, seconds, size, table
+from shortstack.common.formatting import count, seconds, size
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 
@@ -56,15 +57,9 @@ class RetrainResult:
 
     def to_text(self) -> str:
         """The table, and where everything is."""
-        names = list(dict.fromkeys(name for row in self.rows.values() for name in row["figures"]))
-        header = ["", "parameters", *("validation loss" if name == "validation" else name for name in names)]
-        rows = [
-            [which, count(row["parameters"]), *(_shown(row["figures"].get(name)) for name in names)]
-            for which, row in self.rows.items()
-        ]
         lines = [
             f"{self.out}: retrained ({self.method}) for {self.steps} steps, {self.tokens} tokens, in {seconds(self.seconds)}",
-            table(header, rows),
+            before_and_after_table(self.rows).to_text(),
         ]
         if self.adapter:
             lines.append(f"the adapter alone is in {self.adapter}")
@@ -116,10 +111,6 @@ class RetrainEstimate:
             *(f"  {name:{width}}  {value}" for name, value in rows),
         ]
         return "\n".join([*lines, *self.notes])
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
 
 
 def before_and_after(
