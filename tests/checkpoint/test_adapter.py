@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shortstack.checkpoint.adapter import check_blocks
+from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
+from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
 from tests.kills import recorded_hashes
 
@@ -63,6 +66,78 @@ def test_a_pattern_that_holds_block_numbers_becomes_names(built: Built, tmp_path
     prune(str(built("llama")), out=tmp_path / "p", blocks="1,3", adapter=given, quiet=True)
     config = json.loads((tmp_path / "p/adapter/adapter_config.json").read_text())
     assert config["target_modules"] == [f"model.layers.{index}.self_attn.q_proj" for index in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "written"),
+    [
+        ("target_modules", ["3.self_attn.q_proj", "1.self_attn.q_proj"], ["layers.2.self_attn.q_proj"]),
+        ("exclude_modules", ["3.self_attn.k_proj", "up_proj"], ["layers.2.self_attn.k_proj", "up_proj"]),
+        ("rank_pattern", {r"5\.self_attn\.q_proj": 4, "4.mlp": 2}, {r"layers.3\.self_attn\.q_proj": 4}),
+        ("alpha_pattern", {"3.w1": 4, "q_proj": 2}, {"3.w1": 4, "q_proj": 2}),  # of an expert: no block has that
+    ],
+)
+def test_ends_of_names_that_begin_with_a_block_number_are_renumbered(
+    built: Built, tmp_path: Path, key: str, given: Any, written: Any
+) -> None:
+    """PEFT compares them with the ends of module names; `3.` would be another block afterwards."""
+    of_dense = adapter(tmp_path / "a", **{key: given})
+    prune(str(built("llama")), out=tmp_path / "p", blocks="1,4", adapter=of_dense, quiet=True)
+    assert json.loads((tmp_path / "p/adapter/adapter_config.json").read_text())[key] == written
+
+
+def test_no_list_of_blocks_becomes_empty(built: Built, tmp_path: Path) -> None:
+    """PEFT would read it as all blocks; something is left of the adapter, which is on the embedding too."""
+    given = adapter(tmp_path / "a", blocks=range(1, 2), layers_to_transform=[1])
+    tensors = load_file(given / "adapter_model.safetensors")
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.zeros(2, 8)
+    save_file(tensors, given / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ShortstackError, match=r"every block of layers_to_transform is removed \(1\)"):
+        prune(str(built("llama")), out=tmp_path / "p", blocks="1", adapter=given, quiet=True)
+
+
+@pytest.mark.parametrize("named", ["meta/llama", "a folder of links"])
+@pytest.mark.parametrize("layers", [[0, 1, 2, 3], [2, 3]])
+def test_part_of_an_unknown_model_is_refused_by_a_pruned_one(
+    built: Built, tmp_path: Path, named: str, layers: list[int]
+) -> None:
+    """Its numbers exist here, and may mean other blocks."""
+    pruned, links = tmp_path / "pruned", tmp_path / "links"
+    prune(str(built("llama")), out=pruned, blocks="1,4", quiet=True)
+    links.mkdir()
+    for file in built("llama").iterdir():
+        (links / file.name).symlink_to(file)
+    base = str(links) if named == "a folder of links" else named
+    blocks = range(layers[0], layers[-1] + 1)
+    given = adapter(tmp_path / "a", blocks=blocks, layers_to_transform=layers, base_model_name_or_path=base)
+    why = "cannot be read" if named == "a folder of links" else "is not known here"
+    with pytest.raises(ShortstackError, match=rf"was trained on {base}, which {why}") as refused:
+        check_blocks(given, open_checkpoint(pruned), Progress())
+    assert f"shortstack prune {built('llama')} --blocks 1,4 --adapter {given}" in refused.value.hint
+    assert f"of {pruned}: write that as base_model_name_or_path" in refused.value.hint
+    if named == "a folder of links":
+        with pytest.raises(ShortstackError, match="renumbered"):
+            check_blocks(given, open_checkpoint(pruned, allow_links=True), Progress())
+    check_blocks(
+        adapter(pruned / "adapter", base_model_name_or_path="moved", blocks=blocks), open_checkpoint(pruned), Progress()
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"layers_to_transform": [0, 1, 2, 3]}, "adapter_config.json names no base"),
+        ({"base_model_name_or_path": "me/pruned"}, "its base me/pruned is not known here"),
+    ],
+)
+def test_whose_numbers_are_taken_is_reported(
+    built: Built, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], says: str
+) -> None:
+    prune(str(built("llama")), out=tmp_path / "pruned", blocks="1,4", quiet=True)
+    given = adapter(tmp_path / "a", blocks=range(4), **config)
+    check_blocks(given, open_checkpoint(tmp_path / "pruned"), Progress())
+    said = capsys.readouterr().err
+    assert f"{says}; its block numbers are taken as those of {tmp_path / 'pruned'}" in said
 
 
 def test_it_computes_what_it_did_with_those_blocks_passed_over(built: Built, tmp_path: Path) -> None:

@@ -96,3 +96,12 @@ def test_a_bare_base_model_is_still_taken(built: Callable[..., Path], tmp_path: 
     assert open_checkpoint(model).anatomy.prefix == "layers."
     with torch.no_grad():
         pico.load(model)
+
+
+@pytest.mark.fault(112)
+@pytest.mark.parametrize("part", ["base_layer.weight", "lora_A.default.weight", "modules_to_save.default.weight"])
+def test_an_adapter_that_is_not_merged_is_named(built: Callable[..., Path], tmp_path: Path, part: str) -> None:
+    model = renamed(built("llama"), tmp_path, lambda name: name.replace("q_proj.weight", f"q_proj.{part}"))
+    with pytest.raises(ShortstackError, match=rf"a tensor is named .*q_proj\.{part}, as in PEFT's model") as refused:
+        info(str(model))
+    assert "merge_and_unload() of PEFT first" in refused.value.hint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from shortstack.checkpoint.headers import TensorInfo, read_header
 from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
 from shortstack.checkpoint.renumber_names import Renumbering, renumbered
 from shortstack.common.formatting import ranges
+from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 
 CONFIG = "adapter_config.json"
@@ -24,10 +24,17 @@ _PEFT_PREFIX = "base_model.model."
 # Entries of adapter_config.json that hold names or patterns of modules.
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 _BY_NAME = ("rank_pattern", "alpha_pattern")
+_NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d")  # of a block, in a name or a pattern; none in `w1`, `fc2`
+_BEGINS_WITH_NUMBER = re.compile(r"(\d+)(?:\.|\\\.|\[\.\]|$)(\w*)")  # and the word behind it
 
 
 def carry_adapter(
-    adapter: Path, checkpoint: Checkpoint, kept: Sequence[int], base: str, directory: Path
+    adapter: Path,
+    checkpoint: Checkpoint,
+    kept: Sequence[int],
+    base: str,
+    directory: Path,
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write the adapter for the checkpoint that keeps the blocks at positions `kept`.
 
@@ -37,6 +44,7 @@ def carry_adapter(
         kept: the positions that stay.
         base: what the new adapter calls its base model.
         directory: where to write it.
+        progress: reports what is taken for granted.
 
     Returns:
         sha256 of every file written, by name.
@@ -50,27 +58,29 @@ def carry_adapter(
     found = _adapted_blocks(tensors, renumber)
     if not found and not any(".modules_to_save." in tensor.name for tensor in tensors):
         raise ShortstackError(f"{adapter}: none of its tensors belongs to a block", hint="is it of another model?")
-    _check_blocks(adapter, config, found, checkpoint)
+    _check_blocks(adapter, config, found, checkpoint, progress or Progress(quiet=True))
     copies = [TensorCopy(tensor, name) for tensor in tensors if (name := renumber(tensor.name)) is not None]
     if not copies:
         raise ShortstackError(f"{adapter}: all blocks that it adapts are removed", hint="leave --adapter out")
     directory.mkdir()
-    shortened = _shortened(_named_in_full(config, tensors, found), renumber, kept)
+    shortened = _shortened(
+        _with_container(_named_in_full(config, tensors, found), checkpoint), renumber, kept, adapter / CONFIG
+    )
     shortened["base_model_name_or_path"] = base
     files = {WEIGHTS: copy_tensors(copies, directory / WEIGHTS, header=new_header(copies, metadata))}
     files[CONFIG] = write_hashed(directory / CONFIG, config_text(shortened).encode())
     return files
 
 
-def check_blocks(adapter: Path, checkpoint: Checkpoint) -> None:
-    """Refuse an adapter that adapts blocks which the checkpoint lacks, or has under other numbers.
+def check_blocks(adapter: Path, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Refuse an adapter that adapts blocks which the checkpoint lacks, has under other numbers, or may have.
 
     Raises:
         ShortstackError: it does; the hint says how a dense model's adapter gets to a pruned one.
     """
     config, (tensors, _) = read_adapter_config(adapter), _tensors(adapter)
     everywhere = Renumbering(checkpoint.anatomy, range(checkpoint.depth), str(adapter / CONFIG))
-    _check_blocks(adapter, config, _adapted_blocks(tensors, everywhere), checkpoint)
+    _check_blocks(adapter, config, _adapted_blocks(tensors, everywhere), checkpoint, progress)
 
 
 def _adapted_blocks(tensors: Sequence[TensorInfo], names: Renumbering) -> set[int]:
@@ -78,12 +88,17 @@ def _adapted_blocks(tensors: Sequence[TensorInfo], names: Renumbering) -> set[in
     return {number for tensor in tensors if (number := names.number_of(tensor.name)) is not None}
 
 
-def _check_blocks(adapter: Path, config: dict[str, Any], found: set[int], checkpoint: Checkpoint) -> None:
+def _check_blocks(
+    adapter: Path, config: dict[str, Any], found: set[int], checkpoint: Checkpoint, progress: Progress
+) -> None:
     trained_on = str(config.get("base_model_name_or_path") or "")
-    numbers = _original_blocks(trained_on, checkpoint)
+    known = _original_blocks(adapter, trained_on, checkpoint)
+    numbers = checkpoint.original_blocks if isinstance(known, str) else known
     original_depth = (checkpoint.provenance or {}).get("original_depth", 0)
     if len(numbers) <= max(found, default=0) < original_depth:
         numbers = tuple(range(original_depth))  # nothing says so, but these are the dense model's numbers
+    elif isinstance(known, str) and any(checkpoint.original_blocks[block : block + 1] != (block,) for block in found):
+        _take_as_own(adapter, config, found, checkpoint, known, progress)
     places = {original: position for position, original in enumerate(checkpoint.original_blocks)}
     lacking = {block for block in found if block >= len(numbers) or numbers[block] not in places}
     moved = {block for block in found - lacking if places[numbers[block]] != block}
@@ -100,6 +115,28 @@ def _check_blocks(adapter: Path, config: dict[str, Any], found: set[int], checkp
     raise ShortstackError(
         f"{adapter}: adapts {', and '.join(parts)}", hint=_way_on(adapter, numbers, trained_on, checkpoint)
     )
+
+
+def _take_as_own(
+    adapter: Path, config: dict[str, Any], found: set[int], checkpoint: Checkpoint, unknown: str, progress: Progress
+) -> None:
+    """Report that an adapter of unknown origin counts blocks as the pruned checkpoint does; refuse it where it names
+    another base, and may as well count those of the dense model.
+    """
+    trained_on = str(config.get("base_model_name_or_path") or "")
+    names = [config.get("target_modules"), config.get("exclude_modules")]
+    is_partial = config.get("layers_to_transform") not in (None, []) or _NUMBER.search(json.dumps(names))
+    if trained_on and (is_partial or found != set(range(checkpoint.depth))):
+        record = checkpoint.provenance or {}
+        way = _way_on(adapter, range(record.get("original_depth", 0)), str(record.get("source", "")), checkpoint)
+        raise ShortstackError(
+            f"{adapter}: was trained on {trained_on}, {unknown}; its block {ranges(found)} may be other blocks in "
+            f"{checkpoint.source}, which is pruned",
+            hint=f"of the dense model: fold it into that (--base), or {way}; of {checkpoint.source}: write that as "
+            f"base_model_name_or_path into {adapter / CONFIG}",
+        )
+    why = f"its base {trained_on} is not known here" if trained_on else f"{CONFIG} names no base"
+    progress.say(f"{adapter}: {why}; its block numbers are taken as those of {checkpoint.source}, which is pruned")
 
 
 def _way_on(adapter: Path, numbers: Sequence[int], trained_on: str, checkpoint: Checkpoint) -> str:
@@ -119,19 +156,29 @@ def _way_on(adapter: Path, numbers: Sequence[int], trained_on: str, checkpoint: 
     return other or "get the adapter again, or give the checkpoint that it was trained on"
 
 
-def _original_blocks(trained_on: str, checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The original numbers of the blocks that an adapter counts: those of the model that it was trained on, if that is of
-    the same origin as the checkpoint; else the checkpoint's own.
+def _original_blocks(adapter: Path, trained_on: str, checkpoint: Checkpoint) -> tuple[int, ...] | str:
+    """The original numbers of the blocks that an adapter counts: those of the model that it was trained on, if that is
+    the checkpoint or of its origin; else what is wrong with that model.
     """
     record = checkpoint.provenance or {}
+    unknown = "which is not known here"
     if trained_on and Path(trained_on).is_dir():
-        with contextlib.suppress(ShortstackError):  # whatever else lies there, it is not the checkpoint's origin
-            base = read_checkpoint(trained_on, lambda *_: checkpoint.anatomy.family)
+        try:
+            base = read_checkpoint(trained_on, lambda *_: checkpoint.anatomy.family, allow_links=checkpoint.allow_links)
+        except ShortstackError as error:
+            unknown = f"which cannot be read ({error.message})"
+        else:
             if _origin(base) == _origin(checkpoint):
                 return base.original_blocks
+            unknown = f"which is not of the same origin as {checkpoint.source}"
     if trained_on and trained_on.partition("@")[0] == str(record.get("source", "")).partition("@")[0]:
         return tuple(range(record["original_depth"]))
-    return checkpoint.original_blocks
+    # By the checkpoint's own name, or in its folder, where `prune --adapter` writes it.
+    is_own = (
+        trained_on.partition("@")[0] == checkpoint.source.partition("@")[0]
+        or adapter.resolve().parent == checkpoint.directory.resolve()
+    )
+    return checkpoint.original_blocks if is_own else unknown
 
 
 def _origin(checkpoint: Checkpoint) -> str:
@@ -184,13 +231,44 @@ def _named_in_full(config: dict[str, Any], tensors: Sequence[TensorInfo], blocks
     return {**config, "target_modules": sorted(modules)}
 
 
-def _shortened(config: dict[str, Any], renumber: Renumbering, kept: Sequence[int]) -> dict[str, Any]:
+def _with_container(config: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config with the container in front of names that begin with a block's number: PEFT takes ends of names, and
+    `3.self_attn.q_proj` is one of `layers.3.self_attn.q_proj`; `3.w1` of an expert stays.
+    """
+    prefix = checkpoint.anatomy.prefix
+    container = prefix.rstrip(".").rpartition(".")[2]
+
+    def whole(name: Any) -> Any:
+        begin = _BEGINS_WITH_NUMBER.match(name) if isinstance(name, str) else None
+        if begin is None or not any(
+            tensor.startswith(f"{prefix}{begin[1]}.{begin[2]}") for tensor in checkpoint.tensors
+        ):
+            return name
+        return f"{container}.{name}"
+
+    edited = dict(config)
+    for key in (*_NAMES, *_BY_NAME):
+        value = edited.get(key)
+        if isinstance(value, list):
+            edited[key] = [whole(name) for name in value]
+        elif isinstance(value, dict):
+            edited[key] = {whole(name): inner for name, inner in value.items()}
+    return edited
+
+
+def _shortened(config: dict[str, Any], renumber: Renumbering, kept: Sequence[int], place: Path) -> dict[str, Any]:
     edited = dict(config)
     layers = edited.get("layers_to_transform")
     if isinstance(layers, int):
         layers = [layers]
     if isinstance(layers, list):
         edited["layers_to_transform"] = renumbered([index for index in layers if type(index) is int], kept)
+        if layers and not edited["layers_to_transform"]:
+            raise ShortstackError(
+                f"{place}: every block of layers_to_transform is removed ({ranges(layers)}), and PEFT reads an empty list "
+                "as all blocks",
+                hint="keep one of these blocks, or leave --adapter out",
+            )
     for key in _NAMES:
         value = edited.get(key)
         if isinstance(value, str):

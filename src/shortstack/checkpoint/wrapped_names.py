@@ -16,6 +16,10 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module.": ("activation checkpointing", "save the model without checkpoint_wrapper"),
     "language_model.": ("a model of text and images", "save its language model alone: model.language_model"),
 }
+# What PEFT puts into the names of the modules that it wraps, until its adapters are merged.
+_UNMERGED = re.compile(
+    r"\.(base_layer|lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|original_module|modules_to_save)(\.|$)"
+)
 _INSIDE = tuple(part for part in _WRAPPERS if part.startswith("_"))
 
 
@@ -34,6 +38,13 @@ def refuse_wrapped(names: Sequence[str], prefix: str, place: str) -> None:
         inside = next((name for name in names if f".{part}" in f".{name}"), None)
         if inside is not None:
             raise _refusal(place, part, inside)
+    unmerged = next((name for name in names if _UNMERGED.search(name)), None)
+    if unmerged is not None:
+        raise ShortstackError(
+            f"{place}: a tensor is named {unmerged}, as in PEFT's model before its adapter is merged; transformers would "
+            "not load it",
+            hint=_WRAPPERS["base_model.model."][1],
+        )
     if any(name.startswith(prefix) for name in names):
         return
     numbered = re.compile(rf"(.+\.){re.escape(prefix)}\d+\.")

@@ -130,7 +130,7 @@ def prune(
             progress=progress,
         )
         if adapter is not None:
-            carried = carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), folder / "adapter")
+            carried = carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), folder / "adapter", progress)
             files |= {f"adapter/{name}": digest for name, digest in carried.items()}
         if options.verify:
             from shortstack.pruning.verify import verify_pruned

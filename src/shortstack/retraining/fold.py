@@ -46,7 +46,7 @@ def merged_model(
             f"{checkpoint.source}: is quantized; an adapter is folded into full weights only",
             hint="--base MODEL: the checkpoint before it was quantized",
         )
-    check_blocks(adapter, checkpoint)
+    check_blocks(adapter, checkpoint, progress)
     config = _peft_config(adapter, progress)
     wide = torch.float32 if 4 * checkpoint.parameters() < _ROOM * available_bytes() else None
     model = stored_model(checkpoint, trust_remote_code=trust_remote_code, dtype=wide)
