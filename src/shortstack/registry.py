@@ -335,6 +335,20 @@ _ROWS = [
         estimate="shortstack.benchmark.bench:estimate_bench",
     ),
     Command(
+        "card",
+        "shortstack.publishing.card:card",
+        "Renew the model card of a checkpoint that shortstack made, with the figures of results files.",
+        "shortstack card PRUNED ppl.json",
+        step=False,
+    ),
+    Command(
+        "push",
+        "shortstack.publishing.push:push",
+        "Push a checkpoint that shortstack made to the hub; without --yes only show what would be pushed.",
+        "shortstack push PRUNED org/name",
+        step=False,
+    ),
+    Command(
         "run",
         "shortstack.recipes.run:run",
         "Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.",

@@ -72,6 +72,8 @@ FROZEN = {
     "eval samples": EVALUATING + "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out",
     "eval all": EVALUATING + "--data --data-dir --seq-len --tasks --tasks-dir --limit --dense --seed --out",
     "compare": "--base --published --out",
+    "card": "--base-model --license --eval-results --force --quiet",
+    "push": "--yes --public --quick --force --quiet",
     "bench": (
         "--preset --batch --prompt-tokens --new-tokens --sampling --runs --warmup --engine --engine-python --engine-binary "
         "--engine-args --time-limit --compare --draft --draft-tokens --csv --plot --out --memory --no-memory --seed --dtype "

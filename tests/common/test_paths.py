@@ -18,6 +18,7 @@ PATHS = {
     "data/text.jsonl": "text.jsonl",
     "C:\\Users\\ann\\vicuna": "vicuna",
     "runs\\vicuna": "vicuna",
+    "file:///home/ann/vicuna": "vicuna",
     "/": "...",
 }
 NAMES = ["embedded", "org/name", "org/name@v2", "wikitext2", "text.txt", "https://host/a/b", "published:taylor", ""]
@@ -46,6 +47,7 @@ def test_records_are_gone_through_to_the_bottom() -> None:
         "steps": [{"data": {"/data/a.txt": 1, "rows": 3, "none": None, "on": True}}],
         "note": "read /home/ann/text.txt, then ~/b/c (see https://host/a/b and 3/4 of ./d/e.json)",
         "place": "lora of /home/ann/m: best",
+        "ppl:/home/ann/t.txt": "see file:///home/ann/t.txt",
         "unit": "tokens/s",
     }
     assert without_paths(record) == {
@@ -53,5 +55,6 @@ def test_records_are_gone_through_to_the_bottom() -> None:
         "steps": [{"data": {"a.txt": 1, "rows": 3, "none": None, "on": True}}],
         "note": "read text.txt, then c (see https://host/a/b and 3/4 of e.json)",
         "place": "lora of m: best",
+        "ppl:t.txt": "see t.txt",
         "unit": "tokens/s",
     }

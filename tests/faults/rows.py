@@ -82,6 +82,7 @@ ROWS: dict[int, tuple[str, str]] = {
     72: ("a recipe with tags such as !!python/object", "refused with the line; nothing is constructed"),
     73: ("a recipe with a key twice, an unknown key, `1e-4`, `no`", "refused with line and nearest key; a number; text"),
     74: ("a recipe that names ../.., ~, variables or URLs", "relative to the recipe; else refused"),
+    76: ("Markdown or YAML in what a model card names", "written as words: no markup, no entry of the metadata"),
     77: ("terminal escapes in names", "control characters are taken out of all that is said"),
     78: ("odd file names: newlines, leading dashes, long, decomposed", "taken as they are; no shell sees them"),
     79: ("formulas in CSV exports", "cells are numbers and fixed words"),
@@ -114,9 +115,11 @@ ROWS: dict[int, tuple[str, str]] = {
     110: ("an output that is full or closed", "one line, exit code 1; a lost line of progress costs no work"),
     111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
     112: ("tensor names that a wrapper has changed", "taken where transformers takes them; else its prefix is named"),
+    113: ("a push without a token or a right, to a name that is taken, cut off", "a line each; one commit or none; resumed"),
+    114: ("secrets, temporary files and paths of a disk in a folder that is pushed", "stay here; a token in a text ends it"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {
-    "reports and model cards": (75, 76),
+    "reports": (75,),
     "the demo page": (80, 81, 82, 83),
 }

@@ -166,7 +166,12 @@ def continued_record(
     return {
         "schema": provenance.SCHEMA,
         "source": before.get("source", checkpoint.source),
-        **({"revision": checkpoint.revision} if checkpoint.revision and not before else {}),
+        **{key: before[key] for key in ("base_model", "revision") if key in before},
+        **(
+            {"base_model": checkpoint.hub_id, "revision": checkpoint.revision}
+            if checkpoint.hub_id and not before
+            else {}
+        ),
         "source_fingerprint": before.get("source_fingerprint", checkpoint.fingerprint),
         "original_depth": before.get("original_depth", checkpoint.depth),
         "kept_blocks": list(kept),

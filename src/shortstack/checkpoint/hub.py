@@ -17,7 +17,7 @@ from shortstack.errors import ShortstackError, did_you_mean, first_line
 
 EMBEDDED_MODEL = ASSETS / "model"
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
-_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "*.tiktoken")
+_SMALL_FILES = ("*.json", "*.model", "*.txt", "*.jinja", "LICENSE*", "README.md", "*.tiktoken")
 _WEIGHTS = (SINGLE, "model-*.safetensors", PICKLED_SINGLE, "pytorch_model-*.bin")
 _Result = TypeVar("_Result")
 

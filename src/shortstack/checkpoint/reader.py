@@ -83,6 +83,16 @@ class Checkpoint:
         """The hub's name of the version that this is, where it lies in the hub cache; else empty."""
         return self.directory.name if self.directory.parent.name == "snapshots" else ""
 
+    @property
+    def hub_id(self) -> str:
+        """Its id on the hub, where it lies in the hub cache, however it was called; else empty."""
+        folder = self.directory.parent.parent.name
+        return (
+            folder.removeprefix("models--").replace("--", "/")
+            if self.revision and folder.startswith("models--")
+            else ""
+        )
+
     @cached_property
     def repair(self) -> Repair | None:
         """What is known to be wrong with its config, and right."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# Where a path begins: /, ~/, ./, ../ or C:\; before it neither a word nor a scheme (https:/).
-_START = r"(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\]"
+# Where a path begins: /, ~/, ./, ../ or C:\, also behind file://; before it neither a word nor a scheme (https:/).
+_START = r"(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\]"
 _WHOLE = re.compile(rf"{_START}[^\n]*")
-_INSIDE = re.compile(
-    rf"(?<![\w:/\\.~>)-]){_START}(?:[^\s/\\'\"`,;|()<>\[\]{{}}]+[/\\]+)+([^\s/\\'\"`,;|()<>\[\]{{}}]*)"
-)
+_INSIDE = re.compile(rf"(?<![\w/\\.~>)-]){_START}(?:[^\s/\\'\"`,;|()<>\[\]{{}}]+[/\\]+)+([^\s/\\'\"`,;|()<>\[\]{{}}]*)")
 _DATA_FILE = re.compile(r".*\.(?:txt|raw|tokens|text|jsonl?|parquet|arrow|csv|tsv|zst|gz|xz|zip|ya?ml)")
 
 
@@ -25,7 +23,7 @@ def public_name(source: str) -> str:
 
 def is_path(source: str) -> bool:
     """Whether a source can only be a path, whatever there is on this disk."""
-    if re.match(r"\w+://", source):
+    if re.match(r"(?!file:)\w+://", source):
         return False
     return bool(_WHOLE.fullmatch(source)) or "\\" in source or source.count("/") > 1 or _is_data_file(source)
 
@@ -38,11 +36,10 @@ def without_paths(value: Any) -> Any:
         return [without_paths(one) for one in value]
     if not isinstance(value, str):
         return value
-    if " " not in value and is_path(value):
-        return public_name(value)
-    if _WHOLE.fullmatch(value) and ": " not in value:
+    if _WHOLE.fullmatch(value) and not re.search(r": |,", value):
         return _last(value)
-    return _INSIDE.sub(lambda match: match[1] or "...", value)
+    value = _INSIDE.sub(lambda match: match[1] or "...", value)
+    return value if " " in value else ",".join(_last(one) if is_path(one) else one for one in value.split(","))
 
 
 def _is_data_file(source: str) -> bool:

@@ -1,21 +1,24 @@
-"""What goes beside the weights of a checkpoint that shortstack writes: its model card (README.md) and all the rest."""
+"""What goes beside the weights of a checkpoint that shortstack writes: config, tokenizer and the like, card and record."""
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shortstack.artifacts.provenance import FILE_NAME
+from shortstack.artifacts import provenance
 from shortstack.checkpoint.byte_copy import write_hashed
 from shortstack.checkpoint.config_file import config_text
 from shortstack.checkpoint.extra_files import continued_record, copy_companions
+from shortstack.checkpoint.headers import checked_link
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import ranges
-from shortstack.common.json_fields import nested
 from shortstack.common.progress import Progress
-from shortstack.runtime.atomic_output import write_json
+from shortstack.publishing.card_figures import retraining_figures
+from shortstack.publishing.card_text import CARD, CardFigures, carried_over, model_card
+from shortstack.runtime.atomic_output import write_file, write_json
+
+_NONE = CardFigures()
 
 
 def write_beside_weights(
@@ -50,75 +53,36 @@ def write_beside_weights(
     }
     blocks = checkpoint.original_blocks
     record = continued_record(checkpoint, step, blocks if kept is None else [blocks[index] for index in kept], files)
-    files["README.md"] = write_hashed(directory / "README.md", model_card(record).encode())
-    write_json(directory / FILE_NAME, {**record, "files": dict(sorted(files.items()))})
+    card = checkpoint.directory / CARD
+    if card.is_file():
+        checked_link(card, checkpoint.directory, checkpoint.allow_links)
+    return write_card(directory, record, carried_over(card))
+
+
+def renew_card(directory: Path) -> None:
+    """Write the card of a checkpoint anew once figures of its retraining lie beside it."""
+    record = provenance.read(directory)
+    if record is not None:
+        write_card(directory, record, carried_over(directory / CARD))
+
+
+def write_card(
+    directory: Path, record: dict[str, Any], carried: dict[str, Any], figures: CardFigures = _NONE
+) -> dict[str, str]:
+    """Write the card of a checkpoint, and its record with the card's hash; figures of its retraining are in the card too.
+
+    Args:
+        directory: the checkpoint's.
+        record: shortstack.json.
+        carried: metadata of the card that does not follow from the record.
+        figures: what was measured on it.
+
+    Returns:
+        sha256 of every file but shortstack.json, which names them.
+    """
+    shown = CardFigures([*retraining_figures(directory), *figures.tables], figures.eval_results)
+    card = model_card(record, carried, shown).encode()
+    files = dict(sorted({**record["files"], CARD: hashlib.sha256(card).hexdigest()}.items()))
+    write_file(directory / CARD, card)
+    write_json(directory / provenance.FILE_NAME, {**record, "files": files})
     return files
-
-
-def model_card(record: dict[str, Any]) -> str:
-    """Markdown with YAML front matter, from the record in shortstack.json."""
-    import yaml
-
-    source = str(record["source"])
-    steps = record["steps"]
-    removed = sorted(set(range(record["original_depth"])) - set(record["kept_blocks"]))
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["shortstack", "depth-pruning"]}
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", source):
-        front["base_model"] = source
-    stages = {step.get("stage") for step in steps}
-    trained = bool(stages & {"retrain", "merge"})
-    title = _plain(source)
-    if removed:
-        title += f" without {len(removed)} of its {record['original_depth']} Transformer blocks"
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {title}{', retrained' * trained}{', quantized' * ('quantize' in stages)}",
-        "",
-        f"Made by shortstack {nested(steps[-1], 'versions', 'shortstack') or ''} from {_plain(source)}, in these steps:",
-        "",
-        *(_described(step) for step in steps),
-        "",
-        f"- blocks removed (numbered as in the original model): {ranges(removed) or 'none'}",
-        f"- blocks kept: {ranges(record['kept_blocks'])}",
-        "",
-    ]
-    if stages - {"prune"}:
-        lines.append("Evaluate it on your own task: figures on one text say little about another.")
-    else:
-        lines.append(
-            "Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect"
-        )
-        lines.append("worse text than the original's until it is retrained, and evaluate it on your own task.")
-    return "\n".join([*lines, "`shortstack.json` holds the full record; the licence is the original model's.", ""])
-
-
-def _described(step: dict[str, Any]) -> str:
-    """One line about one step."""
-    if step.get("stage") == "prune":
-        calibration = nested(step, "why", "scores", "calibration", "source") or "none"
-        before, after = nested(step, "before", "parameters"), nested(step, "after", "parameters")
-        return (
-            f"1. pruned from {before} to {after} parameters; chosen by: {_plain(str(step.get('criterion')))}, "
-            f"calibration text: {_plain(str(calibration))}"
-        )
-    if step.get("stage") == "retrain":
-        data = _plain(str(nested(step, "data", "source")))
-        return (
-            f"1. retrained ({step.get('method')}) for {step.get('steps')} steps, {step.get('tokens')} tokens of {data}"
-        )
-    if step.get("stage") == "quantize":
-        calibration = step.get("calibration")
-        text = (
-            f", calibrated on {nested(calibration, 'samples')} windows of {nested(calibration, 'seq_len')} tokens of "
-            f"{_plain(str(nested(calibration, 'source')))}"
-        )
-        return f"1. quantized to {_plain(str(step.get('scheme')))} ({step.get('method')}){text if calibration else ''}"
-    return f"1. {_plain(str(step.get('stage')))}: an adapter was folded into the weights"
-
-
-def _plain(text: str) -> str:
-    """Text without what Markdown, HTML or a table would take as markup."""
-    return re.sub(r"[\x00-\x1f\x7f|`<>\[\]*\\]", "_", text)

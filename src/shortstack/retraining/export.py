@@ -18,11 +18,12 @@ from shortstack.checkpoint.byte_copy import read_through
 from shortstack.checkpoint.config_file import with_dtype
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.paths import public_name
 from shortstack.common.progress import Progress
 from shortstack.engine.load import load_whole, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.publishing.model_card import write_beside_weights
+from shortstack.publishing.model_card import renew_card, write_beside_weights
 from shortstack.retraining.results import RetrainResult, before_and_after
 from shortstack.runtime.atomic_output import published, write_json
 
@@ -157,12 +158,14 @@ def publish(run: Run) -> RetrainResult:
     ) as stage:
         _write(run, stage, _record(run, tokens))
         shutil.copyfile(run.session.metrics, stage / "metrics.jsonl")
-        title = f"{run.hyperparameters.method} of {checkpoint.source}"
+        title = f"{run.hyperparameters.method} of {public_name(checkpoint.source)}"
         if not plot_losses(run.session.read_metrics(), stage / "loss.png", title):
             run.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
         after = open_checkpoint(stage, family=checkpoint.anatomy.family) if run.writes_checkpoint else None
         rows, notes = before_and_after(checkpoint, after, run.held_out, options, run.progress)
         write_json(stage / "retraining.json", {"models": rows})
+        if run.writes_checkpoint:
+            renew_card(stage)
     return RetrainResult(
         out=run.out,
         method=run.hyperparameters.method,

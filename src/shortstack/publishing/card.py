@@ -1,0 +1,175 @@
+"""`shortstack card`: the model card of a checkpoint made anew, with figures of given results files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shortstack.artifacts import provenance
+from shortstack.artifacts.results import Result, load_results
+from shortstack.checkpoint.hub import parse_hub_id
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_model
+from shortstack.publishing.card_figures import benchmark_entries, figures_of, results_of
+from shortstack.publishing.card_text import CARD, carried_over
+from shortstack.publishing.model_card import write_card
+from shortstack.runtime.atomic_output import locked, write_file
+from shortstack.runtime.hashes import file_sha256
+
+EVAL_RESULTS = ".eval_results/shortstack.yaml"
+
+
+@dataclass(frozen=True)
+class CardResult:
+    """The card that was written.
+
+    Attributes:
+        directory: the checkpoint's.
+        figures: how many results the card shows.
+        files: what was written, relative to the directory.
+        notes: what was left out.
+    """
+
+    directory: Path
+    figures: int
+    files: Sequence[str]
+    notes: Sequence[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {
+            "schema": 1, "directory": str(self.directory), "figures": self.figures, "files": list(self.files),
+            "notes": list(self.notes),
+        }  # fmt: skip
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        shown = f"with {self.figures} result{'s' * (self.figures != 1)}" if self.figures else "without figures"
+        return "\n".join([f"{self.directory}: {', '.join(self.files)} written, {shown}", *self.notes])
+
+
+def card(
+    directory: Path,
+    *results: Path,
+    base_model: str | None = None,
+    license: str | None = None,
+    eval_results: bool = False,
+    force: bool = False,
+    quiet: bool = False,
+) -> CardResult:
+    """Renew the model card of a checkpoint that shortstack made, with the figures of results files.
+
+    README.md and its hash in shortstack.json are replaced, and nothing else. A results file must hold results of this very
+    checkpoint, by its fingerprint; those of the dense model that it was made of are set beside them.
+
+    Args:
+        directory: a checkpoint that shortstack wrote.
+        results: files that `shortstack eval` or `bench` wrote.
+        base_model: the hub id of the model that the checkpoint was made of, where shortstack.json does not know it.
+        license: its licence, by the hub's name for it, such as `apache-2.0`, where its own card did not state it.
+        eval_results: also write the accuracies on complete tasks to .eval_results/shortstack.yaml. The hub shows those whose
+            data set it lists as a benchmark.
+        force: replace a README.md that was edited.
+        quiet: no progress on stderr.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ShortstackError: the directory is no checkpoint of shortstack, its card was edited, or a file holds results of other
+            models alone.
+    """
+    directory = Path(directory)
+    checkpoint, record = _opened(directory, Progress(quiet=quiet))
+    own, dense, notes = _chosen(results, checkpoint, record)
+    carried = carried_over(directory / CARD)
+    if license is not None:
+        carried["license"] = license
+    if base_model is not None:
+        record["base_model"] = _hub_id(base_model)
+    entries = benchmark_entries(own) if eval_results else []
+    if eval_results and not entries:
+        raise UsageError(
+            "--eval-results: none of the files holds the accuracy on all rows of a task",
+            hint="shortstack eval zeroshot without --limit writes one",
+        )
+    with locked(directory):
+        _refuse_edited(directory, record, force)
+        written = [CARD]
+        if entries:
+            write_file(directory / EVAL_RESULTS, _as_yaml(entries))
+            record["files"][EVAL_RESULTS] = file_sha256(directory / EVAL_RESULTS)
+            written.append(EVAL_RESULTS)
+        write_card(directory, record, carried, figures_of(own, dense))
+    return CardResult(directory, len(own), written, notes)
+
+
+def _opened(directory: Path, progress: Progress) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint and its record."""
+    if not directory.is_dir():
+        raise ShortstackError(
+            f"{directory}: no such directory", hint="give the directory of a checkpoint, on this disk"
+        )
+    record = provenance.read(directory)
+    if record is None or not record["steps"]:
+        raise ShortstackError(
+            f"{directory}: was not made by shortstack (no {provenance.FILE_NAME} with its steps)",
+            hint="give what prune, retrain, merge or quantize wrote",
+        )
+    checkpoint = open_model(str(directory), progress=progress)
+    if checkpoint.revision:
+        raise ShortstackError(
+            f"{directory}: lies in the cache of the hub, which is never changed", hint="copy it first"
+        )
+    return checkpoint, record
+
+
+def _chosen(
+    files: Sequence[Path], checkpoint: Checkpoint, record: dict[str, Any]
+) -> tuple[list[Result], list[Result], list[str]]:
+    """(results of the checkpoint, of its dense model, what was left out), of all files."""
+    own: list[Result] = []
+    dense: list[Result] = []
+    notes = []
+    for file in files:
+        loaded = load_results(file).results
+        found = results_of(loaded, checkpoint.fingerprint)
+        others = results_of(loaded, record.get("source_fingerprint", ""))
+        if not found:
+            models = ", ".join(dict.fromkeys(result.model for result in loaded))
+            raise ShortstackError(
+                f"{file}: holds no result of {checkpoint.source} as it is now (results of: {models})",
+                hint=f"shortstack eval ppl {checkpoint.source} --out {file} measures it",
+            )
+        own += found
+        dense += others
+        left = list(dict.fromkeys(r.model for r in loaded if r not in found and r not in others))
+        if left:
+            notes.append(f"{file}: left out, as they are of other models: {', '.join(left)}")
+    return own, dense, notes
+
+
+def _refuse_edited(directory: Path, record: dict[str, Any], force: bool) -> None:
+    path, known = directory / CARD, record["files"].get(CARD)
+    if path.is_file() and not force and file_sha256(path) != known:
+        raise ShortstackError(
+            f"{path}: was edited since it was written", hint="--force replaces it; keep a copy of your text"
+        )
+
+
+def _hub_id(given: str) -> str:
+    found = parse_hub_id(given)
+    if found is None or found[1] is not None or given.startswith("."):
+        raise UsageError(f"--base-model {given}: expected an id on the hub, such as org/name")
+    return given
+
+
+def _as_yaml(entries: Sequence[Any]) -> bytes:
+    import yaml
+    from huggingface_hub import eval_result_entries_to_yaml
+
+    return yaml.safe_dump(eval_result_entries_to_yaml(list(entries)), sort_keys=False).encode()
