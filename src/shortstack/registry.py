@@ -144,6 +144,15 @@ def _imported(where: str) -> Callable[..., Any]:
 
 _ROWS = [
     Command(
+        "demo",
+        "shortstack.demo.app:demo",
+        "Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.",
+        "shortstack demo embedded pruned --scores scores.json",
+        step=False,
+        needs=("gradio",),
+        extra="demo",
+    ),
+    Command(
         "quickstart",
         "shortstack.recipes.quickstart:quickstart",
         "Take the small model in the package through info, score, plan, prune, retrain and evaluate.",

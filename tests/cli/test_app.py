@@ -254,7 +254,7 @@ ROOMS = [
     "cli",
 ]
 STAGES = {
-    "baselines", "benchmark", "evaluation", "inspection", "pruning", "publishing", "quantization", "retraining", "scoring",
+    "baselines", "benchmark", "demo", "evaluation", "inspection", "pruning", "publishing", "quantization", "retraining", "scoring",
 }  # fmt: skip
 # A family that the table does not know is built and run: the one thing in its room that needs the engine.
 EXCEPTIONS = {("families/probe.py", "engine")}

@@ -13,7 +13,7 @@ import torch
 
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject, open_subjects
-from shortstack.evaluation.generate import Drawing, _KeyedDraw, continued
+from shortstack.evaluation.generate import Drawing, KeyedDraw, continued
 from shortstack.evaluation.generation import evaluate_generation
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.text_metrics import distinct_n
@@ -57,7 +57,7 @@ def test_draws_follow_the_distribution_within_top_k_and_top_p() -> None:
     logits = torch.log(torch.tensor([0.05, 0.4, 0.02, 0.3, 0.23]))
     rows = 4000
     drawing = Drawing(3, top_k=4, top_p=0.9)  # top-k drops token 2; of the others 0.408, 0.306 and 0.235 reach 0.9
-    draw = _KeyedDraw(drawing, list(range(rows)))
+    draw = KeyedDraw(drawing, list(range(rows)))
     chosen = draw(torch.zeros(rows, 1), logits.repeat(rows, 1)).argmax(dim=1)
     shares = torch.bincount(chosen, minlength=5) / rows
     assert shares.tolist() == pytest.approx([0, 0.4 / 0.93, 0, 0.3 / 0.93, 0.23 / 0.93], abs=0.03)

@@ -186,7 +186,7 @@ def _generated(
         do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, max_new_tokens=new_tokens,
         min_new_tokens=0, pad_token_id=0, eos_token_id=sorted(ends) or None,
     )  # fmt: skip
-    noise = LogitsProcessorList([_KeyedDraw(drawing, numbers)] if drawing is not None else [])
+    noise = LogitsProcessorList([KeyedDraw(drawing, numbers)] if drawing is not None else [])
     with torch.no_grad():
         texts_BT = model.generate(ids_BT, attention_mask=mask_BT, generation_config=config, logits_processor=noise)
     found = []
@@ -219,7 +219,7 @@ def _pads_well(subject: Subject, prompts: Sequence[list[int]]) -> bool:
     )
 
 
-class _KeyedDraw(LogitsProcessor):  # type: ignore[misc]
+class KeyedDraw(LogitsProcessor):  # type: ignore[misc]
     """Turns the choice of the likeliest token into a draw, with each prompt's own noise."""
 
     def __init__(self, drawing: Drawing, numbers: Sequence[int]) -> None:
