@@ -82,6 +82,9 @@ FROZEN = {
     "agree": "--criterion --remove --plus --no-plus --out",
     "run": "--model --out --set --from --dry-run --dtype --device --force --quiet",
     "recipes": "",
+    "demo": (
+        "--scores --results --port --public --user --password-env --dtype --device --trust-remote-code --allow-links --quiet"
+    ),
 }
 
 
@@ -254,7 +257,8 @@ ROOMS = [
     "cli",
 ]
 STAGES = {
-    "baselines", "benchmark", "demo", "evaluation", "inspection", "pruning", "publishing", "quantization", "retraining", "scoring",
+    "baselines", "benchmark", "demo",
+    "evaluation", "inspection", "pruning", "publishing", "quantization", "retraining", "scoring",
 }  # fmt: skip
 # A family that the table does not know is built and run: the one thing in its room that needs the engine.
 EXCEPTIONS = {("families/probe.py", "engine")}

@@ -22,6 +22,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: pip install 'shor
 Built = Callable[..., Path]
 
 
+@pytest.mark.fault(80)
 def test_public_demands_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SHORTSTACK_DEMO_PASSWORD", raising=False)
     with pytest.raises(UsageError, match="holds no password") as found:
@@ -89,6 +90,7 @@ def page(built: Built, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], 
         process.wait()
 
 
+@pytest.mark.fault(82)
 def test_the_page_is_closed_to_what_it_does_not_need_and_ends_cleanly(
     page: tuple[subprocess.Popen[str], str], built: Built
 ) -> None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from shortstack.demo import markup
 from shortstack.demo.writing import Column, Writing
 from shortstack.evaluation.options import EvaluationOptions
@@ -13,6 +15,7 @@ from shortstack.evaluation.options import EvaluationOptions
 MARKUP = '<script>alert(1)</script>"><img src=x onerror=alert(1)>'
 
 
+@pytest.mark.fault(83)
 def test_names_errors_and_labels_are_escaped(built: Callable[..., Path], tmp_path: Path) -> None:
     options = EvaluationOptions(quiet=True)
     pieces = [

@@ -66,6 +66,7 @@ def test_stop_stops_and_what_is_abandoned_ends(built: Built) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "generation"]
 
 
+@pytest.mark.fault(81)
 def test_what_a_page_sends_is_brought_into_range() -> None:
     limits = Limits(characters=10)
     asked = Asked.within(

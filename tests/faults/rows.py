@@ -96,6 +96,10 @@ ROWS: dict[int, tuple[str, str]] = {
     91: ("seeds, hash seeds, ties, groups", "the same scores; ties go by block number"),
     92: ("the same run twice", "the same bytes"),
     93: ("a table that cannot be written after the scores", "the scores are there; the table's error is its own"),
+    80: ("a demo page that other machines reach", "this machine alone; --public demands a password"),
+    81: ("endless prompts, numbers out of range, many visitors at once", "the server's limits; one text a model; a queue"),
+    82: ("a demo page that reads files or addresses", "it takes text alone; no file of the disk is served"),
+    83: ("markup in names, prompts and generated text", "shown as text, never run"),
     94: ("191 shards of 800 GB", "headers and byte ranges: little memory"),
     95: ("an adapter of another depth or numbering", "refused by block number, with the command that carries it over"),
     96: ("adapter files beside full weights", "left alone in a line: never copied, never put on top of the weights"),
@@ -121,5 +125,4 @@ ROWS: dict[int, tuple[str, str]] = {
 # Rows that come with a stage that is not there yet.
 LATER = {
     "reports": (75,),
-    "the demo page": (80, 81, 82, 83),
 }

@@ -48,7 +48,7 @@ def demo(
 ) -> Served:
     """Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.
 
-    Without a model: the small model of the package, dense, without some blocks, narrower, and retrained; they are made when
+    Without a model: the small model of the package, dense, without some blocks, and retrained; they are made when
     the page is first served, and kept.
 
     Args:

@@ -227,6 +227,7 @@ class KeyedDraw(LogitsProcessor):  # type: ignore[misc]
         self._generators = [torch.Generator().manual_seed(drawing.seed * 1_000_003 + number) for number in numbers]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores [B, V] with every token but the drawn one far below: what is likeliest now is the draw."""
         drawing, logits_BV = self._drawing, scores.float() / self._drawing.temperature
         kept = min(drawing.top_k, logits_BV.shape[1])
         top_BK, ids_BK = logits_BV.topk(kept, dim=1)  # sorted, the likeliest first
