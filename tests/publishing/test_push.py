@@ -120,6 +120,9 @@ def test_all_files_in_one_commit_private_with_no_path_and_the_name_in_the_card(
 def test_public_when_said(hub: Hub, model: Path) -> None:
     result = push(model, "org/name", yes=True, public=True, quiet=True)
     assert hub.repositories["model org/name"].private is result.private is False
+    assert push(model, "org/name", yes=True, public=True, quiet=True).notes == []
+    hub.repositories["model org/name"].private = True
+    assert "stays private" in push(model, "org/name", yes=True, public=True, quiet=True).to_text()
 
 
 @pytest.mark.usefixtures("quick_check")

@@ -166,6 +166,8 @@ def test_cpt_then_lora_keeps_the_chain(retrained: Retrained, pruned: Path, dense
     assert list(result.rows) == ["before", "after", "dense"]
     card = (tmp_path / "lora/README.md").read_text()
     assert card.index("cpt") < card.index("lora")
+    assert "### Retraining" in card
+    assert str(tmp_path) not in card
     # A retrained checkpoint is pruned and retrained again like any other.
     prune(str(tmp_path / "lora"), blocks="1", out=tmp_path / "again", quiet=True)
     assert json.loads((tmp_path / "again/shortstack.json").read_text())["kept_blocks"] == [0, 4, 5]
