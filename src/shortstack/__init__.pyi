@@ -29,6 +29,7 @@ from shortstack.evaluation.samples import evaluate_samples as samples
 from shortstack.evaluation.zeroshot import evaluate_zeroshot as evaluate_zeroshot
 from shortstack.families.open_model import open_checkpoint as open_checkpoint
 from shortstack.inspection.check import check as check
+from shortstack.inspection.doctor import doctor as doctor
 from shortstack.inspection.info import Info as Info
 from shortstack.inspection.info import info as info
 from shortstack.pruning.options import BlockChoice as BlockChoice

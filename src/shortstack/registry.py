@@ -173,6 +173,13 @@ _ROWS = [
         "shortstack check MODEL",
     ),
     Command(
+        "doctor",
+        "shortstack.inspection.doctor:doctor",
+        "Show versions, devices, extras, engines, and the caches with their sizes: what a report of a fault should hold.",
+        "shortstack doctor",
+        step=False,
+    ),
+    Command(
         "families",
         "shortstack.inspection.families:families",
         "Show which model families can be shortened exactly, which are refused, and why.",

@@ -57,6 +57,7 @@ FROZEN = {
     "info": "--allow-links",
     "check": "--trust-remote-code --quiet",
     "families": "",
+    "doctor": "",
     "score": "--save-every --allow-links --until --remove --plus --no-plus --max-samples --memory-limit "
     "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet",

@@ -56,13 +56,15 @@ def benchmark_entries(results: Iterable[Result]) -> list[EvalResultEntry]:
     """Accuracies on all rows of tasks that are data sets on the hub, for `.eval_results/*.yaml`, in percent."""
     from huggingface_hub import EvalResultEntry
 
+    from shortstack.evaluation.task_files import TASKS
+
     entries = []
     for result in results:
         if result.what != "zeroshot" or result.settings.get("limit"):
             continue
         for name, figure in result.figures.items():
             task, _, metric = name.partition(" ")
-            if task in _ON_THE_HUB and _is_finite(figure) and figure.unit == "accuracy":
+            if task in TASKS and metric == TASKS[task].metric and _is_finite(figure):  # the hub takes one score a task
                 dataset, _, split = _ON_THE_HUB[task]
                 notes = (
                     f"{_METRICS.get(metric, metric)}, {split} split, {_shots(result)}, lm-eval's {task} by shortstack"
