@@ -59,11 +59,10 @@ def upload(
             _sent(sent, files),
         )
     _check_arrived(api, repository, files)
-    return (
-        commit.commit_url,
-        private,
-        [f"deleted there, as they are of another model: {', '.join(stale)}"] if stale else [],
-    )
+    notes = [f"deleted there, as they are of another model: {', '.join(stale)}"] if stale else []
+    if private and public:
+        notes.append(f"{repository} was private before, and stays private: its settings on the hub make it public")
+    return commit.commit_url, private, notes
 
 
 def _token(repository: str) -> str:
