@@ -14,6 +14,7 @@ import pytest
 import shortstack
 from shortstack.cli.app import run
 from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.errors import UsageError
 from shortstack.recipes.dry_run import Rehearsal
 from shortstack.recipes.schema import json_schema
@@ -34,8 +35,8 @@ class Colour:
     coats: int = 1
 
 
-@dataclass(frozen=True)
-class Painted:
+@dataclass(frozen=True, repr=False)
+class Painted(Shown):
     text: str
 
     def to_json(self) -> dict[str, Any]:
@@ -162,3 +163,12 @@ def test_no_name_of_a_command_is_compared_outside_its_room() -> None:
             if isinstance(node, ast.Compare):
                 compared = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant)]
                 assert not set(compared) & set(COMMANDS), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_whatever_takes_a_model_can_follow_links(name: str) -> None:
+    """CONTRIBUTING.md: an error about a link recommends `--allow-links`, so every such command has it."""
+    options = COMMANDS[name].options
+    takes_a_model = {"model", "models", "teacher", "adapter"} & {one.name for one in options.values() if one.positional}
+    recipes_decide = "recipe" in options
+    assert not takes_a_model or recipes_decide or "allow_links" in options, f"{name} takes a model, but no allow_links"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_MANY = 30  # names; so many are not listed in a hint
+
 
 class ShortstackError(Exception):
     """What is wrong, where, and what to do next.
@@ -22,13 +24,17 @@ class ShortstackError(Exception):
 
 
 def did_you_mean(asked: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
-    """The hint for a name that does not exist: the nearest that does, or all of them (or `otherwise`)."""
+    """The hint for a name that does not exist: the nearest that does, or all of them (or `otherwise`); of many, three."""
     import difflib
 
     listed = list(known)
     near = difflib.get_close_matches(asked, listed, n=1)
     if near:
         return f"did you mean {near[0]}?"
+    if len(listed) > _MANY and otherwise is None:
+        holding = [name for name in listed if asked.lower() in name.lower()]
+        first, second, third = [*holding, *difflib.get_close_matches(asked, listed, n=3, cutoff=0.0)][:3]
+        return f"the nearest of {len(listed)} are {first}, {second} and {third}"
     return f"known: {', '.join(listed)}" if otherwise is None else otherwise
 
 

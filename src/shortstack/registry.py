@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shortstack.common.extras import missing_packages, need_packages
+from shortstack.common.keywords import errors_in_python
 from shortstack.common.options import Option, call_with, check_records, options_of
 
 # What a step of a recipe leaves behind for later ones.
@@ -77,15 +78,16 @@ class Command:
 
     @property
     def public(self) -> Callable[..., Any]:
-        """The function as `shortstack.NAME`: missing packages are one line instead of a traceback."""
+        """The function as `shortstack.NAME`: errors name keywords, missing packages are one line instead of a traceback."""
         stage = self.stage
 
         @functools.wraps(stage)
         def called(*positional: Any, **given: Any) -> Any:
             self.need_packages()
-            return stage(*positional, **given)
+            with errors_in_python(self.options, given):
+                return stage(*positional, **given)
 
-        return called if self.needs else stage
+        return called
 
     def call(self, values: Mapping[str, Any]) -> Any:
         """Call the function with values by option name.

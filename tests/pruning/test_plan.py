@@ -51,10 +51,10 @@ def test_plus_is_off_below_ten_blocks_and_says_so(built: Built) -> None:
 def test_more_than_may_go(built: Built) -> None:
     model = built("llama", num_hidden_layers=12)
     with pytest.raises(
-        ShortstackError, match=r"7 blocks to remove, but only 6 of 12 may go \(kept: 0-3, 10-11\)"
+        ShortstackError, match=r"7 blocks to remove, but only 6 of 12 are removable \(kept: 0-3, 10-11\)"
     ) as caught:
         plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=7)
-    assert caught.value.hint == "--no-plus, or remove fewer"
+    assert caught.value.hint == "--remove 6 or fewer; up to 11 with --no-plus"
     with pytest.raises(ShortstackError, match=r"12 blocks to remove, but only 11 of 12"):
         plan_for(open_checkpoint(model), scores=scores_for(model, DEEP), remove=12, plus=False)
 

@@ -73,8 +73,8 @@ def test_the_sizes_are_those_of_the_run(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        (["prune.remove=6"], "prune: 6 blocks to remove, but only 5 of 6 may go"),
-        (["prune.plus=true", "prune.remove=1"], "but only 0 of 6 may go (kept: 0-5)"),
+        (["prune.remove=6"], "prune: 6 blocks to remove, but only 5 of 6 are removable"),
+        (["prune.plus=true", "prune.remove=1"], "but only 0 of 6 are removable (kept: 0-5)"),
         (["score.seq_len=65"], "score: seq_len is 65, but "),
         (["score.data=nowhere.txt"], "score: nowhere.txt: no such file or folder"),
         (["score.criterion=pppl"], "score: unknown criterion 'pppl'"),

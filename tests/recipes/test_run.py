@@ -222,7 +222,7 @@ def test_folders_that_are_something_else(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_failing_step_is_named_and_those_before_it_stay(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(ShortstackError, match="step prune: 9 blocks to remove, but only 5 of 6 may go"):
+    with pytest.raises(ShortstackError, match="step prune: 9 blocks to remove, but only 5 of 6 are removable"):
         done(recipe, out, set_=["prune.remove=9"])
     log = (out / "logs/prune.log").read_text()
     assert "error: 9 blocks to remove" in log
@@ -336,4 +336,4 @@ def test_a_step_that_fails_ends_all_processes(recipe: Path, tmp_path: Path) -> N
     )
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "error: step prune: 9 blocks to remove, but only 5 of 6 may go" in said
+    assert "error: step prune: 9 blocks to remove, but only 5 of 6 are removable" in said

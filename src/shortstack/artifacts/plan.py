@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,15 @@ from typing import Any
 from shortstack.common import json_fields as records
 from shortstack.common.formatting import count, ranges, size
 from shortstack.common.json_text import read_json
+from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError
 
 SCHEMA = 1
 
 
-@dataclass(frozen=True)
-class PrunePlan:
+@dataclass(frozen=True, repr=False)
+class PrunePlan(Shown):
     """The blocks to remove from one checkpoint, and why. Indices are those of the original model.
 
     Checks itself: duplicate, unknown or protected blocks, and plans that leave nothing, are refused by name.
@@ -45,7 +47,7 @@ class PrunePlan:
     def __post_init__(self) -> None:
         if len(set(self.removed)) != len(self.removed):
             twice = sorted({index for index in self.removed if self.removed.count(index) > 1})
-            raise ShortstackError(f"{self.source}: block {ranges(twice)} is listed twice", hint="list each block once")
+            raise ShortstackError(f"{self.source}: {blocks_text(twice)} listed twice", hint="list each block once")
         unknown = sorted(set(self.removed) - set(self.blocks))
         if unknown:
             raise ShortstackError(
@@ -54,7 +56,7 @@ class PrunePlan:
             )
         guarded = sorted(set(self.removed) & set(self.protected))
         if guarded:
-            raise ShortstackError(f"{self.source}: block {ranges(guarded)} is protected", hint="--no-plus lifts that")
+            raise ShortstackError(f"{self.source}: {blocks_text(guarded)} protected", hint="--no-plus lifts that")
         if self.removed and len(self.removed) >= len(self.blocks):
             raise ShortstackError(
                 f"{self.source}: removing {len(self.removed)} of {len(self.blocks)} blocks leaves none",
@@ -87,11 +89,19 @@ class PrunePlan:
             "why": self.why,
         }
 
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per block."""
+        return [
+            {"block": index, "removed": index in self.removed, "protected": index in self.protected}
+            for index in self.blocks
+        ]
+
     def to_text(self) -> str:
         """What a person reads on the terminal."""
         ratio = f"{self.removal_ratio:.1%} of parameters"
         lines = [
-            f"{self.source}: {len(self.removed)} of {len(self.blocks)} blocks go ({ratio}), chosen by {self.criterion}",
+            f"{self.source}: {len(self.removed)} of {len(self.blocks)} blocks go ({ratio}), "
+            + ("as given" if self.criterion == "given" else f"chosen by {self.criterion}"),
             f"  removed  {ranges(self.removed) or 'none'}",
             f"  kept     {ranges(self.kept)}",
         ]
@@ -112,6 +122,11 @@ class PrunePlan:
             if before is not None and after is not None:
                 rows.append((name, show(before), show(after)))
         return Table(["", "before", "after"], rows)
+
+
+def blocks_text(blocks: Sequence[int]) -> str:
+    """`block 3 is`, `blocks 0, 5 are`: the subject of a sentence."""
+    return f"block {blocks[0]} is" if len(blocks) == 1 else f"blocks {ranges(blocks)} are"
 
 
 def load_plan(path: str | Path) -> PrunePlan:

@@ -13,6 +13,7 @@ from shortstack.artifacts.units import unlike_notes
 from shortstack.common.formatting import count, seconds, size
 from shortstack.common.json_fields import mapping, number, text
 from shortstack.common.json_text import read_json
+from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.runtime.atomic_output import write_json
@@ -187,8 +188,8 @@ class Result:
         )
 
 
-@dataclass(frozen=True)
-class Results:
+@dataclass(frozen=True, repr=False)
+class Results(Shown):
     """Results of one or more checkpoints, evaluated in the same way."""
 
     results: tuple[Result, ...]
@@ -201,6 +202,15 @@ class Results:
     def save(self, path: str | Path) -> None:
         """Write results.json."""
         write_json(Path(path), self.to_json())
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per model and figure."""
+        return [
+            {"model": one.model, "what": one.what, "data": one.data.get("source"), "figure": name}
+            | {"value": figure.value, "stderr": figure.stderr, "unit": figure.unit, "n": figure.n}
+            for one in self.results
+            for name, figure in one.figures.items()
+        ]
 
     def to_text(self) -> str:
         """A table for each kind of evaluation and text, the models side by side."""

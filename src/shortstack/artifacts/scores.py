@@ -17,6 +17,7 @@ from shortstack.common import json_fields as records
 from shortstack.common.formatting import ranges, seconds, size
 from shortstack.common.json_fields import nested
 from shortstack.common.json_text import read_json
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, did_you_mean
 from shortstack.runtime.atomic_output import write_file, write_json
 
@@ -80,8 +81,8 @@ class CriterionScores:
         return dict(zip(self.blocks, self.scores, strict=True)) if self.scores else None
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Shown):
     """All that a scoring run found; `to_json` is scores.json, schema 1.
 
     Attributes:
@@ -220,6 +221,16 @@ class Scores:
                 rows = [[rank, f"block.{i}", repr(by_block[i]), i] for rank, i in enumerate(found.order, start=1)]
                 header = ["rank", "block_name", "block_score", "block_index"]
                 write_file(target / "block_score_sorted.csv", _csv(header, rows))
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per criterion and block, the one that is removed first on top."""
+        found = []
+        for name, one in self.criteria.items():
+            scores, errors = one.by_block() or {}, dict(zip(one.blocks, one.stderr or (), strict=False))
+            for rank, block in enumerate(one.order, start=1):
+                row = {"criterion": name, "rank": rank, "block": block, "score": scores.get(block)}
+                found.append(row | {"stderr": errors.get(block)})
+        return found
 
     def to_text(self) -> str:
         """A ranking with bars, for the terminal: the block at the top is removed first."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from shortstack.common.option_values import Listed
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
 
@@ -31,9 +32,9 @@ class SweepOptions:
     """
 
     preset: PresetName | None = None
-    batch: str | None = None
+    batch: Listed | None = None
     prompt_tokens: int | None = None
-    new_tokens: str | None = None
+    new_tokens: Listed | None = None
     sampling: Sampling | None = None
     runs: int | None = None
     warmup: int | None = None
@@ -52,7 +53,7 @@ class EngineOptions:
         time_limit: seconds that one call of an external engine may take.
     """
 
-    engine: str = "transformers"
+    engine: Listed = "transformers"
     engine_python: Path | None = None
     engine_binary: Path | None = None
     engine_args: str = ""

@@ -6,6 +6,7 @@ it, and turns errors into one or two lines and an exit code: 0 done, 1 a clear e
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ def run(argv: list[str]) -> int:
     wants_json, debug = False, False
     app = command_line()
     app.meta.suppress_keyboard_interrupt = False
+    _show_usage(app, argv)
 
     @app.meta.default
     def launch(
@@ -63,6 +65,19 @@ def run(argv: list[str]) -> int:
         return code
 
 
+def _show_usage(app: App, argv: list[str]) -> None:
+    """Where help is asked for, the usage of that command names what it takes."""
+    if not {"--help", "-h"} & set(argv):
+        return
+    from shortstack.cli.commands import usage_line
+
+    words = [word for word in argv if not word.startswith("-")]
+    for name in (" ".join(words[:2]), *words[:1]):
+        if name in COMMANDS:
+            functools.reduce(lambda parent, part: parent[part], name.split(), app).usage = usage_line(COMMANDS[name])
+            return
+
+
 def explained(error: BaseException) -> int | None:
     """Say on one or two lines what went wrong; the exit code, or None for what no user can cause."""
     if isinstance(error, KeyboardInterrupt):
@@ -94,7 +109,13 @@ def command_line() -> App:
     )
     order = list(COMMANDS)  # that of the work
     groups = {
-        name: App(name=name, help=line, sort_key=min(n for n, one in enumerate(order) if one.startswith(f"{name} ")))
+        name: App(
+            name=name,
+            help=line,
+            help_epilogue="Examples:\n"
+            + "\n".join(f"  {COMMANDS[one].example}" for one in order if one.startswith(f"{name} ")),
+            sort_key=min(number for number, one in enumerate(order) if one.startswith(f"{name} ")),
+        )
         for name, line in GROUPS.items()
     }
     for number, (name, command) in enumerate(COMMANDS.items()):

@@ -30,7 +30,7 @@ def _flat(command: Command) -> Callable[..., Any]:
         values = dict(zip((name for name, option in options.items() if option.positional), positional, strict=False))
         return command.call({**({many: positional} if many else values), **given})
 
-    annotations = {name: Annotated[option.annotation, Parameter(help=option.help)] for name, option in options.items()}
+    annotations = {name: Annotated[option.annotation, _shown(option)] for name, option in options.items()}
     run.__signature__ = inspect.Signature([_parameter(option, annotations[option.name]) for option in options.values()])  # type: ignore[attr-defined]
     run.__annotations__ = annotations
     run.__name__ = command.identifier
@@ -38,11 +38,31 @@ def _flat(command: Command) -> Callable[..., Any]:
     return run
 
 
+def _shown(option: Option) -> Parameter:
+    """A switch that is off by default is turned on or left out: it has no `--no-...`."""
+    return Parameter(help=option.help, negative="") if option.default is False else Parameter(help=option.help)
+
+
 def _parameter(option: Option, annotation: Any) -> inspect.Parameter:
     if option.many:
         return inspect.Parameter(option.name, inspect.Parameter.VAR_POSITIONAL, annotation=annotation)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.positional else inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(option.name, kind, default=option.default, annotation=annotation)
+
+
+def usage_line(command: Command) -> str:
+    """How it is called: what is given by position, the options that it needs, and that there are others."""
+    words = ["shortstack", command.name]
+    for name, option in command.options.items():
+        word = name.strip("_").upper()
+        required = option.default is inspect.Parameter.empty
+        if option.many:
+            words.append(f"{word}...")
+        elif option.positional:
+            words.append(word if required else f"[{word}]")
+        elif required:
+            words.append(f"--{name.replace('_', '-')} {word}")
+    return " ".join(["Usage:", *words, "[OPTIONS]"])
 
 
 def _description(command: Command) -> str:

@@ -31,15 +31,40 @@ def usage_error(error: CycloptsError) -> UsageError:
         name = mistyped.partition("=")[0]
         return UsageError(f"unknown option: {name}", hint=did_you_mean(name, _options(command), otherwise=help_line))
     if isinstance(error, UnusedCliTokensError):
-        return UsageError(f"unexpected argument: {(error.unused_tokens or ['?'])[0]}", hint=help_line)
+        return _unexpected(command, (error.unused_tokens or ["?"])[0])
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        what = f"{error.keyword} needs a value" if error.keyword else f"{error.argument.name} is required"
-        return UsageError(f"{command}: {what}", hint=help_line)
+        name = error.keyword or error.argument.name
+        positional = command in COMMANDS and COMMANDS[command].options[_identifier(name)].positional
+        name = _identifier(name).upper() if positional else name
+        what = f"{name} needs a value" if error.keyword else f"{name} is missing"
+        return UsageError(f"{command}: {what}", hint=_example(command, name) or help_line)
     message, _, near = str(error).strip().partition(" Did you mean ")
     message = message.partition(" Available commands")[0].rstrip(".")
     message = message[:1].lower() + message[1:]
     nearest = near.partition("?")[0].strip('"')
     return UsageError(message, hint=f"did you mean {nearest}?" if near else help_line)
+
+
+def _unexpected(command: str, token: str) -> UsageError:
+    """An argument too many: most often the value of an option, such as `prune MODEL plan.json`."""
+    options = COMMANDS[command].options if command in COMMANDS else {}
+    taken = " ".join(name.upper() for name, option in options.items() if option.positional)
+    meant = next((name for name, one in options.items() if not one.positional and len(name) > 2 and name in token), "")
+    such = f"; did you mean --{meant.replace('_', '-')} {token}?" if meant else f" (shortstack {command} --help)"
+    takes = f"{command} takes {f'{taken} alone' if taken else 'no argument'}" if command in COMMANDS else ""
+    return UsageError(f"unexpected argument: {token}", hint=takes + such)
+
+
+def _example(command: str, name: str) -> str:
+    """What the example of a command gives for an argument."""
+    words = COMMANDS[command].example.split() if command in COMMANDS else []
+    if name in words[:-1] and name.startswith("--"):
+        return f"such as {name} {words[words.index(name) + 1]}"
+    return f"such as {COMMANDS[command].example}" if words else ""
+
+
+def _identifier(name: str) -> str:
+    return name.lstrip("-").lower().replace("-", "_")
 
 
 def _options(command: str) -> list[str]:

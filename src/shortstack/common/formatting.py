@@ -67,7 +67,7 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in parts)
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "") -> int:
     """`4GB`, `500 MB`, `1.5T` or `2000000` -> bytes, in decimal units.
 
     Raises:
@@ -75,7 +75,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{0,9})?)\s*([kKmMgGtT]?)[bB]?\s*", text)
     if not match:
-        raise UsageError(f"{text!r} is not a size", hint="such as 4GB, 500MB or 2000000")
+        raise UsageError(f"{option} {text!r} is not a size".lstrip(), hint="such as 4GB, 500MB or 2000000")
     return round(float(match.group(1)) * 1000.0 ** " kmgt".index(match.group(2).lower() or " "))
 
 

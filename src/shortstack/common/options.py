@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from shortstack.common.docstrings import described, flattened_doc
+from shortstack.common.option_values import fitted
 from shortstack.errors import UsageError, did_you_mean
 
 _Result = TypeVar("_Result")
@@ -49,17 +51,31 @@ class Option:
 
 
 def stage(function: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Let a function that takes records of options be called with their fields as keywords, too.
+    """The stage function of a command: its options are checked, and fields of its records are keywords, too.
 
-    A field overrides what the record given beside it, or the function's default record, says.
+    A field overrides what the record given beside it, or the function's default record, says. A value that is not of its
+    option's type, or none of its choices, is refused by name (`option_values.fitted`).
     """
+
+    @functools.wraps(function)
+    def called(*positional: Any, **given: Any) -> _Result:
+        types = _types_of(function)
+        names = _positional(function, len(positional))
+        values = [fitted(name, types[name], value) for name, value in zip(names, positional, strict=False)]
+        checked = {name: fitted(name, types[name], value) if name in types else value for name, value in given.items()}
+        return function(*values, *positional[len(names) :], **_gathered(function, checked))
+
+    return _documented(called, function)
+
+
+def takes_fields(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Let a function that takes records be called with their fields as keywords, too; nothing is checked."""
 
     @functools.wraps(function)
     def called(*positional: Any, **given: Any) -> _Result:
         return function(*positional, **_gathered(function, given))
 
-    called.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
-    return called
+    return _documented(called, function)
 
 
 def call_with(function: Callable[..., _Result], values: Mapping[str, Any]) -> _Result:
@@ -86,17 +102,20 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
     function = inspect.unwrap(function)
     hints, helps = typing.get_type_hints(function), described(function)
     options: dict[str, Option] = {}
+    owners = _owners(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if _is_record(parameter.default):
             record: Any = type(parameter.default)
             types, texts = typing.get_type_hints(record), described(record)
             for field in dataclasses.fields(record):
                 default = getattr(parameter.default, field.name)
-                options[field.name] = Option(field.name, types[field.name], default, texts[field.name], record=name)
+                text = _help_of(f"{record.__name__}.{field.name}", field.name, texts, "Attributes")
+                options[field.name] = Option(field.name, types[field.name], default, text, record=owners[field.name])
         else:
             many = parameter.kind is inspect.Parameter.VAR_POSITIONAL
             positional = many or parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-            options[name] = Option(name, hints[name], parameter.default, helps[name], many, positional)
+            text = _help_of(f"{function.__name__}({name})", name, helps, "Args")
+            options[name] = Option(name, hints[name], parameter.default, text, many, positional)
     return options
 
 
@@ -136,36 +155,80 @@ def expect(fits: bool, name: str, value: Any, expected: str) -> None:
         raise UsageError(f"{option_text(name, value)}: expected {expected}")
 
 
-def described(documented: Any) -> dict[str, str]:
-    """Parameter or attribute -> its help, from a Google docstring; of a record that extends another, from both."""
-    import docstring_parser
-
-    helps: dict[str, str] = {}
-    for one in reversed(documented.__mro__[:-1]) if inspect.isclass(documented) else (documented,):
-        parsed = docstring_parser.parse(inspect.getdoc(one) or "", style=docstring_parser.DocstringStyle.GOOGLE)
-        helps |= {entry.arg_name: " ".join((entry.description or "").split()) for entry in parsed.params}
-    return helps
-
-
 def _is_record(default: Any) -> bool:
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+def _help_of(what: str, name: str, helps: Mapping[str, str], section: str) -> str:
+    if not helps.get(name):
+        raise TypeError(f"{what} has no help: give it a line under `{section}:` in the docstring")
+    return helps[name]
+
+
+@functools.cache
+def _owners(function: Callable[..., Any]) -> dict[str, str]:
+    """Field -> the parameter whose record has it.
+
+    Raises:
+        TypeError: two records have a field of one name, or a record one of a parameter's name.
+    """
+    owners: dict[str, str] = {}
+    parameters = inspect.signature(inspect.unwrap(function)).parameters
+    for name, parameter in parameters.items():
+        for field in dataclasses.fields(parameter.default) if _is_record(parameter.default) else ():
+            if field.name in owners or field.name in parameters:
+                other = f"of its record {owners[field.name]}" if field.name in owners else "of its own"
+                raise TypeError(
+                    f"{function.__name__}: {field.name} is an option {other} and a field of {name}; rename one of them"
+                )
+            owners[field.name] = name
+    return owners
+
+
+@functools.cache
+def _types_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Option or record -> its type, with its `Form`."""
+    types = typing.get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        if _is_record(parameter.default):
+            types |= typing.get_type_hints(type(parameter.default), include_extras=True)
+    return types
+
+
+def _positional(function: Callable[..., Any], count: int) -> list[str]:
+    """The parameters that so many values by position go to; those too many go to none."""
+    names: list[str] = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (names + [name] * count)[:count]
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            names.append(name)
+    return names[:count]
+
+
+def _documented(called: Callable[..., _Result], function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """With the signature and the docstring that callers see: fields in the place of their records."""
+    _owners(function)  # raises where two options have one name
+    records = {
+        name: (type(parameter.default), [field.name for field in dataclasses.fields(parameter.default)])
+        for name, parameter in inspect.signature(function).parameters.items()
+        if _is_record(parameter.default)
+    }
+    called.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
+    called.__doc__ = flattened_doc(function, records)
+    return called
 
 
 def _gathered(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords with those that are fields put into their records."""
     parameters = inspect.signature(function).parameters
-    owners = {
-        field.name: name
-        for name, parameter in parameters.items()
-        if _is_record(parameter.default)
-        for field in dataclasses.fields(parameter.default)
-    }
+    owners = _owners(function)
     direct = {name: value for name, value in given.items() if name in parameters}
     fields: dict[str, dict[str, Any]] = {}
     for name in given.keys() - direct.keys():
         if name not in owners:
-            known = [*(one for one in parameters if one not in owners.values()), *owners]
-            raise TypeError(f"{function.__name__}() has no option {name!r}; {did_you_mean(name, known)}")
+            near = did_you_mean(name, [*parameters, *owners])
+            raise TypeError(f"{function.__name__}() has no option {name!r}; {near}")
         fields.setdefault(owners[name], {})[name] = given[name]
     for record, values in fields.items():
         direct[record] = dataclasses.replace(direct.get(record, parameters[record].default), **values)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
-from shortstack.common.options import stage
+from shortstack.common.options import takes_fields
 from shortstack.data.chats import rendered
 from shortstack.data.counted_rows import CountedRows
 from shortstack.data.sources import Corpus
@@ -76,7 +76,7 @@ class CalibrationSet:
         return CalibrationSet(windows, {**self.record, "samples": samples, "marks": marks_of(windows)})
 
 
-@stage
+@takes_fields
 def draw_windows(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from shortstack.common.options import stage
+from shortstack.common.options import takes_fields
 from shortstack.common.progress import Progress
 from shortstack.data.collators import Batch, Examples, Order, Shares, StepSampler, collated
 from shortstack.data.instructions import kind_of, read_instructions, split_off
@@ -179,7 +179,7 @@ class FeedOptions:
 _OPTIONS = FeedOptions()
 
 
-@stage
+@takes_fields
 def open_feed(
     source: str, tokenizer: PreTrainedTokenizerBase, *, options: FeedOptions = _OPTIONS, progress: Progress
 ) -> ExampleFeed | StreamFeed:

@@ -10,20 +10,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shortstack.artifacts.results import Figure, Result, load_results, perplexity
+from shortstack.artifacts.results import Figure, Result, Results, load_results, perplexity
 from shortstack.artifacts.units import is_per_token, unit_differences, units_unknown, unlike_notes
 from shortstack.baselines.figures import PublishedResult, published_result
+from shortstack.common.option_values import Form, Listed
+from shortstack.common.options import stage
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.comparison import ComparedFigure, Comparison, Difference
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
+if TYPE_CHECKING:
+    ResultsSource = Path | Results
+else:
+    ResultsSource = Annotated[Path, Form(also="shortstack.artifacts.results:Results")]
+
 _SETTINGS = ("limit", "num_fewshot", "new_tokens", "seed", "dense", "joined_by")  # that make figures comparable
 
 
+@stage
 def compare(
-    *results: Path, base: str | None = None, published: str | None = None, out: Path | None = None
+    *results: ResultsSource, base: str | None = None, published: Listed | None = None, out: Path | None = None
 ) -> Comparison:
     """Set the results of several models side by side, with differences and their paired standard errors.
 
@@ -44,7 +52,7 @@ def compare(
     if out is not None:
         check_writable_file(Path(out))
     beside = [published_result(name.strip()) for name in published.split(",")] if published else []
-    pooled = [result for file in results for result in load_results(Path(file)).results]
+    pooled = [result for one in results for result in (one if isinstance(one, Results) else load_results(one)).results]
     found = compared(pooled, base, beside)
     if out is not None:
         write_json(Path(out), found.to_json())

@@ -9,6 +9,7 @@ from typing import Any
 from shortstack.artifacts.results import Figure, shown_figure
 from shortstack.baselines.figures import PublishedResult
 from shortstack.common.formatting import count, size
+from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 
 NOISE = 1.96  # standard errors: 95 of 100 differences of nothing are smaller
@@ -58,8 +59,8 @@ class ComparedFigure:
     published: list[float | None] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Models side by side.
 
     Attributes:
@@ -98,6 +99,21 @@ class Comparison:
             ],
             "notes": self.notes,
         }
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per figure and model."""
+        found = []
+        for one in self.figures:
+            for model, figure, difference in zip(self.models, one.figures, one.differences, strict=True):
+                row: dict[str, Any] = {"what": one.what, "data": one.data, "figure": one.name, "model": model}
+                row |= {"value": figure and figure.value, "stderr": figure and figure.stderr}
+                against = (
+                    {"difference": difference.value, "its stderr": difference.stderr, "noise": difference.is_noise}
+                    if difference
+                    else {}
+                )
+                found.append(row | against)
+        return found
 
     def to_text(self) -> str:
         """A table per kind of evaluation and text."""

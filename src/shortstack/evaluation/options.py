@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shortstack.common.option_values import Listed
 from shortstack.runtime.devices import DType
 
 
@@ -43,9 +44,9 @@ class TextOptions:
         seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
     """
 
-    data: str = "embedded"
+    data: Listed = "embedded"
     data_dir: Path | None = None
-    seq_len: str | None = None
+    seq_len: Listed | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,6 @@ class TaskOptions:
         limit: the first so many rows of each task.
     """
 
-    tasks: str | None = None
+    tasks: Listed | None = None
     tasks_dir: Path | None = None
     limit: int | None = None

@@ -13,6 +13,7 @@ from shortstack.checkpoint.headers import TensorInfo, adapter_files, read_weight
 from shortstack.checkpoint.hub import locate
 from shortstack.checkpoint.reader import Checkpoint, check_consistency, read_config
 from shortstack.common.formatting import size
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import tokenizer_in
 from shortstack.errors import ShortstackError, first_line
@@ -22,6 +23,7 @@ from shortstack.inspection.check_running import check_running
 from shortstack.inspection.findings import CheckResult, Findings
 
 
+@stage
 def check(
     model: str, *, quick: bool = False, trust_remote_code: bool = False, allow_links: bool = False, quiet: bool = False
 ) -> CheckResult:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from shortstack.checkpoint.anatomy import Family
 from shortstack.common.assets import ASSETS
 from shortstack.common.formatting import table
+from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.families.table import FAMILIES
 
 MEASURED = ASSETS / "families.json"
@@ -39,8 +41,8 @@ class FamilyFacts:
     reason: str
 
 
-@dataclass(frozen=True)
-class FamiliesResult:
+@dataclass(frozen=True, repr=False)
+class FamiliesResult(Shown):
     """All families that are known."""
 
     families: tuple[FamilyFacts, ...]
@@ -59,6 +61,10 @@ class FamiliesResult:
             "measured_with": self.measured_with,
             "families": [asdict(facts) for facts in self.families],
         }
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per family."""
+        return [asdict(facts) for facts in self.families]
 
     def to_text(self) -> str:
         """A table, and what it adds up to."""
@@ -83,6 +89,7 @@ class FamiliesResult:
         )
 
 
+@stage
 def families() -> FamiliesResult:
     """Show which model families can be shortened exactly, which are refused, and why.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from shortstack.common.shown import Shown
+
 Status = Literal["ok", "fail", "note", "skip"]
 _MARKS: dict[Status, tuple[str, str]] = {
     "ok": ("ok  ", "32"),
@@ -29,8 +31,8 @@ class Finding:
     says: str
 
 
-@dataclass(frozen=True)
-class CheckResult:
+@dataclass(frozen=True, repr=False)
+class CheckResult(Shown):
     """What `shortstack check` found; the command's exit code is 1 where anything failed."""
 
     source: str
@@ -55,6 +57,10 @@ class CheckResult:
             "complete": not self.not_checked,
             "findings": [asdict(f) for f in self.findings],
         }
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per check."""
+        return [asdict(finding) for finding in self.findings]
 
     def to_text(self) -> str:
         """One line each."""

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shortstack.common.formatting import count, ranges, size
+from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.families.open_model import open_model
 
 
-@dataclass(frozen=True)
-class Info:
+@dataclass(frozen=True, repr=False)
+class Info(Shown):
     """What `shortstack info` tells; counts are of parameters, sizes are bytes on disk."""
 
     source: str
@@ -71,6 +73,7 @@ class Info:
         return f" (blocks {ranges(self.original_blocks)} of the original model)"
 
 
+@stage
 def info(model: str, *, allow_links: bool = False) -> Info:
     """Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from shortstack.common.option_values import Amount, Form, Listed
 
 if TYPE_CHECKING:
     from shortstack.artifacts.plan import PrunePlan
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     PlanSource = Path | PrunePlan
     ScoresSource = Path | Scores
 else:
-    PlanSource = ScoresSource = Path
+    PlanSource = Annotated[Path, Form(also="shortstack.artifacts.plan:PrunePlan")]
+    ScoresSource = Annotated[Path, Form(also="shortstack.artifacts.scores:Scores")]
 
 Strategy = Literal["one-shot", "contiguous"]
 
@@ -36,12 +39,12 @@ class BlockChoice:
         strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
     """
 
-    blocks: str | None = None
+    blocks: Listed | None = None
     scores: ScoresSource | None = None
     criterion: str | None = None
     remove: int | None = None
     ratio: float | None = None
-    params: str | None = None
+    params: Amount | None = None
     plus: bool | None = None
     strategy: Strategy = "one-shot"
 

@@ -14,8 +14,8 @@ from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.packed import weights_in
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import ranges
-from shortstack.common.options import refuse_idle, stage
+from shortstack.common.formatting import count, ranges
+from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.options import BlockChoice, PlanSource
@@ -82,7 +82,7 @@ def plan(
     return made
 
 
-@stage
+@takes_fields
 def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCut:
     """`plan` for a checkpoint that is open already, with the cut."""
     amounts, scores = choice.amounts, choice.scores
@@ -106,23 +106,44 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), choice)
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
-        kept = f"kept: {ranges(protected)}" if protected else "one must stay"
-        not_scored = sorted(set(checkpoint.original_blocks).difference(chosen.order))
-        kept += f"; not scored: {ranges(not_scored)}" if not_scored else ""
-        raise ShortstackError(
-            f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} may go ({kept})",
-            hint="--no-plus, or remove fewer" if protected else "remove fewer",
-        )
+        raise _too_many(wanted, limit, checkpoint, protected, chosen.order)
     if choice.strategy == "contiguous":
         removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
     else:
         removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
         note = "\n".join(part for part in (note, passed_by) if part)
+    notes = [note]
+    if not wanted and choice.remove is None and order:
+        notes.append(_nothing_goes(choice, sizes[order[0]] / checkpoint.parameters()))
     if chosen.is_bare and choice.criterion is not None:
-        said = f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion says"
-        note = "\n".join(part for part in (note, said) if part)
+        notes.append(
+            f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion says"
+        )
+    note = "\n".join(filter(None, notes))
     why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
     return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
+
+
+def _too_many(
+    wanted: int, limit: int, checkpoint: Checkpoint, protected: Sequence[int], scored: Sequence[int]
+) -> ShortstackError:
+    """More blocks than are removable: why the others stay, and how many would do."""
+    not_scored = sorted(set(checkpoint.original_blocks).difference(scored))
+    kept = f"kept: {ranges(protected)}" if protected else "one must stay"
+    kept += f"; not scored: {ranges(not_scored)}" if not_scored else ""
+    without_plus = min(len(scored), checkpoint.depth - 1)
+    hints = [f"--remove {limit} or fewer"] if limit else []
+    hints += [f"up to {without_plus} with --no-plus"] if without_plus > limit else []
+    return ShortstackError(
+        f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} are removable ({kept})",
+        hint="; ".join(hints) or "score more blocks",
+    )
+
+
+def _nothing_goes(choice: BlockChoice, share: float) -> str:
+    """Why an amount removes no block, and what would remove one."""
+    asked = f"--ratio {choice.ratio}" if choice.ratio is not None else f"--params {choice.params}"
+    return f"nothing is removed by {asked}: the first block has {share:.1%} of the parameters (--remove 1 removes it)"
 
 
 def protected_blocks(blocks: Sequence[int], plus: bool | None) -> tuple[tuple[int, ...], str]:
@@ -178,6 +199,10 @@ def amount_to_remove(sizes: Sequence[int], total: int, choice: BlockChoice) -> i
             raise UsageError(f"--ratio {choice.ratio}: expected a share of the parameters, 0 <= ratio < 1")
         return max(k for k in range(len(left)) if total - left[k] <= choice.ratio * total + 1e-9)
     target = parse_amount(choice.params or "")
+    if target > total:
+        raise UsageError(
+            f"--params {choice.params}: the model has {count(total)} parameters", hint="a smaller number, or --remove K"
+        )
     return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
 
 

@@ -18,6 +18,7 @@ from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.json_text import json_text
 from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.options import BlockChoice, PlanSource, PruneOptions
@@ -28,8 +29,8 @@ from shortstack.runtime.atomic_output import published
 _CHOICE, _OPTIONS = BlockChoice(), PruneOptions()
 
 
-@dataclass(frozen=True)
-class PruneResult:
+@dataclass(frozen=True, repr=False)
+class PruneResult(Shown):
     """What was written where.
 
     Attributes:
@@ -67,7 +68,8 @@ class PruneResult:
         for key, show in (("parameters", count), ("bytes", size)):
             rows.append((key, show(before[key] or 0), show(after[key] or 0)))
         lines = [
-            f"{self.out}: block {ranges(self.plan.removed) or 'none'} of {self.plan.source} removed "
+            f"{self.out}: block{'' if len(self.plan.removed) == 1 else 's'} {ranges(self.plan.removed) or 'none'} of "
+            f"{self.plan.source} removed "
             f"({self.plan.removal_ratio:.1%} of parameters) in {seconds(self.seconds)}",
             table(["", "before", "after"], rows),
         ]

@@ -11,7 +11,9 @@ from shortstack.artifacts import provenance
 from shortstack.artifacts.results import Result, load_results
 from shortstack.checkpoint.hub import parse_hub_id
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.publishing.card_figures import benchmark_entries, figures_of, results_of
@@ -23,8 +25,8 @@ from shortstack.runtime.hashes import file_sha256
 EVAL_RESULTS = ".eval_results/shortstack.yaml"
 
 
-@dataclass(frozen=True)
-class CardResult:
+@dataclass(frozen=True, repr=False)
+class CardResult(Shown):
     """The card that was written.
 
     Attributes:
@@ -52,6 +54,7 @@ class CardResult:
         return "\n".join([f"{self.directory}: {', '.join(self.files)} written, {shown}", *self.notes])
 
 
+@stage
 def card(
     directory: Path,
     *results: Path,

@@ -9,7 +9,9 @@ from typing import Any
 from shortstack.artifacts import provenance
 from shortstack.checkpoint.hub import parse_hub_id
 from shortstack.common.formatting import plain, size, table
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.inspection.check import check
 from shortstack.inspection.findings import CheckResult, Finding, Findings
@@ -17,8 +19,8 @@ from shortstack.publishing.card_text import CARD, base_model_of
 from shortstack.publishing.push_contents import Contents, contents_of
 
 
-@dataclass(frozen=True)
-class PushResult:
+@dataclass(frozen=True, repr=False)
+class PushResult(Shown):
     """What was pushed, or would be.
 
     Attributes:
@@ -72,6 +74,7 @@ class PushResult:
         return "\n".join([*lines, f"dry run: nothing was pushed. Into {whose}: {again}"])
 
 
+@stage
 def push(
     directory: Path,
     repository: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shortstack.common.option_values import Listed
 from shortstack.data.calibration import Sampling
 
 
@@ -45,7 +46,7 @@ class QuantizeOptions:
         quiet: no progress on stderr.
     """
 
-    eval_data: str = "embedded"
+    eval_data: Listed = "embedded"
     device: str = "auto"
     force: bool = False
     trust_remote_code: bool = False

@@ -15,6 +15,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import seconds, size, table
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.data.calibration import CalibrationSet, check_windows, draw_windows
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.data.preview import READ_BYTES, preview
@@ -42,8 +43,8 @@ _PPL_WINDOW = 128  # tokens, as published
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from, at least
 
 
-@dataclass(frozen=True)
-class QuantizeResult:
+@dataclass(frozen=True, repr=False)
+class QuantizeResult(Shown):
     """What was quantized, and what that did.
 
     Attributes:

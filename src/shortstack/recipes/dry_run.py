@@ -11,6 +11,7 @@ from typing import Any
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.common.formatting import aligned_left, size
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.recipes.cache_keys import model_identity, step_key
@@ -43,8 +44,8 @@ class Foreseen:
     temporary_nbytes: int = 0
 
 
-@dataclass(frozen=True)
-class Rehearsal:
+@dataclass(frozen=True, repr=False)
+class Rehearsal(Shown):
     """What a run would do (`--dry-run`).
 
     Attributes:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortstack.common.json_text import json_text
+from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
 from shortstack.recipes.merge import shipped_recipes
 from shortstack.recipes.resolve import resolve
 
 
-@dataclass(frozen=True)
-class RecipeList:
+@dataclass(frozen=True, repr=False)
+class RecipeList(Shown):
     """The recipes in the package.
 
     Attributes:
@@ -38,8 +40,8 @@ class RecipeList:
         )
 
 
-@dataclass(frozen=True)
-class RecipeText:
+@dataclass(frozen=True, repr=False)
+class RecipeText(Shown):
     """One recipe, or the schema, as text.
 
     Attributes:
@@ -59,6 +61,7 @@ class RecipeText:
         return self.text
 
 
+@stage
 def recipes(what: str | None = None) -> RecipeList | RecipeText:
     """List the recipes in the package; show one in full, or the JSON schema for editors.
 

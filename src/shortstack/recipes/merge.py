@@ -134,6 +134,11 @@ def _mapping(
     if found is None and (optional or place[:1] == ("steps",)):
         return {}
     if not isinstance(found, dict):
+        if isinstance(found, list):
+            raise ShortstackError(
+                f"{_place(path, loaded, place)}: found a list, expected a mapping",
+                hint=f"write `name:` instead of `- name:`; {expected}",
+            )
         raise ShortstackError(f"{_place(path, loaded, place)}: found {found!r:.60}, expected a mapping", hint=expected)
     return found
 

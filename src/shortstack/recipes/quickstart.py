@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.hub import EMBEDDED_MODEL
 from shortstack.common.formatting import count, seconds, size, table
+from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.data.embedded import python_name
 from shortstack.errors import ShortstackError
 from shortstack.runtime.atomic_output import write_json
@@ -21,8 +23,8 @@ RECIPE = "quickstart"
 _TOLERANCE = 0.10  # of the model card's perplexity: the text differs a little between Python versions
 
 
-@dataclass(frozen=True)
-class QuickstartResult:
+@dataclass(frozen=True, repr=False)
+class QuickstartResult(Shown):
     """What the quickstart found and where it left everything."""
 
     out: Path
@@ -80,6 +82,7 @@ class QuickstartResult:
         return "\n".join(lines)
 
 
+@stage
 def quickstart(
     *, out: Path = Path("shortstack-quickstart"), force: bool = False, quiet: bool = False
 ) -> QuickstartResult:

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 from shortstack.common.formatting import aligned_left, plain, seconds
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.cache_keys import model_identity, step_key
 from shortstack.recipes.coordination import Team
@@ -46,8 +47,8 @@ class StepResult:
     result: Any = None
 
 
-@dataclass(frozen=True)
-class RunResult:
+@dataclass(frozen=True, repr=False)
+class RunResult(Shown):
     """A run that ended well.
 
     Attributes:

@@ -28,6 +28,9 @@ _SCALARS = (
      "-+.0123456789"),
 )  # fmt: skip
 
+_YAML_TAB = "YAML is indented by spaces: replace the tab"
+_YAML_QUOTES = "text that holds `: ` or ` #`, or begins with one of [ ] { } & * ! | > % @, needs quotes"
+
 Place = tuple[str | int, ...]
 
 
@@ -93,7 +96,7 @@ def parse_yaml(text: str, source: str) -> Loaded:
         where = f", line {mark.line + 1}" if mark else ""
         raise ShortstackError(
             f"{source}{where}: not valid YAML: {error.problem or error.context}",
-            hint="text that holds `: ` or ` #`, or begins with one of [ ] { } & * ! | > % @, needs quotes",
+            hint=_YAML_TAB if "\\t" in str(error.problem) else _YAML_QUOTES,
         ) from None
     except (yaml.YAMLError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shortstack.common.option_values import Listed
 from shortstack.common.options import stage
 from shortstack.retraining.options import Hyperparameters, TextSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
@@ -19,7 +20,7 @@ def retrain_cpt(
     *,
     data: str,
     out: Path,
-    train: str = "all",
+    train: Listed = "all",
     steps: TextSteps = _STEPS,
     options: TrainingOptions = _DEFAULTS,
 ) -> RetrainResult | RetrainEstimate | None:

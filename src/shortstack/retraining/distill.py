@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.option_values import Listed
 from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
@@ -39,7 +40,7 @@ def retrain_distill(
     out: Path,
     data: str | None = None,
     teaching: Teaching = _TEACHING,
-    train: str = "all",
+    train: Listed = "all",
     steps: DistillationSteps = _STEPS,
     lora: LoRA = _LORA,
     options: TrainingOptions = _DEFAULTS,

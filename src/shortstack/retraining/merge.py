@@ -11,7 +11,9 @@ from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.adapter import read_adapter_config
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import seconds
+from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import SaveDType
@@ -19,8 +21,8 @@ from shortstack.runtime.atomic_output import published
 from shortstack.runtime.hashes import file_sha256
 
 
-@dataclass(frozen=True)
-class MergeResult:
+@dataclass(frozen=True, repr=False)
+class MergeResult(Shown):
     """What was merged into what, and where the result is."""
 
     out: Path
@@ -39,6 +41,7 @@ class MergeResult:
         return f"{self.out}: {self.adapter} folded into {self.base} in {seconds(self.seconds)}"
 
 
+@stage
 def merge(
     adapter: Path,
     *,

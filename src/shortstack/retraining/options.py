@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import expect, refuse_idle
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
@@ -48,7 +49,7 @@ class TrainingOptions:
     eval_every: int = 100
     log_every: int = 10
     validation: int | None = None
-    eval_data: str | None = None
+    eval_data: Listed | None = None
     eval_windows: int | None = None
     dense: str | None = None
     dtype: DType = "auto"
@@ -57,7 +58,7 @@ class TrainingOptions:
     save_dtype: SaveDType | None = None
     gradient_checkpointing: bool | None = None
     workers: int = 0
-    report_to: str | None = None
+    report_to: Listed | None = None
     dry_run: bool = False
     restart: bool = False
     weights_only_resume: bool = False
@@ -137,7 +138,7 @@ class RowSteps(Steps):
     """
 
     epochs: float = 2
-    tokens: str | None = None
+    tokens: Amount | None = None
     cutoff: int = 256
     group_by_length: bool = False
 
@@ -155,7 +156,7 @@ class TextSteps(Steps):
 
     batch: int = 512
     micro_batch: int = 2
-    tokens: str | None = None
+    tokens: Amount | None = None
     seq_len: int = 2048
     weight_decay: float = 0.1
     isolate_documents: bool = True
@@ -174,7 +175,7 @@ class DistillationSteps(Steps):
     """
 
     epochs: float = 1
-    tokens: str | None = None
+    tokens: Amount | None = None
     seq_len: int = 2048
     weight_decay: float = 0.1
     isolate_documents: bool = True
@@ -236,7 +237,7 @@ class TeachOptions:
 
     top_k: int = 64
     temperature: float = 1.0
-    tokens: str | None = None
+    tokens: Amount | None = None
     seq_len: int = 2048
     validation: int | None = None
     isolate_documents: bool = True

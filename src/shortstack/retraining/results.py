@@ -10,6 +10,7 @@ from shortstack.artifacts.training import before_and_after_table
 from shortstack.artifacts.units import tokens_hash
 from shortstack.common.formatting import count, seconds, size
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from shortstack.retraining.validation import HeldOut
 
 
-@dataclass(frozen=True)
-class RetrainResult:
+@dataclass(frozen=True, repr=False)
+class RetrainResult(Shown):
     """A run that ended well.
 
     Attributes:
@@ -55,6 +56,10 @@ class RetrainResult:
             "notes": self.notes,
         }
 
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per model: before, after, dense."""
+        return [{"model": which, "parameters": row["parameters"], **row["figures"]} for which, row in self.rows.items()]
+
     def to_text(self) -> str:
         """The table, and where everything is."""
         lines = [
@@ -66,8 +71,8 @@ class RetrainResult:
         return "\n".join([*lines, *self.notes])
 
 
-@dataclass(frozen=True)
-class RetrainEstimate:
+@dataclass(frozen=True, repr=False)
+class RetrainEstimate(Shown):
     """What a run would be (`--dry-run`).
 
     Attributes:

@@ -24,6 +24,7 @@ from shortstack.common.formatting import count, seconds, size
 from shortstack.common.json_text import read_json
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
@@ -42,8 +43,8 @@ _ROWS_PER_SHARD = 64
 _PARTS = ("train", "held_out")
 
 
-@dataclass(frozen=True)
-class TeachResult:
+@dataclass(frozen=True, repr=False)
+class TeachResult(Shown):
     """What was written where.
 
     Attributes:

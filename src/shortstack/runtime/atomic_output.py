@@ -214,13 +214,13 @@ def _refuse_unsafe(target: Path, inputs: Sequence[Path], force: bool) -> None:
     if not any(target.iterdir()):
         target.rmdir()
         return
-    if not force:
-        raise ShortstackError(f"{target}: exists already", hint="choose another --out, or --force to replace it")
     if not (target / RECORD_NAME).is_file():
         raise ShortstackError(
-            f"{target}: exists and was not made by shortstack (no {RECORD_NAME}); --force leaves it alone",
+            f"{target}: exists already, and is no checkpoint that shortstack made (no {RECORD_NAME}): it is left alone",
             hint="choose another --out, or remove it yourself",
         )
+    if not force:
+        raise ShortstackError(f"{target}: exists already", hint="choose another --out, or --force to replace it")
 
 
 def _remove_stale(target: Path) -> None:

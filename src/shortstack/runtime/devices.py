@@ -29,7 +29,8 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         kind = name.partition(":")[0]
         if kind not in _DEVICES:
-            raise UsageError(f"--device {name}: unknown", hint=did_you_mean(kind, _DEVICES)) from None
+            hint = "did you mean cuda?" if kind == "gpu" else did_you_mean(kind, _DEVICES)
+            raise UsageError(f"--device {name}: unknown", hint=hint) from None
         raise ShortstackError(f"--device {name}: not usable here ({first_line(error)})", hint="--device cpu") from None
     return device
 

@@ -6,19 +6,17 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shortstack.artifacts.scores import Scores
 from shortstack.baselines.orders import PREFIX, open_scores
 from shortstack.common.formatting import ranges, table
+from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.pruning.options import ScoresSource
 from shortstack.pruning.plan import protected_blocks
 from shortstack.runtime.atomic_output import check_writable_file, write_json
-
-if TYPE_CHECKING:
-    ScoresSource = Path | Scores
-else:
-    ScoresSource = Path  # what the command line, which reads annotations, knows
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class Agreement:
     by_chance: dict[int, float]
 
 
-@dataclass(frozen=True)
-class Agreements:
+@dataclass(frozen=True, repr=False)
+class Agreements(Shown):
     """All pairs of rankings.
 
     Attributes:
@@ -66,6 +64,15 @@ class Agreements:
         ]  # fmt: skip
         return {"schema": 1, "protected": list(self.protected), "pairs": pairs}
 
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per pair and number of removed blocks."""
+        return [
+            {"first": one.first, "second": one.second, "tau": one.tau, "removed": k, "same": len(both)}
+            | {"by chance": one.by_chance[k]}
+            for one in self.pairs
+            for k, (both, _, _) in one.chosen.items()
+        ]
+
     def to_text(self) -> str:
         """A table per pair."""
         parts = [_pair_text(one) for one in self.pairs]
@@ -82,6 +89,7 @@ def _pair_text(one: Agreement) -> str:
     return f"{one.first} and {one.second}: Kendall's tau {one.tau:+.3f}\n" + table(header, rows)
 
 
+@stage
 def agree(
     *scores: ScoresSource,
     criterion: str | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shortstack.common.option_values import Amount
 from shortstack.engine.select import MemoryMode
 from shortstack.runtime.devices import DType
 from shortstack.scoring.early_stopping import Rounds, Until
@@ -48,7 +49,7 @@ class ScoreOptions:
     dtype: DType = "auto"
     device: str = "auto"
     memory: MemoryMode = "auto"
-    memory_limit: str | None = None
+    memory_limit: Amount | None = None
     save_every: float = 60.0
     trust_remote_code: bool = False
     allow_links: bool = False

@@ -14,8 +14,10 @@ from typing import Any
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.docstrings import filled
 from shortstack.common.formatting import parse_size, ranges
-from shortstack.common.options import refuse_idle, stage
+from shortstack.common.option_values import Listed
+from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows, draw_windows
 from shortstack.data.preview import READ_BYTES, preview
@@ -30,7 +32,7 @@ from shortstack.runtime.devices import pick_device
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
-from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, parse_criteria
+from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_text, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
 from shortstack.scoring.runner import ScoringRun
@@ -40,13 +42,14 @@ _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least t
 
 
 @stage
+@filled(criteria=criteria_text())
 def score(
     model: str,
     *,
     out: Path | None = None,
-    criterion: str = "ppl",
+    criterion: Listed = "ppl",
     calibration: CalibrationOptions = _CALIBRATION,
-    blocks: str | None = None,
+    blocks: Listed | None = None,
     csv: Path | None = None,
     stopping: StoppingOptions = _STOPPING,
     options: ScoreOptions = _OPTIONS,
@@ -59,8 +62,8 @@ def score(
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: write the scores here (scores.json).
-        criterion: criteria, separated by commas: `ppl`, `taylor`, `magnitude`, with parameters such as
-            `taylor:p=2,weight=sum,block=sum,batch=10`. Asked for together they share their passes over the weights.
+        criterion: criteria, separated by commas: {criteria}; with parameters such as `taylor:p=2,weight=sum`.
+            Requested together they share their passes over the weights.
         calibration: the windows.
         blocks: score these blocks alone, such as `3,7-9`: the others stay in whatever is planned with the scores.
         csv: also write the scores in the published CSV layout, one folder per criterion, into this folder.
@@ -74,7 +77,7 @@ def score(
         ShortstackError: the checkpoint cannot be read, there is too little text, or a score is not finite.
     """
     criteria = parse_criteria(criterion)
-    memory_bytes = parse_size(options.memory_limit) if options.memory_limit is not None else None
+    memory_bytes = parse_size(options.memory_limit, "--memory-limit") if options.memory_limit is not None else None
     _check_until(stopping, criteria, calibration.samples)
     if out is not None:
         check_writable_file(Path(out))
@@ -149,11 +152,16 @@ def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[
 def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterion], samples: int) -> None:
     if stopping.until is None:
         if stopping.remove is not None or stopping.plus is not None:
-            raise UsageError("--remove and --plus are for --until stable; plan and prune take them, too")
+            option = "--remove" if stopping.remove is not None else "--plus"
+            raise UsageError(
+                f"{option}: no effect without --until stable", hint="leave it out; plan and prune choose the blocks"
+            )
         refuse_idle(stopping, ["max_samples"], "without --until stable")
         return
     if stopping.remove is None:
-        raise UsageError("--until stable: does the set of how many blocks have to be stable?", hint="--remove K")
+        raise UsageError(
+            "--until stable needs the number of blocks whose set has to be stable", hint="such as --remove 6"
+        )
     if len(criteria) > 1 or criteria[0].needs != {"branches"}:
         fitting = [name for name, row in CRITERIA.items() if row.needs == {"branches"}]
         raise UsageError(
@@ -262,7 +270,7 @@ def _scored(
     )
 
 
-score_windows = stage(_scored)  # for callers that name fields of the records
+score_windows = takes_fields(_scored)  # for callers that name fields of the records
 
 
 def _operations(

@@ -279,6 +279,14 @@ class RequestedCriterion:
         return started
 
 
+def criteria_text() -> str:
+    """The criteria of the table, with the parameters that each takes, for help and documents."""
+    return ", ".join(
+        f"`{name}`" + (f" (parameters {', '.join(row.parameters)})" if row.parameters else "")
+        for name, row in CRITERIA.items()
+    )
+
+
 def parse_criteria(text: str) -> list[RequestedCriterion]:
     """`ppl,taylor:p=2,batch=10,magnitude` -> three criteria.
 

@@ -1,0 +1,128 @@
+"""What a Python caller may give for an option, and how the rest is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pytest
+import torch
+
+import shortstack
+from shortstack.common.option_values import Amount, Form, Listed, fitted
+from shortstack.errors import UsageError
+from shortstack.registry import COMMANDS, public_commands
+
+Choice = Literal["auto", "float32", "bfloat16"]
+Source = Annotated[Path, Form(also="pathlib:PurePosixPath")]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "found"),
+    [
+        (int, 3, 3),
+        (int, np.int64(3), 3),
+        (int | None, None, None),
+        (int | Literal["auto"], "auto", "auto"),
+        (float, 2, 2),
+        (float, np.float32(0.5), 0.5),
+        (bool, True, True),
+        (str, "x", "x"),
+        (str, Path("a/b"), "a/b"),
+        (str, torch.device("cpu"), "cpu"),
+        (Path, "a/b", Path("a/b")),
+        (Path | None, Path("a"), Path("a")),
+        (Choice, "float32", "float32"),
+        (Choice | None, torch.bfloat16, "bfloat16"),
+        (Listed | None, [10, 11], "10,11"),
+        (Listed, (128,), "128"),
+        (Listed, 128, "128"),
+        (Listed, range(3, 6), "3,4,5"),
+        (Listed, np.array([1, 2]), "1,2"),
+        (Listed, ["ppl", "taylor:p=2,weight=sum"], "ppl,taylor:p=2,weight=sum"),
+        (Listed, [Path("a.txt"), "b.txt"], "a.txt,b.txt"),
+        (Amount, 1_000_000, "1000000"),
+        (Amount, 5.5e9, "5500000000"),
+        (Amount, "1B", "1B"),
+        (Source, "a", Path("a")),
+        (Sequence[str], ["a=b"], ("a=b",)),
+        (Sequence[str], "a=b", ("a=b",)),
+        (Any, object, object),
+    ],
+)
+def test_what_fits(annotation: Any, value: Any, found: Any) -> None:
+    fit = fitted("name", annotation, value)
+    assert fit == found
+    assert type(fit) is type(found)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        (int, "10", "a whole number"),
+        (int, 1.5, "a whole number"),
+        (int, True, "a whole number"),
+        (int | None, "x", "a whole number or None"),
+        (float, "0.5", "a number"),
+        (float, False, "a number"),
+        (bool, 1, "True or False"),
+        (bool | None, "yes", "True, False or None"),
+        (str, 5, "text"),
+        (str, ["a"], "text"),
+        (Listed, {"a": 1}, "text or a list"),
+        (Listed, [], "text or a list"),
+        (Listed, [1.5], "text or a list"),
+        (Amount, True, "text or a number"),
+        (Path, 5, "a path"),
+        (Source, 5, "a path or PurePosixPath"),
+        (Choice, "pub", "'auto', 'float32' or 'bfloat16'"),
+        (Choice, 5, "'auto', 'float32' or 'bfloat16'"),
+        (int | Literal["auto"], "x", "a whole number or 'auto'"),
+        (Sequence[str], [1], "a list of texts"),
+    ],
+)
+def test_what_does_not_fit(annotation: Any, value: Any, expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        fitted("name", annotation, value)
+    assert caught.value.message == f"name={value!r}: expected {expected}"
+
+
+def test_the_nearest_choice_is_named_and_long_values_are_cut_short() -> None:
+    with pytest.raises(UsageError, match="did you mean bfloat16"):
+        fitted("dtype", Choice, "bflaot16")
+    with pytest.raises(UsageError) as caught:
+        fitted("samples", int, "x" * 1000)
+    assert len(caught.value.message) < 120
+
+
+NAMES = [(name, option) for name, row in public_commands().items() for option in row.options]
+
+
+@pytest.mark.parametrize(("name", "option"), NAMES)
+def test_no_option_of_any_command_takes_what_it_cannot_be(
+    name: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its type, a value of a class of one's own is refused before anything runs."""
+    monkeypatch.setattr("shortstack.registry.Command.need_packages", lambda _: None)
+    function, row = getattr(shortstack, name), public_commands()[name]
+    nothing = object()
+    required = {
+        one.name: "x"
+        for one in row.options.values()
+        if one.default is one.default and str(one.default) == "<class 'inspect._empty'>" and not one.many
+    }
+    with pytest.raises(UsageError, match=f"{option}=<object object at .*: expected "):
+        function(nothing) if row.options[option].many else function(**{**required, option: nothing})
+
+
+def test_every_literal_is_checked() -> None:
+    """`sampling="pub"` once ran."""
+    for name, row in public_commands().items():
+        for option in row.options.values():
+            if "Literal" in str(option.annotation):
+                assert COMMANDS[row.name] is row
+                with pytest.raises(UsageError, match=f"{option.name}='pub': expected "):
+                    row.stage(**{option.name: "pub"})
+        assert name
