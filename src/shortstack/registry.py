@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from shortstack.common.extras import missing_packages, need_packages
 from shortstack.common.keywords import errors_in_python
-from shortstack.common.options import Option, call_with, check_records, options_of
+from shortstack.common.options import Option, call_with, options_of, records_of
 
 # What a step of a recipe leaves behind for later ones.
 Kind = Literal["checkpoint", "adapter", "scores", "plan", "teacher logits", "results", "text"]
@@ -104,7 +104,7 @@ class Command:
         Raises:
             UsageError: they are.
         """
-        check_records(self.stage, values)
+        records_of(self.stage, values)
 
     def makes_with(self, values: Mapping[str, Any]) -> dict[Kind, str]:
         """What a step with these values leaves behind, and where."""
@@ -197,6 +197,7 @@ _ROWS = [
         makes={"scores": "scores.json"},
         parallel=True,
         check="shortstack.scoring.score:check_score",
+        estimate="shortstack.scoring.score:estimate_score",
     ),
     Command(
         "agree",
@@ -234,7 +235,7 @@ _ROWS = [
             "peft",
         ),
         extra="retrain",
-        check="shortstack.retraining.estimate:check_training",
+        check="shortstack.retraining.lora:check_lora",
         estimate="shortstack.retraining.estimate:estimate_lora",
     ),
     Command(
@@ -246,7 +247,7 @@ _ROWS = [
         parallel=True,
         needs=("accelerate",),
         extra="retrain",
-        check="shortstack.retraining.estimate:check_training",
+        check="shortstack.retraining.cpt:check_cpt",
         estimate="shortstack.retraining.estimate:estimate_training",
     ),
     Command(
@@ -258,7 +259,7 @@ _ROWS = [
         parallel=True,
         needs=("accelerate",),
         extra="retrain",
-        check="shortstack.retraining.estimate:check_training",
+        check="shortstack.retraining.distill:check_distill",
         estimate="shortstack.retraining.estimate:estimate_training",
     ),
     Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -108,13 +109,12 @@ def test_no_option_of_any_command_takes_what_it_cannot_be(
     monkeypatch.setattr("shortstack.registry.Command.need_packages", lambda _: None)
     function, row = getattr(shortstack, name), public_commands()[name]
     nothing = object()
-    required = {
-        one.name: "x"
-        for one in row.options.values()
-        if one.default is one.default and str(one.default) == "<class 'inspect._empty'>" and not one.many
-    }
+    needed = [one for one in row.options.values() if one.default is inspect.Parameter.empty and not one.many]
+    required = {one.name: "x" for one in needed}
+    positional: list[object] = ["x" for one in needed if one.positional] if row.options[option].many else []
+    keywords = {} if positional or row.options[option].many else {**required, option: nothing}
     with pytest.raises(UsageError, match=f"{option}=<object object at .*: expected "):
-        function(nothing) if row.options[option].many else function(**{**required, option: nothing})
+        function(*positional, *([] if keywords else [nothing]), **keywords)
 
 
 def test_every_literal_is_checked() -> None:

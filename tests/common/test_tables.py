@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shortstack.artifacts.ranking_text import Scale, ranking_table, ranking_text
-from shortstack.artifacts.scores import CriterionScores
+from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.common.formatting import legend, short_names, wrapped
 from shortstack.common.tables import Table
 
 
@@ -39,3 +40,40 @@ def test_the_scale_cuts_what_is_far_above_the_others_and_takes_errors() -> None:
     assert scale.share(6.2) < 1 < scale.share(50000.0)
     assert scale.share(6.0, -0.1) < scale.share(6.0) < scale.share(6.0, 0.1)
     assert scale.share(5.0, -0.1) == 0
+
+
+def test_a_ranking_marks_the_blocks_that_stay() -> None:
+    """Block 0 was shown as the one that is removed first, although `plan` keeps it."""
+    blocks = tuple(range(12))
+    scores = Scores("m", None, blocks, {"magnitude": CriterionScores("magnitude", tuple(map(float, blocks)), blocks)})
+    lines = scores.to_text().splitlines()
+    marks = [line.split()[0] + line.split()[1] for line in lines[3:9]]
+    assert marks == ["+0", "+1", "+2", "+3", "14", "25"]
+    assert "+ stays by default: the first four and the last two blocks, as published" in lines
+    few = Scores("m", None, (0, 1), {"magnitude": CriterionScores("magnitude", (1.0, 2.0), (0, 1))})
+    assert "+" not in few.to_text()
+
+
+def test_what_is_too_wide_stands_below() -> None:
+    head = ["model", *(f"figure {number}" for number in range(10))]
+    shown = Table(head, [["pruned", *"0123456789"], ["dense", *"abcdefghij"]]).to_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    first, second = shown.split("\n\n")
+    assert first.splitlines()[2].split() == ["pruned", *"0123456"]
+    assert second.splitlines()[0].split()[0] == "model"
+    assert second.splitlines()[3].split() == ["dense", *"hij"]
+
+
+def test_models_have_short_names_and_a_legend() -> None:
+    names = ["/a/b/c/pruned", "/a/d/c/pruned", "org/model", "embedded"]
+    assert short_names(names) == ["b/c/pruned", "d/c/pruned", "org/model", "embedded"]
+    assert short_names(["/a/b/dense", "/a/b/pruned"]) == ["dense", "pruned"]
+    assert short_names(["x", "x"]) == ["x", "x"]
+    assert short_names([]) == []
+    assert legend(["/a/b/dense", "embedded"]) == ["dense: /a/b/dense"]
+
+
+def test_texts_beside_names_are_wrapped() -> None:
+    shown = wrapped([("a", "word " * 40), ("longer", "short")])
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.splitlines()[-1] == "longer  short"

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.artifacts.plan import PrunePlan, load_plan
+from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.pruning.plan import parse_amount, parse_blocks, plan, plan_for, protected_blocks
+from shortstack.pruning.plan import parse_amount, parse_blocks, plan, plan_for
 
 Built = Callable[..., Path]
 
@@ -196,6 +197,26 @@ def test_a_plan_is_written_and_read(built: Built, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(record))
     with pytest.raises(ShortstackError, match="listed twice"):
         load_plan(tmp_path / "plan.json")
+
+
+def test_an_amount_that_removes_nothing_says_so(built: Built) -> None:
+    model = str(built("llama"))
+    order = Scores(
+        "any", None, tuple(range(6)), {"x": CriterionScores("x", (), tuple(range(6)), known_order=tuple(range(6)))}
+    )
+    small = plan(model, scores=order, ratio=0.001)
+    assert small.removed == ()
+    assert "nothing is removed by --ratio 0.001: the first block has " in small.to_text()
+    with pytest.raises(UsageError, match=r"--params 5.5B: the model has .* parameters"):
+        plan(model, scores=order, params="5.5B")
+    assert "nothing is removed" not in plan(model, scores=order, remove=0).to_text()
+
+
+def test_a_plan_speaks_english(built: Built) -> None:
+    assert "blocks go (" in plan(str(built("llama")), blocks="0,5").to_text()
+    assert "), as given" in plan(str(built("llama")), blocks="0,5").to_text()
+    with pytest.raises(ShortstackError, match="blocks 1, 3 are listed twice"):
+        plan(str(built("llama")), blocks="1,1,3,3")
 
 
 def test_protected_blocks_of_a_plan_cannot_go() -> None:

@@ -85,6 +85,14 @@ def test_the_sizes_are_those_of_the_run(recipe: Path, tmp_path: Path) -> None:
         (["zeroshot.tasks_dir=nowhere"], "zeroshot: tasks_dir nowhere: no such folder"),
         (["ppl.models=nowhere/at/all"], "ppl: nowhere/at/all: no such directory"),
         (["cpt.device=cuda:9"], "cpt: "),
+        (["prune.criterion=taylor"], "prune: "),
+        (["prune.criterion=taylor"], "the scores hold ppl, not taylor"),
+        (["score.criterion=ppl,magnitude"], "the scores hold ppl, magnitude (say which one with --criterion)"),
+        (["score.samples=100000"], "100000 windows of 16 tokens need 1600000 tokens"),
+        (["lora.micro_batch=3"], "lora: --batch 2 is not a multiple of 3 (--micro-batch)"),
+        (["cpt.batch=3", "cpt.micro_batch=2"], "cpt: --batch 3 is not a multiple of 2 (--micro-batch)"),
+        (["lora.save_dtype=float16"], "lora: --save-dtype float16: no effect with --no-merge"),
+        (["cpt.tokens=many"], "cpt: --tokens 'many' is not a number of tokens"),
     ],
 )
 def test_what_would_fail_is_found(settings: list[str], problem: str, recipe: Path, tmp_path: Path) -> None:
@@ -92,6 +100,38 @@ def test_what_would_fail_is_found(settings: list[str], problem: str, recipe: Pat
     assert any(problem in one for one in found.problems), found.problems
     assert found.exit_code == 1
     assert "it would not run" in found.to_text()
+
+
+def test_what_distilling_would_refuse_is_found(built: Built, tmp_path: Path) -> None:
+    path = tmp_path / "taught.yaml"
+    path.write_text(
+        f"model: {built('llama')}\nsteps:\n  retrain:\n    stage: retrain distill\n    teacher: $model\n"
+        f"    data: {texts(tmp_path / 'text.jsonl')}\n    batch: 2\n    micro_batch: 1\n    seq_len: 16\n"
+    )
+    assert rehearsal(path, tmp_path / "out").problems == []
+    for settings, problem in (
+        (["retrain.rank=2"], "--rank 2: no effect with --train all: there is no adapter"),
+        (["retrain.train=lora", "retrain.weight_decay=0.5"], "--weight-decay 0.5: no effect with --train lora"),
+        (["retrain.data=null"], "nothing to train on"),
+        (["retrain.offline=notes"], "--offline holds the data"),
+        (["retrain.batch=3", "retrain.micro_batch=2"], "--batch 3 is not a multiple of 2"),
+    ):
+        found = rehearsal(path, tmp_path / "out", set_=settings).problems
+        assert any(problem in one for one in found), (settings, found)
+
+
+def test_what_is_set_by_hand_takes_the_place_of_what_it_contradicts(recipe: Path, tmp_path: Path) -> None:
+    """A recipe that says scores, a count and `plus: true` can be run with blocks, and with a share."""
+    recipe.write_text(recipe.read_text().replace("remove: 2}", "remove: 2, plus: false}"))
+    found = rehearsal(recipe, tmp_path / "out", set_=["prune.blocks=1,2,3"])
+    assert found.problems == []
+    assert "prune: blocks takes the place of scores, remove, plus" in found.notes
+    assert found.steps[1].makes.startswith("3 blocks")
+    found = rehearsal(recipe, tmp_path / "out", set_=["prune.ratio=0.3"])
+    assert found.problems == []
+    assert "prune: ratio takes the place of remove" in found.notes
+    both = rehearsal(recipe, tmp_path / "out", set_=["prune.ratio=0.3", "prune.remove=1"])
+    assert any("give one of --remove, --ratio, --params" in one for one in both.problems)
 
 
 def test_a_model_that_is_not_there(recipe: Path, tmp_path: Path) -> None:

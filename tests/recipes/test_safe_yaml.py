@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.errors import ShortstackError
+from shortstack.recipes.resolve import resolve
 from shortstack.recipes.safe_yaml import LARGEST, load_yaml, parse_yaml
 
 
@@ -123,3 +124,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         parse_yaml(text, "r.yaml")
     except ShortstackError as error:
         assert "\n" not in error.message
+
+
+def test_a_tab_and_a_list_of_steps_have_hints_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    for text, hint in (
+        ("model: embedded\nsteps:\n\tscore: {}\n", "YAML is indented by spaces: replace the tab"),
+        ("model: embedded\nsteps:\n  - score: {}\n", "write `name:` instead of `- name:`"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ShortstackError) as caught:
+            resolve(str(path))
+        assert caught.value.hint.startswith(hint)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,27 +55,33 @@ class Scale:
         return math.sqrt(max(0.0, math.log(score / self.base) + errors)) / self.full
 
 
-def ranking_text(found: CriterionScores) -> str:
+def ranking_text(found: CriterionScores, protected: Collection[int] = ()) -> str:
     """A table of blocks with bars, the one that is removed first on top; of a bare order the order alone."""
     if found.is_bare:
         return f"{found.name}: an order alone, first = removed first\n  {', '.join(map(str, found.order))}"
     scale = Scale.of(found)
-    ranking, values = ranking_table(found), found.by_block() or {}
+    ranking, values = ranking_table(found, protected), found.by_block() or {}
     rows = []
     for row, index in zip(ranking.rows, found.order, strict=True):
         share = scale.share(values[index])
         drawn = bar(share)
         rows.append([*row, (drawn[:-1] + "▶" if share > 1 else drawn).ljust(28)])
-    return Table([*ranking.head, scale.name.ljust(28)], rows, ranking.title).to_text()
+    return Table([*ranking.head, scale.name.ljust(28)], rows, ranking.title, ranking.notes).to_text()
 
 
-def ranking_table(found: CriterionScores) -> Table:
-    """The blocks, the one that is removed first on top, with their scores as far as they are known."""
+def ranking_table(found: CriterionScores, protected: Collection[int] = ()) -> Table:
+    """The blocks, the one that is removed first on top, with their scores as far as they are known.
+
+    Args:
+        found: the scores.
+        protected: blocks that stay by default, whatever their scores: they are marked, and have no rank.
+    """
     values = found.by_block() or {}
     base = found.base
     rows = []
-    for rank, index in enumerate(found.order, start=1):
-        row = [f"{rank:>4}", str(index)]
+    ranks = itertools.count(1)
+    for index in found.order:
+        row = ["   +" if index in protected else f"{next(ranks):>4}", str(index)]
         value = values.get(index)
         if value is None:
             rows.append(row)
@@ -92,4 +100,5 @@ def ranking_table(found: CriterionScores) -> Table:
     title = f"{found.name}: lowest = least important = removed first"
     if base is not None:
         title += f"; dense {found.name} {base:.6g}"
-    return Table(header, rows, title)
+    notes = ["+ stays by default: the first four and the last two blocks, as published"] if protected else []
+    return Table(header, rows, title, notes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.units import unlike_notes
-from shortstack.common.formatting import count, seconds, size
+from shortstack.common.formatting import count, legend, seconds, short_names, size
 from shortstack.common.json_fields import mapping, number, text
 from shortstack.common.json_text import read_json
 from shortstack.common.shown import Shown
@@ -252,6 +252,7 @@ def load_results(path: str | Path) -> Results:
 
 def _group_text(what: str, data: str, results: Sequence[Result]) -> str:
     lines = [_group_table(what, data, results).to_text()]
+    lines += legend(list(dict.fromkeys(result.model for result in results)))
     lines += _sample_texts(results)
     lines += unlike_notes(results[0], results[1:])
     lines += dict.fromkeys(note for result in results for note in result.notes)
@@ -268,7 +269,7 @@ def _group_table(what: str, data: str, results: Sequence[Result]) -> Table:
     shown = [(name, [shown_figure(r.figures.get(name)) for r in results]) for name in names]
     cost = [("peak memory", [size(_peak(r)) for r in results]), ("time", [seconds(r.seconds) for r in results])]
     columns = [*facts, *shown, *cost]
-    models = [result.model for result in results]
+    models = short_names([result.model for result in results])
     if len(names) > _WIDE:
         return Table(["", *models], [[name, *cells] for name, cells in columns], title)
     rows = [[model, *(cells[at] for _, cells in columns)] for at, model in enumerate(models)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.ranking_text import ranking_text
 from shortstack.common import json_fields as records
 from shortstack.common.formatting import ranges, seconds, size
@@ -234,7 +235,8 @@ class Scores(Shown):
 
     def to_text(self) -> str:
         """A ranking with bars, for the terminal: the block at the top is removed first."""
-        parts = [ranking_text(found) for found in self.criteria.values()]
+        protected, _ = protected_blocks(self.blocks, None)
+        parts = [ranking_text(found, protected) for found in self.criteria.values()]
         not_scored = sorted(set(self.blocks).difference(*(found.blocks for found in self.criteria.values())))
         if not_scored:
             parts.append(f"not scored: {ranges(not_scored)}")

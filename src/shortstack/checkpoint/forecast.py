@@ -64,9 +64,11 @@ class Estimate:
         nbytes: how much of the disk that takes.
         temporary_nbytes: how much more of it the step needs while it runs.
         forecast: the checkpoint that it makes, or that its plan leaves, as far as that is known.
+        criteria: of the scores that it makes.
     """
 
     makes: str
     nbytes: int = 0
     temporary_nbytes: int = 0
     forecast: Forecast | None = None
+    criteria: tuple[str, ...] = ()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 from shortstack.errors import UsageError
+
+_NARROWEST = 80  # columns that every table fits into
 
 
 def plain(text: str) -> str:
@@ -15,15 +20,61 @@ def plain(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their headings; the first is left-aligned, figures are right-aligned."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+def terminal_width() -> int:
+    """Columns of the terminal, at least 80; 80 where there is none."""
+    return max(_NARROWEST, shutil.get_terminal_size((_NARROWEST, 24)).columns)
 
-    def line(row: Sequence[str]) -> str:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns under their headings; the first is left-aligned, figures are right-aligned.
+
+    Columns that do not fit beside one another stand below, after the first column again.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    room, parts, used = terminal_width(), [[0]], widths[0]
+    for column in range(1, len(header)):
+        if used + 2 + widths[column] > room and len(parts[-1]) > 1:
+            parts, used = [*parts, [0]], widths[0]
+        parts[-1].append(column)
+        used += 2 + widths[column]
+
+    def line(row: Sequence[str], columns: Sequence[int]) -> str:
+        cells = [row[column].rjust(widths[column]) if column else row[0].ljust(widths[0]) for column in columns]
         return "  ".join(cells).rstrip()
 
-    return "\n".join([line(header), line(["-" * width for width in widths]), *(line(row) for row in rows)])
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n\n".join("\n".join(line(row, columns) for row in lines) for columns in parts)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Paths by as many of their last parts as tell them apart; what is no path stays as it is."""
+    parts = {name: PurePath(name).parts for name in names}
+    taken = 1
+    short: dict[str, str] = {}
+    while taken <= max(map(len, parts.values()), default=0):
+        short = {name: "/".join(of[-taken:]) if "/" in name else name for name, of in parts.items()}
+        if len(set(short.values())) == len(short):
+            break
+        taken += 1
+    return [short.get(name, name) for name in names]
+
+
+def legend(names: Sequence[str]) -> list[str]:
+    """A line for each name that is shown shortened."""
+    pairs = dict(zip(names, short_names(names), strict=True))
+    return [f"{short}: {name}" for name, short in pairs.items() if short != name]
+
+
+def wrapped(pairs: Iterable[tuple[str, str]]) -> str:
+    """Names, with a text beside each that is wrapped at the width of the terminal."""
+    listed = list(pairs)
+    width = max((len(name) for name, _ in listed), default=0) + 2
+    room = max(_NARROWEST // 3, terminal_width() - width)
+    lines: list[str] = []
+    for name, text in listed:
+        parts = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [f"{name:{width}}{parts[0]}".rstrip(), *(" " * width + part for part in parts[1:])]
+    return "\n".join(lines)
 
 
 def aligned_left(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

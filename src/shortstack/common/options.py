@@ -34,6 +34,7 @@ class Option:
         many: it takes any number of values, by position.
         positional: it is given by position.
         record: the parameter whose record has this as a field; None for a parameter of the function itself.
+        replaces: options that it takes the place of, where a recipe has them and it is set by hand (`REPLACES` of a record).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Option:
     many: bool = False
     positional: bool = False
     record: str | None = None
+    replaces: tuple[str, ...] = ()
 
     @property
     def is_path(self) -> bool:
@@ -85,15 +87,17 @@ def call_with(function: Callable[..., _Result], values: Mapping[str, Any]) -> _R
     return function(*many, **{name: value for name, value in values.items() if not options[name].many})
 
 
-def check_records(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Make the records that a stage would be called with: they refuse what they cannot hold.
+def records_of(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The records that a stage would be called with, by parameter: they refuse what they cannot hold.
 
     Raises:
         UsageError: a value is out of range, or has no effect beside the others.
     """
     function = inspect.unwrap(function)
-    options = options_of(function)
-    _gathered(function, {name: value for name, value in values.items() if options[name].record is not None})
+    owners = _owners(function)
+    made = _gathered(function, {name: value for name, value in values.items() if name in owners})
+    parameters = inspect.signature(function).parameters
+    return {name: one.default for name, one in parameters.items() if _is_record(one.default)} | made
 
 
 @functools.cache
@@ -110,7 +114,10 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
             for field in dataclasses.fields(record):
                 default = getattr(parameter.default, field.name)
                 text = _help_of(f"{record.__name__}.{field.name}", field.name, texts, "Attributes")
-                options[field.name] = Option(field.name, types[field.name], default, text, record=owners[field.name])
+                options[field.name] = Option(
+                    field.name, types[field.name], default, text, record=owners[field.name],
+                    replaces=getattr(record, "REPLACES", {}).get(field.name, ()),
+                )  # fmt: skip
         else:
             many = parameter.kind is inspect.Parameter.VAR_POSITIONAL
             positional = many or parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD

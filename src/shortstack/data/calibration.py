@@ -12,7 +12,8 @@ from shortstack.common.json_fields import nested
 from shortstack.common.options import takes_fields
 from shortstack.data.chats import rendered
 from shortstack.data.counted_rows import CountedRows
-from shortstack.data.sources import Corpus
+from shortstack.data.preview import READ_BYTES
+from shortstack.data.sources import Corpus, read_corpus
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _TEXT_TO_DRAW_FROM = 50
 # Rows that are read together where they are counted first: few where most are long enough, many where hardly any is.
 _FEWEST_AHEAD, _MOST_AHEAD = 16, 8192
 _JOINED_ROWS = 5000  # of a set, as published for GPTQ on C4
+_MOST_LOOKED_AT = 32 << 20  # bytes, before anything runs
+_SPECIAL_TOKENS = 2  # of a document
 _MARK = 32  # tokens of a window that are enough to find it again
 
 
@@ -132,6 +135,24 @@ def draw_windows(
         "chat_template": options.chat_template,
     }
     return CalibrationSet(windows, {**record, "marks": marks_of(windows)})
+
+
+def check_enough(options: CalibrationOptions) -> None:
+    """Look, without a tokenizer, at whether a local text can hold the windows: a token takes a byte at least.
+
+    Raises:
+        ShortstackError: it cannot, or cannot be read.
+    """
+    wanted = options.samples * options.seq_len
+    limit = max(READ_BYTES, min(wanted + 1, _MOST_LOOKED_AT))
+    corpus = read_corpus(options.data, role="calibration", limit_bytes=limit)
+    nbytes = sum(len(document.encode()) + _SPECIAL_TOKENS for document in corpus.documents)
+    if corpus.documents and nbytes < min(wanted, _MOST_LOOKED_AT):
+        raise ShortstackError(
+            f"{corpus.source}: {options.samples} windows of {options.seq_len} tokens need {wanted} tokens, "
+            f"and {nbytes} bytes hold fewer",
+            hint="fewer --samples, a smaller --seq-len, or more text",
+        )
 
 
 def marks_of(windows: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from shortstack.artifacts.results import Figure, shown_figure
 from shortstack.baselines.figures import PublishedResult
-from shortstack.common.formatting import count, size
+from shortstack.common.formatting import count, legend, short_names, size
 from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 
@@ -117,7 +117,7 @@ class Comparison(Shown):
 
     def to_text(self) -> str:
         """A table per kind of evaluation and text."""
-        return "\n\n".join([*(one.to_text() for one in self.tables()), "\n".join(self.legend())])
+        return "\n\n".join([*(one.to_text() for one in self.tables()), "\n".join(self.reading())])
 
     def tables(self) -> list[Table]:
         """Sizes, then a table per kind of evaluation and text."""
@@ -128,19 +128,21 @@ class Comparison(Shown):
             found.append(self._table(f"{what} on {data}", rows))
         return found
 
-    def legend(self) -> list[str]:
+    def reading(self) -> list[str]:
         """What the marks of the tables mean, and what a reader should know."""
-        lines = [
-            f"differences are against {self.models[0]}, with paired standard errors; of perplexities they are ratios; "
-            f"{_SAME} within noise ({NOISE} standard errors)"
+        lines = legend(self.models)
+        lines += [
+            f"differences are against {short_names(self.models)[0]}, with paired standard errors; of perplexities they are "
+            f"ratios; {_SAME} within noise ({NOISE} standard errors)"
         ]
         if self.published:
             lines.append(f"published: {self.published[0].note}")
         return [*lines, *self.notes]
 
     def _table(self, title: str, rows: Sequence[list[str]]) -> Table:
-        heads = ["", self.models[0]]
-        for model in self.models[1:]:
+        dense, *others = short_names(self.models)
+        heads = ["", dense]
+        for model in others:
             heads += [model, "difference"]
         heads += [f"published {published.name}" for published in self.published]
         if self.published and not any(

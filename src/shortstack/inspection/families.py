@@ -9,12 +9,16 @@ from typing import Any, Literal
 
 from shortstack.checkpoint.anatomy import Family
 from shortstack.common.assets import ASSETS
-from shortstack.common.formatting import table
+from shortstack.common.formatting import table, wrapped
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
+from shortstack.errors import ShortstackError, did_you_mean
 from shortstack.families.table import FAMILIES
 
 MEASURED = ASSETS / "families.json"
+Status = Literal["exact", "partly", "refused"]
+_STATUS = {"exact but for some sets": "partly"}
+_SCORED = {"one block at a time": "by block", "whole model": "whole"}
 ENOUGH = 3  # sets of blocks that must be exact for a family to count as such
 
 
@@ -47,6 +51,7 @@ class FamiliesResult(Shown):
 
     families: tuple[FamilyFacts, ...]
     measured_with: dict[str, str]
+    is_whole: bool = True
 
     def counted(self, kind: str) -> int:
         """Families of a kind that are exact with enough sets of blocks."""
@@ -67,38 +72,62 @@ class FamiliesResult(Shown):
         return [asdict(facts) for facts in self.families]
 
     def to_text(self) -> str:
-        """A table, and what it adds up to."""
+        """A table and what it adds up to; of one family all that is known."""
+        if len(self.families) == 1:
+            facts = asdict(self.families[0])
+            return wrapped((name.replace("_", " "), str(value)) for name, value in facts.items() if value)
         rows = [
-            [facts.family, facts.kind, facts.status, str(facts.exact_sets or "-"), facts.scored]
+            [facts.family, facts.kind, _STATUS.get(facts.status, facts.status), str(facts.exact_sets or "-"),
+             _SCORED.get(facts.scored, facts.scored)]
             for facts in self.families
-        ]
-        lines = table(["family", "kind", "shortened", "sets exact", "scored"], rows).splitlines()
-        reasons = ["why", "---", *(facts.reason for facts in self.families)]
-        lines = [f"{line}  {reason}".rstrip() for line, reason in zip(lines, reasons, strict=True)]
-        refused = [facts for facts in self.families if facts.status == "refused"]
+        ]  # fmt: skip
+        lines = [table(["family", "kind", "shortened", "sets exact", "scored"], rows), ""]
+        refused = sum(facts.status == "refused" for facts in self.families)
+        if self.is_whole:
+            lines.append(
+                f"{self.counted('causal')} decoder-only causal language models are exact with {ENOUGH} or more sets\n"
+                f"of blocks each, {self.counted('other')} others can be run as one; {refused} are refused."
+            )
+        else:
+            lines.append(f"{len(self.families)} families, of which {refused} are refused")
         versions = ", ".join(f"{name} {version}" for name, version in self.measured_with.items())
         return "\n".join(
             [
                 *lines,
-                "",
-                f"{self.counted('causal')} decoder-only causal language models are exact with {ENOUGH} or more sets of "
-                f"blocks each, {self.counted('other')} others can be run as one; {len(refused)} are refused.",
-                f"Measured on tiny models with {versions}: pruned equals passed over bit for bit.",
+                f"Measured on tiny models with {versions}.",
                 "Any other family is probed: built tiny and tried, and refused if that is not exact.",
+                "shortstack families NAME says why sets are refused, or why a family is scored whole.",
             ]
         )
 
 
 @stage
-def families() -> FamiliesResult:
+def families(name: str | None = None, *, status: Status | None = None) -> FamiliesResult:
     """Show which model families can be shortened exactly, which are refused, and why.
+
+    Args:
+        name: this family, or those whose name holds this text; by default all.
+        status: those that are `exact`, `partly` (exact but for some sets of blocks) or `refused`.
 
     Returns:
         A row per family, with the number of sets of blocks that the test matrix has found exact.
+
+    Raises:
+        ShortstackError: no family is called so.
     """
     measured = measured_sets()
-    facts = tuple(_facts(FAMILIES[name], measured["configurations"]) for name in sorted(FAMILIES))
-    return FamiliesResult(facts, measured["versions"])
+    chosen = sorted(FAMILIES)
+    if name is not None:
+        chosen = [name] if name in FAMILIES else [one for one in chosen if name.lower() in one]
+        if not chosen:
+            raise ShortstackError(
+                f"{name}: no family of the table is called so; such a model is probed when it is opened",
+                hint=did_you_mean(name, FAMILIES),
+            )
+    facts = tuple(_facts(FAMILIES[one], measured["configurations"]) for one in chosen)
+    if status is not None:
+        facts = tuple(one for one in facts if _STATUS.get(one.status, one.status) == status)
+    return FamiliesResult(facts, measured["versions"], is_whole=name is None and status is None)
 
 
 @functools.cache

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.plan import PrunePlan, load_plan
+from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
 from shortstack.pruning.options import BlockChoice
-from shortstack.pruning.plan import amount_to_remove, plan_for, protected_blocks
+from shortstack.pruning.plan import amount_to_remove, plan_for
 
 
 def estimate_plan(values: Mapping[str, Any]) -> Estimate:
@@ -49,11 +50,15 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
     choice = BlockChoice(**{name: value for name, value in values.items() if name in fields})
     checkpoint, is_whole = model.checkpoint, len(model.kept) == model.checkpoint.depth
     is_scored = not isinstance(choice.scores, Estimate)  # else an earlier step of the recipe will make the scores
+    criteria = choice.scores.criteria if isinstance(choice.scores, Estimate) else ()
+    any_scores = _any_scores(checkpoint, criteria)
+    if criteria:
+        any_scores = dataclasses.replace(any_scores, criteria={"": any_scores.criterion(choice.criterion)})
     if is_whole and is_scored:
         return _planned(model, plan_for(checkpoint, choice).plan)
     if is_whole:
         # Which blocks go is not known before they are scored; that so many may go is.
-        plan_for(checkpoint, dataclasses.replace(choice, scores=_any_order(checkpoint), criterion=None))
+        plan_for(checkpoint, dataclasses.replace(choice, scores=any_scores, criterion=None))
     if choice.blocks is not None:
         return _without(model, len(choice.blocks.split(",")))
     sizes = [checkpoint.block_parameters()[position] for position in model.kept]
@@ -72,6 +77,14 @@ def _without(model: Forecast, blocks: int) -> Forecast:
     return dataclasses.replace(model, kept=tuple(position for position in model.kept if position not in gone))
 
 
-def _any_order(checkpoint: Checkpoint) -> Scores:
+def _any_scores(checkpoint: Checkpoint, criteria: Sequence[str]) -> Scores:
+    """Scores as an earlier step will make them, as far as their criteria are known."""
     blocks = checkpoint.original_blocks
-    return Scores(checkpoint.source, None, blocks, {"any": CriterionScores("any", (), blocks, known_order=blocks)})
+    if not criteria:
+        return Scores(checkpoint.source, None, blocks, {"any": CriterionScores("any", (), blocks, known_order=blocks)})
+    return Scores(
+        checkpoint.source,
+        None,
+        blocks,
+        {name: CriterionScores(name, (0.0,) * len(blocks), blocks) for name in criteria},
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from shortstack.common.option_values import Amount, Form, Listed
 
@@ -38,6 +39,14 @@ class BlockChoice:
         plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
         strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
     """
+
+    # What one of them, chosen by hand, takes the place of in a recipe.
+    REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "blocks": ("scores", "criterion", "remove", "ratio", "params", "plus", "strategy"),
+        "remove": ("ratio", "params", "blocks"),
+        "ratio": ("remove", "params", "blocks"),
+        "params": ("remove", "ratio", "blocks"),
+    }
 
     blocks: Listed | None = None
     scores: ScoresSource | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shortstack.artifacts.plan import PrunePlan, load_plan
+from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import Scores
 from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
@@ -21,10 +22,7 @@ from shortstack.families.open_model import open_model
 from shortstack.pruning.options import BlockChoice, PlanSource
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
-PROTECTED_FIRST = 4
-PROTECTED_LAST = 2
 _CHOICE = BlockChoice()
-PLUS_FROM_DEPTH = 10  # below this depth the published rule would protect most of the model
 
 
 class PlannedCut(NamedTuple):
@@ -144,20 +142,6 @@ def _nothing_goes(choice: BlockChoice, share: float) -> str:
     """Why an amount removes no block, and what would remove one."""
     asked = f"--ratio {choice.ratio}" if choice.ratio is not None else f"--params {choice.params}"
     return f"nothing is removed by {asked}: the first block has {share:.1%} of the parameters (--remove 1 removes it)"
-
-
-def protected_blocks(blocks: Sequence[int], plus: bool | None) -> tuple[tuple[int, ...], str]:
-    """The blocks that the published "+" rule keeps, and a line that says so where the user did not decide."""
-    if plus is None:
-        plus = len(blocks) >= PLUS_FROM_DEPTH
-        note = (
-            "" if plus else f"no block is protected below {PLUS_FROM_DEPTH} blocks; --plus keeps the first 4 and last 2"
-        )
-    else:
-        note = ""
-    if not plus:
-        return (), note
-    return tuple(sorted({*blocks[:PROTECTED_FIRST], *blocks[-PROTECTED_LAST:]})), note
 
 
 def parse_blocks(text: str) -> list[int]:

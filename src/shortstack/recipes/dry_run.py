@@ -117,6 +117,7 @@ class _Rehearser:
     notes: list[str] = field(default_factory=list)
 
     def rehearsal(self) -> Rehearsal:
+        self.notes += self.recipe.replaced
         try:
             self.estimates["model"] = Estimate("", forecast=_opened(self.recipe.model))
         except ShortstackError as error:

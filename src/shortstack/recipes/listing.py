@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from shortstack.common.formatting import wrapped
 from shortstack.common.json_text import json_text
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
@@ -29,11 +30,9 @@ class RecipeList(Shown):
 
     def to_text(self) -> str:
         """A line each."""
-        width = max(len(name) for name in self.recipes)
-        lines = [f"{name:{width}}  {about}" for name, about in self.recipes.items()]
         return "\n".join(
             [
-                *lines,
+                wrapped(self.recipes.items()),
                 "",
                 "shortstack run NAME --dry-run shows what one would do; shortstack recipes NAME shows all of it",
             ]

@@ -14,6 +14,7 @@ from shortstack.recipes.merge import (
     BASES,
     MODEL,
     SHIPPED,
+    Draft,
     Said,
     find_recipe,
     lay_setting,
@@ -65,6 +66,7 @@ class Recipe:
         model: the checkpoint that it begins with.
         steps: in order.
         left_out: optional steps whose packages are not installed -> what to install.
+        replaced: a line for each step of which options were replaced by those that were set by hand.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Recipe:
     model: str
     steps: tuple[Step, ...]
     left_out: dict[str, str] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
         """The recipe as YAML that says everything itself; files are named in full, so that it can lie anywhere."""
@@ -123,6 +126,7 @@ def resolve(
     path = find_recipe(name)
     draft = read_draft(path)
     set_by_hand = {lay_setting(draft, setting) for setting in settings}
+    replaced = _replaced(draft, set_by_hand)
     if model is not None:
         draft.model = Said(model, "--model", None)
     if draft.model is None:
@@ -141,7 +145,26 @@ def resolve(
             if key in step_options(command) and (step_name, key) not in set_by_hand:
                 said[key] = Said(value, f"--{key}", None)
         steps.append(Step(step_name, command, _values(step_name, command, said, steps, left_out), optional))
-    return Recipe(path.stem if path.parent == SHIPPED else name, draft.about, begins_with, tuple(steps), left_out)
+    shown = path.stem if path.parent == SHIPPED else name
+    return Recipe(shown, draft.about, begins_with, tuple(steps), left_out, replaced)
+
+
+def _replaced(draft: Draft, set_by_hand: set[tuple[str, str]]) -> tuple[str, ...]:
+    """Take away what an option that was set by hand takes the place of, such as scores and counts where blocks are given."""
+    lines = []
+    for step, key in sorted(set_by_hand):
+        said = draft.steps.get(step, {})
+        if key not in said or said[key].value is None:
+            continue
+        option = _command_of(step, said)[0].options.get(key)
+        gone = [
+            name for name in (option.replaces if option else ()) if name in said and (step, name) not in set_by_hand
+        ]
+        for name in gone:
+            del said[name]
+        if gone:
+            lines.append(f"{step}: {key} takes the place of {', '.join(gone)}")
+    return tuple(lines)
 
 
 def _command_of(name: str, said: Mapping[str, Said]) -> tuple[Command, bool]:

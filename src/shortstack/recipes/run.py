@@ -154,6 +154,8 @@ def run(
     folder = absolute(out if out is not None else f"shortstack-{Path(made.name).stem}")
     if options.dry_run:
         return rehearsed(made, folder)
+    for line in made.replaced:
+        Progress(quiet=options.quiet).say(line)
     for step in made.steps:
         step.command.need_packages()
         with _naming(step.name):

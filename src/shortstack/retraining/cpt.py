@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shortstack.common.option_values import Listed
-from shortstack.common.options import stage
+from shortstack.common.options import records_of, stage
+from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import Hyperparameters, TextSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
@@ -61,3 +64,13 @@ def retrain_cpt(
         isolate_documents=steps.isolate_documents,
     )
     return retrain(model, data, out, hyperparameters, options)
+
+
+def check_cpt(values: Mapping[str, Any]) -> list[str]:
+    """Look at the steps, and at the data; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: they cannot be used.
+    """
+    check_steps(records_of(retrain_cpt, values)["steps"])
+    return check_training(values)

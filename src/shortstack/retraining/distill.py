@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.option_values import Listed
-from shortstack.common.options import refuse_idle, stage
+from shortstack.common.options import records_of, refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.cpt import BETAS
+from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import (
     DistillationSteps,
     Hyperparameters,
@@ -71,21 +73,16 @@ def retrain_distill(
         "kl_weight": teaching.kl_weight, "loss_weight": teaching.loss_weight, "hidden_weight": teaching.hidden_weight
     }  # fmt: skip
     _refuse_idle(teaching, train, steps, lora, options)
+    _check_source(teaching, data)
     progress = Progress(quiet=True)
     student = open_model(model, allow_links=options.allow_links, progress=progress)
     if teaching.offline is not None:
         from shortstack.retraining.teacher_cache import open_lessons, taught_feed
 
-        if teaching.teacher is not None or data is not None or teaching.hidden_weight:
-            raise UsageError(
-                "--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it"
-            )
         lessons = open_lessons(Path(teaching.offline))
         made: _Offline | _Online = _Offline(lessons, _same_temperature(lessons, teaching.temperature), weights)
         made.check(student)
     else:
-        if data is None:
-            raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
         made = _Online(
             _dense(student, teaching.teacher),
             1.0 if teaching.temperature is None else teaching.temperature,
@@ -132,6 +129,32 @@ def _refuse_idle(
         refuse_idle(steps, ["weight_decay"], "with --train lora")
     else:
         refuse_idle(lora, ["rank", "alpha", "dropout"], f"with --train {train}: there is no adapter")
+
+
+def _check_source(teaching: Teaching, data: Any) -> None:
+    """Refuse two sources of what is trained on, or none."""
+    if teaching.offline is None:
+        if data is None:
+            raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
+    elif teaching.teacher is not None or data is not None or teaching.hidden_weight:
+        raise UsageError(
+            "--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it",
+            hint="leave them out, or leave out --offline",
+        )
+
+
+def check_distill(values: Mapping[str, Any]) -> list[str]:
+    """Look at options that contradict one another, and at the data; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: they do, or the data cannot be used.
+    """
+    records = records_of(retrain_distill, values)
+    train = values.get("train", "all")
+    _refuse_idle(records["teaching"], train, records["steps"], records["lora"], records["options"])
+    _check_source(records["teaching"], values.get("data"))
+    check_steps(records["steps"])
+    return check_training(values)
 
 
 def _same_temperature(lessons: Lessons, asked: float | None) -> float:

@@ -14,7 +14,8 @@ from shortstack.data.instructions import kind_of
 from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
 from shortstack.pruning.plan import parse_amount
-from shortstack.retraining.options import LoRA, TeachOptions
+from shortstack.retraining.options import LoRA, Steps, TeachOptions, parse_tokens
+from shortstack.runtime.distributed import Process
 from shortstack.runtime.memory import peak_rss_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ _SAVED_STATES = 3  # the last two and the best
 _KEPT_LOGIT_BYTES = 6  # a token id and a float16
 _STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STEPS = 3
+
+
+def check_steps(steps: Steps) -> None:
+    """Refuse steps that cannot be carried out, before anything runs.
+
+    Raises:
+        UsageError: a batch that micro-batches do not fill, or no number of tokens.
+    """
+    from shortstack.data.collators import Shares
+
+    Shares(steps.batch, steps.micro_batch, world=Process.from_environment().world)
+    parse_tokens(getattr(steps, "tokens", None))
 
 
 def check_training(values: Mapping[str, Any]) -> list[str]:

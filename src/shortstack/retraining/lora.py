@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shortstack.common.extras import need_packages
-from shortstack.common.options import refuse_idle, stage
+from shortstack.common.options import records_of, refuse_idle, stage
+from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import Hyperparameters, LoRA, RowSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
@@ -47,10 +50,7 @@ def retrain_lora(
     Raises:
         ShortstackError: the checkpoint or data cannot be used, or the loss is no longer finite.
     """
-    if load_in_4bit:
-        need_packages("--load-in-4bit", "bitsandbytes")
-    if not merge:
-        refuse_idle(options, ["save_dtype"], "with --no-merge: the adapter is written as it was trained")
+    _check_request(merge, load_in_4bit, options)
     hyperparameters = Hyperparameters(
         method="lora",
         train="lora",
@@ -68,3 +68,22 @@ def retrain_lora(
         load_in_4bit=load_in_4bit,
     )
     return retrain(model, data, out, hyperparameters, options, merge=merge)
+
+
+def _check_request(merge: bool, load_in_4bit: bool, options: TrainingOptions) -> None:
+    if load_in_4bit:
+        need_packages("--load-in-4bit", "bitsandbytes")
+    if not merge:
+        refuse_idle(options, ["save_dtype"], "with --no-merge: the adapter is written as it was trained")
+
+
+def check_lora(values: Mapping[str, Any]) -> list[str]:
+    """Look at options that contradict one another, and at the data; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: they do, or the data cannot be used.
+    """
+    records = records_of(retrain_lora, values)
+    _check_request(values.get("merge", True), values.get("load_in_4bit", False), records["options"])
+    check_steps(records["steps"])
+    return check_training(values)

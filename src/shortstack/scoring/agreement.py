@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import Scores
 from shortstack.baselines.orders import PREFIX, open_scores
 from shortstack.common.formatting import ranges, table
@@ -15,7 +16,6 @@ from shortstack.common.options import stage
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.pruning.options import ScoresSource
-from shortstack.pruning.plan import protected_blocks
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 

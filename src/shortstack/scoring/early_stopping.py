@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from shortstack.artifacts.protected import protected_blocks
 from shortstack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ class Rounds:
         Raises:
             UsageError: no such set can be chosen.
         """
-        from shortstack.pruning.plan import protected_blocks
-
         blocks = checkpoint.original_blocks
         protected = protected_blocks(blocks, self.plus)[0]
         scored = blocks if candidates is None else tuple(blocks[index] for index in candidates)

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.scores import CriterionScores, Scores
-from shortstack.checkpoint.forecast import Forecast
+from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.docstrings import filled
 from shortstack.common.formatting import parse_size, ranges
 from shortstack.common.option_values import Listed
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows, draw_windows
-from shortstack.data.preview import READ_BYTES, preview
+from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_enough, check_windows, draw_windows
+from shortstack.data.preview import preview
 from shortstack.data.sources import read_corpus
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.select import EngineOptions
@@ -314,10 +314,16 @@ def check_score(values: Mapping[str, Any]) -> list[str]:
     _check_until(replace(_STOPPING, **given), criteria, values.get("samples", _CALIBRATION.samples))
     if not any(criterion.needs_windows for criterion in criteria):
         return []
-    data = values.get("data", _CALIBRATION.data)
-    notes = preview(data, "calibration", lambda: read_corpus(data, role="calibration", limit_bytes=READ_BYTES))
+    calibration = replace(
+        _CALIBRATION, **{one.name: values[one.name] for one in fields(_CALIBRATION) if one.name in values}
+    )
+    notes = preview(calibration.data, "calibration", lambda: check_enough(calibration))
     model: Forecast | None = values.get("model")
-    asked = values.get("seq_len", _CALIBRATION.seq_len)
     if model is not None:
-        model.check_positions("seq_len", asked)
+        model.check_positions("seq_len", calibration.seq_len)
     return notes
+
+
+def estimate_score(values: Mapping[str, Any]) -> Estimate:
+    """The scores, by criterion; they take no room."""
+    return Estimate("scores", criteria=tuple(one.name for one in parse_criteria(values.get("criterion", "ppl"))))
