@@ -165,6 +165,12 @@ def test_no_name_of_a_command_is_compared_outside_its_room() -> None:
                 assert not set(compared) & set(COMMANDS), f"{path}:{node.lineno}"
 
 
+def test_no_function_has_the_name_of_a_room() -> None:
+    """`shortstack.demo` would be the function at first, and the package as soon as that is imported."""
+    rooms = {path.name.removesuffix(".py") for path in Path(str(shortstack.__file__)).parent.iterdir()}
+    assert rooms & set(shortstack.__all__) == set()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_whatever_takes_a_model_can_follow_links(name: str) -> None:
     """CONTRIBUTING.md: an error about a link recommends `--allow-links`, so every such command has it."""

@@ -12,7 +12,7 @@ from shortstack.artifacts.scores import load_scores as load_scores
 from shortstack.benchmark.bench import bench as bench
 from shortstack.checkpoint.reader import Checkpoint as Checkpoint
 from shortstack.data.calibration import CalibrationOptions as CalibrationOptions
-from shortstack.demo.app import demo as demo
+from shortstack.demo.app import demo as serve_demo
 from shortstack.errors import ShortstackError as ShortstackError
 from shortstack.errors import UsageError as UsageError
 from shortstack.evaluation.all import evaluate_all as evaluate_all

@@ -29,7 +29,7 @@ class Command:
         function: module:name of the stage function.
         summary: the first sentence of the function's docstring, which a test compares.
         example: a command that shows it, which a test runs.
-        api: its name in Python, as `shortstack.NAME`: by default the function's own; "-" where it has none.
+        api: its name in Python, as `shortstack.NAME`: by default the function's own; "-" where it has none. No room's name.
         step: a recipe can have it as a step.
         makes: what a step leaves behind for later ones, and where in the step's folder; the first is OUT ("" where OUT is
             the folder itself). Empty where the function writes nothing, and the run writes what it returned.
@@ -150,6 +150,7 @@ _ROWS = [
         "shortstack.demo.app:demo",
         "Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.",
         "shortstack demo embedded pruned --scores scores.json",
+        api="serve_demo",
         step=False,
         needs=("gradio",),
         extra="demo",

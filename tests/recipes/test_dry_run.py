@@ -113,7 +113,7 @@ def test_what_distilling_would_refuse_is_found(built: Built, tmp_path: Path) -> 
         (["retrain.rank=2"], "--rank 2: no effect with --train all: there is no adapter"),
         (["retrain.train=lora", "retrain.weight_decay=0.5"], "--weight-decay 0.5: no effect with --train lora"),
         (["retrain.data=null"], "nothing to train on"),
-        (["retrain.offline=notes"], "--offline holds the data"),
+        (["retrain.offline=notes", "retrain.seq_len=null"], "--offline holds the data"),
         (["retrain.batch=3", "retrain.micro_batch=2"], "--batch 3 is not a multiple of 2"),
     ):
         found = rehearsal(path, tmp_path / "out", set_=settings).problems

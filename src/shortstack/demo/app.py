@@ -14,6 +14,7 @@ from shortstack.artifacts.results import Result, Results, load_results
 from shortstack.artifacts.scores import load_scores
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
 from shortstack.demo import markup
 from shortstack.demo.options import DemoOptions, Limits
 from shortstack.demo.starter import starter_models
@@ -24,8 +25,8 @@ _MOST = 4
 _OPTIONS = DemoOptions()
 
 
-@dataclass(frozen=True)
-class Served:
+@dataclass(frozen=True, repr=False)
+class Served(Shown):
     """The page was served."""
 
     url: str

@@ -95,8 +95,8 @@ class FamiliesResult(Shown):
             [
                 *lines,
                 f"Measured on tiny models with {versions}.",
-                "Any other family is probed: built tiny and tried, and refused if that is not exact.",
-                "shortstack families NAME says why sets are refused, or why a family is scored whole.",
+                "Any other family is probed: built tiny and tried, refused where it is not exact.",
+                "shortstack families NAME: why sets are refused, or a family is scored whole.",
             ]
         )
 
