@@ -49,8 +49,9 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
     fields = {field.name for field in dataclasses.fields(BlockChoice)}
     choice = BlockChoice(**{name: value for name, value in values.items() if name in fields})
     checkpoint, is_whole = model.checkpoint, len(model.kept) == model.checkpoint.depth
-    is_scored = not isinstance(choice.scores, Estimate)  # else an earlier step of the recipe will make the scores
-    criteria = choice.scores.criteria if isinstance(choice.scores, Estimate) else ()
+    scores: Any = choice.scores
+    is_scored = not isinstance(scores, Estimate)  # else an earlier step of the recipe will make the scores
+    criteria = () if is_scored else scores.criteria
     any_scores = _any_scores(checkpoint, criteria)
     if criteria:
         any_scores = dataclasses.replace(any_scores, criteria={"": any_scores.criterion(choice.criterion)})
