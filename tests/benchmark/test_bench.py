@@ -403,8 +403,8 @@ def test_a_model_without_tokenizer_can_be_timed(
     ("options", "says"),
     [
         ({"new_tokens": "60"}, "8 prompt tokens and 60 new ones, but 64 positions"),
-        ({"engine": "exllama"}, "--engine exllama: unknown"),
-        ({"batch": "-1"}, "--batch '-1'"),
+        ({"engine": "exllama"}, "engine='exllama': unknown"),
+        ({"batch": "-1"}, "batch='-1'"),
         ({"draft": "embedded", "engine": "vllm"}, "drafts are run by transformers"),
     ],
 )

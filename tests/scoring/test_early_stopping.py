@@ -146,11 +146,11 @@ def test_interrupted_it_goes_on_with_the_next_round(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"remove": None}, "does the set of how many blocks have to be stable"),
+        ({"remove": None}, "--until stable needs the number of blocks"),
         ({"criterion": "ppl,taylor"}, "for ppl alone"),
         ({"criterion": "magnitude"}, "for ppl alone"),
         ({"max_samples": 3}, "--max-samples 3: expected at least two rounds of --samples 2"),
-        ({"until": None}, "--remove and --plus are for --until stable"),
+        ({"until": None}, "--remove: no effect without --until stable"),
         ({"until": None, "remove": None, "max_samples": 40}, "--max-samples 40: no effect without --until stable"),
         ({"remove": 6}, "--remove 6: expected 1 to 5"),
     ],
