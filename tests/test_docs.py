@@ -92,3 +92,18 @@ def test_every_page_is_in_the_guide() -> None:
 
     listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
     assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+
+
+def test_one_way_to_install() -> None:
+    """A clone, then extras by the name that errors give: `pip install shortstack` alone may find somebody else's package."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    blocks = {
+        path.name: block
+        for path in pages
+        for block in re.findall(r"```sh\n((?:pip install .*\n)+)```", path.read_text())
+    }
+    assert set(blocks) == {"README.md", "index.md", "quickstart.md"}
+    assert len(set(blocks.values())) == 1
+    for path in pages:
+        for what in re.findall(r"pip install (?:-\S+ \S+ )*('?(?:shortstack|\.)[^\s`)]*)", path.read_text()):
+            assert re.fullmatch(r"\.|'shortstack\[[a-z,]+\]'", what), f"{path.name}: pip install {what}"

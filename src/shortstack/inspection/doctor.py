@@ -13,6 +13,8 @@ from typing import Any
 
 from shortstack.artifacts.provenance import versions
 from shortstack.common.formatting import plain, size
+from shortstack.common.options import stage
+from shortstack.common.shown import Shown
 from shortstack.errors import first_line
 from shortstack.evaluation.cache import kept_folder
 from shortstack.inspection.findings import CheckResult, Findings
@@ -28,8 +30,8 @@ _VARIABLES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class DoctorResult:
+@dataclass(frozen=True, repr=False)
+class DoctorResult(Shown):
     """What was found, by section; the command's exit code is 1 where a package that is needed is missing or too old."""
 
     sections: dict[str, Findings]
@@ -44,6 +46,10 @@ class DoctorResult:
         sections = {title: [asdict(finding) for finding in found] for title, found in self.sections.items()}
         return {"schema": 1, "ok": not self.exit_code, "sections": sections}
 
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per thing."""
+        return [{"section": title, **asdict(finding)} for title, found in self.sections.items() for finding in found]
+
     def to_text(self) -> str:
         """A line each, under the titles of the sections."""
         blocks = [CheckResult(title, found).to_text().rpartition("\n")[0] for title, found in self.sections.items()]
@@ -55,6 +61,7 @@ class DoctorResult:
         return CheckResult("").coloured(text)
 
 
+@stage
 def doctor() -> DoctorResult:
     """Show versions, devices, extras, engines, and the caches with their sizes: what a report of a fault should hold.
 
