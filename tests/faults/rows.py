@@ -121,6 +121,7 @@ ROWS: dict[int, tuple[str, str]] = {
     112: ("tensor names that a wrapper has changed", "taken where transformers takes them; else its prefix is named"),
     113: ("a push without a token or a right, to a name that is taken, cut off", "a line each; one commit or none; resumed"),
     114: ("secrets, temporary files and paths of a disk in a folder that is pushed", "stay here; a token in a text ends it"),
+    115: ("a compressed file that is broken, cut off, or something else", "named, with what it is and what to do"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER = {

@@ -1,7 +1,7 @@
 """Rows of a source by number, over all its files: counted first, read when they are drawn. Sources of 10^8 rows fit.
 
-Parquet files state how many rows they have. Lines are counted in one pass that parses nothing; where a plain file is read
-then it is entered at the lines that are needed, a compressed one is gone through once for all rows that are fetched together.
+Parquet files state how many rows they have. Lines are counted in one pass that parses nothing; then a file is entered near
+the lines that are needed, a compressed one too: the pass keeps states of the decompressor.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, overload
 
+from shortstack.data.decompressed import Entries
 from shortstack.data.files import TEXT_SUFFIXES, open_rows, suffix_of
 from shortstack.data.json_rows import LONGEST_ROW, Budget, holds_lines, is_blank, json_lines
 from shortstack.data.parquet import PARQUET_BATCH, opened_parquet, plain_row
@@ -20,6 +21,8 @@ from shortstack.data.sources import file_rows
 
 Convert = Callable[[Path, str, Any], Any]
 _MARK_EVERY = 128  # rows between places at which a file of lines is entered
+# Where compressed files are entered: compressed bytes between two places, and how many there may be (some 45 kB each).
+_ENTRY_SPACING, _MOST_ENTRIES = 1 << 20, 512
 
 
 class CountedRows(Sequence[Any]):
@@ -31,7 +34,9 @@ class CountedRows(Sequence[Any]):
     """
 
     def __init__(self, files: Sequence[Path], convert: Convert) -> None:
-        self._files = [_counted(Path(file)) for file in files]
+        paths = [Path(file) for file in files]
+        spacing = max(_ENTRY_SPACING, sum(path.stat().st_size for path in paths) // _MOST_ENTRIES)
+        self._files = [_counted(path, spacing) for path in paths]
         self._starts = list(itertools.accumulate((file.count for file in self._files), initial=0))
         self._convert = convert
         self._held: dict[int, Any] = {}
@@ -84,14 +89,15 @@ class _File(Protocol):
         """(number in this file, place for errors, row) of the wanted ones, ascending."""
 
 
-def _counted(path: Path) -> _File:
+def _counted(path: Path, spacing: int) -> _File:
     suffix = suffix_of(path)
     if suffix == ".parquet":
         return _Parquet(path)
     if suffix.startswith(".json"):
-        with open_rows(path) as stream:
+        entries = Entries(spacing)
+        with open_rows(path, entries=entries) as stream:
             if suffix.startswith(".jsonl") or holds_lines(stream):
-                return _Lines(path, stream)
+                return _Lines(path, stream, entries)
     return _Whole(path)
 
 
@@ -121,8 +127,8 @@ class _Parquet:
 class _Lines:
     """A row is a line that is not blank."""
 
-    def __init__(self, path: Path, stream: IO[bytes]) -> None:
-        self.path, self.count = path, 0
+    def __init__(self, path: Path, stream: IO[bytes], entries: Entries) -> None:
+        self.path, self.count, self._entries = path, 0, entries
         self._bytes, self._lines = array("q"), array("q")  # where every 128th row begins
         at = 0
         for line in itertools.count():
@@ -137,26 +143,16 @@ class _Lines:
             at += len(raw)
 
     def rows(self, wanted: Sequence[int]) -> Iterator[tuple[int, str, Any]]:
-        with open_rows(self.path) as stream:
-            at = 0
+        with open_rows(self.path, entries=self._entries) as stream:
             for mark, some in itertools.groupby(wanted, lambda number: number // _MARK_EVERY):
-                numbers = set(some)
-                self._enter(stream, at, self._bytes[mark])
-                at = self._bytes[mark]
-                lines = json_lines(self.path, stream, Budget(None), start=at, number=self._lines[mark] + 1)
-                for number, (place, row, after) in enumerate(lines, start=mark * _MARK_EVERY):
-                    at = after
+                numbers, start = set(some), self._bytes[mark]
+                stream.seek(start)
+                lines = json_lines(self.path, stream, Budget(None), start=start, number=self._lines[mark] + 1)
+                for number, (place, row, _) in enumerate(lines, start=mark * _MARK_EVERY):
                     if number in numbers:
                         yield number, place, row
                     if number >= max(numbers):
                         break
-
-    def _enter(self, stream: IO[bytes], at: int, to: int) -> None:
-        if suffix_of(self.path) in (".jsonl", ".json"):
-            stream.seek(to)
-            return
-        while at < to:  # what is compressed cannot be entered in the middle
-            at += len(stream.read(min(to - at, 1 << 20))) or to - at
 
 
 class _Whole:

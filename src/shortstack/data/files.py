@@ -5,19 +5,16 @@ Plain and compressed files (.gz, .zst) are read as a stream from any byte of the
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, Literal
 
 from shortstack.common.progress import Progress
-from shortstack.errors import ShortstackError, UsageError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
+from shortstack.data.decompressed import COMPRESSED, Decompressed, Entries
+from shortstack.errors import ShortstackError, system_reason
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst")
@@ -32,7 +29,6 @@ _SPLITS = {
 }
 _RECORDS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of the datasets library
 _NAMES_SHOWN = 4
-_PIECE = 1 << 18  # compressed bytes at a time
 
 
 def source_files(source: str, *, role: Role, progress: Progress | None = None) -> Sequence[Path]:
@@ -148,64 +144,32 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
-def open_rows(file: Path, start: int = 0) -> IO[bytes]:
-    """A file's text from byte `start`, decompressed where its name ends in .gz or .zst."""
-    suffix = file.suffix.lower()
-    if suffix != ".zst":
-        stream: IO[bytes] = (gzip.open if suffix == ".gz" else open)(file, "rb")  # type: ignore[assignment]
-        stream.seek(start)
-        return stream
-    frames = io.BufferedReader(_Pieces(_zstd_pieces(file)))
-    while start > 0:  # a stream of frames cannot be entered in the middle
-        start -= len(frames.read(min(start, 1 << 20))) or start
-    return frames
+@contextlib.contextmanager
+def readable(place: object) -> Iterator[None]:
+    """Within, whatever the system refuses is an error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise ShortstackError(
+            f"{place}: cannot be read ({system_reason(error)})", hint="check the path and its rights"
+        ) from None
 
 
-def _zstd_pieces(file: Path) -> Iterator[bytes]:
-    """Decompressed bytes, frame after frame; zstandard's own reader says nothing of a last frame that is cut off.
+def open_rows(file: Path, start: int = 0, *, entries: Entries | None = None) -> IO[bytes]:
+    """A file's text from byte `start`, decompressed where its name ends in .gz or .zst; it can be sought in.
+
+    Args:
+        file: which.
+        start: where the stream stands.
+        entries: collects places at which a compressed file can be entered, and uses those that are in it.
 
     Raises:
-        UsageError: zstandard is not installed.
-        OSError: not such a file, or a broken one.
+        ShortstackError: by this or by reading, a compressed file that is broken, cut off, or something else.
+        OSError: it is not there, or may not be read.
     """
-    try:
-        import zstandard
-    except ImportError:
-        raise UsageError(f"{file}: reading .zst needs zstandard", hint="pip install 'shortstack[retrain]'") from None
-    frame, inside = zstandard.ZstdDecompressor().decompressobj(), False
-    with file.open("rb") as compressed:
-        while data := compressed.read(_PIECE):
-            while data:
-                try:
-                    yield frame.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise OSError(0, f"not a zstd file, or a broken one: {error}") from None
-                inside, data = not frame.eof, frame.unused_data
-                if not inside:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-    if inside:
-        raise OSError(0, "it ends in the middle of a frame")
-
-
-class _Pieces(io.RawIOBase):
-    """Pieces of bytes as a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._left = pieces, memoryview(b"")
-
-    def readable(self) -> bool:
-        """As a file says it."""
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        """Fill a buffer with what comes next; 0 at the end."""
-        target = memoryview(buffer).cast("B")
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = memoryview(piece)
-        size = min(len(target), len(self._left))
-        target[:size] = self._left[:size]
-        self._left = self._left[size:]
-        return size
+    if file.suffix.lower() in COMPRESSED:
+        stream: IO[bytes] = io.BufferedReader(Decompressed(file, entries), 1 << 17)
+    else:
+        stream = file.open("rb")
+    stream.seek(start)
+    return stream

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shortstack.common.json_text import json_text
+from shortstack.data.decompressed import kind_by_content
 from shortstack.errors import ShortstackError
 
 LONGEST_ROW = 64 << 20  # bytes of one line
@@ -132,6 +133,8 @@ def decoded(file: Path, data: bytes, start: int, *, cut: bool = False) -> str:
     except UnicodeDecodeError as error:
         if cut and len(data) - error.start < 4 and error.reason == "unexpected end of data":
             return data[: error.start].decode("utf-8")
+        if start == 0 and (known := kind_by_content(data, packed=True)):
+            raise ShortstackError(f"{file}: is {known[0]}, not text", hint=known[1]) from None
         is_utf_16 = start == 0 and data[:2] in (b"\xff\xfe", b"\xfe\xff")
         hint = "is it UTF-16? iconv -f UTF-16 -t UTF-8" if is_utf_16 else "convert the file to UTF-8"
         raise ShortstackError(f"{file}: not UTF-8 at byte {start + error.start}", hint=hint) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 
 from shortstack.common.progress import Progress
 from shortstack.data.chats import Chat, chat_of, is_chat
-from shortstack.data.files import SUFFIXES, TEXT_SUFFIXES, Role, open_rows, source_files, suffix_of
+from shortstack.data.files import SUFFIXES, TEXT_SUFFIXES, Role, open_rows, readable, source_files, suffix_of
 from shortstack.data.json_rows import Budget, decoded, holds_lines, json_lines, not_a_list, parsed, whole_characters
-from shortstack.errors import ShortstackError, system_reason
+from shortstack.errors import ShortstackError
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def read_corpus(
     budget = Budget(limit_bytes)
     found: dict[str, list[Any]] = {"documents": [], "windows": [], "chats": []}
     for file in files:
-        with _readable(file):
+        with readable(file):
             _read_file(Path(file), found, budget)
     detail = f"the first {budget.read} bytes" if budget.is_cut else ""
     corpus = Corpus(source, budget.digest.hexdigest(), **found, detail=detail)
@@ -106,7 +105,7 @@ def _counted_corpus(source: str, files: Sequence[Path], progress: Progress | Non
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{Path(file).name} {_size(Path(file))}\n".encode())
-    with _readable(source):
+    with readable(source):
         rows = CountedRows(files, convert)
         if not rows:
             raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
@@ -124,16 +123,6 @@ def _mixed(source: str) -> ShortstackError:
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
-
-
-@contextlib.contextmanager
-def _readable(place: object) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ShortstackError(
-            f"{place}: cannot be read ({system_reason(error)})", hint="check the path and its rights"
-        ) from None
 
 
 def _summary(corpus: Corpus, budget: Budget) -> str:
@@ -198,7 +187,7 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
         yield from parquet_rows(file, budget)
     else:
         budget = budget or Budget(None)
-        with open_rows(file) as stream:
+        with readable(file), open_rows(file) as stream:
             if suffix.startswith(".jsonl") or holds_lines(stream):
                 for place, row, _ in json_lines(file, stream, budget):
                     yield place, row
