@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from shortstack.engine.block_model import NotSeparableError
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.plan import plan_for
@@ -28,12 +29,34 @@ def made(model: Path, out: Path, blocks: str = "1,3") -> Any:
 
 
 def test_passes_unaltered(built: Built, tmp_path: Path) -> None:
-    assert "equal bit for bit" in made(built("qwen2"), tmp_path / "p")()
+    assert "equal bit for bit" in made(built("qwen2"), tmp_path / "p")().says
 
 
 def test_streamed_when_two_models_do_not_fit(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortstack.pruning.verify.available_bytes", lambda: 1000)
-    assert "the streaming engine" in made(built("qwen2"), tmp_path / "p")()
+    assert "the streaming engine" in made(built("qwen2"), tmp_path / "p")().says
+
+
+def test_what_could_not_be_compared_is_in_the_text(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = prune(str(built("qwen2")), out=tmp_path / "whole", blocks="1", verify=True, quiet=True)
+    assert whole.to_json()["logits_compared"] is True
+    assert "\nverified: " in whole.to_text()
+
+    def not_separable(*_: object) -> Any:
+        raise NotSeparableError("m", "its blocks pass state to one another")
+
+    monkeypatch.setattr("shortstack.pruning.verify.available_bytes", lambda: 1000)
+    monkeypatch.setattr("shortstack.engine.streamed.streamed_logits", not_separable)
+    part = prune(str(built("qwen2")), out=tmp_path / "part", blocks="1", verify=True, quiet=True)
+    assert part.to_json()["logits_compared"] is False
+    assert "verified: " not in part.to_text()
+    assert "\nverified in part: " in part.to_text()
+    assert "logits not compared: the model does not fit in memory twice, and its blocks pass state" in part.to_text()
+    none = prune(str(built("qwen2")), out=tmp_path / "none", blocks="1", quiet=True)
+    assert none.to_json()["logits_compared"] is None
+    assert "verified" not in none.to_text()
 
 
 def test_one_byte_of_a_kept_tensor(built: Built, tmp_path: Path) -> None:

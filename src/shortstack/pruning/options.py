@@ -69,7 +69,8 @@ class PruneOptions:
     """How a pruned checkpoint is written.
 
     Attributes:
-        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits.
+        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits;
+            logits that cannot be compared are reported.
         force: replace an output that shortstack made before.
         allow_nonfinite: copy tensors that hold NaN or infinity.
         allow_links: follow links in the checkpoint that lead out of its directory.

@@ -38,7 +38,8 @@ class PruneResult(Shown):
         plan: what was removed and why.
         files: sha256 of every file written, by name.
         seconds: wall-clock time.
-        verified: what the check found, or None where none was asked for.
+        verified: what the comparison with the original found, and what it left out; None where none was requested.
+        logits_compared: whether that comparison went as far as the logits; None where none was requested.
     """
 
     out: Path
@@ -46,6 +47,7 @@ class PruneResult(Shown):
     files: dict[str, str]
     seconds: float
     verified: str | None = None
+    logits_compared: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -59,6 +61,7 @@ class PruneResult(Shown):
             "files": self.files,
             "seconds": self.seconds,
             "verified": self.verified,
+            "logits_compared": self.logits_compared,
         }
 
     def to_text(self) -> str:
@@ -74,7 +77,7 @@ class PruneResult(Shown):
             table(["", "before", "after"], rows),
         ]
         if self.verified:
-            lines.append(f"verified: {self.verified}")
+            lines.append(f"{'verified' if self.logits_compared else 'verified in part'}: {self.verified}")
         return "\n".join([*lines, *([self.plan.note] if self.plan.note else [])])
 
 
@@ -121,7 +124,7 @@ def prune(
         if line:
             progress.say(line)
     nbytes = planned.plan.after["bytes"] or 0
-    verified = None
+    says, logits = None, None
     inputs = [checkpoint.directory, *([adapter] if adapter else [])]
     with published(out, inputs=inputs, nbytes=nbytes, force=options.force) as folder:
         files = write_pruned(
@@ -137,8 +140,8 @@ def prune(
         if options.verify:
             from shortstack.pruning.verify import verify_pruned
 
-            verified = verify_pruned(checkpoint, planned, folder)
-    return PruneResult(Path(out), planned.plan, files, time.perf_counter() - started, verified)
+            says, logits = verify_pruned(checkpoint, planned, folder)
+    return PruneResult(Path(out), planned.plan, files, time.perf_counter() - started, says, logits)
 
 
 def write_pruned(

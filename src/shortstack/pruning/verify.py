@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.drop_blocks import Cut
@@ -25,14 +25,26 @@ _SEQ_LEN = 64
 _ROOM = 0.7  # share of free memory that two models in float32 may take
 
 
-def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) -> str:
+class Verified(NamedTuple):
+    """What was compared.
+
+    Attributes:
+        says: in a line, with what was not.
+        logits: whether logits were; tensors and config always are.
+    """
+
+    says: str
+    logits: bool
+
+
+def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) -> Verified:
     """Compare a pruned checkpoint with its original: every tensor byte, every config entry, and logits bit for bit.
 
     transformers loads both in float32 on the CPU (no key may be missing or unexpected); in the original, the removed
     blocks are bypassed. Models that do not fit twice are compared block by block by shortstack's own engine instead.
 
     Returns:
-        What was compared, in a line.
+        What was compared: all of it, or all but the logits of a model that neither fits twice nor can be streamed.
 
     Raises:
         ShortstackError: anything differs.
@@ -60,15 +72,19 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
             expected = streamed_logits(original, cut.kept, ids_BT)
             found = streamed_logits(pruned, range(pruned.depth), ids_BT)
         except NotSeparableError as error:
-            return (
-                f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}); logits not compared: the model does not "
-                f"fit in memory twice, and {error.reason}"
+            return Verified(
+                f"config.json as planned, {compared} tensors equal byte for byte ({size(pruned.nbytes)}); logits not "
+                f"compared: the model does not fit in memory twice, and {error.reason}",
+                logits=False,
             )
     if found.shape != expected.shape or not expected.view(torch.int32).equal(found.view(torch.int32)):
         worst = float((expected - found).abs().max())
         raise _failed(directory, f"logits differ from the original with the blocks skipped (by up to {worst:.3g})")
     shape = " x ".join(map(str, found.shape))
-    return f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}), {shape} logits equal bit for bit ({how})"
+    return Verified(
+        f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}), {shape} logits equal bit for bit ({how})",
+        logits=True,
+    )
 
 
 def _compare_config(cut: Cut, pruned: Checkpoint) -> None:
