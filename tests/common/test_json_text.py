@@ -62,17 +62,33 @@ def test_a_damaged_note_is_refused(note: dict[str, str]) -> None:
         read_json(json.dumps({"a": 1, "c": None, NOT_FINITE: note}))
 
 
+_KEYS = st.text() | st.just(NOT_FINITE) | st.sampled_from(["", "/", "/a", "~"])
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text().filter(lambda key: key != NOT_FINITE), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner),
     max_leaves=12,
 )
 
 
-@given(st.dictionaries(st.text().filter(lambda key: key != NOT_FINITE), _VALUES))
-def test_whatever_is_written_is_read_back(record: dict[str, Any]) -> None:
+@given(st.dictionaries(_KEYS, _VALUES) | st.lists(st.dictionaries(_KEYS, _VALUES)))
+def test_whatever_is_written_is_read_back(record: Any) -> None:
     strict(json_text(record))
     assert read_json(json_text(record)) == record
+
+
+@pytest.mark.parametrize(
+    "own", [3, None, {}, {"/a": "Infinity"}, {"": 1}, {"/a": math.inf}, {"": math.inf}, [math.inf]]
+)
+@pytest.mark.parametrize("a", [1.0, math.inf])
+def test_a_key_not_finite_of_a_records_own_is_kept(own: Any, a: float) -> None:
+    for record in ({NOT_FINITE: own, "a": a}, [{"a": a}, {NOT_FINITE: own, "a": a}], {"in": {NOT_FINITE: own}, "a": a}):
+        strict(json_text(record))
+        assert read_json(json_text(record)) == record
+
+
+@pytest.mark.parametrize("own", [3, {"count": 3}, ["/a"], {}])
+def test_a_key_not_finite_that_another_program_wrote_is_left_alone(own: Any) -> None:
+    assert read_json(json.dumps({"a": None, NOT_FINITE: own})) == {"a": None, NOT_FINITE: own}
 
 
 def test_nothing_writes_json_by_another_way() -> None:

@@ -14,6 +14,7 @@ from shortstack.checkpoint.headers import TensorInfo, read_header
 from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
 from shortstack.checkpoint.renumber_names import Renumbering, renumbered
 from shortstack.common.formatting import ranges
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 
@@ -125,7 +126,7 @@ def _take_as_own(
     """
     trained_on = str(config.get("base_model_name_or_path") or "")
     names = [config.get("target_modules"), config.get("exclude_modules")]
-    is_partial = config.get("layers_to_transform") not in (None, []) or _NUMBER.search(json.dumps(names))
+    is_partial = config.get("layers_to_transform") not in (None, []) or _NUMBER.search(json_text(names))
     if trained_on and (is_partial or found != set(range(checkpoint.depth))):
         record = checkpoint.provenance or {}
         way = _way_on(adapter, range(record.get("original_depth", 0)), str(record.get("source", "")), checkpoint)

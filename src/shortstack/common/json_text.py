@@ -2,11 +2,13 @@
 
 JSON has neither infinity nor NaN. Python writes them all the same, and other readers stop there. Here such a number is
 written as null, and the object around it all names where it was: `{"ppl": null, "not_finite": {"/ppl": "Infinity"}}`, by
-JSON pointers (RFC 6901). `read_json` puts them back.
+JSON pointers (RFC 6901). `read_json` puts them back. An object that has a key `not_finite` of its own keeps its value under
+the pointer to the whole: `{"not_finite": {"": 3}}`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -21,10 +23,10 @@ def json_text(record: Any, **style: Any) -> str:
         record: an object, or a list of objects; anything else with such numbers is put into an object as `value`.
         **style: how `json.dumps` writes it: `indent`, `sort_keys`, `default`, ...
     """
-    try:
-        return json.dumps(record, allow_nan=False, **style)
-    except ValueError:  # a number that is not finite
-        return json.dumps(_valid(record), allow_nan=False, **style)
+    if not any(NOT_FINITE in one for one in _objects(record)):
+        with contextlib.suppress(ValueError):  # a number that is not finite
+            return json.dumps(record, allow_nan=False, **style)
+    return json.dumps(_valid(record), allow_nan=False, **style)
 
 
 def read_json(data: str | bytes) -> Any:
@@ -34,11 +36,21 @@ def read_json(data: str | bytes) -> Any:
         ValueError: not JSON, or `not_finite` names a place that is not there.
     """
     record = json.loads(data)
-    for one in record if isinstance(record, list) else [record]:
-        if isinstance(one, dict) and isinstance(one.get(NOT_FINITE), dict):
-            for pointer, text in one.pop(NOT_FINITE).items():
+    for one in _objects(record):
+        note = one.get(NOT_FINITE)
+        # Anything else under this name is the own key of a file that something else has written.
+        if isinstance(note, dict) and note and all(pointer == "" or pointer.startswith("/") for pointer in note):
+            del one[NOT_FINITE]
+            if "" in note:
+                one[NOT_FINITE] = note.pop("")
+            for pointer, text in note.items():
                 _put_back(one, pointer, float(text))
     return record
+
+
+def _objects(record: Any) -> list[dict[str, Any]]:
+    """The objects that have a note of their own: a record, or those of a list."""
+    return [one for one in (record if isinstance(record, (list, tuple)) else [record]) if isinstance(one, dict)]
 
 
 def _valid(record: Any) -> Any:
@@ -47,7 +59,8 @@ def _valid(record: Any) -> Any:
     found: dict[str, str] = {}
     whole = record if isinstance(record, dict) else {"value": record}
     valid: dict[Any, Any] = _without(whole, "", found)
-    return {**valid, NOT_FINITE: found} if found else valid
+    own = {"": valid[NOT_FINITE]} if NOT_FINITE in valid else {}
+    return {**valid, NOT_FINITE: {**own, **found}} if own or found else valid
 
 
 def _without(value: Any, pointer: str, found: dict[str, str]) -> Any:
