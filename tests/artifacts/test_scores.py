@@ -17,7 +17,7 @@ from shortstack.errors import ShortstackError
 
 
 def scores(**options: object) -> Scores:
-    found = CriterionScores("ppl", (20.0, 12.0, 5000.0), (0, 1, 2), (0.1, 0.02, 0.5), base=10.0)
+    found = CriterionScores("ppl", (20.0, 12.0, 5000.0), (0, 1, 2), (0.1, 0.02, 0.5), dense_ppl=10.0)
     return Scores("model", "f", (0, 1, 2), {"ppl": found}, {"samples": 10, "seq_len": 128, "source": "text"})
 
 
@@ -70,6 +70,20 @@ def test_a_criterion_that_is_given_names_a_bare_order(tmp_path: Path) -> None:
     assert with_parameters.criterion("taylor:p=2").name == "taylor:p=2"
 
 
+@pytest.mark.parametrize("folder", ["exp_n5", "taylored_n5", "my-ppl_n10", "run_n2"])
+def test_a_folder_that_only_looks_published_contradicts_nothing(tmp_path: Path, folder: str) -> None:
+    assert load_scores(bare(tmp_path / folder)).criterion("taylor").name == "taylor"
+
+
+@pytest.mark.parametrize("table", ["block_score_sorted.csv", "all_exp_sorted.csv"])
+def test_a_folder_with_the_published_tables_says_what_its_order_is_by(tmp_path: Path, table: str) -> None:
+    found = load_scores(bare(tmp_path / "exp_n5"))
+    (tmp_path / "exp_n5" / table).touch()
+    assert found.criterion("exp").name == "exp"
+    with pytest.raises(ShortstackError, match="an order by exp.*--criterion taylor contradicts it"):
+        found.criterion("taylor")
+
+
 def test_a_criterion_that_a_published_order_is_not_by_is_refused() -> None:
     found = open_scores("published:vicuna-7b-v1.3:ppl")
     assert found.criterion("ppl").name == "ppl"
@@ -80,7 +94,7 @@ def test_a_criterion_that_a_published_order_is_not_by_is_refused() -> None:
 @pytest.mark.fault(111)
 @pytest.mark.parametrize("values", [(math.inf, 2.0, 3.0), (math.inf, math.inf, 3.0), (math.inf,) * 3])
 def test_infinite_scores_are_removed_last_and_shown(values: tuple[float, ...], tmp_path: Path) -> None:
-    found = Scores("m", "f", (0, 1, 2), {"ppl": CriterionScores("ppl", values, (0, 1, 2), base=1.5)})
+    found = Scores("m", "f", (0, 1, 2), {"ppl": CriterionScores("ppl", values, (0, 1, 2), dense_ppl=1.5)})
     assert "inf" in found.to_text()
     found.save(tmp_path / "s.json")
     back = load_scores(tmp_path / "s.json").criterion()

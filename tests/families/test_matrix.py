@@ -144,7 +144,7 @@ def check_scores(model_directory: Path, dtype: torch.dtype, relative: float) -> 
     )
     model, _ = tiny.load(checkpoint.directory, dtype)
     with torch.no_grad():
-        assert found.criteria["ppl"].base == pytest.approx(math.exp(float(mean_nll(model, ids_WT))), rel=relative)
+        assert found.criteria["ppl"].dense_ppl == pytest.approx(math.exp(float(mean_nll(model, ids_WT))), rel=relative)
         for index in range(checkpoint.depth):
             if not removable(checkpoint, index):
                 continue  # others need its state: its hidden states alone are passed over

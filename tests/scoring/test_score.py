@@ -30,7 +30,7 @@ def scored(model: Path, windows: list[list[int]], criteria: str = ALL, **options
 
 def assert_equals_oracle(found: Scores, model: Path, windows: list[list[int]], rel: float = 1e-5) -> None:
     assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=rel)
-    assert found.criteria["ppl"].base == pytest.approx(oracle.dense_ppl(model, windows), rel=rel)
+    assert found.criteria["ppl"].dense_ppl == pytest.approx(oracle.dense_ppl(model, windows), rel=rel)
     for name, expected in (("taylor", oracle.taylor(model, windows)), ("magnitude", oracle.magnitude(model))):
         assert list(found.criteria[name].tensors.values()) == [
             pytest.approx(block, rel=rel, abs=1e-9) for block in expected
@@ -279,7 +279,7 @@ def test_some_blocks_alone(built: Built, options: dict[str, Any], tmp_path: Path
     for name, found in some.criteria.items():
         whole = everything.criteria[name].by_block() or {}
         assert found.by_block() == pytest.approx({block: whole[block] for block in (1, 3, 4)}, rel=1e-6)
-    assert some.criteria["ppl"].base == pytest.approx(everything.criteria["ppl"].base)
+    assert some.criteria["ppl"].dense_ppl == pytest.approx(everything.criteria["ppl"].dense_ppl)
     some.save(tmp_path / "s.json")
     written = json.loads((tmp_path / "s.json").read_text())["criteria"]["ppl"]
     assert [value is None for value in written["scores"]] == [index not in (1, 3, 4) for index in range(6)]

@@ -24,24 +24,24 @@ class Scale:
     exceed, keep the others' bars apart.
 
     Attributes:
-        base: the dense model's value, where scores are perplexities; their bars are by the NLL that is added to it.
+        dense_ppl: the dense model's own, where scores are perplexities; their bars are by the NLL that is added to it.
         full: what the longest bar stands for.
     """
 
-    base: float | None
+    dense_ppl: float | None
     full: float
 
     @classmethod
     def of(cls, found: CriterionScores) -> Scale:
         """The scale of a criterion's scores."""
-        bare = cls(found.base, 1.0)
+        bare = cls(found.dense_ppl, 1.0)
         finite = [length for value in found.scores if math.isfinite(length := bare.share(value))] or [1.0]
-        return cls(found.base, min(max(finite), 3 * statistics.median(finite)) or 1.0)
+        return cls(found.dense_ppl, min(max(finite), 3 * statistics.median(finite)) or 1.0)
 
     @property
     def name(self) -> str:
         """What is drawn."""
-        return "score" if self.base is None else "added NLL, square-root scale"
+        return "score" if self.dense_ppl is None else "added NLL, square-root scale"
 
     def share(self, score: float, errors: float = 0.0) -> float:
         """The length of a score's bar, as a share of the longest; above 1 where it is cut.
@@ -50,9 +50,9 @@ class Scale:
             score: of a block.
             errors: so much more; in NLL where scores are perplexities.
         """
-        if self.base is None:
+        if self.dense_ppl is None:
             return abs(score + errors) / self.full
-        return math.sqrt(max(0.0, math.log(score / self.base) + errors)) / self.full
+        return math.sqrt(max(0.0, math.log(score / self.dense_ppl) + errors)) / self.full
 
 
 def ranking_text(found: CriterionScores, protected: Collection[int] = ()) -> str:
@@ -77,7 +77,7 @@ def ranking_table(found: CriterionScores, protected: Collection[int] = ()) -> Ta
         protected: blocks that stay by default, whatever their scores: they are marked, and have no rank.
     """
     values = found.by_block() or {}
-    base = found.base
+    dense = found.dense_ppl
     rows = []
     ranks = itertools.count(1)
     for index in found.order:
@@ -87,18 +87,18 @@ def ranking_table(found: CriterionScores, protected: Collection[int] = ()) -> Ta
             rows.append(row)
             continue
         row.append(f"{value:.6g}")
-        if base is not None:
-            change = value / base
+        if dense is not None:
+            change = value / dense
             row.append(f"{change - 1:+.1%}" if change < 10 else f"x{change:.0f}")
         if found.stderr is not None:
             row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
         rows.append(row)
     header = ["rank", "block"]
-    header += [] if not values else ["score" if base is None else f"{found.name} without"]
-    header += [] if base is None else ["change"]
+    header += [] if not values else ["score" if dense is None else f"{found.name} without"]
+    header += [] if dense is None else ["change"]
     header += ["s.e. (NLL)"] if found.stderr is not None else []
     title = f"{found.name}: lowest = least important = removed first"
-    if base is not None:
-        title += f"; dense {found.name} {base:.6g}"
+    if dense is not None:
+        title += f"; dense {found.name} {dense:.6g}"
     notes = ["+ stays by default: the first four and the last two blocks, as published"] if protected else []
     return Table(header, rows, title, notes)

@@ -23,6 +23,7 @@ from shortstack.errors import ShortstackError, did_you_mean
 from shortstack.runtime.atomic_output import write_file, write_json
 
 SCHEMA = 1
+_PUBLISHED = ("ppl", "taylor", "magnitude")  # whose orders are published in folders such as `ppl_n10`
 
 
 class Identified(Protocol):
@@ -52,7 +53,8 @@ class CriterionScores:
         blocks: the original index of each block that was scored.
         stderr: standard errors of the scores, or None where the criterion has none. For ppl: of the paired difference
             to the dense model over windows, as mean NLL per token.
-        base: the dense model's own value, where scores are perplexities without each block; or None.
+        dense_ppl: the dense model's own perplexity, where the scores are perplexities without each block (`base` in
+            scores.json); None for every other criterion: as text and as CSV such scores are shown as perplexities.
         tensors: per block (original index) the score of each tensor, for criteria that score tensors.
         known_order: the order, where a file gave nothing else.
     """
@@ -61,7 +63,7 @@ class CriterionScores:
     scores: tuple[float, ...]
     blocks: tuple[int, ...]
     stderr: tuple[float, ...] | None = None
-    base: float | None = None
+    dense_ppl: float | None = None
     tensors: dict[int, dict[str, float]] = field(default_factory=dict)
     known_order: tuple[int, ...] | None = None
 
@@ -127,10 +129,16 @@ class Scores(Shown):
         )
 
     def _check_folder(self, name: str) -> None:
-        """The published layout says in the folder's name what an order is by."""
-        match = re.fullmatch(r"(.+)_n\d+", Path(self.source).absolute().parent.name)
-        given, stated = _folder_name(name), match[1] if match else ""
-        if stated and not (given.startswith(stated) or stated.startswith(given)):
+        """The published layout says in the folder's name what an order is by; other folders may be called `exp_n5`."""
+        folder = Path(self.source).absolute().parent
+        match = re.fullmatch(r"(.+)_n\d+", folder.name)
+        tables = ("block_score_sorted.csv", f"all_{match[1]}_sorted.csv") if match else ()
+        if match is None or not (
+            re.split(r"[^a-z]", match[1])[0] in _PUBLISHED or any((folder / name).is_file() for name in tables)
+        ):
+            return
+        given, stated = _folder_name(name), match[1]
+        if not (given.startswith(stated) or stated.startswith(given)):
             raise ShortstackError(
                 f"{self.source}: its folder says that it is an order by {stated}; --criterion {name} contradicts it",
                 hint="leave --criterion out, or give the order that you mean",
@@ -173,8 +181,8 @@ class Scores(Shown):
                 "stderr": None if found.stderr is None else [None if at is None else found.stderr[at] for at in places],
                 "lower_is_removed_first": True,
             }
-            if found.base is not None:
-                entry["base"] = found.base
+            if found.dense_ppl is not None:
+                entry["base"] = found.dense_ppl
             if found.tensors:
                 entry["tensors"] = {str(index): tensors for index, tensors in found.tensors.items()}
             criteria[name] = entry
@@ -213,7 +221,7 @@ class Scores(Shown):
             by_block = found.by_block()
             if by_block is None:
                 continue
-            if found.base is not None:
+            if found.dense_ppl is not None:
                 left = dict(zip(self.blocks, parameters_without, strict=True))
                 rows = [[index, repr(by_block[index]), windows, left[index]] for index in found.order]
                 header = ["removed_block", f"{name}_calibration", "num_calib_data", "params"]
@@ -304,9 +312,9 @@ def _from_json(path: Path, record: Any) -> Scores:
             criteria[name] = CriterionScores(name, (), tuple(sorted(order)), known_order=order)
             continue
         stderr = _numbers(entry, "stderr") if entry.get("stderr") is not None else None
-        base = records.number(entry["base"], "base") if entry.get("base") is not None else None
+        dense_ppl = records.number(entry["base"], "base") if entry.get("base") is not None else None
         tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
-        criteria[name] = CriterionScores(name, values, scored, stderr, base, tensors)
+        criteria[name] = CriterionScores(name, values, scored, stderr, dense_ppl, tensors)
     if not criteria:
         raise TypeError("criteria is empty")
     return Scores(

@@ -25,7 +25,7 @@ class Perplexity(Criterion):
             tuple(perplexities(without_nll_NW)),
             swept.blocks,
             stderr=tuple(stderr) if stderr is not None else None,
-            base=perplexities(dense_nll_W[None])[0],
+            dense_ppl=perplexities(dense_nll_W[None])[0],
         )
 
 
