@@ -93,19 +93,33 @@ def test_all_files_in_one_commit_private_with_no_path_and_the_name_in_the_card(
     hub: Hub, model: Path, tmp_path: Path
 ) -> None:
     (model / "LICENSE").write_text("do as you like")
+    record = json.loads((model / "shortstack.json").read_text())
+    record["steps"][0] |= {
+        "data": {"source": "/home/ann/texts/mine.txt"},
+        "says": "read ~/ann/more.txt",
+        "adapter": "runs/a",
+    }
+    (model / "retraining.json").write_text(
+        json.dumps({"models": {"after": {"parameters": 1, "figures": {"ppl:/home/ann/t": 2.0}}}})
+    )
+    record["files"]["retraining.json"] = hashlib.sha256((model / "retraining.json").read_bytes()).hexdigest()
+    (model / "shortstack.json").write_text(json.dumps(record))
     result = push(model, "org/name", yes=True, quiet=True)
     there = hub.repositories["model org/name"]
     assert (there.private, there.commits, result.private) == (True, 1, True)
     assert there.files.keys() == names(model)
-    for name in names(model) - {"README.md", "shortstack.json"}:
+    for name in names(model) - {"README.md", "shortstack.json", "retraining.json"}:
         assert there.files[name] == (model / name).read_bytes()
     card = ModelCard(there.files["README.md"].decode())
     assert 'from_pretrained("org/name")' in card.text
     assert "ORG/NAME" not in card.text
     for data in there.files.values():
         assert str(model.parent).encode() not in data
+        assert b"/ann" not in data
     record = json.loads(there.files["shortstack.json"])
     assert "/" not in record["source"] + "".join(step["source"] for step in record["steps"])
+    assert record["steps"][0]["data"]["source"] == "mine.txt"
+    assert record["steps"][0]["adapter"] == "a"
     assert record["files"]["README.md"] == hashlib.sha256(there.files["README.md"]).hexdigest()
     assert result.url.startswith(hub.endpoint)
     downloaded = tmp_path / "downloaded"
