@@ -101,6 +101,7 @@ def test_the_nearest_choice_is_named_and_long_values_are_cut_short() -> None:
 NAMES = [(name, option) for name, row in public_commands().items() for option in row.options]
 
 
+@pytest.mark.fault(109)
 @pytest.mark.parametrize(("name", "option"), NAMES)
 def test_no_option_of_any_command_takes_what_it_cannot_be(
     name: str, option: str, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +118,7 @@ def test_no_option_of_any_command_takes_what_it_cannot_be(
         function(*positional, *([] if keywords else [nothing]), **keywords)
 
 
+@pytest.mark.fault(109)
 def test_every_literal_is_checked() -> None:
     """`sampling="pub"` once ran."""
     for name, row in public_commands().items():

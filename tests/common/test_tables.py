@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shortstack.artifacts.ranking_text import Scale, ranking_table, ranking_text
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.common.formatting import legend, short_names, wrapped
@@ -50,6 +52,8 @@ def test_a_ranking_marks_the_blocks_that_stay() -> None:
     marks = [line.split()[0] + line.split()[1] for line in lines[3:9]]
     assert marks == ["+0", "+1", "+2", "+3", "14", "25"]
     assert "+ stays by default: the first four and the last two blocks, as published" in lines
+    none = {"source": "none", "samples": 0, "seq_len": 0}
+    assert replace(scores, calibration=none).to_text().endswith("m: from the weights alone")
     few = Scores("m", None, (0, 1), {"magnitude": CriterionScores("magnitude", (1.0, 2.0), (0, 1))})
     assert "+" not in few.to_text()
 

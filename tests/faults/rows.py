@@ -115,7 +115,7 @@ ROWS: dict[int, tuple[str, str]] = {
     106: ("an exception in a model's own forward", "an error that names it; every fallback is a line of its own"),
     107: ("hashes that a record lacks, or that nobody compared", "all that is written is hashed; `check` says what it left"),
     108: ("a container with less memory or fewer cores than its host", "its limits hold; all cores it may use are used"),
-    109: ("a mistyped option or choice", "the nearest that exists"),
+    109: ("a mistyped option or choice, a value of another type", "refused by name, with the nearest that exists"),
     110: ("an output that is full or closed", "one line, exit code 1; a lost line of progress costs no work"),
     111: ("a figure that is infinite, or no number", "valid JSON: null with a note; read back as it was, and shown"),
     112: ("tensor names that a wrapper has changed", "taken where transformers takes them; else its prefix is named"),

@@ -249,9 +249,11 @@ class Scores(Shown):
         if not_scored:
             parts.append(f"not scored: {ranges(not_scored)}")
         if self.calibration:
-            windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens"
+            windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens from "
+            windows += str(self.calibration.get("source"))
+            windows = windows if self.calibration.get("samples") else "from the weights alone"
             used = f"; {seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}" if self.seconds else ""
-            parts.append(f"{self.source}: {windows} from {self.calibration.get('source')}{used}")
+            parts.append(f"{self.source}: {windows}{used}")
         else:
             parts.append(f"{self.source}: nothing is known of how it was made")
         if says := nested(self.settings, "until", "says"):
