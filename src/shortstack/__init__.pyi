@@ -39,6 +39,7 @@ from shortstack.pruning.prune import PruneResult as PruneResult
 from shortstack.pruning.prune import prune as prune
 from shortstack.publishing.card import card as card
 from shortstack.publishing.push import push as push
+from shortstack.publishing.report.report import report as report
 from shortstack.quantization.quantize import quantize as quantize
 from shortstack.recipes.dry_run import Rehearsal as Rehearsal
 from shortstack.recipes.run import RunOptions as RunOptions

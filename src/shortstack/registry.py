@@ -17,7 +17,7 @@ from shortstack.common.keywords import errors_in_python
 from shortstack.common.options import Option, call_with, options_of, records_of
 
 # What a step of a recipe leaves behind for later ones.
-Kind = Literal["checkpoint", "adapter", "scores", "plan", "teacher logits", "results", "text"]
+Kind = Literal["checkpoint", "adapter", "scores", "plan", "teacher logits", "results", "report", "text"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ _ROWS = [
     Command(
         "quickstart",
         "shortstack.recipes.quickstart:quickstart",
-        "Take the small model in the package through info, score, plan, prune, retrain and evaluate.",
+        "Take the small model in the package through info, score, plan, prune, retrain, evaluate and report.",
         "shortstack quickstart --out tour",
         step=False,
         api="-",
@@ -353,6 +353,14 @@ _ROWS = [
         makes={"results": "results.json"},
         check="shortstack.benchmark.bench:check_bench",
         estimate="shortstack.benchmark.bench:estimate_bench",
+    ),
+    Command(
+        "report",
+        "shortstack.publishing.report.report:report",
+        "Write a report of a run as one HTML file: what was removed and why, what it cost, and how to do it again.",
+        "shortstack report scores.json ppl.json PRUNED --out report.html",
+        makes={"report": "report.html"},
+        check="shortstack.publishing.report.report:check_report",
     ),
     Command(
         "card",

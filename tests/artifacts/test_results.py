@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from shortstack.artifacts.results import (
     perplexity_figure,
     shown_figure,
 )
+from shortstack.errors import ShortstackError
 
 
 def result(model: str, figure: Figure, nll: list[float] | None = None) -> Result:
@@ -63,3 +65,21 @@ def test_a_mean_of_figures_that_are_not_there_is_not_there() -> None:
 def test_an_unknown_error_of_one_figure_is_an_unknown_error_of_the_mean() -> None:
     assert mean_of({"a": Figure(0.5, None, "accuracy", 10), "b": Figure(0.3, 0.1, "accuracy", 10)}).stderr is None
     assert mean_figure([], "accuracy").value is None
+
+
+@pytest.mark.fault(117)
+@pytest.mark.parametrize(
+    ("entry", "value", "says"),
+    [
+        ("per_item", {"ppl_128": ["2.0"]}, "per_item of ppl_128 holds something else than measures"),
+        ("per_item", {"ppl_128": [1e308]}, "per_item of ppl_128 holds something else than measures"),
+        ("parameters", 0, "parameters is 0, expected a size"),
+        ("bytes", 1e300, "bytes is 1e+300, expected a size"),
+        ("data", {"sha256": ["s"]}, "sha256 of data is no text"),
+    ],
+)
+def test_what_no_comparison_could_use_is_refused(tmp_path: Path, entry: str, value: object, says: str) -> None:
+    record = result("a", Figure(2.0, 0.1, "ppl", 2), [0.5, 0.9]).to_json() | {entry: value}
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    with pytest.raises(ShortstackError, match=re.escape(says)):
+        load_results(tmp_path / "results.json")

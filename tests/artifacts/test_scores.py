@@ -132,3 +132,20 @@ def test_tables_align() -> None:
     lines = table(["name", "value"], [["a", "1"], ["long name", "12345"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2].endswith(" 1")
+
+
+@pytest.mark.fault(117)
+@pytest.mark.parametrize(
+    ("entry", "value", "says"),
+    [
+        ("stderr", [0.1, None, 0.5], "ppl has 2 standard errors for 3 scores"),
+        ("base", 0.0, "ppl holds a perplexity that is not above 0"),
+        ("scores", [20.0, -1.0, 5000.0], "ppl holds a perplexity that is not above 0"),
+    ],
+)
+def test_scores_that_no_ranking_could_show_are_refused(tmp_path: Path, entry: str, value: object, says: str) -> None:
+    record = scores().to_json()
+    record["criteria"]["ppl"][entry] = value
+    (tmp_path / "scores.json").write_text(json.dumps(record))
+    with pytest.raises(ShortstackError, match=says):
+        load_scores(tmp_path / "scores.json")

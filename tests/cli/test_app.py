@@ -75,6 +75,7 @@ FROZEN = {
     "compare": "--base --published --out",
     "card": "--base-model --license --eval-results --force --quiet",
     "push": "--yes --public --quick --force --quiet",
+    "report": "--out --png --published",
     "bench": (
         "--preset --batch --prompt-tokens --new-tokens --sampling --runs --warmup --engine --engine-python --engine-binary "
         "--engine-args --time-limit --compare --draft --draft-tokens --csv --plot --out --memory --no-memory --seed --dtype "

@@ -82,6 +82,7 @@ ROWS: dict[int, tuple[str, str]] = {
     72: ("a recipe with tags such as !!python/object", "refused with the line; nothing is constructed"),
     73: ("a recipe with a key twice, an unknown key, `1e-4`, `no`", "refused with line and nearest key; a number; text"),
     74: ("a recipe that names ../.., ~, variables or URLs", "relative to the recipe; else refused"),
+    75: ("markup in the names that a report shows", "shown as words: everything is escaped, and nothing could run"),
     76: ("Markdown or YAML in what a model card names", "written as words: no markup, no entry of the metadata"),
     77: ("terminal escapes in names", "control characters are taken out of all that is said"),
     78: ("odd file names: newlines, leading dashes, long, decomposed", "taken as they are; no shell sees them"),
@@ -122,8 +123,9 @@ ROWS: dict[int, tuple[str, str]] = {
     113: ("a push without a token or a right, to a name that is taken, cut off", "a line each; one commit or none; resumed"),
     114: ("secrets, temporary files and paths of a disk in a folder that is pushed", "stay here; a token in a text ends it"),
     115: ("a compressed file that is broken, cut off, or something else", "named, with what it is and what to do"),
+    116: ("a report of different models, texts or tokenizers", "refused, or no difference, and the reason is on the page"),
+    117: ("a damaged file among those of a report", "refused: the file, and what is wrong with it"),
+    118: ("a disk that is full in the middle of a report", "the report that was there stays; else there is none"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
-LATER = {
-    "reports": (75,),
-}
+LATER: dict[str, tuple[int, ...]] = {}

@@ -72,7 +72,9 @@ def looked_at(recipe: Recipe, out: Path, result: RunResult) -> None:
     assert (out / "zeroshot/csv").exists()
     if "compare" in values:
         for name in str(values["compare"].get("published") or "").split(","):
-            assert name in result.to_text()
+            assert name in next(step.text for step in result.steps if step.name == "compare")
+            assert f"published {name}" in (out / "report/report.html").read_text()
+    assert "report/report.html" in result.to_text()
 
 
 def pruned_as_published(recipe: Recipe, out: Path, values: dict[str, dict[str, Any]]) -> None:

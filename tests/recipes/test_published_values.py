@@ -94,6 +94,9 @@ def merging(of: Reference, dtype: str = "float16") -> dict[str, Any]:
     return {"stage": "merge", "adapter": Reference("lora"), "base": of, "save_dtype": dtype}
 
 
+REPORT: dict[str, dict[str, Any]] = {"report": {"stage": "report", "sources": [Reference("run")]}}
+
+
 def evaluation(*made: str) -> dict[str, dict[str, Any]]:
     models = [MODEL, *map(Reference, made)]
     return {
@@ -104,6 +107,7 @@ def evaluation(*made: str) -> dict[str, dict[str, Any]]:
             "new_tokens": 128, "top_k": 50, "top_p": 0.95, "temperature": 1,
         },
         "compare": {"stage": "compare", "results": [Reference("ppl"), Reference("zeroshot")]},
+        **REPORT,
     }  # fmt: skip
 
 
@@ -116,6 +120,10 @@ def without_published(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
 def test_the_twenty_scripts_are_here() -> None:
     assert sum("remove" not in name for name in PIPELINES) == 20
+
+
+def test_every_recipe_ends_with_a_report() -> None:
+    assert {resolve(name).steps[-1].command.name for name in shipped_recipes()} == {"report"}
 
 
 def test_there_is_no_other_recipe() -> None:
@@ -194,7 +202,7 @@ def test_published_checkpoints_are_evaluated(name: str) -> None:
     if name.startswith("cpt"):
         del expected["compare"]
     else:
-        assert recipe.steps[-1].values["published"] == name
+        assert recipe.steps[-2].values["published"] == name
     assert without_published(steps(f"eval-{name}")) == expected
 
 
@@ -206,7 +214,8 @@ def test_published_measurements_of_efficiency(name: str) -> None:
         "bench": {
             "stage": "bench", "models": [MODEL, *beside], "batch": "1,8,16,32,64,128,256", "new_tokens": "128,512",
             "sampling": "published", "runs": 30, "warmup": 10, "seed": 1234, "memory": True, "compare": True, "csv": "csv",
-        }
+        },
+        **REPORT,
     }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ def test_quickstart_ends_well_and_leaves_everything(finished: tuple[Path, subpro
         "retrained",
         "ppl",
         "samples",
+        "report",
         "run.json",
         "recipe.yaml",
         "quickstart.json",
@@ -66,6 +67,12 @@ def test_quickstart_shows_what_it_cost(finished: tuple[Path, subprocess.Complete
     assert "[dense]" in done.stdout
     assert "shortstack score MODEL" in done.stdout
     assert "lowest = least important" in done.stderr
+    assert f"The report is {out / 'report/report.html'}: open it in a browser." in done.stdout
+    page = (out / "report/report.html").read_text()
+    for part in ("3 of the 12 blocks of embedded are removed", f"dense {dense['ppl']:.4g}, pruned {pruned['ppl']:.4g}"):
+        assert part in page
+    assert "shortstack retrain distill pruned --teacher embedded --data embedded" in page
+    assert str(out.parent) not in page
 
 
 def test_the_second_time_every_step_is_done_already(
@@ -74,11 +81,11 @@ def test_the_second_time_every_step_is_done_already(
     out, done = finished
     assert run(["quickstart", "--out", str(out)]) == 0
     shown = capsys.readouterr()
-    assert shown.err.count("done by an earlier run") == 7
+    assert shown.err.count("done by an earlier run") == 8
     table = [line for line in done.stdout.splitlines() if line.startswith(("dense", "pruned", "retrained"))]
     assert [line for line in shown.out.splitlines() if line in table] == table
     assert run(["run", "quickstart", "--out", str(out)]) == 0  # the command is the recipe of that name
-    assert capsys.readouterr().err.count("done by an earlier run") == 7
+    assert capsys.readouterr().err.count("done by an earlier run") == 8
 
 
 @pytest.mark.slow

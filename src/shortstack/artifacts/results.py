@@ -171,11 +171,20 @@ class Result:
         per_item = mapping(record, "per_item") if "per_item" in record else {}
         if not all(isinstance(values, list) for values in per_item.values()):
             raise TypeError("per_item holds something else than lists")
+        for name in figures.keys() & per_item.keys():
+            if not all(value is None or _is_measure(value) for value in per_item[name]):
+                raise TypeError(f"per_item of {name} holds something else than measures")
+        data = mapping(record, "data")
+        if not isinstance(data.get("sha256"), str | None):
+            raise TypeError("sha256 of data is no text")
+        for name in ("parameters", "bytes"):
+            if not 1 <= number(record.get(name), name) < 1e18:
+                raise TypeError(f"{name} is {record[name]}, expected a size")
         return cls(
             model=text(record, "model"),
             fingerprint=text(record, "fingerprint"),
             what=text(record, "what"),
-            data=mapping(record, "data"),
+            data=data,
             settings=mapping(record, "settings"),
             figures=figures,
             parameters=int(number(record.get("parameters"), "parameters")),
@@ -186,6 +195,11 @@ class Result:
             per_item=per_item,
             notes=[str(note) for note in record.get("notes", [])],
         )
+
+
+def _is_measure(value: Any) -> bool:
+    """Whether it is a number whose square is one, too; infinity and NaN are kept as they were measured."""
+    return isinstance(value, (int, float)) and (not math.isfinite(value) or abs(value) < 1e150)
 
 
 @dataclass(frozen=True, repr=False)

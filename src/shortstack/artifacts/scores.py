@@ -315,6 +315,10 @@ def _from_json(path: Path, record: Any) -> Scores:
             continue
         stderr = _numbers(entry, "stderr") if entry.get("stderr") is not None else None
         dense_ppl = records.number(entry["base"], "base") if entry.get("base") is not None else None
+        if stderr is not None and len(stderr) != len(values):
+            raise TypeError(f"{name} has {len(stderr)} standard errors for {len(values)} scores")
+        if dense_ppl is not None and min(dense_ppl, *values) <= 0:
+            raise TypeError(f"{name} holds a perplexity that is not above 0")
         tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
         criteria[name] = CriterionScores(name, values, scored, stderr, dense_ppl, tensors)
     if not criteria:

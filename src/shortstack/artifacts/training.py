@@ -48,11 +48,11 @@ def load_training(folder: Path) -> TrainingLog | None:
         path = folder / MODELS
         models = mapping(read_json(path.read_bytes()), "models") if path.is_file() else {}
         for row in models.values():
-            number(row.get("parameters"), "parameters")
+            int(number(row.get("parameters"), "parameters"))
             for name, value in mapping(row, "figures").items():
                 if value is not None:
                     number(value, name)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ShortstackError(
             f"{path}: not what training writes ({error})", hint="train again, or take the file away"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from shortstack.artifacts.results import Figure, Result, shown_figure
@@ -18,7 +19,7 @@ def _head(results: Sequence[Result]) -> str:
     where = f"{settings['dtype']} on {settings['device']}"
     if settings["device"] == "cpu":
         where += f", {settings['threads']} threads"
-    version = f" {settings['engine_version']}" if settings["engine_version"] else ""
+    version = f" {settings['engine_version']}" if settings.get("engine_version") else ""
     lines = [
         f"{settings['engine']}{version}, {where}; {settings['runs']} runs after {settings['warmup']} of warm-up; "
         f"{settings['sampling']} sampling; {settings['prompt']}"
@@ -87,7 +88,7 @@ def speedup_table(results: Sequence[Result]) -> Table | None:
 
 def _time(figures: dict[str, Figure], name: str) -> str:
     figure = figures.get(name)
-    if figure is None or figure.value is None:
+    if figure is None or figure.value is None or not math.isfinite(figure.value):
         return "-"
     return f"{1000 * figure.value:.3g} ms" if figure.value < 1 else seconds(figure.value)
 

@@ -175,6 +175,6 @@ def _shown(difference: Difference | None, unit: str) -> str:
     if unit in ("ppl", "accuracy", "share"):
         error = "" if difference.stderr is None else f" ±{100 * difference.stderr:.2g}"
         sign = "%" if unit == "ppl" else " points"
-        return f"{mark}{100 * difference.value:+.1f}{sign}{error}"
+        return f"{mark}{100 * difference.value:+z.1f}{sign}{error}"
     error = "" if difference.stderr is None else f" ±{difference.stderr:.2g}"
     return f"{mark}{difference.value:+.3g}{error}"

@@ -11,6 +11,7 @@ from shortstack.artifacts.provenance import versions
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
+from shortstack.recipes.merge import RUN
 from shortstack.recipes.resolve import Reference, Step
 from shortstack.recipes.schema import OUTPUTS, SOURCES
 
@@ -36,7 +37,7 @@ def _identity(step: Step, name: str, value: Any, made: Mapping[str, str]) -> Any
     if isinstance(value, list):
         return [_identity(step, name, part, made) for part in value]
     if isinstance(value, Reference):
-        return made[value.step]
+        return dict(made) if value.step == RUN else made[value.step]
     if not isinstance(value, str) or name in OUTPUTS:
         return value
     parameter = step.command.options[name]

@@ -15,6 +15,7 @@ from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.recipes.cache_keys import model_identity, step_key
+from shortstack.recipes.merge import MODEL, RUN
 from shortstack.recipes.resolve import Recipe, Reference, Step
 from shortstack.recipes.run_folder import RunFolder
 from shortstack.recipes.schema import REFERENCES
@@ -196,7 +197,11 @@ class _Rehearser:
 
     def _needs(self, step: Step) -> set[str]:
         parts = [part for value in step.values.values() for part in (value if isinstance(value, list) else [value])]
-        return {part.step for part in parts if isinstance(part, Reference)} - {"model"}
+        named = {part.step for part in parts if isinstance(part, Reference)} - {MODEL}
+        if RUN in named:
+            order = [one.name for one in self.recipe.steps]
+            named = (named - {RUN}) | set(order[: order.index(step.name)])
+        return named
 
     def _looked_up(self, step: Step) -> dict[str, Any]:
         """A step's values with what they name: a model as the forecast of one (None where it cannot be had), scores and

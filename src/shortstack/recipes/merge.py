@@ -14,6 +14,7 @@ from shortstack.recipes.schema import TOP, unknown
 SHIPPED = Path(__file__).parent / "shipped"
 BASES = SHIPPED / "bases"
 MODEL = "model"  # what `$model` means: the checkpoint that the recipe begins with
+RUN = "run"  # what `$run` means to a report: all that the steps before it left behind
 _LONGEST_CHAIN = 16  # of recipes that extend one another
 _STEP_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _TAKEN = ("logs", "run", "recipe", MODEL)  # names that something else in the run's folder or in recipes has

@@ -1,4 +1,4 @@
-"""The whole way on the small model in the package: info, score, plan, prune, retrain, evaluate, and what it cost."""
+"""The whole way on the small model in the package: info, score, plan, prune, retrain, evaluate, report."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class QuickstartResult(Shown):
     samples: dict[str, str]
     card_ppl: float
     seconds: float
+    report: Path
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -45,6 +46,7 @@ class QuickstartResult(Shown):
             "card_ppl": self.card_ppl,
             "seconds": self.seconds,
             "python": python_name(),
+            "report": str(self.report),
         }
 
     def to_text(self) -> str:
@@ -70,13 +72,15 @@ class QuickstartResult(Shown):
             "",
             *(f"[{name}] {_one_line(text)}" for name, text in self.samples.items()),
             "",
-            f"Everything is in {self.out} ({seconds(self.seconds)}). Now on a checkpoint of your own:",
+            f"Everything is in {self.out} ({seconds(self.seconds)}). The report is {self.report}: open it in a browser.",
+            "Now on a checkpoint of your own:",
             "",
             "  shortstack info MODEL",
             "  shortstack score MODEL --data TEXT --criterion ppl,taylor,magnitude --out scores.json",
             "  shortstack prune MODEL --scores scores.json --criterion ppl --remove 6 --verify --out PRUNED",
             "  shortstack retrain lora PRUNED --data INSTRUCTIONS --out RETRAINED",
-            "  shortstack eval ppl MODEL PRUNED RETRAINED --data OTHER_TEXT",
+            "  shortstack eval ppl MODEL PRUNED RETRAINED --data OTHER_TEXT --out ppl.json",
+            "  shortstack report scores.json ppl.json PRUNED RETRAINED --out report.html",
             "  shortstack recipes                     # the published pipelines, by name",
         ]
         return "\n".join(lines)
@@ -86,7 +90,7 @@ class QuickstartResult(Shown):
 def quickstart(
     *, out: Path = Path("shortstack-quickstart"), force: bool = False, quiet: bool = False
 ) -> QuickstartResult:
-    """Take the small model in the package through info, score, plan, prune, retrain and evaluate. About a minute.
+    """Take the small model in the package through info, score, plan, prune, retrain, evaluate and report. About a minute.
 
     It runs the recipe `quickstart` (`shortstack recipes quickstart` shows it). Retraining is left out where its packages
     are not installed (`pip install 'shortstack[retrain]'`).
@@ -145,6 +149,7 @@ def _found(done: RunResult, seconds_taken: float) -> QuickstartResult:
         samples={name: result.per_item["texts"][0] for name, result in zip(names, samples, strict=True)},
         card_ppl=card_perplexity(),
         seconds=seconds_taken,
+        report=left["report"],
     )
 
 

@@ -13,6 +13,7 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.merge import (
     BASES,
     MODEL,
+    RUN,
     SHIPPED,
     Draft,
     Said,
@@ -26,7 +27,7 @@ from shortstack.registry import Command, Kind
 
 @dataclass(frozen=True)
 class Reference:
-    """What another step leaves behind, or (`step` is `model`) the checkpoint that the recipe begins with."""
+    """What another step leaves behind; `model` is the checkpoint that the recipe begins with, `run` all that steps left."""
 
     step: str
 
@@ -219,6 +220,8 @@ def _completed(
         found = {**found, "base": trained.values["model"]}
     if "models" in options and not found.get("models"):
         found = {"models": [Reference(MODEL), *made], **found}
+    if "sources" in options and not found.get("sources"):
+        found = {"sources": [Reference(RUN)], **found}
     for key, parameter in options.items():
         must_be_said = parameter.default is inspect.Parameter.empty
         if must_be_said and not found.get(key):
@@ -247,6 +250,8 @@ def _value(
 def _referred(step: str, parameter: str, said: Said, name: str, before: Sequence[Step]) -> Reference:
     kinds = REFERENCES[parameter]
     if name == MODEL and "checkpoint" in kinds:
+        return Reference(name)
+    if name == RUN and parameter == "sources":
         return Reference(name)
     earlier = {one.name: one for one in before}
     if name not in earlier:

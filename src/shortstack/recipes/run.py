@@ -18,8 +18,9 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.cache_keys import model_identity, step_key
 from shortstack.recipes.coordination import Team
 from shortstack.recipes.dry_run import Rehearsal, rehearsed
+from shortstack.recipes.merge import MODEL, RUN
 from shortstack.recipes.resolve import Recipe, Reference, Step, resolve
-from shortstack.recipes.run_folder import RunFolder
+from shortstack.recipes.run_folder import RunFolder, command_line
 from shortstack.recipes.schema import OUTPUTS, REFERENCES, unknown
 from shortstack.runtime.atomic_output import absolute, locked, write_json
 from shortstack.runtime.devices import DType
@@ -224,6 +225,7 @@ class _Runner:
             )
         self.progress.say(f"{says}: {step.command.summary}")
         self.folder.begin(self.recipe, step, key)
+        self.folder.note(step, command=command_line(self.recipe, step))
         self.team.tell("together" if step.command.parallel else "alone")
         if step.command.parallel:
             self.team.gather()
@@ -283,8 +285,10 @@ def call_values(recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, a
 
 def _path_of(recipe: Recipe, folder: RunFolder, reference: Reference, option: str) -> str:
     """Where what an option refers to lies."""
-    if reference.step == "model":
+    if reference.step == MODEL:
         return recipe.model
+    if reference.step == RUN:
+        return str(folder.path)
     made_by = next(step for step in recipe.steps if step.name == reference.step)
     places = made_by.command.makes_with(made_by.values)
     inside = next((places[kind] for kind in REFERENCES[option] if kind in places), "")

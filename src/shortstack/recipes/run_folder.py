@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from shortstack.common.json_fields import differences
 from shortstack.common.json_text import json_text, read_json
+from shortstack.common.options import option_text
 from shortstack.errors import ShortstackError
 from shortstack.recipes.cache_keys import output_identity
-from shortstack.recipes.resolve import Recipe, Step
+from shortstack.recipes.merge import MODEL, RUN
+from shortstack.recipes.resolve import Recipe, Reference, Step
+from shortstack.recipes.schema import OUTPUTS, REFERENCES
 from shortstack.runtime.atomic_output import write_file, write_json
 
 RUN_FILE = "run.json"
+_STEERING = ("fresh",)  # how a run goes, and not what is made
 # What became of a step in earlier runs: nothing, begun, done, or either of the two with other settings than now.
 Standing = Literal["new", "begun", "done", "other"]
 SCHEMA = 1
@@ -118,3 +123,34 @@ class RunFolder:
         if changed:
             return "other", changed
         return ("done" if is_done else "begun"), []
+
+
+def command_line(recipe: Recipe, step: Step) -> str:
+    """A step as the command that does the same, where the run's folder is the working folder."""
+    made = {one.name: one.command.makes_with(one.values) for one in recipe.steps}
+
+    def word(name: str, value: Any) -> str:
+        if isinstance(value, Reference):
+            if value.step in (MODEL, RUN):
+                return shlex.quote(recipe.model if value.step == MODEL else ".")
+            places = made[value.step]
+            inside = next((places[kind] for kind in REFERENCES[name] if kind in places), "")
+            return shlex.quote(str(PurePosixPath(value.step) / inside))
+        return shlex.quote(f"{step.name}/{value}" if name in OUTPUTS else str(value))
+
+    words, options = ["shortstack", *step.command.name.split()], []
+    for name, value in step.values.items():
+        option = step.command.options[name]
+        if name in _STEERING or value is None or (value is False and option.default is False):
+            continue
+        if option.positional:
+            words += [word(name, part) for part in (value if isinstance(value, list) else [value])]
+        elif isinstance(value, bool):
+            options.append(option_text(name, value))
+        else:
+            parts = value if isinstance(value, list) else [value]
+            options.append(f"--{name.rstrip('_').replace('_', '-')} {','.join(word(name, part) for part in parts)}")
+    if "out" in step.command.options:
+        inside = next(iter(step.command.makes.values()), f"{step.command.name}.json")
+        options.append(f"--out {shlex.quote(str(PurePosixPath(step.name) / inside))}")
+    return " ".join([*words, *options])

@@ -33,6 +33,7 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "plan": ("plan",),
     "offline": ("teacher logits",),
     "results": ("results",),
+    "sources": ("checkpoint", "scores", "plan", "results"),  # and `$run`: all that is there
 }
 # Options that name models or texts, besides those that are annotated as paths.
 SOURCES = {"model", "models", "base", "teacher", "dense", "draft", "data", "eval_data"}
