@@ -94,7 +94,7 @@ def test_every_example_of_the_help(hub: Path) -> None:
     """In the order of the table, each on what the ones before it left."""
     left_out: dict[str, str] = {}
     for verb, entry in COMMANDS.items():
-        if verb != "quickstart":  # run by tests/recipes/test_quickstart.py
+        if verb not in ("quickstart", "demo"):  # run by tests/recipes/test_quickstart.py, tests/demo/test_app.py
             run_command(entry.example, f"example of {verb}", left_out)
     if left_out:
         pytest.skip(f"packages are missing for: {'; '.join(left_out.values())}")
@@ -103,11 +103,12 @@ def test_every_example_of_the_help(hub: Path) -> None:
 def test_commands_that_are_not_run_are_few() -> None:
     """A mark is for what a test cannot run, not for what it would be a bother to."""
     marked = [(page.name, block.body) for page in PAGES for block in blocks(page) if block.reason is not None]
-    assert len(marked) <= 14
+    assert len(marked) <= 16
     for _, body in marked:
         first = body.split()[0]
         whole = "shortstack quickstart" in body or "run quickstart" in body or "../shared" in body
-        assert whole or first in ("pip", "make", "torchrun", "vllm", "python"), body
+        served = "shortstack demo" in body  # until it is interrupted; tests/demo runs it
+        assert whole or served or first in ("pip", "make", "torchrun", "vllm", "python"), body
 
 
 def test_no_command_hides_in_an_indented_block() -> None:

@@ -146,16 +146,6 @@ def _imported(where: str) -> Callable[..., Any]:
 
 _ROWS = [
     Command(
-        "demo",
-        "shortstack.demo.app:demo",
-        "Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.",
-        "shortstack demo embedded pruned --scores scores.json",
-        api="serve_demo",
-        step=False,
-        needs=("gradio",),
-        extra="demo",
-    ),
-    Command(
         "quickstart",
         "shortstack.recipes.quickstart:quickstart",
         "Take the small model in the package through info, score, plan, prune, retrain, evaluate and report.",
@@ -375,6 +365,16 @@ _ROWS = [
         "Push a checkpoint that shortstack made to the hub; without --yes only show what would be pushed.",
         "shortstack push PRUNED org/name",
         step=False,
+    ),
+    Command(
+        "demo",
+        "shortstack.demo.app:demo",
+        "Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.",
+        "shortstack demo embedded pruned --scores scores.json",
+        api="serve_demo",
+        step=False,
+        needs=("gradio",),
+        extra="demo",
     ),
     Command(
         "run",
