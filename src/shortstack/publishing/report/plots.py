@@ -207,7 +207,9 @@ def speedup_points(results: Sequence[Result]) -> Points | None:
             noise = None if figure.stderr is None else abs(figure.value - 1) <= half
             label = result.model if part == "latency" else f"  {name}"
             text, ideal = f"{figure.value:.2f}x", _value(result, f"{part}_ideal")
-            group = groups.setdefault(str(result.data.get("source", "")), [])
+            of = result.settings
+            heading = f"{of['engine']}, batch {of['batch']}, {of['prompt_tokens']} + {of['new_tokens']} tokens"
+            group = groups.setdefault(heading, [])
             group.append(Point(label, text, figure.value, half, noise, ideal))
     if not groups:
         return None
