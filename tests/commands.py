@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.cli.app import run
-from shortstack.registry import COMMANDS
+from shortstack.registry import COMMANDS, GROUPS
 
 _FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*) -->\n)?```(?P<kind>\w+)?(?P<more>[^\n]*)\n(?P<body>.*?)\n```", re.DOTALL
@@ -103,13 +103,15 @@ def run_command(command: str, place: str, left_out: dict[str, str]) -> bool:
     argv = shlex.split(command, comments=True)
     assert argv[0] == "shortstack", f"{place}: {command}: mark the block with <!-- not run: why -->"
     arguments = argv[1:]
-    verb = " ".join(arguments[:2]) if arguments[0] in ("retrain", "eval") else arguments[0]
+    verb = " ".join(arguments[:2]) if arguments[0] in GROUPS else arguments[0]
     out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
     if COMMANDS[verb].missing or left_out.keys() & set(arguments):
         left_out[out or command] = command
         return False
     if out is not None and verb.startswith(("prune", "retrain", "merge", "teach", "quantize")):
         shutil.rmtree(out, ignore_errors=True)  # pages use the same names
+    if out is not None and verb.startswith("export"):
+        Path(out).unlink(missing_ok=True)
     code = run(_shortened(verb, arguments))
     assert code == 0, f"{place}: {command}: exit code {code}"
     return True

@@ -15,6 +15,7 @@ from shortstack.registry import COMMANDS
 from tests import pico
 from tests.commands import blocks, run_command, run_document
 from tests.hub_server import serving
+from tests.publishing.export import fake
 from tests.recipes import material
 from tests.retraining.material import instructions, texts
 from tests.retraining.test_hub_datasets import parquet
@@ -67,6 +68,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with serving(repositories) as (endpoint, _), pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
+        # llama.cpp's converter is a program of its own: a small one stands for it.
+        patch.setenv("PATH", str(fake.converter(folder / "bin").parent), prepend=os.pathsep)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "ENDPOINT", endpoint)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")

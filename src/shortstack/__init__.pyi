@@ -38,6 +38,9 @@ from shortstack.pruning.plan import plan as plan
 from shortstack.pruning.prune import PruneResult as PruneResult
 from shortstack.pruning.prune import prune as prune
 from shortstack.publishing.card import card as card
+from shortstack.publishing.export.gguf import export_gguf as export_gguf
+from shortstack.publishing.export.mergekit import export_mergekit as export_mergekit
+from shortstack.publishing.export.prune_layers import export_prune_layers as export_prune_layers
 from shortstack.publishing.push import push as push
 from shortstack.publishing.report.report import report as report
 from shortstack.quantization.quantize import quantize as quantize

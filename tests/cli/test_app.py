@@ -82,6 +82,10 @@ FROZEN = {
         "--device --fresh --trust-remote-code --allow-links --quiet"
     ),
     "agree": "--criterion --remove --plus --no-plus --out",
+    "export gguf": "--out --type --converter --converter-python --time-limit --force --trust-remote-code --allow-links "
+    "--quiet",
+    "export mergekit": "--out --plan --dense --force --allow-links --quiet",
+    "export prune-layers": "--out --plan --dense --force --allow-links --quiet",
     "run": "--model --out --set --from --dry-run --dtype --device --force --quiet",
     "recipes": "",
     "demo": (

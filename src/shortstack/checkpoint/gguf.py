@@ -38,6 +38,11 @@ class GgufTensor:
     kind: int
     start: int
 
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
 
 class Gguf:
     """An opened GGUF file.
@@ -85,7 +90,7 @@ class Gguf:
                 f"{self.place}: tensor {name!r} has GGML type {tensor.kind}, which is not read here",
                 hint=f"types {', '.join(map(str, sorted(_LAYOUTS)))} are: F32, F16, Q4_0, Q4_1, Q8_0, BF16",
             )
-        layout, numel = _LAYOUTS[tensor.kind], math.prod(tensor.shape)
+        layout, numel = _LAYOUTS[tensor.kind], tensor.numel
         if numel % layout.weights:
             raise ShortstackError(
                 f"{self.place}: tensor {name!r} of shape {list(tensor.shape)} is no whole number of blocks of "
@@ -97,6 +102,17 @@ class Gguf:
             self._position = tensor.start
         raw = np.frombuffer(self._take(numel // layout.weights * layout.nbytes), dtype=np.uint8)
         return layout.read(raw).reshape(tensor.shape)
+
+    def nbytes(self, name: str) -> int | None:
+        """Bytes of a tensor; None where it is stored in a type that is not read here."""
+        tensor = self.tensors[name]
+        layout = _LAYOUTS.get(tensor.kind)
+        return None if layout is None else tensor.numel // layout.weights * layout.nbytes
+
+    def missing_bytes(self, length: int) -> int:
+        """How many bytes of its tensors a file of this length lacks."""
+        ends = (tensor.start + (self.nbytes(name) or 0) for name, tensor in self.tensors.items())
+        return max(0, max(ends, default=0) - length)
 
     def _take(self, nbytes: int) -> bytes:
         data = self._stream.read(nbytes)
@@ -143,6 +159,13 @@ class Gguf:
             raise ShortstackError(
                 f"{self.place}: a {what} of {length} parts near byte {self._position}", hint="download it again"
             )
+
+
+def read_plain(dtype: str, raw: bytes | bytearray) -> Floats:
+    """Numbers that are stored plainly, as float32: dtype `F32`, `F16` or `BF16`."""
+    import numpy as np
+
+    return {"F32": _f32, "F16": _f16, "BF16": _bf16}[dtype](np.frombuffer(raw, dtype=np.uint8))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from shortstack.registry import COMMANDS, Command, Kind
 # What a run decides, or a user on the command line, and never a file that came from somewhere else.
 NOT_IN_RECIPES = {
     "out", "force", "quiet", "dry_run", "restart", "weights_only_resume", "trust_remote_code", "allow_links",
-    "engine_python", "engine_binary", "engine_args",  # programs of this machine
+    "engine_python", "engine_binary", "engine_args", "converter", "converter_python",  # programs of this machine
 }  # fmt: skip
 # Options that take what an earlier step left behind, as `$step`, and which kind of it.
 REFERENCES: dict[str, tuple[Kind, ...]] = {

@@ -189,6 +189,57 @@ def write_json(path: Path, record: Any) -> None:
     write_file(path, (json_text(record, indent=1) + "\n").encode())
 
 
+@contextlib.contextmanager
+def published_file(
+    output: str | Path, *, inputs: Sequence[Path] = (), nbytes: int = 0, force: bool = False
+) -> Iterator[Path]:
+    """Give the path of a file to write, which becomes `output` when the body ends well, and vanishes when it does not.
+
+    It lies in a folder of its own: whatever else is written there goes with it.
+
+    Args:
+        output: the file to make.
+        inputs: directories that must not be touched.
+        nbytes: what will be written, to fail before the work rather than after it.
+        force: replace an existing file.
+
+    Raises:
+        ShortstackError: the output may not be written there, or another process is writing it.
+    """
+    target = absolute(output)
+    try:
+        check_new_file(target, inputs=inputs, force=force)
+        with locked(target):
+            _remove_stale(target)
+            _check_space(target.parent, nbytes)
+            stage = target.parent / f".{target.name}.shortstack-stage-{os.getpid()}"
+            stage.mkdir()
+            try:
+                made = stage / f"output{target.suffix}"
+                yield made
+                _sync(made)
+                check_new_file(target, inputs=inputs, force=force)  # it may have appeared meanwhile
+                made.replace(target)
+                _sync(target.parent)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise _explained(target, error) from error
+
+
+def check_new_file(output: str | Path, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
+    """Fail now where a file may not be made, or would replace another that was not to be replaced.
+
+    Raises:
+        ShortstackError: it lies inside an input, exists already, or cannot be written there.
+    """
+    target = absolute(output)
+    _refuse_inputs(target, inputs)
+    check_writable_file(target)
+    if os.path.lexists(target) and not force:
+        raise ShortstackError(f"{target}: exists already", hint="choose another --out, or --force to replace it")
+
+
 def check_writable_file(path: Path) -> None:
     """Fail now rather than after the work when a file could not be written."""
     if path.is_dir():
@@ -198,7 +249,8 @@ def check_writable_file(path: Path) -> None:
         raise ShortstackError(f"{path}: cannot be written there ({parent} is not a writable directory)")
 
 
-def _refuse_unsafe(target: Path, inputs: Sequence[Path], force: bool) -> None:
+def _refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
+    """Refuse an output that is an input, or lies inside one or a hub cache."""
     real = Path(os.path.realpath(target))
     for source in inputs:
         real_source = Path(os.path.realpath(source))
@@ -207,6 +259,10 @@ def _refuse_unsafe(target: Path, inputs: Sequence[Path], force: bool) -> None:
             raise ShortstackError(f"{target}: {where}, which is never touched", hint="choose another --out")
     if "snapshots" in real.parts and any(part.startswith("models--") for part in real.parts):
         raise ShortstackError(f"{target}: lies in a hub cache", hint="choose another --out")
+
+
+def _refuse_unsafe(target: Path, inputs: Sequence[Path], force: bool) -> None:
+    _refuse_inputs(target, inputs)
     if not os.path.lexists(target):
         return
     if not target.is_dir():

