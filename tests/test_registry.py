@@ -178,3 +178,11 @@ def test_whatever_takes_a_model_can_follow_links(name: str) -> None:
     takes_a_model = {"model", "models", "teacher", "adapter"} & {one.name for one in options.values() if one.positional}
     recipes_decide = "recipe" in options
     assert not takes_a_model or recipes_decide or "allow_links" in options, f"{name} takes a model, but no allow_links"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_function_of_a_command_is_a_stage(name: str) -> None:
+    """Without `@stage` its options are not checked when Python calls it."""
+    assert hasattr(COMMANDS[name].stage, "__wrapped__"), (
+        f"{name}: decorate its function with @stage (common/options.py)"
+    )

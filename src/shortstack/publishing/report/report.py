@@ -10,6 +10,7 @@ from typing import Any
 from shortstack.baselines.figures import published_result
 from shortstack.common.extras import need_packages
 from shortstack.common.formatting import size
+from shortstack.common.options import stage
 from shortstack.common.shown import Shown
 from shortstack.errors import UsageError
 from shortstack.runtime.atomic_output import check_writable_file, write_file
@@ -60,6 +61,7 @@ class WrittenReport(Shown):
         return "\n".join(lines)
 
 
+@stage
 def report(
     *sources: Path, out: Path | None = None, png: Path | None = None, published: str | None = None
 ) -> WrittenReport:
