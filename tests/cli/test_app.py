@@ -44,7 +44,8 @@ EVALUATING = "--batch --dtype --device --fresh --trust-remote-code --quiet "
 # The flags are promised (design): a name that changes breaks scripts.
 FROZEN = {
     "retrain lora": TRAINING + "--data --out --rank --alpha --dropout --lr --epochs --tokens --batch --micro-batch "
-    "--cutoff --warmup --group-by-length --merge --no-merge --load-in-4bit",
+    "--cutoff --warmup --group-by-length --merge --no-merge --load-in-4bit --target-modules --prompt-template --instruction "
+    "--no-instruction --train-on-inputs --no-train-on-inputs --add-eos --no-add-eos",
     "retrain cpt": TRAINING + "--data --out --train --tokens --seq-len --lr --weight-decay --batch --micro-batch "
     "--warmup --isolate-documents",
     "retrain distill": TRAINING + "--out --teacher --data --offline --train --temperature --kl-weight --loss-weight "
@@ -67,11 +68,11 @@ FROZEN = {
     "--force --allow-nonfinite --quiet",
     "quantize": "--out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
     "--chat-template --eval-data --device --force --trust-remote-code --allow-links --quiet",
-    "eval ppl": EVALUATING + "--data --data-dir --seq-len --out",
+    "eval ppl": EVALUATING + "--data --data-dir --seq-len --out --csv",
     "eval zeroshot": EVALUATING + "--tasks --tasks-dir --limit --num-fewshot --out --csv",
     "eval generation": EVALUATING + "--prompts --new-tokens --probes --dense --seed --out",
-    "eval samples": EVALUATING + "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out",
-    "eval all": EVALUATING + "--data --data-dir --seq-len --tasks --tasks-dir --limit --dense --seed --out",
+    "eval samples": EVALUATING + "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out --csv",
+    "eval all": EVALUATING + "--data --data-dir --seq-len --tasks --tasks-dir --limit --dense --seed --out --csv",
     "compare": "--base --published --out",
     "card": "--base-model --license --eval-results --force --quiet",
     "push": "--yes --public --quick --force --quiet",

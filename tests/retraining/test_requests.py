@@ -93,6 +93,14 @@ NONSENSE: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"rank": 0}, "--rank 0: expected at least 1"),
     ("lora", {"alpha": 0.0}, "--alpha 0.0: expected"),
     ("lora", {"dropout": 1.0}, "--dropout 1.0: expected"),
+    ("lora", {"target_modules": "q_proj,,v_proj"}, "--target-modules 'q_proj,,v_proj': expected names"),
+    ("lora", {"target_modules": "q_porj"}, "--target-modules q_porj: .* has no such linear layer in its blocks"),
+    ("lora", {"prompt_template": "nowhere.json"}, "--prompt-template nowhere.json: neither a template nor a file"),
+    (
+        "lora",
+        {"prompt_template": "x.json", "instruction": False},
+        "--prompt-template x.json --no-instruction: the one asks",
+    ),
 ]
 IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("offline", {"seq_len": 64}, "--seq-len 64: no effect with --offline"),
@@ -106,6 +114,13 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"merge": False, "save_dtype": "float16"}, "--save-dtype float16: no effect with --no-merge"),
     ("distill", {"data": "rows", "isolate_documents": False}, "--no-isolate-documents: no effect on rows"),
     ("lora", {"data": "text", "group_by_length": True}, "--group-by-length: no effect on text"),
+    (
+        "lora",
+        {"data": "text", "instruction": False, "train_on_inputs": True},
+        "--no-instruction, --train-on-inputs: no effect",
+    ),
+    ("lora", {"data": "text", "add_eos": False}, "--no-add-eos: no effect on .*text"),
+    ("distill", {"target_modules": "q_proj"}, "--target-modules q_proj: no effect with --train all"),
     ("cpt", {"eval_windows": 3}, "--eval-windows 3: no effect without --eval-data"),
     ("cpt", {"restart": True, "weights_only_resume": True}, "--weights-only-resume: no effect with --restart"),
 ]

@@ -167,6 +167,35 @@ def test_another_run_is_refused_with_what_differs(
     assert step["forced"] == ["hyperparameters.learning_rate was 0.01, now 0.02"]
 
 
+@pytest.mark.fault(69)
+def test_rows_that_become_other_text_are_another_run(
+    retrained: Retrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same file of a template is another one once its text has changed."""
+    own = tmp_path / "own.json"
+    own.write_text('{"prompt_input": "{instruction} {input}: ", "prompt_no_input": "{instruction}: "}')
+    out, asked = tmp_path / "out", {"prompt_template": str(own), "target_modules": "q_proj,v_proj"}
+    with monkeypatch.context() as patch:
+        cut_off_at(patch, 2)
+        with pytest.raises(CutOffError):
+            retrained("lora", out, **asked)
+    with pytest.raises(ShortstackError, match=r"hyperparameters.prompt.train_on_inputs was False, now True"):
+        retrained("lora", out, **asked, train_on_inputs=True)
+    with pytest.raises(ShortstackError, match=r"hyperparameters.lora.target_modules was q_proj,v_proj, now q_proj"):
+        retrained("lora", out, **{**asked, "target_modules": "q_proj"})
+    text = own.read_text()
+    own.write_text(text.replace("}: ", "}? "))
+    with pytest.raises(ShortstackError, match=r"hyperparameters.prompt.template"):
+        retrained("lora", out, **asked)
+    own.write_text(text)
+    retrained("lora", out, **asked)
+    chosen = json.loads((out / "adapter/adapter_config.json").read_text())["target_modules"]
+    assert sorted(chosen) == ["q_proj", "v_proj"]
+    record = json.loads((out / "shortstack.json").read_text())["steps"][-1]["hyperparameters"]
+    assert record["prompt"]["template"]["without_input"] == "{instruction}: "
+    assert record["lora"]["target_modules"] == "q_proj,v_proj"
+
+
 def test_an_interrupt_says_what_comes_next(
     retrained: Retrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

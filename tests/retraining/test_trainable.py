@@ -53,6 +53,34 @@ def test_the_projections_of_a_family(family: str, built: Built) -> None:
     assert without_adapter(adapted, checkpoint) == ""
 
 
+@pytest.mark.parametrize(
+    ("asked", "adapted"),
+    [
+        ("q_proj,v_proj", {"self_attn.q_proj", "self_attn.v_proj"}),
+        ("self_attn.o_proj", {"self_attn.o_proj"}),
+        ("5.mlp.up_proj,k_proj", {"mlp.up_proj", "self_attn.k_proj"}),
+    ],
+)
+def test_the_layers_that_get_an_adapter_are_those_that_were_named(asked: str, adapted: set[str], built: Built) -> None:
+    model, checkpoint = pico.load(built("llama")), tiny.open_checkpoint(built("llama"))
+    model = with_adapter(model, checkpoint, LoRA(target_modules=asked))
+    found = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {name.partition(".layers.")[2].split(".lora_")[0].partition(".")[2] for name in found} == adapted
+    up = [name for name in found if "up_proj" in name]
+    assert all(".layers.5." in name for name in up), "a name with a block's number means that block alone"
+
+
+@pytest.mark.parametrize("asked", ["q_porj", "lm_head", "proj", "mlp.q_proj"])
+def test_a_target_module_that_no_layer_is(asked: str, built: Built) -> None:
+    model, checkpoint = pico.load(built("llama")), tiny.open_checkpoint(built("llama"))
+    with pytest.raises(UsageError, match=f"--target-modules {asked}: .* has no such linear layer") as error:
+        with_adapter(model, checkpoint, LoRA(target_modules=f"v_proj,{asked}"))
+    assert "q_proj" in error.value.hint
+    for broken in ("", "q_proj,", "q_proj,q_proj", "q_proj, v_proj"):
+        with pytest.raises(UsageError, match="--target-modules .*: expected names separated by commas, each once"):
+            LoRA(target_modules=broken)
+
+
 def test_the_router_of_a_mixture_is_left_alone(built: Built) -> None:
     model, checkpoint = pico.load(built("mixtral")), tiny.open_checkpoint(built("mixtral"))
     found = {name.rpartition(".")[2] for name in projections(model, checkpoint)}

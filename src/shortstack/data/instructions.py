@@ -17,6 +17,7 @@ from shortstack.common.progress import Progress
 from shortstack.data.answers import IGNORED, labelled, labelled_chat
 from shortstack.data.chats import CHAT_FIELDS, chat_of, is_chat, rendered
 from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
+from shortstack.data.row_prompt import AS_PUBLISHED, PromptRule
 from shortstack.data.sources import file_rows, row_text
 from shortstack.data.tokenizer import check_ids, end_of_text, open_ids
 from shortstack.errors import ShortstackError
@@ -33,18 +34,7 @@ _ASKED = ("instruction", "question", "query", "prompt")
 _GIVEN = ("input", "context")
 _ANSWERED = ("output", "response", "answer", "completion")
 _ALPACA = (_ASKED[0], _GIVEN[0], _ANSWERED[0])
-
-# The Alpaca prompt (tatsu-lab/stanford_alpaca, Apache-2.0), which the published models were trained and are prompted with.
-_PROMPT_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-_PROMPT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
+_JOINED = ("prompt", "completion")  # joined as they stand
 
 
 @dataclass(frozen=True)
@@ -143,15 +133,17 @@ def read_instructions(
     tokenizer: PreTrainedTokenizerBase,
     *,
     cutoff: int,
+    prompt: PromptRule = AS_PUBLISHED,
     embedding_rows: int | None = None,
     progress: Progress | None = None,
 ) -> ExampleSet:
-    """Tokenize every row of a source, with the loss on the response alone.
+    """Tokenize every row of a source, with the loss on the response alone unless `prompt` counts all.
 
     Args:
         source: a file, a folder or a hub set of rows with `instruction` (`input`) `output`, or with `messages`.
         tokenizer: of the model that is trained.
         cutoff: tokens after which a row is cut off.
+        prompt: what stands around an instruction, and what the loss counts.
         embedding_rows: of the model: larger token ids are refused.
         progress: reports which files of a folder are read.
 
@@ -168,7 +160,9 @@ def read_instructions(
             digest.update(json_text(found, sort_keys=True, default=str).encode())
             where, row = f"{file}, {place}", _as_object(file, place, found)
             form = form or (_form(where, row, tokenizer) if not examples else "")
-            ids, labels = _labelled(where, row, tokenizer, cutoff)
+            if not (examples or empty or unanswered):
+                prompt.refuse_idle(source, _prompt_kind(row))
+            ids, labels = _labelled(where, row, tokenizer, cutoff, prompt)
             check_ids(tokenizer, ids, embedding_rows, where)
             example = Example(ids[:cutoff], labels[:cutoff])
             truncated += len(ids) > cutoff
@@ -251,20 +245,42 @@ def _form(place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
     return "" if plain else f"read: {read}" + (f"; not used: {', '.join(unused)}" if unused else "")
 
 
+def _prompt_kind(row: Mapping[str, Any]) -> str:
+    """What a row is to `PromptRule`."""
+    if is_chat(row):
+        return "chats"
+    names = _fields(row)
+    return "joined" if names is not None and (names[0], names[2]) == _JOINED else "instructions"
+
+
 def _labelled(
-    place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cutoff: int
+    place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cutoff: int, prompt: PromptRule
 ) -> tuple[list[int], list[int]]:
     """(token ids, labels) of a row; nothing, or no labels, where it has no answer."""
+    ids, labels = _answer_labelled(place, row, tokenizer, cutoff, prompt)
+    trains_all = prompt.train_on_inputs and any(label != IGNORED for label in labels)
+    return ids, list(ids) if trains_all else labels
+
+
+def _answer_labelled(
+    place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, cutoff: int, prompt: PromptRule
+) -> tuple[list[int], list[int]]:
+    """(token ids, labels) of a row, with the loss on the answer."""
     if is_chat(row):
         return labelled_chat(chat_of(place, row), tokenizer)
     names = _fields(row) if _is_instruction(row) else None
     if names is None:
         raise ShortstackError(f"{place}: a row of text among rows of instructions", hint="keep one kind per source")
-    return _instruction(place, row, names, tokenizer, cutoff)
+    return _instruction(place, row, names, tokenizer, cutoff, prompt)
 
 
 def _instruction(
-    place: str, row: Mapping[str, Any], names: tuple[str, str, str], tokenizer: PreTrainedTokenizerBase, cutoff: int
+    place: str,
+    row: Mapping[str, Any],
+    names: tuple[str, str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    cutoff: int,
+    prompt: PromptRule,
 ) -> tuple[list[int], list[int]]:
     """Prompt, response, and the end of text where that fits, tokenized together."""
     asked, given, answered = names
@@ -273,15 +289,13 @@ def _instruction(
             raise ShortstackError(
                 f"{place}: {name} is {row.get(name)!r:.60}, expected a string", hint="correct the row"
             )
-    if (asked, answered) == ("prompt", "completion"):
-        prompt = str(row[asked])
+    if (asked, answered) == _JOINED:
+        before, text = row[asked], row[asked] + row[answered]
     else:
-        template = _PROMPT_WITH_INPUT if row.get(given) else _PROMPT
-        prompt = template.format_map({"instruction": row[asked], "input": row.get(given)})
-    text = prompt + row[answered]
-    spans = [(len(prompt), text)] if row[answered].strip() else []
+        before, text = prompt.prompt_and_text(row[asked], row.get(given) or "", row[answered])
+    spans = [(len(before), text)] if row[answered].strip() else []
     ids, labels = labelled(text, spans, lambda part: open_ids(tokenizer, part))
-    end = end_of_text(tokenizer)
+    end = end_of_text(tokenizer) if prompt.add_eos else []
     if spans and len(ids) < cutoff and ids[-1:] != end:
         ids, labels = [*ids, *end], [*labels, *end]
     return ids, labels

@@ -16,6 +16,7 @@ from shortstack.common.progress import Progress
 from shortstack.data.collators import Batch, Examples, Order, Shares, StepSampler, collated
 from shortstack.data.instructions import kind_of, read_instructions, split_off
 from shortstack.data.packing import Encoder, PackedStream, Packing
+from shortstack.data.row_prompt import AS_PUBLISHED, PromptRule
 from shortstack.data.text_stream import open_texts
 from shortstack.data.tokenizer import padding_id
 from shortstack.errors import ShortstackError, UsageError
@@ -166,6 +167,7 @@ class FeedOptions:
         isolated: attention stays within a document.
         group_by_length: rows of like length share a batch.
         embedding_rows: of the model: a row with a larger token id is refused.
+        prompt: what stands around an instruction, and what the loss counts.
     """
 
     seq_len: int = 2048
@@ -174,6 +176,7 @@ class FeedOptions:
     isolated: bool = True
     group_by_length: bool = False
     embedding_rows: int | None = None
+    prompt: PromptRule = AS_PUBLISHED
 
 
 _OPTIONS = FeedOptions()
@@ -201,9 +204,12 @@ def open_feed(
     if not is_text and not options.isolated:
         raise UsageError(f"--no-isolate-documents: no effect on rows ({source}), which are not packed")
     if is_text:
+        options.prompt.refuse_idle(source, "text")
         encoder = Encoder(tokenizer, embedding_rows)
         return _text_feed(source, encoder, options, progress)
-    found = read_instructions(source, tokenizer, cutoff=seq_len, embedding_rows=embedding_rows, progress=progress)
+    found = read_instructions(
+        source, tokenizer, cutoff=seq_len, prompt=options.prompt, embedding_rows=embedding_rows, progress=progress
+    )
     progress.say(found.to_text())
     # No closure: processes that are started afresh (macOS) are sent it.
     make = functools.partial(collated, pad=padding_id(tokenizer, embedding_rows))

@@ -13,7 +13,7 @@ from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.recipes.merge import RUN
 from shortstack.recipes.resolve import Reference, Step
-from shortstack.recipes.schema import OUTPUTS, SOURCES
+from shortstack.recipes.schema import CONTENTS, OUTPUTS, SOURCES
 
 _HASHED_WHOLE = 1 << 30  # bytes; of a larger file, both ends, its size and its time of change
 _END = 1 << 20
@@ -41,7 +41,7 @@ def _identity(step: Step, name: str, value: Any, made: Mapping[str, str]) -> Any
     if not isinstance(value, str) or name in OUTPUTS:
         return value
     parameter = step.command.options[name]
-    if name in ("data", "eval_data"):
+    if name in CONTENTS:
         return [_text_identity(part) for part in value.split(",")]
     if name in SOURCES:
         return model_identity(value)

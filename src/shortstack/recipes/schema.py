@@ -35,8 +35,9 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "results": ("results",),
     "sources": ("checkpoint", "scores", "plan", "results"),  # and `$run`: all that is there
 }
-# Options that name models or texts, besides those that are annotated as paths.
-SOURCES = {"model", "models", "base", "teacher", "dense", "draft", "data", "eval_data"}
+# Options that may name a file or folder, besides those that are annotated as paths: models, and what is known by content.
+CONTENTS = {"data", "eval_data", "prompt_template"}
+SOURCES = {"model", "models", "base", "teacher", "dense", "draft", *CONTENTS}
 # Paths that a stage writes besides OUT: they lie in the step's own folder.
 OUTPUTS = {"csv", "plot"}
 # Keys of a recipe, and of a step besides its stage's parameters, with what they mean.

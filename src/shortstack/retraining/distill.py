@@ -128,7 +128,7 @@ def _refuse_idle(
     if train == "lora":
         refuse_idle(steps, ["weight_decay"], "with --train lora")
     else:
-        refuse_idle(lora, ["rank", "alpha", "dropout"], f"with --train {train}: there is no adapter")
+        refuse_idle(lora, ["rank", "alpha", "dropout", "target_modules"], f"with --train {train}: there is no adapter")
 
 
 def _check_source(teaching: Teaching, data: Any) -> None:

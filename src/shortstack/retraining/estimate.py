@@ -66,7 +66,7 @@ def estimate_training(values: Mapping[str, Any]) -> Estimate:
     if model is None:
         return Estimate("checkpoint")
     is_lora = values.get("train") == "lora"
-    trained = _adapter_parameters(model, values.get("rank", LoRA.rank)) if is_lora else model.parameters
+    trained = _adapter_parameters(model, values) if is_lora else model.parameters
     makes = f"{len(model.kept)} blocks, {count(model.parameters)} parameters"
     return Estimate(makes, model.nbytes, _SAVED_STATES * _STATE_BYTES * trained, model)
 
@@ -76,7 +76,7 @@ def estimate_lora(values: Mapping[str, Any]) -> Estimate:
     estimate = estimate_training({**values, "train": "lora"})
     if estimate.forecast is None or values.get("merge", True):
         return estimate
-    trained = _adapter_parameters(estimate.forecast, values.get("rank", LoRA.rank))
+    trained = _adapter_parameters(estimate.forecast, values)
     return Estimate(f"an adapter of {count(trained)} parameters", 4 * trained, estimate.temporary_nbytes)
 
 
@@ -103,10 +103,12 @@ def _stored(model: Forecast | None, values: Mapping[str, Any]) -> Forecast | Non
     return dataclasses.replace(model, stored=_STORED_BYTES[dtype])
 
 
-def _adapter_parameters(model: Forecast, rank: int) -> int:
-    """Of rank-r factors beside every matrix of the blocks that stay."""
+def _adapter_parameters(model: Forecast, values: Mapping[str, Any]) -> int:
+    """Of factors beside every chosen matrix of the blocks that stay."""
+    lora = LoRA(rank=values.get("rank", LoRA.rank), target_modules=values.get("target_modules"))
     blocks = [model.checkpoint.blocks[position] for position in model.kept]
-    return sum(rank * sum(tensor.shape) for block in blocks for tensor in block if len(tensor.shape) == 2)
+    matrices = [tensor for block in blocks for tensor in block if len(tensor.shape) == 2]
+    return sum(lora.rank * sum(tensor.shape) for tensor in matrices if lora.adapts(tensor.name.removesuffix(".weight")))
 
 
 def measured_estimate(

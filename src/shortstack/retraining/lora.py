@@ -8,12 +8,13 @@ from typing import Any
 
 from shortstack.common.extras import need_packages
 from shortstack.common.options import records_of, refuse_idle, stage
+from shortstack.data.row_prompt import PromptOptions
 from shortstack.retraining.estimate import check_steps, check_training
-from shortstack.retraining.options import Hyperparameters, LoRA, RowSteps, TrainingOptions, parse_tokens
+from shortstack.retraining.options import AdapterUse, Hyperparameters, LoRA, RowSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
-_LORA, _STEPS, _DEFAULTS = LoRA(), RowSteps(), TrainingOptions()
+_LORA, _USE, _PROMPT, _STEPS, _DEFAULTS = LoRA(), AdapterUse(), PromptOptions(), RowSteps(), TrainingOptions()
 
 
 @stage
@@ -23,9 +24,9 @@ def retrain_lora(
     data: str,
     out: Path,
     lora: LoRA = _LORA,
+    prompt: PromptOptions = _PROMPT,
     steps: RowSteps = _STEPS,
-    merge: bool = True,
-    load_in_4bit: bool = False,
+    use: AdapterUse = _USE,
     options: TrainingOptions = _DEFAULTS,
 ) -> RetrainResult | RetrainEstimate | None:
     """Train a LoRA adapter on a checkpoint, and merge it into a plain one.
@@ -39,9 +40,9 @@ def retrain_lora(
             such as `alpaca-cleaned`); or text.
         out: the checkpoint to make; OUT/adapter is the adapter alone.
         lora: the adapter.
+        prompt: how rows become text.
         steps: the steps of the optimizer.
-        merge: fold the adapter into the weights; without, OUT holds the adapter alone.
-        load_in_4bit: hold the base weights in 4 bit while training (QLoRA); needs bitsandbytes.
+        use: what the adapter is trained on, and what becomes of it.
         options: how the run goes.
 
     Returns:
@@ -50,7 +51,7 @@ def retrain_lora(
     Raises:
         ShortstackError: the checkpoint or data cannot be used, or the loss is no longer finite.
     """
-    _check_request(merge, load_in_4bit, options)
+    _check_request(use, options)
     hyperparameters = Hyperparameters(
         method="lora",
         train="lora",
@@ -64,26 +65,28 @@ def retrain_lora(
         epochs=steps.epochs,
         tokens=parse_tokens(steps.tokens),
         lora=lora,
+        prompt=prompt.read(),
         group_by_length=steps.group_by_length,
-        load_in_4bit=load_in_4bit,
+        load_in_4bit=use.load_in_4bit,
     )
-    return retrain(model, data, out, hyperparameters, options, merge=merge)
+    return retrain(model, data, out, hyperparameters, options, merge=use.merge)
 
 
-def _check_request(merge: bool, load_in_4bit: bool, options: TrainingOptions) -> None:
-    if load_in_4bit:
+def _check_request(use: AdapterUse, options: TrainingOptions) -> None:
+    if use.load_in_4bit:
         need_packages("--load-in-4bit", "bitsandbytes")
-    if not merge:
+    if not use.merge:
         refuse_idle(options, ["save_dtype"], "with --no-merge: the adapter is written as it was trained")
 
 
 def check_lora(values: Mapping[str, Any]) -> list[str]:
-    """Look at options that contradict one another, and at the data; lines about what could not be looked at.
+    """Look at options that contradict one another, and at template and data; lines about what could not be looked at.
 
     Raises:
-        ShortstackError: they do, or the data cannot be used.
+        ShortstackError: they do, or one cannot be used.
     """
     records = records_of(retrain_lora, values)
-    _check_request(values.get("merge", True), values.get("load_in_4bit", False), records["options"])
+    _check_request(records["use"], records["options"])
     check_steps(records["steps"])
+    records["prompt"].read()
     return check_training(values)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import expect, refuse_idle
+from shortstack.data.row_prompt import PromptRule
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
 
@@ -86,16 +87,41 @@ class LoRA:
         rank: of the adapter.
         alpha: the adapter is scaled by alpha / rank.
         dropout: of the adapter's input.
+        target_modules: the linear layers that get an adapter, such as `q_proj,v_proj`; by default all in the blocks, which
+            for Llama-like models are the published seven.
     """
 
     rank: int = 8
     alpha: float = 16
     dropout: float = 0.05
+    target_modules: str | None = None
 
     def __post_init__(self) -> None:
         expect(self.rank >= 1, "rank", self.rank, "at least 1")
         expect(0 < self.alpha < math.inf, "alpha", self.alpha, "a number above 0")
         expect(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
+        if self.target_modules is not None:
+            names = self.target_modules.split(",")
+            fits = all(name and name == name.strip() for name in names) and len(set(names)) == len(names)
+            expect(fits, "target_modules", repr(self.target_modules), "names separated by commas, each once")
+
+    def adapts(self, layer: str) -> bool:
+        """Whether the linear layer with this name gets an adapter; the end of its name is enough."""
+        chosen = self.target_modules
+        return chosen is None or any(f".{layer}".endswith(f".{name}") for name in chosen.split(","))
+
+
+@dataclass(frozen=True)
+class AdapterUse:
+    """What an adapter is trained on, and what becomes of it.
+
+    Attributes:
+        merge: fold the adapter into the weights; without, OUT holds the adapter alone.
+        load_in_4bit: hold the base weights in 4 bit while training (QLoRA); needs bitsandbytes.
+    """
+
+    merge: bool = True
+    load_in_4bit: bool = False
 
 
 @dataclass(frozen=True)
@@ -272,6 +298,7 @@ class Hyperparameters:
         seq_len: tokens of a window, or the cutoff of a row.
         keep: the saved step with the lowest validation loss, or the last.
         lora: settings of the adapter, where one is trained.
+        prompt: what stands around an instruction, and what the loss counts; None is as published.
         distillation: weights and temperature, and the teacher's fingerprint.
     """
 
@@ -289,6 +316,7 @@ class Hyperparameters:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     lora: LoRA | None = None
+    prompt: PromptRule | None = None
     group_by_length: bool = False
     isolate_documents: bool = True
     load_in_4bit: bool = False

@@ -15,6 +15,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_packages
 from shortstack.common.json_text import read_json
 from shortstack.common.progress import Progress
+from shortstack.data.row_prompt import AS_PUBLISHED
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
@@ -169,6 +170,7 @@ class Run:
             group_by_length=self.hyperparameters.group_by_length,
             progress=self.progress,
             embedding_rows=self.checkpoint.embedding_rows,
+            prompt=self.hyperparameters.prompt or AS_PUBLISHED,
         )
 
     def _held_out(self) -> HeldOut:
@@ -232,7 +234,8 @@ class Run:
         )
         if hyperparameters.lora is not None:
             model = with_adapter(model, checkpoint, hyperparameters.lora)
-            if line := without_adapter(model, checkpoint):
+            line = without_adapter(model, checkpoint)
+            if line and hyperparameters.lora.target_modules is None:
                 self.progress.say(line)
         else:
             set_trainable(model, checkpoint, hyperparameters.train)

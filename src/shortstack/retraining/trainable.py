@@ -40,6 +40,23 @@ def short_names(model: nn.Module, chosen: list[str]) -> list[str]:
     return short if meant == set(chosen) else chosen
 
 
+def chosen_projections(model: nn.Module, checkpoint: Checkpoint, settings: LoRA) -> list[str]:
+    """Names of the linear layers that get an adapter.
+
+    Raises:
+        UsageError: a target module that no layer of the blocks is.
+    """
+    found = projections(model, checkpoint)
+    for name in (settings.target_modules or "").split(","):
+        if name and not any(f".{layer}".endswith(f".{name}") for layer in found):
+            there = sorted({layer.rpartition(".")[2] for layer in found})
+            raise UsageError(
+                f"--target-modules {name}: {checkpoint.source} has no such linear layer in its blocks",
+                hint=f"there are {', '.join(there)}",
+            )
+    return [layer for layer in found if settings.adapts(layer)]
+
+
 def with_adapter(model: Any, checkpoint: Checkpoint, settings: LoRA) -> Any:
     """The model with adapters on its projections and everything else frozen (PEFT).
 
@@ -54,7 +71,7 @@ def with_adapter(model: Any, checkpoint: Checkpoint, settings: LoRA) -> Any:
         lora_dropout=settings.dropout,
         bias="none",
         task_type="CAUSAL_LM",
-        target_modules=short_names(model, projections(model, checkpoint)),
+        target_modules=short_names(model, chosen_projections(model, checkpoint, settings)),
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )
     # What PEFT writes into adapter_config.json as the base.
