@@ -107,3 +107,45 @@ def test_one_way_to_install() -> None:
     for path in pages:
         for what in re.findall(r"pip install (?:-\S+ \S+ )*('?(?:shortstack|\.)[^\s`)]*)", path.read_text()):
             assert re.fullmatch(r"\.|'shortstack\[[a-z,]+\]'", what), f"{path.name}: pip install {what}"
+
+
+# The options of the published scripts, by the heading of their table.
+SHARED = "base_model tokenizer model_type ckpt lora_ckpt device seed use_bfloat fix_decapoda_config output_dir"
+PUBLISHED_OPTIONS = {
+    "What all scripts share": SHARED,
+    "Scores:": "seed max_seq_len num_calib_data output_dir add_bos_to_every batch_size norm_power weight_reduction "
+    "block_reduction",
+    "Pruning:": "num_pruned_blocks block_order_csv skip_validation no_plus_heuristic",
+    "Retraining:": "save_lora_merge data_path extra_val_dataset batch_size micro_batch_size num_epochs learning_rate "
+    "cutoff_len val_set_size prompt_template_name no_instruction lora_r lora_alpha lora_dropout lora_target_modules "
+    "train_on_inputs add_eos_token group_by_length wandb_project resume_from_checkpoint",
+    "Perplexity and samples:": "input_prompt num_output seed top_p top_k temperature max_seq_len",
+    "Zero-shot:": "model model_args tasks provide_description num_fewshot batch_size max_batch_size output_json limit "
+    "data_sampling no_cache decontamination_ngrams_path description_dict_path check_integrity write_out output_base_path",
+    "Quantisation:": "quantized_model_dir tokenizer",
+    "Time, memory": "input_prompt batch_size num_all_runs num_warmup_runs seed top_p top_k temperature max_seq_len "
+    "output_dir",
+}
+
+
+@pytest.mark.parametrize("heading", PUBLISHED_OPTIONS)
+def test_each_option_of_a_published_script_has_its_row(heading: str) -> None:
+    page = (ROOT / "docs/guide/published-scripts.md").read_text()
+    (section,) = [part for part in page.split("\n## ") if part.startswith(heading)]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    named = {option for row in rows for option in re.findall(r"--(\w+)", row[0])}
+    assert sorted(set(PUBLISHED_OPTIONS[heading].split()) - named) == []
+
+
+def test_what_stands_for_a_published_option_exists() -> None:
+    """On the right of each table: commands and options of shortstack."""
+    from shortstack.registry import COMMANDS
+
+    known = {name.replace("_", "-") for command in COMMANDS.values() for name in command.options}
+    page = (ROOT / "docs/guide/published-scripts.md").read_text()
+    for line in page.splitlines():
+        cells = line.strip("| ").split(" | ")
+        here = cells[-1] if len(cells) > 1 else line
+        for option in re.findall(r"--((?:no-)?[a-z][a-z0-9-]*)", here if not line.startswith("| `") else cells[-1]):
+            name = option if option in known or option in ("ckpt", "dry-run", "set") else option.removeprefix("no-")
+            assert name in known or name in ("ckpt",), f"{line[:80]}: no --{option}"

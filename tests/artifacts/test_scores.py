@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.artifacts.scores import CriterionScores, Scores, load_scores
+from shortstack.artifacts.scores_csv import write_scores_csv
 from shortstack.baselines.orders import open_scores
 from shortstack.common.formatting import bar, count, seconds, size, table
 from shortstack.errors import ShortstackError
@@ -56,7 +57,7 @@ def test_a_bare_order_is_shown_and_written(tmp_path: Path) -> None:
     back = load_scores(tmp_path / "scores.json")
     assert back.criterion().order == (3, 1, 2, 0)
     assert back.criterion().by_block() is None
-    found.save_csv(tmp_path / "csv", [1, 2, 3, 4])
+    write_scores_csv(found, tmp_path / "csv", [1, 2, 3, 4])
     assert next((tmp_path / "csv").glob("*/block_order.csv")).read_text() == "3,1,2,0\n"
 
 

@@ -208,11 +208,13 @@ def test_several_models_a_limit_and_the_published_table(built: Built, rows: Path
     records = json.loads((tmp_path / "r.json").read_text())
     assert [record["model"] for record in records] == models
     assert all(len(record["per_item"]["piqa acc"]) == 3 for record in records)
-    (first, _) = sorted((tmp_path / "csv").iterdir(), key=lambda path: path.name)
-    tasks, metrics, scores = (line.split(",") for line in first.read_text().splitlines())
-    assert tasks == ["tasks", "piqa", "arc_challenge", "AVE"]
-    assert metrics == ["metric", "acc", "acc_norm", "mean"]
-    assert float(scores[3]) == pytest.approx((float(scores[1]) + float(scores[2])) / 2, abs=0.01)
+    tables = sorted((tmp_path / "csv").rglob("*.csv"))
+    assert [path.name for path in tables] == ["zeroshot_acc.csv"] * 2
+    tasks, metrics, scores = (line.split(",") for line in tables[0].read_text().splitlines())
+    assert tasks == ["piqa", "arc_challenge", "AVE"]
+    assert metrics == ["acc", "acc_norm", "n/a"]
+    assert float(scores[2]) == pytest.approx((float(scores[0]) + float(scores[1])) / 2)
+    assert float(scores[0]) == 100 * records[0]["figures"]["piqa acc"]["value"]
     text = found.to_text()
     assert "the first 3 rows of each" in text
     assert models[0] in text

@@ -146,10 +146,35 @@ def test_scores_that_could_not_be_written_are_not_computed(
 @pytest.mark.fault(93)
 def test_a_table_that_cannot_be_written(built: Built, tmp_path: Path) -> None:
     """The scores are there already; the table's error is its own."""
-    (tmp_path / "csv").write_text("a file where the folder should be")
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv/ppl_n2").write_text("a file where the folder should be")
     with pytest.raises(ShortstackError, match="csv.*could not be written"):
         score(str(built("llama")), out=tmp_path / "s.json", csv=tmp_path / "csv", samples=2, seq_len=16, quiet=True)
     assert json.loads((tmp_path / "s.json").read_text())["criteria"]
+
+
+CSV_COMMANDS = ("score", "eval ppl", "eval zeroshot", "eval samples", "eval all", "bench")
+
+
+@pytest.mark.fault(93)
+@pytest.mark.parametrize("name", CSV_COMMANDS)
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("file", "cannot be written there"), ("file/deeper", "cannot be written there"), ("new.csv", "expected a folder")],
+)
+def test_a_folder_of_tables_that_cannot_be_written(
+    name: str, folder: str, says: str, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever writes tables says so before any work, and alike."""
+    from shortstack.registry import COMMANDS
+
+    monkeypatch.setattr("shortstack.scoring.score._scored", lambda *_, **__: pytest.fail("was computed"))
+    monkeypatch.setattr("shortstack.engine.load.load_model", lambda *_, **__: pytest.fail("was loaded"))
+    (tmp_path / "file").write_text("")
+    assert {command for command, row in COMMANDS.items() if "csv" in row.options} == set(CSV_COMMANDS)
+    with pytest.raises(ShortstackError, match=says) as error:
+        COMMANDS[name].stage(str(built("llama")), csv=tmp_path / folder, quiet=True)
+    assert len(error.value.message.splitlines()) == 1
 
 
 @pytest.mark.fault(56)

@@ -69,7 +69,13 @@ def looked_at(recipe: Recipe, out: Path, result: RunResult) -> None:
     tasks = json.loads((out / "zeroshot/results.json").read_text())
     rows = tasks if isinstance(tasks, list) else [tasks]
     assert all("AVE" in one["figures"] and one["settings"]["limit"] == 2 for one in rows)
-    assert (out / "zeroshot/csv").exists()
+    for table in (
+        "ppl/csv/*/ppl.csv",
+        "ppl/csv/*/ppl_bos.csv",
+        "zeroshot/csv/*/*_acc.csv",
+        "samples/csv/*/gen_text.txt",
+    ):
+        assert len(list(out.glob(table))) == len(values["ppl"]["models"])
     if "compare" in values:
         for name in str(values["compare"].get("published") or "").split(","):
             assert name in next(step.text for step in result.steps if step.name == "compare")

@@ -100,11 +100,11 @@ REPORT: dict[str, dict[str, Any]] = {"report": {"stage": "report", "sources": [R
 def evaluation(*made: str) -> dict[str, dict[str, Any]]:
     models = [MODEL, *map(Reference, made)]
     return {
-        "ppl": {"stage": "eval ppl", "models": models, "data": "wikitext2,ptb", "seq_len": "128"},
+        "ppl": {"stage": "eval ppl", "models": models, "data": "wikitext2,ptb", "seq_len": "128", "csv": "csv"},
         "zeroshot": {"stage": "eval zeroshot", "models": models, "tasks": SEVEN, "num_fewshot": 0, "csv": "csv"},
         "samples": {
             "stage": "eval samples", "models": models, "prompt": "The Leaning Tower of Pisa is known for", "count": 5,
-            "new_tokens": 128, "top_k": 50, "top_p": 0.95, "temperature": 1,
+            "new_tokens": 128, "top_k": 50, "top_p": 0.95, "temperature": 1, "csv": "csv",
         },
         "compare": {"stage": "compare", "results": [Reference("ppl"), Reference("zeroshot")]},
         **REPORT,

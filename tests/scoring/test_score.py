@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -242,8 +243,57 @@ def test_stage_reads_rows_and_writes_files(built: Built, tmp_path: Path) -> None
     assert again.to_json() == found.to_json()
     order = (tmp_path / "csv/ppl_n3/block_order.csv").read_text().strip()
     assert order == ",".join(map(str, found.criteria["ppl"].order))
-    assert (tmp_path / "csv/ppl_n3/all_ppl_sorted.csv").read_text().startswith("removed_block,")
-    assert (tmp_path / "csv/taylor_n3/block_score_sorted.csv").read_text().startswith("rank,block_name,")
+    tables = {
+        str(path.relative_to(tmp_path / "csv")): list(csv.reader(path.read_text().splitlines()))
+        for path in (tmp_path / "csv").rglob("*.csv")
+    }
+    check_perplexities(tables, found)
+    for criterion in ("taylor", "magnitude"):
+        check_tensors(tables, criterion, found)
+
+
+Tables = dict[str, list[list[str]]]
+
+
+def check_perplexities(tables: Tables, found: Scores) -> None:
+    """Sorted, unsorted, and a table for each block; with the parameters that are left."""
+    ppl = found.criteria["ppl"]
+    header, *unsorted = tables["ppl_n3/all_ppl_unsorted.csv"]
+    assert header == ["removed_block", "ppl_text.txt", "num_calib_data", "params"]
+    assert [(int(row[0]), float(row[1]), row[2]) for row in unsorted] == [
+        (index, value, "3") for index, value in zip(ppl.blocks, ppl.scores, strict=True)
+    ]
+    assert len({row[3] for row in unsorted}) == 1, "blocks of one size leave as much each"
+    assert int(unsorted[0][3]) > 0
+    assert tables["ppl_n3/all_ppl_sorted.csv"] == [header, *sorted(unsorted, key=lambda row: float(row[1]))]
+    for row in unsorted:
+        assert tables[f"ppl_n3/ppl_block{row[0]}_removed.csv"] == [header, row]
+
+
+def check_tensors(tables: Tables, criterion: str, found: Scores) -> None:
+    """Per tensor, per block with all its tensors, and per block, sorted and not: each adds up to the next."""
+    (name,) = [one for one in found.criteria if one.startswith(criterion)]
+    folder = f"{name.replace(':', '-').replace('=', '-').replace(',', '-')}_n3"
+    by_block = found.criteria[name].by_block()
+    assert by_block is not None
+    weights, detail = tables[f"{folder}/weight_score.csv"], tables[f"{folder}/block_score_detail.csv"]
+    unsorted, ranked = tables[f"{folder}/block_score_all.csv"], tables[f"{folder}/block_score_sorted.csv"]
+    assert (weights[0], detail[0]) == (["weight_name", "weight_score"], ["block_name", "all_weight_scores"])
+    assert (unsorted[0], ranked[0]) == (
+        ["block_name", "block_score"], ["rank", "block_name", "block_score", "block_index"]
+    )  # fmt: skip
+    assert {row[0]: float(row[1]) for row in unsorted[1:]} == {
+        f"model.layers.{index}": value for index, value in by_block.items()
+    }
+    assert [(int(row[0]), int(row[3])) for row in ranked[1:]] == list(enumerate(found.criteria[name].order, start=1))
+    assert {"model.layers.0.self_attn.q_proj.weight", "model.layers.0.input_layernorm.weight"} <= {
+        row[0] for row in weights
+    }
+    for block, *values in detail[1:]:
+        own = [float(row[1]) for row in weights if row[0].startswith(f"{block}.")]
+        assert [float(value) for value in values] == own
+        if "block" not in name:
+            assert sum(own) == pytest.approx(by_block[int(block.rpartition(".")[2])], rel=1e-9)
 
 
 def test_window_longer_than_positions(built: Built) -> None:

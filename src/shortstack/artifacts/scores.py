@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +17,7 @@ from shortstack.common.json_fields import nested
 from shortstack.common.json_text import read_json
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, did_you_mean
-from shortstack.runtime.atomic_output import write_file, write_json
+from shortstack.runtime.atomic_output import write_json
 
 SCHEMA = 1
 _PUBLISHED = ("ppl", "taylor", "magnitude")  # whose orders are published in folders such as `ppl_n10`
@@ -137,7 +134,7 @@ class Scores(Shown):
             re.split(r"[^a-z]", match[1])[0] in _PUBLISHED or any((folder / name).is_file() for name in tables)
         ):
             return
-        given, stated = _folder_name(name), match[1]
+        given, stated = criterion_folder(name), match[1]
         if not (given.startswith(stated) or stated.startswith(given)):
             raise ShortstackError(
                 f"{self.source}: its folder says that it is an order by {stated}; --criterion {name} contradicts it",
@@ -205,31 +202,6 @@ class Scores(Shown):
     def save(self, path: str | Path) -> None:
         """Write scores.json."""
         write_json(Path(path), self.to_json())
-
-    def save_csv(self, folder: str | Path, parameters_without: Sequence[int]) -> None:
-        """Write the published layout: `folder/CRITERION_nN/` with block_order.csv and the sorted scores.
-
-        Args:
-            folder: made where absent.
-            parameters_without: parameters of the model without each block, as the published ppl table has them.
-        """
-        windows = self.calibration.get("samples", 0)
-        for name, found in self.criteria.items():
-            in_names = _folder_name(name)
-            target = Path(folder) / f"{in_names}_n{windows}"
-            write_file(target / "block_order.csv", (",".join(map(str, found.order)) + "\n").encode())
-            by_block = found.by_block()
-            if by_block is None:
-                continue
-            if found.dense_ppl is not None:
-                left = dict(zip(self.blocks, parameters_without, strict=True))
-                rows = [[index, repr(by_block[index]), windows, left[index]] for index in found.order]
-                header = ["removed_block", f"{name}_calibration", "num_calib_data", "params"]
-                write_file(target / f"all_{in_names}_sorted.csv", _csv(header, rows))
-            else:
-                rows = [[rank, f"block.{i}", repr(by_block[i]), i] for rank, i in enumerate(found.order, start=1)]
-                header = ["rank", "block_name", "block_score", "block_index"]
-                write_file(target / "block_score_sorted.csv", _csv(header, rows))
 
     def table_rows(self) -> list[dict[str, Any]]:
         """A row per criterion and block, the one that is removed first on top."""
@@ -371,13 +343,6 @@ def _from_block_order(path: Path, text: str) -> Scores:
     return Scores(source=str(path), fingerprint=None, blocks=blocks, criteria={path.name: only})
 
 
-def _folder_name(criterion: str) -> str:
+def criterion_folder(criterion: str) -> str:
+    """A criterion as the published layout names its folder, before the number of windows."""
     return re.sub(r"[^A-Za-z0-9]+", "-", criterion)
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.artifacts.csv_folder import check_csv_folder
 from shortstack.artifacts.results import Results
 from shortstack.benchmark.options import EngineOptions, MeasuringOptions, Sweep, SweepOptions
 from shortstack.checkpoint.forecast import Estimate, Forecast
@@ -107,10 +108,9 @@ def need_one_model(models: Sequence[Any], engine: str, draft_tokens: int) -> Non
 def _check_outputs(report: ReportOptions, out: Path | None) -> None:
     if out is not None:
         check_writable_file(Path(out))
-    for folder in (report.csv, report.plot):
-        if folder is not None:
-            check_writable_file(Path(folder) / "file")
+    check_csv_folder(report.csv)
     if report.plot is not None:
+        check_writable_file(Path(report.plot) / "file")
         need_packages("--plot", "matplotlib", extra="report")
 
 

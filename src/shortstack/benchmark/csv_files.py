@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shortstack.artifacts.csv_folder import MIB, model_folders, weights_mib, write_csv
 from shortstack.artifacts.results import Result
-from shortstack.runtime.atomic_output import write_file
 
-_MIB = 1 << 20
 _TIMES = (
     "time_mean(sec)", "time_std", "th_mean(tokens/s)", "th_std", "mem", "out_len", "in_len", "nbatches", "batchsz", "nparam",
 )  # fmt: skip
@@ -30,42 +26,32 @@ def write_published_csv(results: Sequence[Result], folder: Path) -> None:
     population, memory is in MiB: as published. `mem` is what the weights take.
     """
     several = len({result.settings["engine"] for result in results}) > 1
-    names = _folder_names([result.model for result in results])
+    names = model_folders([result.model for result in results])
     for result in results:
         settings, latency = result.settings, result.per_item.get("latency", [])
         place = folder / str(settings["engine"]) if several else folder
         place = place / names[result.model] / f"batch_gen_out{settings['new_tokens']}_bs{settings['batch']}"
         if latency:
-            write_file(place / "latency_throughput.csv", _text(_times(result, latency)))
+            write_csv(place / "latency_throughput.csv", _times(result, latency))
         if result.peak_rss_bytes:
-            write_file(place / "memory_tracemalloc.csv", _text(_memory(result)))
+            write_csv(place / "memory_tracemalloc.csv", _memory(result))
         readings = result.per_item.get("readings", [])
         if any("gpu" in reading for reading in readings):
-            write_file(place / "nvidia_smi_gpuutil.csv", _text(_readings(readings)))
-
-
-def _folder_names(models: Sequence[str]) -> dict[str, str]:
-    """A folder for each model: the end of its name, and a number where two have the same."""
-    found: dict[str, str] = {}
-    for model in dict.fromkeys(models):
-        name = re.sub(r"[^\w.@-]", "_", model.rstrip("/").rpartition("/")[2]) or "model"
-        number = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", known) is not None for known in found.values())
-        found[model] = name if not number else f"{name}-{number + 1}"
-    return found
+            write_csv(place / "nvidia_smi_gpuutil.csv", _readings(readings))
 
 
 def _times(result: Result, latency: Sequence[float]) -> list[Sequence[Any]]:
     throughput = result.per_item["throughput"]
     row = [
         statistics.fmean(latency), statistics.pstdev(latency), statistics.fmean(throughput), statistics.pstdev(throughput),
-        _weights_bytes(result) / _MIB, *_common(result),
+        weights_mib(result), *_common(result),
     ]  # fmt: skip
     return [_TIMES, row, latency]
 
 
 def _memory(result: Result) -> list[Sequence[Any]]:
-    on_device = (result.peak_device_bytes or 0) // _MIB
-    return [_MEMORY, [on_device, 0.0, result.peak_rss_bytes // _MIB, 0.0, *_common(result, 1)]]
+    on_device = (result.peak_device_bytes or 0) // MIB
+    return [_MEMORY, [on_device, 0.0, result.peak_rss_bytes // MIB, 0.0, *_common(result, 1)]]
 
 
 def _readings(readings: Sequence[dict[str, float]]) -> list[Sequence[Any]]:
@@ -74,7 +60,7 @@ def _readings(readings: Sequence[dict[str, float]]) -> list[Sequence[Any]]:
         rows.append(
             [
                 f"{reading['seconds']:.1f}", round(reading.get("temperature", 0)), round(100 * reading["gpu"]),
-                round(100 * reading.get("gpu_memory", 0)), round(reading.get("gpu_memory_bytes", 0) / _MIB),
+                round(100 * reading.get("gpu_memory", 0)), round(reading.get("gpu_memory_bytes", 0) / MIB),
             ]
         )  # fmt: skip
     return rows
@@ -86,14 +72,3 @@ def _common(result: Result, runs: int | None = None) -> list[int]:
         settings["new_tokens"], settings["prompt_tokens"], len(result.per_item.get("latency", [])) if runs is None else runs,
         settings["batch"], result.parameters,
     ]  # fmt: skip
-
-
-def _weights_bytes(result: Result) -> int:
-    itemsize = {"float64": 8, "float32": 4}.get(str(result.settings["dtype"]), 2)
-    return result.parameters * itemsize
-
-
-def _text(rows: Sequence[Sequence[Any]]) -> bytes:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue().encode()

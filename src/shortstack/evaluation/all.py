@@ -10,7 +10,7 @@ from shortstack.artifacts.results import Results
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.ppl_datasets import evaluation_texts
-from shortstack.evaluation.evaluated_model import open_subjects
+from shortstack.evaluation.evaluated_model import open_subjects, written
 from shortstack.evaluation.generation import judged_results
 from shortstack.evaluation.options import EvaluationOptions, TaskOptions, TextOptions
 from shortstack.evaluation.ppl import check_texts, parse_lengths, subject_ppl
@@ -29,6 +29,7 @@ def evaluate_all(
     dense: str | None = None,
     seed: int = 1234,
     out: Path | None = None,
+    csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
     """Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.
@@ -40,6 +41,7 @@ def evaluate_all(
         dense: the model that judges what the others write, as of `eval generation`.
         seed: of draws and probes.
         out: write the results here (results.json).
+        csv: write the published layout into this folder, as `eval ppl`, `eval zeroshot` and `eval samples` do.
         options: how it is run.
 
     Returns:
@@ -50,21 +52,18 @@ def evaluate_all(
     """
     from shortstack.evaluation.generate import subject_texts
 
-    subjects = open_subjects("all", models, options, out)
+    subjects = open_subjects("all", models, options, out, csv)
     lengths, corpora = parse_lengths(texts.seq_len), evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
     plan = open_tasks(chosen, None, Progress(quiet=options.quiet))
     generation, samples = GenerationRequest.read(None, seed=seed), SampleRequest(seed=seed)
-    results, written = [], []
+    results, texts_of = [], []
     for subject in subjects:
         results += subject_ppl(subject, corpora, lengths)
         results.append(subject_zeroshot(subject, plan))
-        written.append(subject_texts(subject, generation))
+        texts_of.append(subject_texts(subject, generation))
         results.append(subject_samples(subject, samples))
         subject.release()
-    found = Results((*results, *judged_results(written, generation, dense, options)))
-    if out is not None:
-        found.save(out)
-    return found
+    return written(Results((*results, *judged_results(texts_of, generation, dense, options))), out, csv)
 
 
 def check_all(values: Mapping[str, Any]) -> list[str]:

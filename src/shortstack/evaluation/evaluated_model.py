@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shortstack.artifacts.csv_folder import check_csv_folder
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.results import Figure, Result, Results
 from shortstack.checkpoint.reader import Checkpoint
@@ -16,6 +17,7 @@ from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.cache import kept_or_made
+from shortstack.evaluation.csv_files import write_published_csv
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.families.open_model import open_model
 from shortstack.runtime.atomic_output import check_writable_file
@@ -174,11 +176,13 @@ class Subject:
         }
 
 
-def open_subjects(verb: str, models: Sequence[str], options: EvaluationOptions, out: Path | None) -> list[Subject]:
+def open_subjects(
+    verb: str, models: Sequence[str], options: EvaluationOptions, out: Path | None, csv: Path | None = None
+) -> list[Subject]:
     """Open every checkpoint of an evaluation before any of them is run.
 
     Raises:
-        ShortstackError: none was given, one cannot be opened, or `out` could not be written.
+        ShortstackError: none was given, one cannot be opened, or `out` or `csv` could not be written.
     """
     if not models:
         raise UsageError("no model given", hint=f"shortstack eval {verb} MODEL...")
@@ -186,6 +190,7 @@ def open_subjects(verb: str, models: Sequence[str], options: EvaluationOptions, 
         raise UsageError(f"--batch {options.batch}: expected at least 1, or auto")
     if out is not None:
         check_writable_file(Path(out))
+    check_csv_folder(csv)
     progress = Progress(quiet=options.quiet)
     return [
         Subject(open_model(model, allow_links=options.allow_links, progress=progress), options, progress)
@@ -193,19 +198,31 @@ def open_subjects(verb: str, models: Sequence[str], options: EvaluationOptions, 
     ]
 
 
-def evaluated(subjects: Sequence[Subject], measure: Callable[[Subject], Sequence[Result]], out: Path | None) -> Results:
+def evaluated(
+    subjects: Sequence[Subject],
+    measure: Callable[[Subject], Sequence[Result]],
+    out: Path | None,
+    csv: Path | None = None,
+) -> Results:
     """Measure one subject after the other, with one model in memory at a time, and write the results.
 
     Args:
         subjects: what is measured.
         measure: the results of one of them.
         out: results.json, or None.
+        csv: the folder of the published tables, or None.
     """
     results: list[Result] = []
     for subject in subjects:
         results += measure(subject)
         subject.release()
-    found = Results(tuple(results))
+    return written(Results(tuple(results)), out, csv)
+
+
+def written(found: Results, out: Path | None, csv: Path | None) -> Results:
+    """The results, once they lie where they were wanted."""
     if out is not None:
         found.save(out)
+    if csv is not None:
+        write_published_csv(found.results, csv)
     return found

@@ -40,6 +40,7 @@ def evaluate_ppl(
     *models: str,
     texts: TextOptions = _TEXTS,
     out: Path | None = None,
+    csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
     """Perplexity of checkpoints on texts, with standard errors. Lower is better.
@@ -52,6 +53,8 @@ def evaluate_ppl(
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
         texts: what it is measured on.
         out: write the results here (results.json).
+        csv: write the published layout into this folder: ppl.csv and ppl_bos.csv of each model, with a column per text, the
+            parameters, and the MiB that the weights take.
         options: how it is run.
 
     Returns:
@@ -61,9 +64,9 @@ def evaluate_ppl(
         ShortstackError: a checkpoint or text cannot be read, or is too short for one window.
     """
     lengths = parse_lengths(texts.seq_len)
-    subjects = open_subjects("ppl", models, options, out)
+    subjects = open_subjects("ppl", models, options, out, csv)
     corpora = evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
-    return evaluated(subjects, lambda subject: subject_ppl(subject, corpora, lengths), out)
+    return evaluated(subjects, lambda subject: subject_ppl(subject, corpora, lengths), out, csv)
 
 
 def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int] | None) -> list[Result]:

@@ -62,6 +62,7 @@ def evaluate_samples(
     *models: str,
     request: SampleRequest = _REQUEST,
     out: Path | None = None,
+    csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
     """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
@@ -70,6 +71,7 @@ def evaluate_samples(
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
         request: what is continued, and how.
         out: write the results here (results.json).
+        csv: write the published layout into this folder: gen_text.txt of each model.
         options: how it is run.
 
     Returns:
@@ -78,8 +80,8 @@ def evaluate_samples(
     Raises:
         ShortstackError: a checkpoint cannot be loaded, or prompt and continuation are longer than its positions.
     """
-    subjects = open_subjects("samples", models, options, out)
-    return evaluated(subjects, lambda subject: [subject_samples(subject, request)], out)
+    subjects = open_subjects("samples", models, options, out, csv)
+    return evaluated(subjects, lambda subject: [subject_samples(subject, request)], out, csv)
 
 
 def subject_samples(subject: Subject, request: SampleRequest) -> Result:
@@ -88,6 +90,7 @@ def subject_samples(subject: Subject, request: SampleRequest) -> Result:
     found, usage = subject.found(
         "samples", {"what": "samples", **settings}, lambda: {"texts": _continuations(subject, request)}
     )
+    settings["prompt_tokens"] = len(subject.tokenizer(request.prompt, verbose=False)["input_ids"])
     return subject.result("samples", usage, data={}, settings=settings, figures={}, per_item=found)
 
 

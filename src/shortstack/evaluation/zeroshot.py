@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,12 @@ from shortstack.common.progress import Progress
 from shortstack.errors import UsageError, did_you_mean
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import EvaluationOptions, TaskOptions
-from shortstack.evaluation.task_files import TASKS, local_rows
-from shortstack.runtime.atomic_output import check_writable_file, write_file
+from shortstack.evaluation.task_files import MEAN, TASKS, local_rows
 from shortstack.runtime.memory import Usage
 
 if TYPE_CHECKING:
     from shortstack.evaluation.harness import LoadedTask
 
-MEAN = "AVE"  # as the published tables call it
 _TASKS, _DEFAULTS = TaskOptions(), EvaluationOptions()
 
 
@@ -49,8 +45,8 @@ def evaluate_zeroshot(
         chosen: the tasks.
         num_fewshot: examples in front of each question; by default as the task says, which for these is none.
         out: write the results here (results.json).
-        csv: write the scores here as the published tables have them: a row of tasks, one of metrics, one of scores (a file,
-            or for several models a folder).
+        csv: write the published layout into this folder: zeroshot_acc.csv of each model, a row of tasks, one of metrics, one
+            of scores in percent.
         options: how it is run.
 
     Returns:
@@ -59,14 +55,9 @@ def evaluate_zeroshot(
     Raises:
         ShortstackError: a checkpoint or a task's rows cannot be used; names file and row.
     """
-    subjects = open_subjects("zeroshot", models, options, out)
-    if csv is not None:
-        check_writable_file(Path(csv) if len(models) == 1 else Path(csv) / "model.csv")
+    subjects = open_subjects("zeroshot", models, options, out, csv)
     plan = open_tasks(chosen, num_fewshot, Progress(quiet=options.quiet))
-    found = evaluated(subjects, lambda subject: [subject_zeroshot(subject, plan)], out)
-    if csv is not None:
-        write_published_csv(found, Path(csv))
-    return found
+    return evaluated(subjects, lambda subject: [subject_zeroshot(subject, plan)], out, csv)
 
 
 @dataclass(frozen=True)
@@ -175,27 +166,6 @@ def _described(plan: TaskPlan) -> dict[str, Any]:
         "source": source + (f", the first {plan.limit} rows of each" if plan.limit else ""),
         "sha256": digest.hexdigest(), "rows": sum(data["rows"] for data in tasks.values()), "tasks": tasks,
     }  # fmt: skip
-
-
-def write_published_csv(results: Results, path: Path) -> None:
-    """The published layout: a row of tasks, one of metrics, one of scores in percent; the mean comes last."""
-    for result in results.results:
-        chosen = [
-            (task, metric, figure.value)
-            for name, figure in result.figures.items()
-            for task, _, metric in [name.partition(" ")]
-            if name != MEAN and metric == (TASKS[task].metric if task in TASKS else metric)
-        ]
-        if MEAN in result.figures:
-            chosen.append((MEAN, "mean", result.figures[MEAN].value))
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["tasks", *(task for task, _, _ in chosen)])
-        writer.writerow(["metric", *(metric for _, metric, _ in chosen)])
-        writer.writerow(["score", *("" if value is None else f"{100 * value:.2f}" for _, _, value in chosen)])
-        single = len(results.results) == 1
-        name = result.model.strip("/").replace("/", "_").lstrip("._") or "model"
-        write_file(path if single else path / f"{name}.csv", stream.getvalue().encode())
 
 
 def check_tasks(values: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from shortstack.artifacts.csv_folder import check_csv_folder
 from shortstack.artifacts.scores import CriterionScores, Scores
+from shortstack.artifacts.scores_csv import write_scores_csv
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.docstrings import filled
@@ -66,7 +68,8 @@ def score(
             Requested together they share their passes over the weights.
         calibration: the windows.
         blocks: score these blocks alone, such as `3,7-9`: the others stay in whatever is planned with the scores.
-        csv: also write the scores in the published CSV layout, one folder per criterion, into this folder.
+        csv: write the published layout into this folder: of each criterion block_order.csv and the scores, sorted
+            and unsorted, per block and per tensor.
         stopping: when there are enough windows.
         options: how the run goes.
 
@@ -83,6 +86,7 @@ def score(
         check_writable_file(Path(out))
     else:
         refuse_idle(options, ["save_every"], "without --out")
+    check_csv_folder(csv)
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
@@ -106,7 +110,8 @@ def score(
             shutil.rmtree(work, ignore_errors=True)
     if csv is not None and process.leads:
         total = checkpoint.parameters()
-        scores.save_csv(csv, [total - size for size in checkpoint.block_parameters()])
+        without = [total - size for size in checkpoint.block_parameters()]
+        write_scores_csv(scores, csv, without, checkpoint.anatomy.prefix)
     return scores
 
 
