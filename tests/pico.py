@@ -53,9 +53,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 _DERIVED_HEAD_DIM = {"falcon"}  # their configs refuse the entry
 
 
-def tokenizer(*, ending: bool = False) -> PreTrainedTokenizerFast:
-    """Bytes as tokens: 3 special ones, then 256. `ending` puts the end of text behind every text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def tokenizer(*, ending: bool = False, backwards: bool = False) -> PreTrainedTokenizerFast:
+    """Bytes as tokens: 3 special ones, then 256. `ending` puts the end of text behind every text; `backwards` is another one,
+    which numbers the bytes from the last to the first.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=backwards)
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

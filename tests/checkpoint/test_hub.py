@@ -31,7 +31,12 @@ def hub(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     empty = folder / "empty"
     empty.mkdir()
     (empty / "README.md").write_text("no config here")
-    with serving({"org/model": both, "org/unknown": unknown, "org/empty": empty}) as (endpoint, requests):
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    shutil.copy(both / "tokenizer.json", tokenizer)
+    shutil.copy(both / "tokenizer_config.json", tokenizer)
+    repositories = {"org/model": both, "org/unknown": unknown, "org/empty": empty, "org/tokenizer": tokenizer}
+    with serving(repositories) as (endpoint, requests):
         yield endpoint, requests, both
 
 
@@ -56,6 +61,34 @@ def test_only_the_files_that_are_needed(hub: tuple[str, list[str], Path], tmp_pa
     offline = shortstack(endpoint, tmp_path / "home", "plan", "org/model", "--blocks", "1", HF_HUB_OFFLINE="1")
     assert offline.stdout == done.stdout
     assert len(requests) == again
+
+
+@pytest.mark.slow
+def test_a_tokenizer_alone_comes_from_the_hub(hub: tuple[str, list[str], Path], built: Built, tmp_path: Path) -> None:
+    """A repository without a model; of one with a model, no weights. Then from the cache, without the hub."""
+    endpoint, requests, _ = hub
+    bare = Path(shutil.copytree(built("llama"), tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    (bare / "tokenizer_config.json").unlink()
+    command = ["score", str(bare), "--samples", "1", "--seq-len", "8", "--quiet", "--json", "--tokenizer"]
+    for source in ("org/tokenizer", "org/model"):
+        requests.clear()
+        done = shortstack(endpoint, tmp_path / "home", *command, source)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["calibration"]["tokenizer"]["source"] == source
+        assert not [request for request in requests if "safetensors" in request and "index" not in request]
+    again = len(requests)
+    offline = shortstack(endpoint, tmp_path / "home", *command, "org/tokenizer", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert len(requests) == again
+    unreachable = shortstack("http://127.0.0.1:9", tmp_path / "home", *command, "org/tokenizer")
+    assert unreachable.returncode == 0, unreachable.stderr
+    nothing = shortstack(endpoint, tmp_path / "home", *command, "org/empty")
+    assert "--tokenizer org/empty: no tokenizer in the directory" in nothing.stderr
+    missing = shortstack(endpoint, tmp_path / "home", *command, "org/missing")
+    assert "org/missing: no such directory, and the hub has no such tokenizer" in missing.stderr.replace(
+        "file", "directory"
+    )
 
 
 def test_info_reads_headers_and_downloads_no_weights(hub: tuple[str, list[str], Path], tmp_path: Path) -> None:

@@ -38,14 +38,14 @@ def test_help_names_every_option(command: str, capsys: pytest.CaptureFixture[str
 TRAINING = (
     "--max-steps --save-every --eval-every --log-every --validation --eval-data --eval-windows --dense --dtype --device "
     "--seed --save-dtype --gradient-checkpointing --workers --report-to --dry-run --restart --weights-only-resume --force "
-    "--trust-remote-code --quiet "
+    "--trust-remote-code --quiet --tokenizer "
 )
-EVALUATING = "--batch --dtype --device --fresh --trust-remote-code --quiet "
+EVALUATING = "--tokenizer --batch --dtype --device --fresh --trust-remote-code --quiet "
 # The flags are promised (design): a name that changes breaks scripts.
 FROZEN = {
     "retrain lora": TRAINING + "--data --out --rank --alpha --dropout --lr --epochs --tokens --batch --micro-batch "
     "--cutoff --warmup --group-by-length --merge --no-merge --load-in-4bit --target-modules --prompt-template --instruction "
-    "--no-instruction --train-on-inputs --no-train-on-inputs --add-eos --no-add-eos",
+    "--no-instruction --train-on-inputs --add-eos --no-add-eos",
     "retrain cpt": TRAINING + "--data --out --train --tokens --seq-len --lr --weight-decay --batch --micro-batch "
     "--warmup --isolate-documents",
     "retrain distill": TRAINING + "--out --teacher --data --offline --train --temperature --kl-weight --loss-weight "
@@ -53,20 +53,20 @@ FROZEN = {
     "--dropout --isolate-documents",
     "merge": "--out --base --save-dtype --force --trust-remote-code --quiet",
     "teach": "--data --out --top-k --temperature --tokens --seq-len --validation --isolate-documents --micro-batch "
-    "--dtype --device --seed --force --trust-remote-code --quiet",
+    "--dtype --device --seed --force --trust-remote-code --quiet --tokenizer",
     "quickstart": "--out --force --quiet",
     "info": "--allow-links",
     "check": "--trust-remote-code --quiet",
     "families": "",
     "doctor": "",
-    "score": "--save-every --allow-links --until --remove --plus --no-plus --max-samples --memory-limit "
+    "score": "--tokenizer --save-every --allow-links --until --remove --plus --no-plus --max-samples --memory-limit "
     "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet",
     "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",
     "prune": "--adapter --allow-links "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
-    "quantize": "--out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
+    "quantize": "--tokenizer --out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
     "--chat-template --eval-data --device --force --trust-remote-code --allow-links --quiet",
     "eval ppl": EVALUATING + "--data --data-dir --seq-len --out --csv",
     "eval zeroshot": EVALUATING + "--tasks --tasks-dir --limit --num-fewshot --out --csv",
@@ -80,7 +80,7 @@ FROZEN = {
     "bench": (
         "--preset --batch --prompt-tokens --new-tokens --sampling --runs --warmup --engine --engine-python --engine-binary "
         "--engine-args --time-limit --compare --draft --draft-tokens --csv --plot --out --memory --no-memory --seed --dtype "
-        "--device --fresh --trust-remote-code --allow-links --quiet"
+        "--device --fresh --trust-remote-code --allow-links --quiet --tokenizer"
     ),
     "agree": "--criterion --remove --plus --no-plus --out",
     "export gguf": "--out --type --converter --converter-python --time-limit --force --trust-remote-code --allow-links "
@@ -90,7 +90,8 @@ FROZEN = {
     "run": "--model --out --set --from --dry-run --dtype --device --force --quiet",
     "recipes": "",
     "demo": (
-        "--scores --results --port --public --user --password-env --dtype --device --trust-remote-code --allow-links --quiet"
+        "--scores --results --port --public --user --password-env --dtype --device --trust-remote-code --allow-links --quiet "
+        "--tokenizer"
     ),
 }
 

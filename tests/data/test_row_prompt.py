@@ -121,6 +121,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.fault(130)
 @pytest.mark.parametrize(("content", "says"), BROKEN)
 def test_a_broken_template_is_refused(content: Any, says: str, tmp_path: Path) -> None:
     path = file(tmp_path / "own.json", content)

@@ -130,6 +130,9 @@ ROWS: dict[int, tuple[str, str]] = {
     121: ("a tokenizer, architecture or quantization that a converter does not know", "a line, and the next step"),
     122: ("blocks of several kinds, for a tool that goes by a fixed pattern", "refused, with the list that differs"),
     123: ("an export of weights that are no longer the dense model's", "refused, with the step that changed them"),
+    130: ("a prompt template that is none, or has other fields", "refused: file, what it holds, what is expected"),
+    131: ("a target module that no layer is", "refused with those that exist"),
+    132: ("a tokenizer that is none, of another model, or changed since", "refused, or another result: never mixed up"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER: dict[str, tuple[int, ...]] = {}

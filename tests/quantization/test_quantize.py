@@ -186,6 +186,27 @@ def test_float32_is_stored_in_16_bits_and_both_entries_say_so(copied: Built, tmp
     assert found.calibration["sampling"] == "joined"
 
 
+def test_a_tokenizer_in_place_of_the_checkpoint_s_own(pruned: Path, tmp_path: Path) -> None:
+    """It reads the windows and the texts, and is the result's."""
+    shutil.copytree(pruned, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "bare" / name).unlink()
+    pico.tokenizer(backwards=True).save_pretrained(tmp_path / "other")
+    out = tmp_path / "out"
+    found = quantize(str(tmp_path / "bare"), out=out, samples=2, tokenizer=str(tmp_path / "other"), quiet=True)
+    assert (out / "tokenizer.json").read_bytes() == (tmp_path / "other/tokenizer.json").read_bytes()
+    assert found.files["tokenizer.json"]
+    assert all(figure.value for pair in found.ppl.values() for figure in pair)
+    calibration = json.loads((out / "shortstack.json").read_text())["steps"][-1]["calibration"]
+    assert calibration["tokenizer"]["source"] == str(tmp_path / "other")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"input_ids": list(range(3, 35))}) + "\n")
+    given = quantize(
+        str(tmp_path / "bare"), out=tmp_path / "ids", data=str(rows), samples=1, eval_data="none", quiet=True
+    )
+    assert "tokenizer.json" not in given.files, "rows of token ids need no tokenizer"
+
+
 def test_links_out_of_the_checkpoint_are_followed_on_request(pruned: Path, tmp_path: Path) -> None:
     elsewhere, model = tmp_path / "elsewhere", tmp_path / "model"
     shutil.copytree(pruned, elsewhere)

@@ -70,6 +70,7 @@ def test_the_layers_that_get_an_adapter_are_those_that_were_named(asked: str, ad
     assert all(".layers.5." in name for name in up), "a name with a block's number means that block alone"
 
 
+@pytest.mark.fault(131)
 @pytest.mark.parametrize("asked", ["q_porj", "lm_head", "proj", "mlp.q_proj"])
 def test_a_target_module_that_no_layer_is(asked: str, built: Built) -> None:
     model, checkpoint = pico.load(built("llama")), tiny.open_checkpoint(built("llama"))

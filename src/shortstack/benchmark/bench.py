@@ -115,9 +115,8 @@ def _check_outputs(report: ReportOptions, out: Path | None) -> None:
 
 
 def _opened(models: Sequence[str], options: MeasuringOptions) -> list[Subject]:
-    from shortstack.evaluation.evaluated_model import Subject
+    from shortstack.evaluation.evaluated_model import open_subject
     from shortstack.evaluation.options import EvaluationOptions
-    from shortstack.families.open_model import open_model
 
     if not models:
         raise UsageError("no model given", hint="shortstack bench MODEL...")
@@ -126,12 +125,9 @@ def _opened(models: Sequence[str], options: MeasuringOptions) -> list[Subject]:
     progress = Progress(quiet=options.quiet)
     how = EvaluationOptions(
         dtype=options.dtype, device=options.device, fresh=options.fresh, trust_remote_code=options.trust_remote_code,
-        allow_links=options.allow_links, quiet=options.quiet,
+        allow_links=options.allow_links, quiet=options.quiet, tokenizer=options.tokenizer,
     )  # fmt: skip
-    return [
-        Subject(open_model(model, allow_links=options.allow_links, progress=progress), how, progress)
-        for model in models
-    ]
+    return [open_subject(model, how, progress) for model in models]
 
 
 def _drafted(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
@@ -61,7 +62,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class MeasuringOptions:
+class MeasuringOptions(TokenizerOptions):
     """How it is measured.
 
     Attributes:

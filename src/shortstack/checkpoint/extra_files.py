@@ -20,6 +20,7 @@ from shortstack.checkpoint.config_file import config_text, repaired
 from shortstack.checkpoint.headers import ADAPTER_FILE, INDEX, PICKLED_INDEX, checked_link
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.renumber_names import Renumbering, moved_names
+from shortstack.checkpoint.tokenizer_files import is_tokenizer_file
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 
@@ -102,6 +103,8 @@ def copy_companions(
 ) -> dict[str, str]:
     """Copy tokenizer, chat templates, generation config, licence: everything that is neither weights nor code.
 
+    A tokenizer that was chosen in place of the checkpoint's own is copied instead of it, with its chat templates.
+
     Args:
         checkpoint: what is worked on.
         directory: the new checkpoint's.
@@ -116,6 +119,11 @@ def copy_companions(
     renumbered: list[str] = []
     shorter = kept if kept is not None and len(kept) < checkpoint.depth else None
     paths, left_out = _other_files(checkpoint)
+    if checkpoint.tokenizer is not None:
+        paths = [path for path in paths if not _is_own_tokenizers(path)]
+        for name, data in checkpoint.tokenizer.files.items():
+            files[name] = write_hashed(directory / name, data)
+        (progress or Progress(quiet=True)).say(f"the tokenizer's files are those of {checkpoint.tokenizer.source}")
     for path in paths:
         name = str(path.relative_to(checkpoint.directory))
         data = repaired(
@@ -131,6 +139,10 @@ def copy_companions(
         files[name] = write_hashed(directory / name, data)
     _report(left_out, renumbered, progress or Progress(quiet=True))
     return files
+
+
+def _is_own_tokenizers(path: Path) -> bool:
+    return is_tokenizer_file(path.name) or path.parent.name in _COPIED_FOLDERS
 
 
 def _with_new_numbers(path: Path, data: bytes, checkpoint: Checkpoint, kept: Sequence[int]) -> bytes:

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from shortstack.checkpoint.headers import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE, TensorInfo
 from shortstack.common.assets import ASSETS
@@ -22,7 +22,13 @@ _WEIGHTS = (SINGLE, "model-*.safetensors", PICKLED_SINGLE, "pytorch_model-*.bin"
 _Result = TypeVar("_Result")
 
 
-def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: None, weights: bool = True) -> Path:
+def locate(
+    source: str,
+    *,
+    before_weights: Callable[[Path], object] = lambda _: None,
+    weights: bool = True,
+    what: Literal["model", "tokenizer"] = "model",
+) -> Path:
     """The directory that a MODEL argument means; a hub id is downloaded, or found in the hub cache.
 
     Args:
@@ -30,6 +36,7 @@ def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: 
         before_weights: called with the directory of a hub id when it holds config.json and no weights yet; what it
             raises ends the download.
         weights: download a hub id's weights too; without, only what is small.
+        what: what is wanted; a tokenizer may lie where no model does.
 
     Raises:
         ShortstackError: nothing is there; for a hub id, what the hub answered.
@@ -40,12 +47,14 @@ def locate(source: str, *, before_weights: Callable[[Path], object] = lambda _: 
     if path.is_dir():
         return path
     if path.exists():
-        raise ShortstackError(f"{source}: is a file, expected a checkpoint directory or a hub id")
+        raise ShortstackError(f"{source}: is a file, expected a {what}'s directory or a hub id")
     if "/" not in source and (near := did_you_mean(source, ["embedded"], otherwise="")):
         raise ShortstackError(f"{source}: no such directory", hint=near)
     found = parse_hub_id(source)
     if found is None or looks_like_a_path(source):
-        raise ShortstackError(f"{source}: no such directory", hint="give a checkpoint directory, a hub id, or embedded")
+        raise ShortstackError(f"{source}: no such directory", hint=f"give a {what}'s directory, a hub id, or embedded")
+    if what == "tokenizer":
+        return _downloaded_tokenizer(source, *found)
     return _downloaded(source, *found, before_weights, weights)
 
 
@@ -116,6 +125,20 @@ def _downloaded(
     patterns = [*_SMALL_FILES, *(chosen if weights or chosen[0].endswith(".bin") else [])]
     whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns)
     return Path(asked(source, whole))
+
+
+def _downloaded_tokenizer(source: str, name: str, revision: str | None) -> Path:
+    from huggingface_hub import constants, snapshot_download
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    fetch = functools.partial(snapshot_download, name, revision=revision, allow_patterns=[*_SMALL_FILES])
+    unreachable = None if constants.HF_HUB_OFFLINE else unreachable_hub()
+    if unreachable is not None:
+        with contextlib.suppress(Exception):
+            return Path(fetch(local_files_only=True))
+        message, hint = _no_answer(unreachable)
+        raise ShortstackError(f"{source}: {message}", hint=hint)
+    return Path(asked(source, fetch, what="tokenizer"))
 
 
 def unreachable_hub() -> Exception | None:

@@ -28,6 +28,7 @@ from shortstack.checkpoint.headers import (
 )
 from shortstack.checkpoint.hub import locate, remote_headers
 from shortstack.checkpoint.packed import weights_in
+from shortstack.checkpoint.tokenizer_files import ChosenTokenizer
 from shortstack.common.formatting import ranges
 from shortstack.common.json_text import json_text
 from shortstack.errors import ShortstackError
@@ -52,6 +53,7 @@ class Checkpoint:
         provenance: shortstack.json, where shortstack wrote the checkpoint.
         notes: what a user should hear about it, a line each.
         allow_links: files may be links that lead out of the directory; so may those beside the weights.
+        tokenizer: the one that is used in place of its own.
         is_here: whether the weights are on this disk; of a hub id, headers alone may have been read.
     """
 
@@ -67,6 +69,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     is_here: bool = True
     allow_links: bool = False
+    tokenizer: ChosenTokenizer | None = None
 
     @property
     def depth(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.tokenizer_files import ChosenTokenizer
 from shortstack.common.json_fields import nested
 from shortstack.common.options import takes_fields
 from shortstack.data.chats import rendered
@@ -72,6 +73,12 @@ class CalibrationSet:
 
     windows: list[list[int]]
     record: dict[str, Any]
+
+    def read_by(self, chosen: ChosenTokenizer | None) -> CalibrationSet:
+        """With the tokenizer that was chosen in place of the checkpoint's own in the record."""
+        if chosen is None:
+            return self
+        return CalibrationSet(self.windows, {**self.record, "tokenizer": chosen.described()})
 
     def first(self, samples: int) -> CalibrationSet:
         """The first of them alone."""

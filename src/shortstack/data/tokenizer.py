@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shortstack.checkpoint.config_file import repaired
+from shortstack.checkpoint.config_file import Repair, repaired
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.checkpoint.tokenizer_files import NEEDED_FILES
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
 
@@ -18,13 +19,27 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in the checkpoint's directory; for one with a known fault, without it.
+    """The tokenizer in the checkpoint's directory, or the one chosen in its place; of one with a known fault, without it.
 
     Raises:
-        ShortstackError: there is none, or it cannot be read.
+        ShortstackError: there is none, it cannot be read, or the one chosen has more ids than the model.
     """
-    with _repaired_directory(checkpoint) as directory:
-        return tokenizer_in(directory, checkpoint.source, trust_remote_code=trust_remote_code)
+    chosen = checkpoint.tokenizer
+    if chosen is None:
+        with _repaired_directory(checkpoint.directory, checkpoint.repair) as directory:
+            return tokenizer_in(directory, checkpoint.source, trust_remote_code=trust_remote_code)
+    with _repaired_directory(chosen.directory, chosen.repair) as directory:
+        tokenizer = tokenizer_in(directory, f"--tokenizer {chosen.source}", trust_remote_code=trust_remote_code)
+    # Tokens that were added to a tokenizer often have no row; a text that holds one is refused where it is read.
+    added = tokenizer.get_added_vocab()
+    largest = max((number for token, number in tokenizer.get_vocab().items() if token not in added), default=-1)
+    if largest >= checkpoint.embedding_rows:
+        raise ShortstackError(
+            f"--tokenizer {chosen.source}: has ids up to {largest}, but the embedding of {checkpoint.source} has "
+            f"{checkpoint.embedding_rows} rows",
+            hint="give the tokenizer that the model was trained with",
+        )
+    return tokenizer
 
 
 def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -36,11 +51,10 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
     import_transformers()
     from transformers import AutoTokenizer
 
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
-    if not any((directory / name).is_file() for name in names):
+    if not any((directory / name).is_file() for name in NEEDED_FILES):
         raise ShortstackError(
             f"{source}: no tokenizer in the directory (tokenizer.json or tokenizer.model)",
-            hint="copy the tokenizer's files there, or give --data as rows of input_ids",
+            hint="--tokenizer DIR names another one; or give --data as rows of input_ids",
         )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -93,13 +107,13 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], rows: int 
 
 
 @contextlib.contextmanager
-def _repaired_directory(checkpoint: Checkpoint) -> Iterator[Path]:
-    """The checkpoint's directory; for one with a known fault, a copy of its small files without it."""
-    if checkpoint.repair is None:
-        yield checkpoint.directory
+def _repaired_directory(directory: Path, repair: Repair | None) -> Iterator[Path]:
+    """A directory; for one with a known fault, a copy of its small files without it."""
+    if repair is None:
+        yield directory
         return
     with tempfile.TemporaryDirectory() as folder:
-        for path in checkpoint.directory.iterdir():
+        for path in directory.iterdir():
             if path.is_file() and path.suffix in (".json", ".model", ".txt", ".jinja"):
-                (Path(folder) / path.name).write_bytes(repaired(checkpoint.repair, path.name, path.read_bytes()))
+                (Path(folder) / path.name).write_bytes(repaired(repair, path.name, path.read_bytes()))
         yield Path(folder)

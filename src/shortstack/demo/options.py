@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.errors import UsageError
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.runtime.devices import DType
@@ -43,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(TokenizerOptions):
     """Where the page is served, to whom, and how its models are run.
 
     Attributes:
@@ -77,5 +78,5 @@ class DemoOptions:
         """How the models are run."""
         return EvaluationOptions(
             dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code,
-            allow_links=self.allow_links, quiet=self.quiet,
+            allow_links=self.allow_links, quiet=self.quiet, tokenizer=self.tokenizer,
         )  # fmt: skip

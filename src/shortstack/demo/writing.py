@@ -17,7 +17,7 @@ from shortstack.common.formatting import count, size
 from shortstack.data.tokenizer import end_of_text, open_ids, padding_id
 from shortstack.demo.options import Limits
 from shortstack.errors import ShortstackError, UsageError, first_line
-from shortstack.evaluation.evaluated_model import Subject
+from shortstack.evaluation.evaluated_model import Subject, open_subject
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.runtime.memory import used
 
@@ -164,10 +164,8 @@ class Column:
 
 def _opened(model: str, options: EvaluationOptions) -> Subject:
     from shortstack.common.progress import Progress
-    from shortstack.families.open_model import open_model
 
-    progress = Progress(quiet=options.quiet)
-    return Subject(open_model(model, allow_links=options.allow_links, progress=progress), options, progress)
+    return open_subject(model, options, Progress(quiet=options.quiet))
 
 
 def _written(subject: Subject, asked: Asked, stop: threading.Event) -> Iterator[Writing]:

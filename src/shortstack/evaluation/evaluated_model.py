@@ -72,7 +72,7 @@ class Subject:
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer."""
+        """The checkpoint's tokenizer, or the one chosen in its place."""
         return load_tokenizer(self.checkpoint, trust_remote_code=self.options.trust_remote_code)
 
     @functools.cached_property
@@ -143,12 +143,17 @@ class Subject:
         notes: Sequence[str] = (),
     ) -> Result:
         """The record of what was found on this checkpoint."""
+        chosen = self.checkpoint.tokenizer
         return Result(
             model=self.name,
             fingerprint=self.checkpoint.fingerprint,
             what=what,
             data=data,
-            settings={**self.settings, **settings},
+            settings={
+                **self.settings,
+                **({"tokenizer_from": chosen.described()} if chosen is not None else {}),
+                **settings,
+            },
             figures=figures,
             parameters=self.checkpoint.parameters(),
             nbytes=self.checkpoint.nbytes,
@@ -168,7 +173,9 @@ class Subject:
             beside.update(path.name.encode() + path.read_bytes())
         record = json_text(self.checkpoint.provenance, sort_keys=True, default=str).encode()
         files = [path.stat() for path in self.checkpoint.shards]
+        chosen = self.checkpoint.tokenizer
         return {
+            **({"tokenizer": chosen.sha256} if chosen is not None else {}),
             "fingerprint": self.checkpoint.fingerprint,
             "files": [[stat.st_size, stat.st_mtime_ns] for stat in files],
             "beside": beside.hexdigest(),
@@ -192,10 +199,17 @@ def open_subjects(
         check_writable_file(Path(out))
     check_csv_folder(csv)
     progress = Progress(quiet=options.quiet)
-    return [
-        Subject(open_model(model, allow_links=options.allow_links, progress=progress), options, progress)
-        for model in models
-    ]
+    return [open_subject(model, options, progress) for model in models]
+
+
+def open_subject(model: str, options: EvaluationOptions, progress: Progress) -> Subject:
+    """Open one checkpoint, with the tokenizer that the options name, if they name one.
+
+    Raises:
+        ShortstackError: it cannot be opened.
+    """
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
+    return Subject(checkpoint, options, progress)
 
 
 def evaluated(

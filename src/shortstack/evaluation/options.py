@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
 from shortstack.runtime.devices import DType
 
 
 @dataclass(frozen=True)
-class EvaluationOptions:
+class EvaluationOptions(TokenizerOptions):
     """How an evaluation runs, whatever it measures.
 
     Attributes:

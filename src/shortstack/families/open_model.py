@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
+from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.table import UnknownFamilyError, family_of
@@ -31,7 +33,12 @@ def open_checkpoint(
 
 
 def open_model(
-    model: str, *, allow_links: bool = False, headers_only: bool = False, progress: Progress | None = None
+    model: str,
+    *,
+    allow_links: bool = False,
+    headers_only: bool = False,
+    tokenizer: str | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Open a checkpoint by directory, hub id, or `embedded`, and say what a user should hear about it.
 
@@ -42,6 +49,7 @@ def open_model(
         model: which.
         allow_links: follow links that lead out of the directory.
         headers_only: of a hub id that is not in the cache, download no weights.
+        tokenizer: a directory or hub id with the tokenizer to use in place of its own.
         progress: where lines are said.
 
     Raises:
@@ -57,7 +65,7 @@ def open_model(
         checkpoint = open_checkpoint(model, allow_links=allow_links, family=family, headers_only=headers_only)
     for note in checkpoint.notes:
         progress.say(note)
-    return checkpoint
+    return checkpoint if tokenizer is None else replace(checkpoint, tokenizer=chosen_tokenizer(tokenizer))
 
 
 def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> tuple[Checkpoint | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
 from shortstack.data.calibration import Sampling
 
@@ -33,7 +34,7 @@ class CalibrationText:
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
+class QuantizeOptions(TokenizerOptions):
     """How a quantization runs.
 
     Attributes:

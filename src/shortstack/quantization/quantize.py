@@ -169,7 +169,7 @@ def quantize(
     started = time.perf_counter()
     chosen = scheme_named(scheme)
     progress = Progress(quiet=options.quiet)
-    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     choice = chosen_layers(checkpoint, chosen, group_size)
     chosen.refuse_device(pick_device(options.device))
     check_output(out, inputs=[checkpoint.directory], force=options.force)
@@ -218,7 +218,7 @@ def _windows(
         sampling=calibration.sampling, chat_template=calibration.chat_template,
     )  # fmt: skip
     check_windows(checkpoint, windows.windows)
-    return windows
+    return windows if tokenizer is None else windows.read_by(checkpoint.tokenizer)
 
 
 def _window_length(checkpoint: Checkpoint) -> int:

@@ -140,6 +140,9 @@ def _run(job: Job, model: Any, groups: dict[str, list[str]]) -> list[str]:
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
 
     says = _listening()
     schemes = {}
@@ -156,7 +159,9 @@ def _run(job: Job, model: Any, groups: dict[str, list[str]]) -> list[str]:
     recipe = GPTQModifier(**common, actorder=actorder, dampening_frac=job.dampening)
     windows = [{"input_ids": torch.tensor(window)} for window in job.windows]
     loader: Any = torch.utils.data.DataLoader(windows, batch_size=_BATCHES)  # type: ignore[arg-type]
-    oneshot(model=model, dataset=loader, recipe=recipe, pipeline="sequential")
+    # Windows are token ids already. Without a tokenizer it would look for one beside the model, where there may be none.
+    nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
+    oneshot(model=model, dataset=loader, processor=nothing, recipe=recipe, pipeline="sequential")
     return says
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.provenance import versions
+from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
@@ -41,6 +42,9 @@ def _identity(step: Step, name: str, value: Any, made: Mapping[str, str]) -> Any
     if not isinstance(value, str) or name in OUTPUTS:
         return value
     parameter = step.command.options[name]
+    if name == "tokenizer":
+        chosen = chosen_tokenizer(value)
+        return chosen.sha256 if chosen is not None else None
     if name in CONTENTS:
         return [_text_identity(part) for part in value.split(",")]
     if name in SOURCES:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
 from shortstack.common.formatting import aligned_left, size
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
@@ -174,6 +175,7 @@ class _Rehearser:
         if str(values.get("device", "")).startswith("cuda"):
             pick_device(values["device"])
         step.command.check_options(step.values)
+        chosen_tokenizer(step.values.get("tokenizer"))
         check = step.command.look_ahead("check")
         if check is not None:
             self.notes += check(values)

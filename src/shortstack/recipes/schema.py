@@ -36,7 +36,7 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "sources": ("checkpoint", "scores", "plan", "results"),  # and `$run`: all that is there
 }
 # Options that may name a file or folder, besides those that are annotated as paths: models, and what is known by content.
-CONTENTS = {"data", "eval_data", "prompt_template"}
+CONTENTS = {"data", "eval_data", "prompt_template", "tokenizer"}
 SOURCES = {"model", "models", "base", "teacher", "dense", "draft", *CONTENTS}
 # Paths that a stage writes besides OUT: they lie in the step's own folder.
 OUTPUTS = {"csv", "plot"}

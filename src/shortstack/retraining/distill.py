@@ -75,7 +75,7 @@ def retrain_distill(
     _refuse_idle(teaching, train, steps, lora, options)
     _check_source(teaching, data)
     progress = Progress(quiet=True)
-    student = open_model(model, allow_links=options.allow_links, progress=progress)
+    student = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     if teaching.offline is not None:
         from shortstack.retraining.teacher_cache import open_lessons, taught_feed
 

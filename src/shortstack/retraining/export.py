@@ -187,6 +187,7 @@ def _record(run: Run, tokens: int) -> dict[str, Any]:
         "source": run.checkpoint.source,
         "fingerprint": run.checkpoint.fingerprint,
         "data": run.feed.described,
+        **({"tokenizer": run.checkpoint.tokenizer.described()} if run.checkpoint.tokenizer is not None else {}),
         "hyperparameters": {key: value for key, value in asdict(hyperparameters).items() if value is not None},
         "steps": run.steps,
         "kept_step": run.trainer.best.get("step", run.steps) if hyperparameters.keep == "best" else run.steps,

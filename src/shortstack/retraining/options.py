@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import expect, refuse_idle
 from shortstack.data.row_prompt import PromptRule
@@ -17,7 +18,7 @@ SaveDType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
+class TrainingOptions(TokenizerOptions):
     """How a retraining run goes, whatever it trains.
 
     Attributes:
@@ -94,7 +95,7 @@ class LoRA:
     rank: int = 8
     alpha: float = 16
     dropout: float = 0.05
-    target_modules: str | None = None
+    target_modules: Listed | None = None
 
     def __post_init__(self) -> None:
         expect(self.rank >= 1, "rank", self.rank, "at least 1")
@@ -241,7 +242,7 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class TeachOptions:
+class TeachOptions(TokenizerOptions):
     """What of a teacher's logits is written down, on which rows or windows, and how the run goes.
 
     Attributes:

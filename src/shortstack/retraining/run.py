@@ -64,7 +64,7 @@ def retrain(
     started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
-    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     _check_request(checkpoint, out, options)
     hyperparameters = _fitted(checkpoint, hyperparameters, progress)
     run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge, started)
@@ -207,6 +207,7 @@ class Run:
             "steps": self.steps,
             "validation": self.options.validation,
             "seed": self.options.seed,
+            "tokenizer": self.checkpoint.tokenizer.sha256 if self.checkpoint.tokenizer is not None else None,
             "save_every": self.options.save_every,
             "world size": self.process.world,
             "parallelism": self.place.parallelism,

@@ -102,7 +102,7 @@ def teach(
         raise UsageError(
             f"--top-k {options.top_k} --temperature {options.temperature}: expected at least 1, and more than 0"
         )
-    checkpoint = open_model(teacher, allow_links=options.allow_links, progress=progress)
+    checkpoint = open_model(teacher, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     check_output(out, inputs=[checkpoint.directory], force=options.force)
     length = min(options.seq_len, checkpoint.positions or options.seq_len)
     if length < options.seq_len:
@@ -181,6 +181,7 @@ class _Lesson:
         key = {
             "teacher": self.teacher.source, "fingerprint": self.teacher.fingerprint,
             "vocabulary": _vocabulary(self.teacher), "data": data, "settings": self.settings, "dtype": dtype,
+            "tokenizer": self.teacher.tokenizer.described() if self.teacher.tokenizer is not None else None,
         }  # fmt: skip
         try:
             left = read_json((self.work / FILE_NAME).read_bytes())

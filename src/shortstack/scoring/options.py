@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Amount
 from shortstack.engine.select import MemoryMode
 from shortstack.runtime.devices import DType
@@ -29,7 +30,7 @@ class StoppingOptions:
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(TokenizerOptions):
     """How a scoring run goes.
 
     Attributes:

@@ -89,14 +89,14 @@ def score(
     check_csv_folder(csv)
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
-    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     candidates = None if blocks is None else _candidates(checkpoint, blocks, csv)
     if checkpoint.repair is not None:
         progress.say(checkpoint.repair.says)
     windows = None
     if any(asked.needs_windows for asked in criteria):
         windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code, progress)
-    elif calibration != CalibrationOptions():
+    elif calibration != CalibrationOptions() or options.tokenizer is not None:
         progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
     with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
@@ -136,9 +136,11 @@ def _windows(
     )
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     wanted = replace(calibration, samples=samples // max(1, calibration.samples) * calibration.samples)
-    return draw_windows(
-        corpus, tokenizer, options=wanted, fewest=None if stopping.until is None else calibration.samples
-    )
+    fewest = None if stopping.until is None else calibration.samples
+    drawn = draw_windows(corpus, tokenizer, options=wanted, fewest=fewest)
+    if tokenizer is None and checkpoint.tokenizer is not None:
+        progress.say(f"{corpus.source} holds token ids: --tokenizer has no effect")
+    return drawn if tokenizer is None else drawn.read_by(checkpoint.tokenizer)
 
 
 def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[int, ...]:
