@@ -80,6 +80,16 @@ _ROWS = [
         estimate="shortstack.pruning.estimate:estimate_prune",
     ),
     Command(
+        "prune-width",
+        "shortstack.pruning.width.prune_width:prune_width",
+        "Write a checkpoint with fewer attention heads and MLP channels in every block: the baseline of width pruning.",
+        "shortstack prune-width MODEL --ratio 0.2 --data calibration.txt --out NARROW",
+        makes={"checkpoint": ""},
+        parallel=True,
+        check="shortstack.pruning.width.prune_width:check_prune_width",
+        estimate="shortstack.pruning.width.prune_width:estimate_prune_width",
+    ),
+    Command(
         "retrain lora",
         "shortstack.retraining.lora:retrain_lora",
         "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from shortstack.checkpoint import byte_copy as copying
+from shortstack.checkpoint import pieces
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
@@ -27,7 +28,8 @@ def copy_all(model: Path, target: Path) -> str:
 
 def test_the_digest_is_that_of_the_file(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With pieces and flushes so small that tensors are cut and parts are read back while others are written."""
-    monkeypatch.setattr(copying, "_PIECE", 1000)
+    for module in (copying, pieces):
+        monkeypatch.setattr(module, "PIECE", 1000)
     monkeypatch.setattr(copying, "_SYNC_EVERY", 4096)
     digest = copy_all(built("llama"), tmp_path / "x.safetensors")
     assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()

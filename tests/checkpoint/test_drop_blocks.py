@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,16 @@ def test_unimplied_lists_are_not_written_where_the_rule_still_says_the_same() ->
         ((4, 6), (0, ((1, 2), (3, 4))), lambda x: x[[1, 3]]),
         ((4, 6), (1, ((0, 2), (4, 6))), lambda x: x[:, [0, 1, 4, 5]]),
         ((3000, 2000), (1, ((0, 500), (1500, 2000))), lambda x: x[:, [*range(500), *range(1500, 2000)]]),
+        ((2, 1_200_000), (1, ((1, 2), (40, 1_150_000))), lambda x: x[:, [1, *range(40, 1_150_000)]]),
+        ((5, 6, 7), (1, ((1, 2), (4, 6))), lambda x: x[:, [1, 4, 5]]),
+        ((7, 3), (1, ()), lambda x: x[:, []]),
     ],
 )
 def test_slices_of_tensors(tmp_path: Path, shape: tuple[int, ...], sliced: Any, expected: Any) -> None:
-    """Also where a piece of 4 MiB ends inside a row."""
+    """Also where a piece of 4 MiB ends inside a row, rows of columns are read in several pieces, or nothing is kept."""
     from shortstack.checkpoint.byte_copy import copied_bytes
 
-    values = torch.arange(shape[0] * shape[1], dtype=torch.float32).reshape(shape)
+    values = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
     (tmp_path / "x").write_bytes(b"head" + values.numpy().tobytes())
     source = TensorInfo("x", "F32", shape, tmp_path / "x", 4, values.numel() * 4)
     copy = TensorCopy(source, "y", sliced)

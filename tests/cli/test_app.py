@@ -66,6 +66,9 @@ FROZEN = {
     "prune": "--adapter --allow-links "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
+    "prune-width": "--out --ratio --params --only --head-unit --multiple-of --data --samples --seq-len --seed --sampling "
+    "--bos-every --chat-template --tokenizer --verify --force --allow-nonfinite --dtype --device --memory --memory-limit "
+    "--save-every --trust-remote-code --allow-links --quiet",
     "quantize": "--tokenizer --out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
     "--chat-template --eval-data --device --force --trust-remote-code --allow-links --quiet",
     "eval ppl": EVALUATING + "--data --data-dir --seq-len --out --csv",

@@ -126,6 +126,7 @@ ROWS: dict[int, tuple[str, str]] = {
     116: ("a report of different models, texts or tokenizers", "refused, or no difference, and the reason is on the page"),
     117: ("a damaged file among those of a report", "refused: the file, and what is wrong with it"),
     118: ("a disk that is full in the middle of a report", "the report that was there stays; else there is none"),
+    119: ("a ratio or size that leaves no head or no channel", "refused before anything runs, with the most that can go"),
     120: ("a converted file that is cut short, or is not its checkpoint", "never appears: block, tensor or token is named"),
     121: ("a tokenizer, architecture or quantization that a converter does not know", "a line, and the next step"),
     122: ("blocks of several kinds, for a tool that goes by a fixed pattern", "refused, with the list that differs"),

@@ -18,6 +18,7 @@ LINES = [
     "check FARM",
     "score FARM --seq-len 32 --samples 2",
     "plan FARM --blocks 1",
+    "prune-width FARM --ratio 0.2 --data ROWS --samples 4 --seq-len 32 --out OUT",
     "prune FARM --blocks 1 --verify --out OUT",
     f"retrain lora FARM {SHORT}",
     f"retrain cpt FARM {SHORT} --seq-len 32",

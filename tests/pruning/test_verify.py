@@ -98,7 +98,7 @@ def test_logits_alone_see_a_wrong_config(
     """The comparison of logits stands on its own, whatever the comparison of configs says."""
     if streamed:
         monkeypatch.setattr("shortstack.pruning.verify.available_bytes", lambda: 1000)
-    monkeypatch.setattr("shortstack.pruning.verify._compare_config", lambda *_: None)
+    monkeypatch.setattr("shortstack.pruning.verify.compare_config", lambda *_: None)
     verify = made(built("qwen2"), tmp_path / "p")
     path = tmp_path / "p/config.json"
     config = json.loads(path.read_text())

@@ -55,6 +55,19 @@ TensorRule = Callable[[Config, str, int, Mapping[str, TensorInfo], Sequence[int]
 
 
 @dataclass(frozen=True)
+class Widths:
+    """Of a family whose config states how many attention heads and MLP channels every block has: so that there can be fewer.
+
+    Attributes:
+        inner: the projections into the MLP's channels, by their names within a block.
+        heads_divide_hidden: its config class refuses numbers of heads that do not divide `hidden_size`.
+    """
+
+    inner: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    heads_divide_hidden: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """One row: how the checkpoints of one `model_type` are laid out.
 
@@ -83,6 +96,7 @@ class Family:
         resident: why scoring must hold the whole model and bypass blocks; empty where one block at a time does.
         carried: the keyword by which a block is given what the block before it returned beside hidden states.
         causal: a decoder-only causal language model; False for encoders and decoders of other models.
+        widths: how its blocks are made narrower; None where they cannot be.
     """
 
     model_type: str
@@ -109,6 +123,7 @@ class Family:
     resident: str = ""
     carried: str = ""
     causal: bool = True
+    widths: Widths | None = None
 
     def text(self, config: Config) -> Config:
         """The language model's own config: a nested one in a composite."""

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shortstack.checkpoint.headers import DTYPE_BITS, TensorInfo, read_exactly, write_header
+from shortstack.checkpoint.pieces import PIECE, pieces
 from shortstack.errors import ShortstackError
 from shortstack.runtime.atomic_output import flush
 
-_PIECE = 4 << 20  # bytes read, checked, hashed and written at a time
 _PIECES_IN_FLIGHT = 6
 _SYNC_EVERY = 64 << 20  # bytes between flushes; what is flushed is read back while copying goes on
-_ZEROS = -1  # in place of an offset: bytes that no tensor holds
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def copy_tensors(
     """
     before = {copy.source.file: _stamp(copy.source.file) for copy in copies}
     largest = max((copy.nbytes for copy in copies), default=0)
-    pipeline = _CopyPipeline(target, min(_PIECE, max(1, largest)))
+    pipeline = _CopyPipeline(target, min(PIECE, max(1, largest)))
     with pipeline, contextlib.ExitStack() as stack:
         pipeline.write(memoryview(bytearray(header)))
         descriptors = {}
@@ -114,10 +113,9 @@ def copy_tensors(
             stack.callback(os.close, descriptors[path])
         for copy in copies:
             tensor = copy.source
-            for runs in _pieces(copy):
-                size = sum(length for _, length in runs)
+            for size, fill in pieces(copy):
                 buffer = pipeline.buffer(size)
-                _fill(buffer, descriptors[tensor.file], tensor, runs)
+                fill(buffer, descriptors[tensor.file])
                 if not allow_nonfinite and not _all_finite(buffer, tensor.dtype):
                     raise ShortstackError(
                         f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinity",
@@ -131,41 +129,13 @@ def copy_tensors(
     return pipeline.digest()
 
 
-def _pieces(copy: TensorCopy) -> Iterator[list[tuple[int, int]]]:
-    """The byte runs of a copy in groups of at most 4 MiB, long ones cut."""
-    group: list[tuple[int, int]] = []
-    room = _PIECE
-    for start, length in [(_ZEROS, copy.nbytes)] if copy.zeros else copy.byte_runs():
-        done = 0
-        while done < length:
-            size = min(room, length - done)
-            group.append((start if copy.zeros else start + done, size))
-            done, room = done + size, room - size
-            if not room:
-                yield group
-                group, room = [], _PIECE
-    if group:
-        yield group
-
-
-def _fill(buffer: memoryview, descriptor: int, tensor: TensorInfo, runs: Sequence[tuple[int, int]]) -> None:
-    position = 0
-    for start, length in runs:
-        part = buffer[position : position + length]
-        if start == _ZEROS:
-            part[:] = bytes(length)
-        else:
-            read_exactly(descriptor, part, tensor.start + start, tensor.file)
-        position += length
-
-
 def copied_bytes(copy: TensorCopy) -> Iterator[bytes]:
     """What `copy_tensors` writes for one tensor, piece by piece."""
     descriptor = os.open(copy.source.file, os.O_RDONLY)
     try:
-        for runs in _pieces(copy):
-            buffer = memoryview(bytearray(sum(length for _, length in runs)))
-            _fill(buffer, descriptor, copy.source, runs)
+        for size, fill in pieces(copy):
+            buffer = memoryview(bytearray(size))
+            fill(buffer, descriptor)
             yield bytes(buffer)
     finally:
         os.close(descriptor)

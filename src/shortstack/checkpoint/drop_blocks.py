@@ -41,6 +41,10 @@ class Cut:
     config: dict[str, Any] = field(repr=False)
     tensors: tuple[TensorCopy, ...] = field(repr=False)
 
+    def is_whole(self, depth: int) -> bool:
+        """Whether nothing of a checkpoint of this depth is left out."""
+        return len(self.kept) == depth and all(copy.sliced is None for copy in self.tensors)
+
 
 def cut_blocks(checkpoint: Checkpoint, kept: Sequence[int]) -> Cut:
     """The checkpoint without all blocks but those at the positions `kept`.

@@ -33,6 +33,10 @@ _SILENT = re.compile(
 _COUNT = r"(?:(?:n|num|number_of|total)_(?:[a-z]+_)?(?:layers?|blocks?)|(?:layers?|blocks?)_(?:count|range)|layers)"
 _NUMBERED = re.compile(rb"(?<![A-Za-z0-9])(?:layers?|blocks?|blk|h)[./_\[](\d{1,5})(?=[./_\]\"'])")
 
+# `n_heads`, `num_key_value_heads`, `intermediate_size`, `hidden_dim` (as Mistral has it), whatever stands before a dot
+_WIDTH = r"(?:n|num)_(?:attention_|key_value_|kv_)?heads?|intermediate_size|hidden_dim|ffn_dim|n_inner"
+
+WIDTH = "states the number of heads or channels"
 NUMBER, EACH, NAMES = "states the number of blocks", "has a value for each block", "names blocks by number"
 # Never copied: other forms of the weights, code, and what shortstack writes itself.
 _WEIGHTS = (
@@ -73,6 +77,17 @@ def restates(name: str, data: bytes, anatomy: Anatomy) -> str | None:
     return NAMES if len({number for number in numbers if number < depth}) > min(1, depth - 1) else None
 
 
+def states_widths(name: str, data: bytes) -> str | None:
+    """Why a file holds for these numbers of heads and channels alone, or None where it says nothing about them."""
+    if _SILENT.fullmatch(name) or not name.endswith(".json"):
+        return None
+    try:
+        entries = list(_entries(json.loads(data)))
+    except (ValueError, RecursionError):
+        return None
+    return WIDTH if any(re.fullmatch(_WIDTH, key.lower().rpartition(".")[2]) for key, _ in entries) else None
+
+
 def _entry(key: str, value: Any, depth: int) -> str | None:
     name = key.lower().replace("-", "_").rpartition(".")[2]
     if re.fullmatch(_COUNT, name) and (value == depth or (isinstance(value, list) and value[-1:] == [depth])):
@@ -99,6 +114,7 @@ def copy_companions(
     directory: Path,
     *,
     kept: Sequence[int] | None = None,
+    narrower: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Copy tokenizer, chat templates, generation config, licence: everything that is neither weights nor code.
@@ -110,6 +126,7 @@ def copy_companions(
         directory: the new checkpoint's.
         kept: positions of the blocks that stay, where some go: files that say something about the blocks are renumbered
             (records of quantization) or left out (all others).
+        narrower: the new checkpoint has fewer heads or channels: files that state how many are left out.
         progress: where it is reported what was left out or renumbered.
 
     Returns:
@@ -132,7 +149,9 @@ def copy_companions(
         if shorter is not None and name in _RENUMBERED:
             renumbered.append(name)
             data = _with_new_numbers(path, data, checkpoint, shorter)
-        elif shorter is not None and (reason := restates(path.name, data, checkpoint.anatomy)):
+        elif reason := (shorter is not None and restates(path.name, data, checkpoint.anatomy)) or (
+            narrower and states_widths(path.name, data)
+        ):
             left_out.append((name, reason))
             continue
         (directory / name).parent.mkdir(exist_ok=True)

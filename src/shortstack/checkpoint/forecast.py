@@ -16,22 +16,29 @@ class Forecast:
         checkpoint: that it is, or comes from.
         kept: positions of its blocks that stay.
         stored: bytes of a parameter, where it will be stored in another precision.
+        narrower: (parameters, bytes) that every block has lost, where blocks were made narrower.
     """
 
     checkpoint: Checkpoint
     kept: tuple[int, ...]
     stored: int | None = None
+    narrower: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Forecast:
         """A checkpoint as it is."""
         return cls(checkpoint, tuple(range(checkpoint.depth)))
 
+    def block_parameters(self) -> list[int]:
+        """Number of parameters of each block that stays."""
+        sizes = self.checkpoint.block_parameters()
+        return [sizes[position] - self.narrower[0] for position in self.kept]
+
     @property
     def parameters(self) -> int:
         """Number of parameters."""
-        sizes = self.checkpoint.block_parameters()
-        return self.checkpoint.parameters() - sum(sizes) + sum(sizes[position] for position in self.kept)
+        outside = self.checkpoint.parameters() - sum(self.checkpoint.block_parameters())
+        return outside + sum(self.block_parameters())
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +46,7 @@ class Forecast:
         if self.stored is not None:
             return self.parameters * self.stored
         sizes = [sum(tensor.nbytes for tensor in block) for block in self.checkpoint.blocks]
-        return self.checkpoint.nbytes - sum(sizes) + sum(sizes[position] for position in self.kept)
+        return self.checkpoint.nbytes - sum(sizes) + sum(sizes[position] - self.narrower[1] for position in self.kept)
 
     def check_positions(self, option: str, length: int) -> None:
         """Refuse sequences that are longer than the model can take.

@@ -118,6 +118,22 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in parts)
 
 
+def parse_blocks(text: str) -> list[int]:
+    """`3,7-9` -> [3, 7, 8, 9]. Duplicates are kept, for the plan to refuse."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
+        if not match:
+            raise UsageError(
+                f"--blocks {text!r}: {part.strip()!r} is not a block number", hint="such as --blocks 3,7-9"
+            )
+        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
+        if last < first:
+            raise UsageError(f"--blocks {text!r}: the range {part.strip()!r} runs backwards", hint=f"{last}-{first}?")
+        found.extend(range(first, last + 1))
+    return found
+
+
 def parse_size(text: str, option: str = "") -> int:
     """`4GB`, `500 MB`, `1.5T` or `2000000` -> bytes, in decimal units.
 

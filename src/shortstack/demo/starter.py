@@ -31,19 +31,21 @@ def starter_models(progress: Progress) -> Starter:
     dense = open_model(DENSE)
     folder = kept_folder() / f"demo-{dense.fingerprint[:12]}-{__version__}"
     scores, results = folder / "scores.json", folder / "results.json"
-    shorter, retrained = folder / "shorter", folder / "retrained"
-    models = {"dense": DENSE, "shorter": str(shorter), "retrained": str(retrained)}
+    narrower, shorter, retrained = (folder / name for name in ("narrower", "shorter", "retrained"))
+    models = {"dense": DENSE, "narrower": str(narrower), "shorter": str(shorter), "retrained": str(retrained)}
     if results.is_file():
         return Starter(models, scores, results)
     progress.say(f"making the models of the page in {folder}, once; this takes about a minute ...")
     folder.mkdir(parents=True, exist_ok=True)
-    _make(scores, shorter, retrained)
+    _make(scores, narrower, shorter, retrained)
     evaluate_ppl(*models.values(), data="embedded", seq_len="128", out=results, quiet=True)
     return Starter(models, scores, results)
 
 
-def _make(scores: Path, shorter: Path, retrained: Path) -> None:
+def _make(scores: Path, narrower: Path, shorter: Path, retrained: Path) -> None:
+    from shortstack.families.open_model import open_model
     from shortstack.pruning.prune import prune
+    from shortstack.pruning.width.prune_width import prune_width
     from shortstack.retraining.distill import retrain_distill
     from shortstack.scoring.score import score
 
@@ -51,6 +53,9 @@ def _make(scores: Path, shorter: Path, retrained: Path) -> None:
         score(DENSE, data="embedded", criterion="ppl,taylor", out=scores, quiet=True)
     if not shorter.is_dir():
         prune(DENSE, out=shorter, scores=scores, criterion="ppl", remove=REMOVED, plus=True, quiet=True)
+    if not narrower.is_dir():  # as many parameters as the shorter one has
+        parameters = open_model(str(shorter)).parameters()
+        prune_width(DENSE, out=narrower, data="embedded", params=str(parameters), quiet=True)
     if not retrained.is_dir():
         retrain_distill(
             str(shorter), teacher=DENSE, data="embedded", out=retrained, loss_weight=0.0, lr=3e-4, seq_len=256,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from shortstack.checkpoint.anatomy import FULL, LINEAR, Config, Family
+from shortstack.checkpoint.anatomy import FULL, LINEAR, Config, Family, Widths
 from shortstack.errors import ShortstackError
 from shortstack.families import lists, refusals, rewrites, tensors
 
@@ -300,6 +300,19 @@ _ROWS = [
         refused="a block's parts lie in four lists, and no module is one block",
     ),
 ]  # fmt: skip
+
+# Families whose blocks can be made narrower: q_proj, k_proj, v_proj and o_proj by heads, the MLP's projections by channels,
+# and no norm over all heads together. A test builds each of them narrower and sets it beside the dense model with masks.
+_WIDTHS = {
+    **dict.fromkeys(
+        ("exaone4", "gemma", "granite", "hunyuan_v1_dense", "ministral", "ministral3", "mistral", "qwen2", "qwen3",
+         "seed_oss", "smollm3"),
+        Widths(),
+    ),
+    **dict.fromkeys(("cwm", "gemma2", "gemma3_text", "llama"), Widths(heads_divide_hidden=True)),
+    "arcee": Widths(inner=("mlp.up_proj",), heads_divide_hidden=True),
+}  # fmt: skip
+_ROWS = [dataclasses.replace(row, widths=_WIDTHS.get(row.model_type)) for row in _ROWS]
 
 
 def _composite(

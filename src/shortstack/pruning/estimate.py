@@ -48,7 +48,8 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
         return _planned(model, load_plan(plan))
     fields = {field.name for field in dataclasses.fields(BlockChoice)}
     choice = BlockChoice(**{name: value for name, value in values.items() if name in fields})
-    checkpoint, is_whole = model.checkpoint, len(model.kept) == model.checkpoint.depth
+    checkpoint = model.checkpoint
+    is_whole = len(model.kept) == checkpoint.depth and model.narrower == (0, 0)
     scores: Any = choice.scores
     is_scored = not isinstance(scores, Estimate)  # else an earlier step of the recipe will make the scores
     criteria = () if is_scored else scores.criteria
@@ -62,8 +63,7 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
         plan_for(checkpoint, dataclasses.replace(choice, scores=any_scores, criterion=None))
     if choice.blocks is not None:
         return _without(model, len(choice.blocks.split(",")))
-    sizes = [checkpoint.block_parameters()[position] for position in model.kept]
-    return _without(model, amount_to_remove(sizes, model.parameters, choice))
+    return _without(model, amount_to_remove(model.block_parameters(), model.parameters, choice))
 
 
 def _planned(model: Forecast, plan: PrunePlan) -> Forecast:

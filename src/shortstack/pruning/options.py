@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from shortstack.common.option_values import Amount, Form, Listed
-
-if TYPE_CHECKING:
-    from shortstack.artifacts.plan import PrunePlan
-    from shortstack.artifacts.scores import Scores
-
-    # What the stages take, in Python: a file or the object itself. The command line, which reads these annotations when
-    # it runs, knows files alone.
-    PlanSource = Path | PrunePlan
-    ScoresSource = Path | Scores
-else:
-    PlanSource = Annotated[Path, Form(also="shortstack.artifacts.plan:PrunePlan")]
-    ScoresSource = Annotated[Path, Form(also="shortstack.artifacts.scores:Scores")]
+from shortstack.artifacts.sources import ScoresSource
+from shortstack.common.option_values import Amount, Listed
 
 Strategy = Literal["one-shot", "contiguous"]
 

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import Scores
+from shortstack.artifacts.sources import PlanSource
 from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.packed import weights_in
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import count, ranges
+from shortstack.common.formatting import count, parse_blocks, ranges
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.pruning.options import BlockChoice, PlanSource
+from shortstack.pruning.options import BlockChoice
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 _CHOICE = BlockChoice()
@@ -142,22 +143,6 @@ def _nothing_goes(choice: BlockChoice, share: float) -> str:
     """Why an amount removes no block, and what would remove one."""
     asked = f"--ratio {choice.ratio}" if choice.ratio is not None else f"--params {choice.params}"
     return f"nothing is removed by {asked}: the first block has {share:.1%} of the parameters (--remove 1 removes it)"
-
-
-def parse_blocks(text: str) -> list[int]:
-    """`3,7-9` -> [3, 7, 8, 9]. Duplicates are kept, for the plan to refuse."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", part)
-        if not match:
-            raise UsageError(
-                f"--blocks {text!r}: {part.strip()!r} is not a block number", hint="such as --blocks 3,7-9"
-            )
-        first, last = int(match.group(1)), int(match.group(2) or match.group(1))
-        if last < first:
-            raise UsageError(f"--blocks {text!r}: the range {part.strip()!r} runs backwards", hint=f"{last}-{first}?")
-        found.extend(range(first, last + 1))
-    return found
 
 
 def parse_amount(text: str, option: str = "--params", what: str = "parameters") -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from shortstack.artifacts.plan import PrunePlan
 from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.sources import PlanSource
 from shortstack.checkpoint.adapter import carry_adapter
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
 from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
@@ -21,7 +22,7 @@ from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
-from shortstack.pruning.options import BlockChoice, PlanSource, PruneOptions
+from shortstack.pruning.options import BlockChoice, PruneOptions
 from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
 from shortstack.publishing.model_card import write_beside_weights
 from shortstack.runtime.atomic_output import published
@@ -154,7 +155,7 @@ def write_pruned(
 ) -> dict[str, str]:
     """Write the pruned checkpoint into an empty directory; return the sha256 of every file."""
     plan, cut = planned
-    files = _copy_weights(checkpoint, cut, directory, allow_nonfinite, progress or Progress(quiet=True))
+    files = copy_weights(checkpoint, cut, directory, allow_nonfinite, progress or Progress(quiet=True))
     step = {
         "stage": "prune",
         "source": checkpoint.source,
@@ -180,10 +181,14 @@ def write_pruned(
     )
 
 
-def _copy_weights(
+def copy_weights(
     checkpoint: Checkpoint, cut: Cut, directory: Path, allow_nonfinite: bool, progress: Progress
 ) -> dict[str, str]:
-    """The weight files, as many as the input has (fewer where a shard has nothing left), and their index."""
+    """Write the weight files, as many as the input has (fewer where a shard has nothing left), and their index.
+
+    Returns:
+        sha256 of every file, by name.
+    """
     by_shard: dict[Path, list[TensorCopy]] = {path: [] for path in checkpoint.shards}
     for copy in cut.tensors:
         by_shard[copy.source.file].append(copy)
@@ -196,7 +201,7 @@ def _copy_weights(
         for number, (path, copies) in enumerate(shards, start=1):
             name = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             header = new_header(copies, checkpoint.shards[path])
-            if len(cut.kept) == checkpoint.depth and path.suffix == ".safetensors":
+            if cut.is_whole(checkpoint.depth) and path.suffix == ".safetensors":
                 header = raw_header(path)  # nothing removed: the file is copied to the byte
             files[name] = copy_tensors(
                 copies, directory / name, header=header, allow_nonfinite=allow_nonfinite, progress=advance

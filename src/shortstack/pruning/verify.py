@@ -54,15 +54,15 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
     pruned = open_checkpoint(directory, family=original.anatomy.family)
     plan, cut = planned
     if pruned.original_blocks != plan.kept:
-        raise _failed(directory, f"shortstack.json lists blocks {pruned.original_blocks}, the plan keeps {plan.kept}")
-    _compare_config(cut, pruned)
-    compared = _compare_bytes(cut, pruned)
-    ids_BT = _random_windows(original)
+        raise failed(directory, f"shortstack.json lists blocks {pruned.original_blocks}, the plan keeps {plan.kept}")
+    compare_config(cut, pruned)
+    compared = compare_bytes(cut, pruned)
+    ids_BT = random_windows(original)
     needed = 4 * (original.parameters() + pruned.parameters())
     if needed < _ROOM * available_bytes():
         how = "transformers"
         expected, known = _bypassed_logits(original, cut, ids_BT)
-        found = _loaded_logits(pruned, ids_BT, known)
+        found = loaded_logits(pruned, ids_BT, known)
     else:
         from shortstack.engine.block_model import NotSeparableError
         from shortstack.engine.streamed import streamed_logits
@@ -79,7 +79,7 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
             )
     if found.shape != expected.shape or not expected.view(torch.int32).equal(found.view(torch.int32)):
         worst = float((expected - found).abs().max())
-        raise _failed(directory, f"logits differ from the original with the blocks skipped (by up to {worst:.3g})")
+        raise failed(directory, f"logits differ from the original with the blocks skipped (by up to {worst:.3g})")
     shape = " x ".join(map(str, found.shape))
     return Verified(
         f"{compared} tensors equal byte for byte ({size(pruned.nbytes)}), {shape} logits equal bit for bit ({how})",
@@ -87,29 +87,32 @@ def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) ->
     )
 
 
-def _compare_config(cut: Cut, pruned: Checkpoint) -> None:
+def compare_config(cut: Cut, pruned: Checkpoint) -> None:
+    """Every entry of config.json is what the cut makes of it, or an error."""
     expected = cut.config
     for key in sorted(expected.keys() | pruned.config.keys()):
         if json_text(expected.get(key)) != json_text(pruned.config.get(key)):
-            raise _failed(
+            raise failed(
                 pruned.directory, f"config.json: {key} is {pruned.config.get(key)!r}, expected {expected.get(key)!r}"
             )
 
 
-def _compare_bytes(cut: Cut, pruned: Checkpoint) -> int:
+def compare_bytes(cut: Cut, pruned: Checkpoint) -> int:
+    """How many tensors there are; every one has the bytes that the cut keeps of it, or it is an error."""
     expected = {copy.name: copy for copy in cut.tensors}
     if expected.keys() != pruned.tensors.keys():
         odd = sorted(expected.keys() ^ pruned.tensors.keys())
-        raise _failed(pruned.directory, f"tensor {odd[0]!r} is missing or left over ({len(odd)} such)")
+        raise failed(pruned.directory, f"tensor {odd[0]!r} is missing or left over ({len(odd)} such)")
     for name, copy in expected.items():
         found = pruned.tensors[name]
         same = (found.dtype, found.shape) == (copy.source.dtype, copy.shape)
         if not same or not same_bytes(copy, TensorCopy(found, name)):
-            raise _failed(pruned.directory, f"tensor {name!r} differs from {copy.source.name!r} of the original")
+            raise failed(pruned.directory, f"tensor {name!r} differs from {copy.source.name!r} of the original")
     return len(expected)
 
 
-def _random_windows(checkpoint: Checkpoint) -> torch.Tensor:
+def random_windows(checkpoint: Checkpoint) -> torch.Tensor:
+    """Token ids of two short windows, the same ones each time."""
     import torch
 
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
@@ -118,7 +121,8 @@ def _random_windows(checkpoint: Checkpoint) -> torch.Tensor:
     return torch.tensor([[generator.randrange(rows) for _ in range(length)] for _ in range(_WINDOWS)])
 
 
-def _loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor, known: dict[str, Any]) -> torch.Tensor:
+def loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor, known: dict[str, Any]) -> torch.Tensor:
+    """Logits through transformers, which may find no key odd but those that are `known`."""
     import torch
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
@@ -145,10 +149,11 @@ def _refuse_odd_keys(checkpoint: Checkpoint, info: dict[str, Any], known: dict[s
         keys = sorted({str(key) for key in info.get(problem, ())} - {str(key) for key in known.get(problem, ())})
         if keys:
             kind = problem.replace("_", " ")
-            raise _failed(checkpoint.directory, f"transformers reports {kind}: {keys[0]} ({len(keys)} in all)")
+            raise failed(checkpoint.directory, f"transformers reports {kind}: {keys[0]} ({len(keys)} in all)")
 
 
-def _failed(directory: Path, what: str) -> ShortstackError:
+def failed(directory: Path, what: str) -> ShortstackError:
+    """The error of a check that found a difference."""
     return ShortstackError(
         f"{directory}: verification failed: {what}", hint="nothing was published; please report this"
     )

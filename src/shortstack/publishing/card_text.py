@@ -154,6 +154,11 @@ def _what_it_is(record: Mapping[str, Any], stages: Sequence[str]) -> str:
             "Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect worse text "
             "than the original's until it is retrained."
         )
+    elif set(stages) <= {"prune", "prune-width"}:
+        lines.append(
+            "Heads and channels were removed from every block; what is left is as it was there. Nothing was trained after "
+            "the removal: expect worse text than the original's until it is retrained."
+        )
     return "\n".join(lines)
 
 
@@ -166,6 +171,14 @@ def _described(step: Mapping[str, Any]) -> str:
         return (
             f"pruned from {before} to {after} parameters; chosen by: {_name(step.get('criterion'))}, "
             f"calibration text: {_name(calibration)}"
+        )
+    if stage == "prune-width":
+        before, after = (nested(step, side, "parameters") for side in ("before", "after"))
+        heads, channels = (nested(step, "after", what) for what in ("heads", "channels"))
+        calibration = _name(nested(step, "why", "scores", "calibration", "source"))
+        return (
+            f"made narrower, from {before} to {after} parameters: {heads} heads and {channels} channels in every block; "
+            f"chosen by: {_name(step.get('criterion'))}, calibration text: {calibration}"
         )
     if stage == "retrain":
         data = _name(nested(step, "data", "source"))

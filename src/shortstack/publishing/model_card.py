@@ -29,6 +29,7 @@ def write_beside_weights(
     step: dict[str, Any],
     files: dict[str, str],
     kept: Sequence[int] | None = None,
+    narrower: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write config.json, tokenizer and the like, the model card and shortstack.json of a new checkpoint.
@@ -40,6 +41,7 @@ def write_beside_weights(
         step: what was done, for its history.
         files: sha256 of the files written so far, by name.
         kept: positions, in the checkpoint, of the blocks that stay; by default all.
+        narrower: its blocks have fewer heads or channels.
         progress: where it is reported which files are left out.
 
     Returns:
@@ -49,7 +51,7 @@ def write_beside_weights(
     files = {
         **files,
         "config.json": write_hashed(directory / "config.json", data),
-        **copy_companions(checkpoint, directory, kept=kept, progress=progress),
+        **copy_companions(checkpoint, directory, kept=kept, narrower=narrower, progress=progress),
     }
     blocks = checkpoint.original_blocks
     record = continued_record(checkpoint, step, blocks if kept is None else [blocks[index] for index in kept], files)

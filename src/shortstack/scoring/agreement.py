@@ -10,12 +10,12 @@ from typing import Any
 
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import Scores
+from shortstack.artifacts.sources import ScoresSource
 from shortstack.baselines.orders import PREFIX, open_scores
 from shortstack.common.formatting import ranges, table
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.pruning.options import ScoresSource
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 

@@ -17,7 +17,7 @@ from shortstack.artifacts.scores_csv import write_scores_csv
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.docstrings import filled
-from shortstack.common.formatting import parse_size, ranges
+from shortstack.common.formatting import parse_blocks, parse_size, ranges
 from shortstack.common.option_values import Listed
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.common.progress import Progress
@@ -28,7 +28,6 @@ from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.pruning.plan import parse_blocks
 from shortstack.runtime.atomic_output import check_writable_file, locked
 from shortstack.runtime.devices import pick_device
 from shortstack.runtime.distributed import Process, together
@@ -95,7 +94,9 @@ def score(
         progress.say(checkpoint.repair.says)
     windows = None
     if any(asked.needs_windows for asked in criteria):
-        windows = _windows(checkpoint, calibration, stopping, options.trust_remote_code, progress)
+        windows = calibration_windows(
+            checkpoint, calibration, stopping=stopping, trust_remote_code=options.trust_remote_code, progress=progress
+        )
     elif calibration != CalibrationOptions() or options.tokenizer is not None:
         progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
     work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
@@ -115,14 +116,19 @@ def score(
     return scores
 
 
-def _windows(
+def calibration_windows(
     checkpoint: Checkpoint,
     calibration: CalibrationOptions,
-    stopping: StoppingOptions,
-    trust_remote_code: bool,
+    *,
+    stopping: StoppingOptions = _STOPPING,
+    trust_remote_code: bool = False,
     progress: Progress,
 ) -> CalibrationSet:
-    """The windows, drawn; with rounds as many as all of them may need."""
+    """The windows, drawn; with rounds as many as all of them may need.
+
+    Raises:
+        ShortstackError: there is too little text, or it cannot be read.
+    """
     samples = calibration.samples if stopping.until is None else stopping.max_samples
     # The published procedure draws among all rows, however many there are; the default needs no more text than this.
     enough = max(_CALIBRATION_BYTES, 400 * samples * calibration.seq_len)

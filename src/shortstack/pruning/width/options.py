@@ -1,0 +1,68 @@
+"""The options of width pruning: how much goes, and of what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from shortstack.common.option_values import Amount
+from shortstack.common.options import expect
+from shortstack.errors import UsageError
+
+Only = Literal["mlp", "heads"]
+HeadUnit = Literal["kv-groups", "query-heads"]
+
+
+@dataclass(frozen=True)
+class WidthChoice:
+    """How much of every block goes: the same number of heads and channels in each, because the config states one number.
+
+    Attributes:
+        ratio: remove the most heads and channels whose share of the model's parameters is at most this.
+        params: remove heads and channels until the parameters are nearest to this, such as `5.5B`.
+        only: `mlp` removes channels alone, `heads` removes attention heads alone; by default about the same share of both.
+        head_unit: `kv-groups` removes a key-value head with all its query heads; `query-heads` removes the same number of
+            query heads from each group, and every key-value head stays.
+        multiple_of: keep a number of channels that this divides, such as 64, for engines that are faster with such sizes.
+    """
+
+    # What one of them, chosen by hand, takes the place of in a recipe.
+    REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {"ratio": ("params",), "params": ("ratio",)}
+
+    ratio: float | None = None
+    params: Amount | None = None
+    only: Only | None = None
+    head_unit: HeadUnit = "kv-groups"
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        expect(
+            self.ratio is None or 0 < self.ratio < 1, "ratio", self.ratio, "a share of the parameters, 0 < ratio < 1"
+        )
+        expect(self.multiple_of >= 1, "multiple_of", self.multiple_of, "a whole number of at least 1")
+        if self.only == "mlp" and self.head_unit != "kv-groups":
+            raise UsageError(
+                "--head-unit: no effect with --only mlp, which leaves the heads", hint="leave one of them out"
+            )
+        if self.only == "heads" and self.multiple_of != 1:
+            raise UsageError(
+                "--multiple-of: no effect with --only heads, which leaves the channels", hint="leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How a narrower checkpoint is written.
+
+    Attributes:
+        verify: load the result and compare it with the original with those heads and channels masked to zero: bytes, config,
+            logits.
+        force: replace an output that shortstack made before.
+        allow_nonfinite: copy tensors that hold NaN or infinity.
+    """
+
+    verify: bool = False
+    force: bool = False
+    allow_nonfinite: bool = False
