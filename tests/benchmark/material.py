@@ -28,12 +28,25 @@ class CountedEngine:
 
     name, version, in_process = "transformers", "counted", True
 
-    def __init__(self, one: Subject, log: list[tuple[str, int, int, int]], fits: Callable[[str, int], bool]) -> None:
+    def __init__(
+        self,
+        one: Subject,
+        log: list[tuple[str, int, int, int]],
+        fits: Callable[[str, int], bool],
+        precision: str = "float32",
+    ) -> None:
+        self.precision = precision
         self._subject, self._log, self._fits = one, log, fits
         self.notes: list[str] = []
         self.peak_rss_bytes: int | None = None
 
+    def find(self) -> None:
+        pass
+
     def start(self) -> None:
+        pass
+
+    def tokenize(self, texts: Sequence[str]) -> None:
         pass
 
     def stop(self) -> None:
@@ -59,7 +72,9 @@ class CountedEngine:
 
 
 def counted(
-    log: list[tuple[str, int, int, int]], fits: Callable[[str, int], bool] = lambda name, batch: True
+    log: list[tuple[str, int, int, int]],
+    fits: Callable[[str, int], bool] = lambda name, batch: True,
+    precision: str = "float32",
 ) -> Callable[[str, Subject, EngineOptions], CountedEngine]:
     """What takes the place of `open_engine`."""
-    return lambda name, one, options: CountedEngine(one, log, fits)
+    return lambda name, one, options: CountedEngine(one, log, fits, precision)

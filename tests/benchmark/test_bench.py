@@ -90,6 +90,23 @@ def test_figures_of_two_models(models: list[str], tmp_path: Path, capsys: pytest
     assert latency["differences"][1]["pairs"] == 3
 
 
+def test_floors_are_of_the_type_that_an_engine_holds(
+    models: list[str], log: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GGUF file of 16 bits is read in half the time of float32."""
+    floors: dict[str, dict[str, Any]] = {}
+    for precision in ("float32", "F16", "Q8_0"):
+        monkeypatch.setattr(sweep, "open_engine", counted(log, precision=precision))
+        (result,) = shortstack.bench(models[0], memory=False, **FEW).results  # type: ignore[attr-defined]
+        assert result.settings["dtype"] == precision
+        floors[precision] = {name: result.figures[f"{name}_floor"] for name in ("tpot", "prefill")}
+    assert floors["F16"]["tpot"].value == pytest.approx(floors["float32"]["tpot"].value / 2)
+    assert floors["F16"]["prefill"].value is None
+    assert floors["F16"]["prefill"].note == "the machine's products were measured in float32"
+    assert floors["Q8_0"]["tpot"].value is None
+    assert "weights of type Q8_0" in floors["Q8_0"]["tpot"].note
+
+
 def test_models_take_turns_after_the_warm_up(models: list[str], log: list[Any]) -> None:
     result = shortstack.bench(*models, memory=False, compare=True, batch="2", **FEW)  # type: ignore[attr-defined]
     assert log[:2] == [("dense", 2, 0, 1), ("cut", 2, 0, 1)]

@@ -56,7 +56,8 @@ FROZEN = {
     "--dtype --device --seed --force --trust-remote-code --quiet --tokenizer",
     "quickstart": "--out --force --quiet",
     "info": "--allow-links",
-    "check": "--trust-remote-code --quiet",
+    "check": "--engine --of --engine-python --engine-binary --engine-args --time-limit --quick --trust-remote-code "
+    "--allow-links --quiet",
     "families": "",
     "doctor": "",
     "score": "--tokenizer --save-every --allow-links --until --remove --plus --no-plus --max-samples --memory-limit "

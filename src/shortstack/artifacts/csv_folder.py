@@ -55,5 +55,5 @@ def model_folders(models: Sequence[str]) -> dict[str, str]:
 
 def weights_mib(result: Result) -> float:
     """What the weights of a model take in memory, in what it was computed in."""
-    itemsize = {"float64": 8, "float32": 4}.get(str(result.settings["dtype"]), 2)
+    itemsize = {"float64": 8, "float32": 4, "F32": 4}.get(str(result.settings["dtype"]), 2)
     return result.parameters * itemsize / MIB

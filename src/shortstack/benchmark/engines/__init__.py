@@ -1,9 +1,12 @@
-"""Engines that run a checkpoint, behind one small interface: start, greedy, bench, stop. A row each."""
+"""Engines that run a checkpoint, behind one small interface: find, greedy, start, bench, stop. A row each.
+
+`bench` times them, `check` compares their tokens with those of transformers.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -75,7 +78,8 @@ class Engine(Protocol):
     Attributes:
         name: as `--engine` has it.
         in_process: it runs in this process, ready between calls: several models can take turns run by run.
-        version: of the engine, once it has started.
+        version: of the engine, once it has started or given tokens.
+        precision: what it computes in, or stores weights in, such as `float32` or `Q8_0`.
         notes: what a reader of its figures should know.
         peak_rss_bytes: of the engine's own processes in its last `bench`; None where that is not known.
     """
@@ -83,11 +87,19 @@ class Engine(Protocol):
     name: str
     in_process: bool
     version: str
+    precision: str
     notes: list[str]
     peak_rss_bytes: int | None
 
+    def find(self) -> None:
+        """Look for it; nothing is loaded, and nothing is run.
+
+        Raises:
+            UsageError: it is not there.
+        """
+
     def start(self) -> None:
-        """Load the checkpoint, as far as that is needed before the first call.
+        """Load the checkpoint, as far as that is needed before the first `bench`.
 
         Raises:
             EngineError: the engine is not there, or cannot load it.
@@ -99,6 +111,9 @@ class Engine(Protocol):
         Raises:
             EngineError: it did not give them.
         """
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]] | None:
+        """Ids of texts by the engine's own tokenizer; None where it has none but the checkpoint's."""
 
     def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:
         """Time some runs, after others that are not counted.
@@ -122,44 +137,64 @@ class EngineRow:
     Attributes:
         adapter: module:class, called with the checkpoint and the options.
         summary: what it is.
-        external: a program of its own, with an environment of its own.
         arguments: further ones for the class.
+        measured: `bench` can time it.
+        checked: `check` can compare its tokens.
     """
 
     adapter: str
     summary: str
-    external: bool = False
     arguments: tuple[Any, ...] = ()
+    measured: bool = True
+    checked: bool = True
 
 
 _HERE = "shortstack.benchmark.engines"
 ENGINES: dict[str, EngineRow] = {
     "transformers": EngineRow(f"{_HERE}.transformers:TransformersEngine", "transformers, eager"),
     "compiled": EngineRow(
-        f"{_HERE}.transformers:TransformersEngine", "transformers, compiled, static cache", arguments=(True,)
+        f"{_HERE}.transformers:TransformersEngine", "transformers, compiled, static cache", (True,), checked=False
     ),
-    "vllm": EngineRow(f"{_HERE}.vllm:VllmEngine", "vLLM, by its own `vllm bench latency`", external=True),
-    "llama.cpp": EngineRow(f"{_HERE}.llama_cpp:LlamaCppEngine", "llama.cpp, by its own llama-bench", external=True),
+    "vllm": EngineRow(f"{_HERE}.vllm:VllmEngine", "vLLM, by its own `vllm bench latency`"),
+    "llama.cpp": EngineRow(f"{_HERE}.llama_cpp:LlamaCppEngine", "llama.cpp, by its own llama-bench, or its server"),
+    "mlx": EngineRow(f"{_HERE}.worker:WorkerEngine", "MLX, by mlx-lm", ("mlx",), measured=False),
+    "openvino": EngineRow(f"{_HERE}.worker:WorkerEngine", "OpenVINO GenAI", ("openvino",), measured=False),
 }
 
 
-def engine_names(text: str) -> list[str]:
+def engine_names(text: str, known: Iterable[str]) -> list[str]:
     """`transformers,vllm` -> names of rows.
+
+    Args:
+        text: as it is given.
+        known: the names that are allowed.
 
     Raises:
         UsageError: one is not known.
     """
+    allowed = list(known)
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in ENGINES:
-            raise UsageError(f"--engine {name}: unknown", hint=did_you_mean(name, ENGINES))
+        if name not in allowed:
+            raise UsageError(f"--engine {name}: unknown", hint=did_you_mean(name, allowed))
     if not names or len(set(names)) < len(names):
         raise UsageError(f"--engine {text!r}: expected names separated by commas, each once")
     return names
 
 
-def open_engine(name: str, subject: Subject, options: EngineOptions) -> Engine:
-    """The adapter of an engine for one checkpoint, not started yet."""
+def measured_engines(text: str) -> list[str]:
+    """Names of engines that `bench` can time.
+
+    Raises:
+        UsageError: one is not known.
+    """
+    return engine_names(text, (name for name, row in ENGINES.items() if row.measured))
+
+
+def open_engine(name: str, subject: Subject, options: EngineOptions, **more: Any) -> Engine:
+    """The adapter of an engine for one checkpoint, not started yet; `more` is what only this adapter takes."""
     module, _, adapter = ENGINES[name].adapter.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), adapter)(subject, options, *ENGINES[name].arguments)
+    engine: Engine = getattr(importlib.import_module(module), adapter)(
+        subject, options, *ENGINES[name].arguments, **more
+    )
     return engine

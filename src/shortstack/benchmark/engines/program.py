@@ -37,6 +37,7 @@ _OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 _KEPT_LINES, _LINE = 20, 300  # of what a program says, for errors
+_LOG_LINES = 400  # of a process that says more before it ends than why, such as vLLM's
 
 
 def found_program(option: Path | None, names: Sequence[str], what: str, hint: str) -> Path:
@@ -133,7 +134,7 @@ class Conversation:
         pipe = subprocess.PIPE
         self._process = _started(arguments, what, env, stdin=pipe, stdout=pipe, stderr=pipe)
         self._answers: queue.Queue[str | None] = queue.Queue()
-        self._last: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._last: deque[str] = deque(maxlen=_LOG_LINES)
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._readers = [
@@ -187,6 +188,11 @@ class Conversation:
             self.close()
             raise EngineError(f"{self._what}: {str(record['error'])[:_LINE]}")
         return record
+
+    @property
+    def log(self) -> str:
+        """The end of what it said beside its answers."""
+        return "\n".join(self._last)
 
     @property
     def exit_code(self) -> int | None:

