@@ -135,6 +135,15 @@ def test_engines_that_load_for_every_call_take_turns_too(models: list[str], tmp_
     assert any("random tokens of its own" in note for note in found["dense"].notes)
 
 
+@pytest.mark.fault(86)
+def test_times_stand_where_the_engines_throughput_fails(models: list[str], tmp_path: Path) -> None:
+    folder = programs(tmp_path / "bin", throughput="rubbish")
+    (one,) = shortstack.bench(models[0], engine="vllm", engine_binary=folder, memory=False, **FEW).results  # type: ignore[attr-defined]
+    assert one.figures["latency"].value == pytest.approx(0.9)
+    assert "served_rate" not in one.figures
+    assert any(note.startswith("served_rate is not known: vllm bench throughput: its JSON") for note in one.notes)
+
+
 def test_what_does_not_fit_is_a_row(
     models: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: list[Any]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shortstack.benchmark.engines import engine_names
+from shortstack.benchmark.engines import measured_engines
 from shortstack.benchmark.options import Sweep, SweepOptions, numbers
 from shortstack.errors import UsageError
 
@@ -52,10 +52,10 @@ def test_numbers_in_recipes_may_be_numbers() -> None:
 
 
 def test_engines_by_name() -> None:
-    assert engine_names("transformers, llama.cpp") == ["transformers", "llama.cpp"]
+    assert measured_engines("transformers, llama.cpp") == ["transformers", "llama.cpp"]
     with pytest.raises(UsageError) as refused:
-        engine_names("vlm")
+        measured_engines("vlm")
     assert refused.value.hint == "did you mean vllm?"
-    for text in ("", "vllm,vllm"):
+    for text in ("", "vllm,vllm", "mlx"):  # MLX is not timed
         with pytest.raises(UsageError):
-            engine_names(text)
+            measured_engines(text)

@@ -203,6 +203,11 @@ class SweepRun:
                     samples[at] += self._call(engines[at], row[at], share, before, reasons, at)
                     advance(1)
         after = [_machine(row[at].subject) for at in taking_part]
+        notes = [list(engine.notes) for engine in engines]
+        served = [
+            self._served(engines[at], one, reasons[at], notes[at]) if at in taking_part else None
+            for at, one in enumerate(row)
+        ]
         best = {at: one.best_of(two) for at, one, two in zip(taking_part, machines, after, strict=True)}
         return {
             "samples": [
@@ -212,11 +217,9 @@ class SweepRun:
             "does_not_fit": reasons,
             "machines": [asdict(best[at]) if at in best else None for at in range(len(row))],
             "versions": [engine.version for engine in engines],
-            "notes": [engine.notes for engine in engines],
+            "notes": notes,
             "precisions": [engine.precision for engine in engines],
-            "served": [
-                self._served(engines[at], one, reasons, at) if at in taking_part else None for at, one in enumerate(row)
-            ],
+            "served": served,
             "peaks": [engine.peak_rss_bytes for engine in engines],
         }  # fmt: skip
 
@@ -229,10 +232,14 @@ class SweepRun:
             reasons[at] = error.message
             return []
 
-    def _served(self, engine: Engine, one: Measured, reasons: list[str], at: int) -> float | None:
+    def _served(self, engine: Engine, one: Measured, reason: str, notes: list[str]) -> float | None:
+        """Where this measure fails, the times that were taken before stand."""
         try:
-            return None if reasons[at] else engine.served_rate(one.workload)
+            return None if reason else engine.served_rate(one.workload)
         except DoesNotFitError:
+            return None
+        except EngineError as error:
+            notes.append(f"served_rate is not known: {error.message}")
             return None
 
     def _key(self, what: str, engine: str, row: Sequence[Measured]) -> dict[str, Any]:

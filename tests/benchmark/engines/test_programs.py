@@ -54,7 +54,8 @@ def test_vllm_is_timed_by_its_own_bench(model: Path, tmp_path: Path) -> None:
     assert vllm.served_rate(workload(batch=2, prompt=8, new=5)) == 15.0  # 3 requests of 5 tokens a second
     throughput = calls(folder)[-1]["arguments"]
     assert throughput[:2] == ["bench", "throughput"]
-    assert throughput[throughput.index("--num-prompts") + 1] == "8"
+    for name, value in (("--num-prompts", "8"), ("--random-input-len", "8"), ("--random-output-len", "5")):
+        assert throughput[throughput.index(name) + 1] == value
     last = calls(folder)[-2]["arguments"]
     assert last[:4] == ["bench", "latency", "--model", str(model)]
     for name, value in (

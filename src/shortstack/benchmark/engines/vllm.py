@@ -94,10 +94,10 @@ class VllmEngine:
 
     def served_rate(self, workload: Workload) -> float | None:
         """By `vllm bench throughput`, with several times as many requests as the batch, which vLLM batches as it likes."""
-        requests = _REQUESTS * workload.batch
-        record = self._bench(
-            "throughput", workload, ["--dataset-name", "random", "--num-prompts", str(requests)], workload.new_tokens
-        )
+        # Its random requests have 1024 tokens, whatever --input-len says, where these options are not given.
+        lengths = ["--random-input-len", str(workload.prompt_tokens), "--random-output-len", str(workload.new_tokens)]
+        requests = ["--dataset-name", "random", "--num-prompts", str(_REQUESTS * workload.batch)]
+        record = self._bench("throughput", workload, [*requests, *lengths], workload.new_tokens)
         try:
             rate = float(record["requests_per_second"]) * workload.new_tokens
         except (KeyError, TypeError, ValueError) as error:

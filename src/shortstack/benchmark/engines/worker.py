@@ -191,7 +191,9 @@ def _in_words(engine: str, error: EngineError, log: str) -> EngineError:
     for of, sign, wrong, hint in _KNOWN:
         found = next((line for line in lines if sign in line), None)
         if found is not None and of in ("", engine):
-            return EngineError(f"{engine}: {wrong} ({found.removeprefix(f'{engine}: ')[-_QUOTED:]})", hint=hint)
+            said = " ".join(found.removeprefix(f"{engine}: ").split())
+            begin = max(0, said.index(sign) - _QUOTED // 2)
+            return EngineError(f"{engine}: {wrong} ({said[begin : begin + _QUOTED]})", hint=hint)
     cause = next((match[1] for line in lines[1:] if (match := _CAUSE.search(line))), None)
     if cause is not None and "root cause" in error.message:
         return EngineError(f"{engine}: {cause[:_LINE]}", hint=error.hint)
