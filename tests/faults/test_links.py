@@ -30,7 +30,9 @@ LINES = [
     "bench FARM --new-tokens 2 --runs 1 --warmup 0",
 ]
 # Their models are opened in the same place; `quantize`, which needs its extra, has a test of its own in tests/quantization.
-LATER = {"merge", "eval zeroshot", "eval all", "quantize"}
+LATER = {
+    "merge", "eval zeroshot", "eval all", "quantize", "demo", "export gguf", "export mergekit", "export prune-layers",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -203,4 +202,4 @@ def _shown(texts: Sequence[str]) -> str:
 
 def _record(number: int, column: Column, asked: Asked, writing: Writing) -> Mapping[str, object]:
     words = f"{asked.batch} x {asked.new_tokens} tokens"
-    return {"name": column.name, "column": number, "rate": writing.rate, "asked": words, "at": time.time()}
+    return {"name": column.name, "column": number, "rate": writing.rate, "asked": words}
