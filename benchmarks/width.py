@@ -79,7 +79,7 @@ def timings(model: str, made: dict[tuple[str, int], Path], blocks: list[int], wo
         for result in results:
             named = {name: figure.value for name, figure in result.figures.items() if figure.value is not None}
             row = {
-                "kind": kinds[result.model],
+                "kind": kinds.get(result.model, result.model),
                 "blocks": removed,
                 "batch": result.settings["batch"],
                 "peak_rss_bytes": result.peak_rss_bytes,
