@@ -29,7 +29,8 @@ SIZES: dict[str, Any] = {"max_position_embeddings": 256}
 
 @pytest.fixture(autouse=True)
 def _no_folder_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SHORTSTACK_ENGINES", raising=False)
+    for name in ("SHORTSTACK_ENGINES", "SHORTSTACK_CONVERTER_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -166,6 +167,34 @@ def test_an_engine_that_misbehaves_fails_the_check(
     found = engines(model, engine="vllm", engine_python=python, time_limit=limit)["vllm"]
     assert found.status == "fail"
     assert says in found.says
+
+
+def converter(folder: Path, monkeypatch: pytest.MonkeyPatch, made: Path) -> Path:
+    """A converter that copies a file, or fails where there is none; where its output went is in `out`."""
+    python = folder / "python"
+    folder.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$5 $7" > {folder}/out\ncp {made} "$5" || {{ echo "boom" >&2; exit 1; }}\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("SHORTSTACK_CONVERTER_PYTHON", str(python))
+    return folder / "out"
+
+
+def test_a_checkpoint_is_converted_for_the_check_alone(
+    model: Path, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, _ = written(model)
+    folder = programs(tmp_path / "bin", tokens=tokens, ids=ids(model))
+    missing = engines(model, engine="llama.cpp", engine_binary=folder)["llama.cpp"]
+    assert "shortstack export gguf" in missing.says  # no converter is there
+    out = converter(tmp_path / "convert", monkeypatch, gguf)
+    found = engines(model, engine="llama.cpp", engine_binary=folder)
+    assert found["llama.cpp"].status == "ok", found["llama.cpp"].says
+    file, kind = out.read_text().split()
+    assert kind == "f32"
+    assert not Path(file).exists()
+    converter(tmp_path / "broken", monkeypatch, tmp_path / "none")
+    failed = engines(model, engine="llama.cpp", engine_binary=folder)["llama.cpp"]
+    assert (failed.status, "boom" in failed.says) == ("fail", True)
 
 
 @pytest.mark.fault(86)

@@ -7,8 +7,9 @@ pass, and its logits judge each token. Where a token is not its first choice, th
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,6 +118,35 @@ def check_engines(findings: Findings, subject: Subject, wanted: EngineCheck, pro
     if needed > free:
         findings.add("engines", "skip", f"not tried: {size(needed)} in float32 to compare with, {size(free)} free")
         return
+    with contextlib.ExitStack() as closing:
+        _check(findings, subject, _with_gguf(findings, subject, wanted, progress, closing), progress)
+
+
+def _with_gguf(
+    findings: Findings, subject: Subject, wanted: EngineCheck, progress: Progress, closing: contextlib.ExitStack
+) -> EngineCheck:
+    """For llama.cpp and a checkpoint without a GGUF file, one of float32 that is thrown away when `closing` ends."""
+    from shortstack.benchmark.engines.converter import find_converter
+    from shortstack.benchmark.engines.llama_cpp import gguf_files
+
+    if "llama.cpp" not in wanted.names or wanted.gguf is not None or gguf_files(subject):
+        return wanted
+    try:
+        _opened("llama.cpp", subject, wanted).find()
+        converter = find_converter(None, None)
+    except UsageError:
+        return wanted  # a line says what is missing: the engine, or the file
+    file = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="shortstack-check-"))) / "model.gguf"
+    progress.say("llama.cpp: converted to a GGUF file, for this check alone ...")
+    try:
+        converter.convert(subject.checkpoint, file, "f32", wanted.where.time_limit)
+    except ShortstackError as error:
+        findings.add("llama.cpp", "fail", f"{error.message}{f' ({error.hint})' if error.hint else ''}")
+        return replace(wanted, names=[name for name in wanted.names if name != "llama.cpp"])
+    return replace(wanted, gguf=file)
+
+
+def _check(findings: Findings, subject: Subject, wanted: EngineCheck, progress: Progress) -> None:
     prompts = _prompts(subject)
     runs: list[tuple[Engine, list[list[int]]]] = []
     for engine in _installed(findings, subject, wanted):

@@ -245,16 +245,21 @@ class LlamaCppEngine:
         self._url = url
 
 
+def gguf_files(subject: Subject) -> list[Path]:
+    """The GGUF files in a checkpoint's directory; where there are none, NAME.gguf beside it."""
+    directory = subject.checkpoint.directory
+    beside = directory.with_name(f"{directory.name}.gguf")
+    return sorted(directory.glob("*.gguf")) or ([beside] if beside.is_file() else [])
+
+
 def gguf_of(subject: Subject) -> Path:
     """The GGUF file of a checkpoint: the only one in its directory, or NAME.gguf beside it.
 
     Raises:
         EngineError: there is none, several, or one that is older than the weights.
     """
-    checkpoint = subject.checkpoint
-    directory = checkpoint.directory
-    beside = directory.with_name(f"{directory.name}.gguf")
-    found = sorted(directory.glob("*.gguf")) or ([beside] if beside.is_file() else [])
+    checkpoint, found = subject.checkpoint, gguf_files(subject)
+    beside = checkpoint.directory.with_name(f"{checkpoint.directory.name}.gguf")
     make = f"shortstack export gguf {subject.name} --out {beside.name}, beside the checkpoint"
     if len(found) != 1:
         says = "no GGUF file in it, and no " + beside.name + " beside it" if not found else "several GGUF files in it"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from shortstack.benchmark.engines.converter import find_converter
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import seconds, size
@@ -16,7 +17,6 @@ from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
-from shortstack.publishing.export.converter import find_converter
 from shortstack.publishing.export.gguf_check import check_gguf
 from shortstack.publishing.export.options import ConverterOptions
 from shortstack.runtime.atomic_output import check_new_file, published_file

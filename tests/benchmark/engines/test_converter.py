@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shortstack.benchmark.engines.converter import FOLDER_VARIABLE, PYTHON_VARIABLE, find_converter
 from shortstack.errors import UsageError
-from shortstack.publishing.export.converter import FOLDER_VARIABLE, PYTHON_VARIABLE, find_converter
 from tests.publishing.export import fake
 
 
