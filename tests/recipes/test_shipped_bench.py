@@ -26,7 +26,7 @@ def test_a_recipe_from_end_to_end(name: str, tmp_path: Path) -> None:
     settings = [f"bench.models={models}", *(f"bench.{key}={value}" for key, value in small.items())]
     result = run(name, model=str(dense), out=tmp_path / "out", set_=settings, quiet=True)
     assert isinstance(result, RunResult)
-    assert [step.state for step in result.steps] == ["done"]
+    assert [step.state for step in result.steps] == ["done", "done"]
     found = json.loads((tmp_path / "out/bench/results.json").read_text())
     assert len(found) == 4 * (1 + len(beside))
     assert all(one["figures"]["latency"]["value"] > 0 for one in found)

@@ -309,6 +309,15 @@ def test_a_run_folder_is_read_in_its_order_and_nothing_outside_of_it(tmp_path: P
         report(work, out=tmp_path / "page.html")
 
 
+def test_an_adapters_folder_shows_its_training(tmp_path: Path) -> None:
+    work = folder_of_all(tmp_path / "work")
+    (work / "lora").mkdir()
+    (work / "lora/shortstack.json").write_text('{"files": {}}')
+    (work / "lora/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}')
+    report(work, out=tmp_path / "page.html")
+    assert "Training of lora" in Page((tmp_path / "page.html").read_text()).text
+
+
 def test_plots_alone(tmp_path: Path) -> None:
     found = report(folder_of_all(tmp_path / "work"), png=tmp_path / "plots")
     assert found.out is None

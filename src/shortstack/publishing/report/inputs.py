@@ -129,7 +129,7 @@ class _Reader:
             return
         self._read.add(place.resolve())
         name = place.resolve().name
-        record = provenance.read(place)
+        record = provenance.read(place) if (place / "config.json").is_file() or _tells_blocks(place) else None
         if record is not None:
             _check_history(record, place / provenance.FILE_NAME)
             self.material.histories.append(History(name, record, _fingerprint(place)))
@@ -183,6 +183,12 @@ def _fingerprint(place: Path) -> str | None:
         return open_model(str(place), progress=Progress(quiet=True)).fingerprint
     except ShortstackError:
         return None
+
+
+def _tells_blocks(place: Path) -> bool:
+    """Whether its record is a checkpoint's: that of an adapter names files alone."""
+    path = place / provenance.FILE_NAME
+    return path.is_file() and _kind_of(path)[1] == "checkpoint"
 
 
 def _check_history(record: Mapping[str, Any], path: Path) -> None:
