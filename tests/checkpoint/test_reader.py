@@ -67,7 +67,7 @@ def test_a_name_that_could_be_a_hub_id_is_looked_for_there() -> None:
 
 def test_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("")
-    with pytest.raises(ShortstackError, match="is a file, expected a checkpoint directory"):
+    with pytest.raises(ShortstackError, match="is a file, expected a model's directory or a hub id"):
         open_checkpoint(tmp_path / "x")
 
 

@@ -20,7 +20,7 @@ SOURCE = Path(shortstack.__file__).parent
 # Programs that benchmarks and quantization drive are spoken to in lines that they alone read.
 OWN_FORM = {
     "common/json_text.py", "checkpoint/config_file.py", "benchmark/memory.py", "benchmark/engines/llama_cpp.py",
-    "benchmark/engines/program.py", "benchmark/engines/vllm_worker.py", "quantization/worker.py",
+    "benchmark/engines/program.py", "benchmark/engines/foreign/worker.py", "quantization/worker.py",
 }  # fmt: skip
 
 

@@ -88,12 +88,14 @@ def test_where_links_cannot_be_made(run_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_nothing_loads_weights_by_another_way() -> None:
+    # What a card shows a reader, and what runs in the environment of another engine, where this package is not.
+    others = {"publishing/card_text.py", "benchmark/engines/foreign/worker.py"}
     loading = [
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
         if "AutoModelForCausalLM.from_pretrained(" in path.read_text(encoding="utf-8")
     ]
-    assert loading == ["engine/load.py"]
+    assert set(loading) - others == {"engine/load.py"}
 
 
 def test_weights_that_are_missing_are_never_random(copied: Built) -> None:

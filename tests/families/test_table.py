@@ -144,6 +144,8 @@ def test_no_model_name_anywhere_else() -> None:
     for path in root.rglob("*.py"):
         if path.name in ("table.py", "renumber_names.py"):  # bitnet names a quantization method, too
             continue
+        if path.name == "llama_cpp.py":  # an engine's environment is called llama
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in FAMILIES:
                 named.append(f"{path}:{node.lineno} names the family {node.value!r}")

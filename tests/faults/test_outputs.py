@@ -53,9 +53,10 @@ def test_a_full_disk_leaves_the_old_output(built: Built, tmp_path: Path) -> None
 def test_every_nth_write_fails(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, nth: int
 ) -> None:
-    from shortstack.checkpoint import byte_copy as copying
+    from shortstack.checkpoint import byte_copy, pieces
 
-    monkeypatch.setattr(copying, "_PIECE", 8192)
+    for module in (byte_copy, pieces):
+        monkeypatch.setattr(module, "PIECE", 8192)
     real, count = os.pwrite, [0]
 
     def pwrite(*arguments: Any) -> int:
@@ -242,11 +243,11 @@ def test_two_scoring_runs_on_one_output(built: Built, tmp_path: Path) -> None:
 def test_an_input_that_changes_while_it_is_read(
     copied: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    from shortstack.checkpoint import byte_copy as copying
+    from shortstack.checkpoint import pieces
 
     model = copied("llama")
     path = model / "model.safetensors"
-    real, done = copying.read_exactly, [False]
+    real, done = pieces.read_exactly, [False]
 
     def read_exactly(*arguments: Any) -> None:
         real(*arguments)
@@ -261,7 +262,7 @@ def test_an_input_that_changes_while_it_is_read(
                 with path.open("ab") as stream:
                     stream.write(b"more")
 
-    monkeypatch.setattr(copying, "read_exactly", read_exactly)
+    monkeypatch.setattr(pieces, "read_exactly", read_exactly)
     with pytest.raises(ShortstackError, match="was changed while it was read"):
         prune(str(model), out=tmp_path / "p", blocks="1", quiet=True)
     assert not (tmp_path / "p").exists()
@@ -270,17 +271,17 @@ def test_an_input_that_changes_while_it_is_read(
 @pytest.mark.fault(60)
 def test_a_file_that_shrinks_while_it_is_copied(copied: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positioned reads, no mmap: an error and not the end of the process."""
-    from shortstack.checkpoint import byte_copy as copying
+    from shortstack.checkpoint import pieces
 
     model = copied("llama")
     path = model / "model.safetensors"
-    real = copying._fill
+    real = pieces._fill
 
-    def fill(*arguments: Any) -> None:
+    def fill(*arguments: Any, **named: Any) -> None:
         os.truncate(path, 1000)
-        real(*arguments)
+        real(*arguments, **named)
 
-    monkeypatch.setattr(copying, "_fill", fill)
+    monkeypatch.setattr(pieces, "_fill", fill)
     with pytest.raises(ShortstackError, match="ended at byte"):
         prune(str(model), out=tmp_path / "p", blocks="1", quiet=True)
     assert names(tmp_path) == ["model"]

@@ -94,7 +94,7 @@ def test_the_scores_are_those_of_all_windows_that_it_took(built: Built, rows: Pa
     assert found.calibration["samples"] == used
     assert len(found.calibration["marks"]["hashes"]) == used
     plain = score(model, data=str(rows), samples=used, quiet=True)
-    for name in ("scores", "stderr", "base"):
+    for name in ("scores", "stderr", "dense_ppl"):
         assert getattr(found.criterion(), name) == pytest.approx(getattr(plain.criterion(), name), rel=1e-9)
     assert found.criterion().order == plain.criterion().order
     assert set(found.settings["until"]["rounds"][-1]["chosen"]) == set(plain.criterion().order[:2])

@@ -82,15 +82,15 @@ class RunResult(Shown):
                 "seconds": self.seconds}  # fmt: skip
 
     def to_text(self) -> str:
-        """The steps, and what the last one found."""
+        """The steps, and what the last two found: figures, and the report of them."""
         rows = [
             [step.name, step.verb, step.state, seconds(step.seconds), _within(step.output, self.out)]
             for step in self.steps
         ]
         lines = [aligned_left(["step", "stage", "", "took", "left behind"], rows)]
         lines += [f"{name} was left out: {why}" for name, why in self.left_out.items()]
-        if self.steps and self.steps[-1].text:
-            lines += ["", self.steps[-1].text]
+        for step in self.steps[-2:]:
+            lines += ["", step.text] if step.text else []
         return "\n".join([*lines, "", f"{self.recipe}: everything is in {self.out} ({seconds(self.seconds)})"])
 
 
