@@ -9,10 +9,11 @@ from typing import Any
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
 from shortstack.common.options import stage
-from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
-from shortstack.publishing.export.removal import Removal, find_removal
+from shortstack.publishing.export.removal import Removal, RemovalOptions, find_removal
 from shortstack.runtime.atomic_output import check_new_file, write_file
+
+_OPTIONS = RemovalOptions()
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,22 +52,16 @@ def export_mergekit(
     model: str,
     *,
     out: Path | None = None,
-    plan: Path | None = None,
-    dense: str | None = None,
     force: bool = False,
-    allow_links: bool = False,
-    quiet: bool = False,
+    options: RemovalOptions = _OPTIONS,
 ) -> MergekitExport:
     """Write a passthrough merge for mergekit that rebuilds a pruned checkpoint out of the dense model.
 
     Args:
         model: a checkpoint that `shortstack prune` wrote, or a plan.json; with --plan, the model that the plan is for.
         out: the YAML file to write; by default the merge is printed.
-        plan: a plan.json of `shortstack plan`.
-        dense: the model that was pruned, where it is no longer where shortstack.json or the plan says.
         force: replace an existing file.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        options: where the removal is recorded, and the dense model is.
 
     Returns:
         The merge.
@@ -76,7 +71,7 @@ def export_mergekit(
     """
     if out is not None:
         check_new_file(out, force=force)
-    removal = find_removal(model, plan=plan, dense=dense, allow_links=allow_links, progress=Progress(quiet=quiet))
+    removal = find_removal(model, options)
     removal.refuse_more_than_blocks("a merge")
     says = _says(removal)
     text = merge_yaml(removal, says)

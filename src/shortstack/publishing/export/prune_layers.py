@@ -8,12 +8,12 @@ from typing import Any
 
 from shortstack.common.json_text import json_text
 from shortstack.common.options import stage
-from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
-from shortstack.publishing.export.removal import Removal, find_removal
+from shortstack.publishing.export.removal import Removal, RemovalOptions, find_removal
 from shortstack.runtime.atomic_output import check_new_file, write_file
 
+_OPTIONS = RemovalOptions()
 _INSTEAD = "shortstack export gguf of the pruned checkpoint"
 
 
@@ -62,22 +62,16 @@ def export_prune_layers(
     model: str,
     *,
     out: Path | None = None,
-    plan: Path | None = None,
-    dense: str | None = None,
     force: bool = False,
-    allow_links: bool = False,
-    quiet: bool = False,
+    options: RemovalOptions = _OPTIONS,
 ) -> PruneLayersExport:
     """List the removed blocks for `llama-quantize --prune-layers`, which takes them out of the dense model's GGUF file.
 
     Args:
         model: a checkpoint that `shortstack prune` wrote, or a plan.json; with --plan, the model that the plan is for.
         out: the file to write the list to, on one line; by default it is printed alone.
-        plan: a plan.json of `shortstack plan`.
-        dense: the model that was pruned, where it is no longer where shortstack.json or the plan says.
         force: replace an existing file.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        options: where the removal is recorded, and the dense model is.
 
     Returns:
         The list.
@@ -88,7 +82,7 @@ def export_prune_layers(
     """
     if out is not None:
         check_new_file(out, force=force)
-    removal = find_removal(model, plan=plan, dense=dense, allow_links=allow_links, progress=Progress(quiet=quiet))
+    removal = find_removal(model, options)
     _refuse_other_changes(removal)
     found = PruneLayersExport(Path(out) if out else None, removal.dense.source, removal.removed, removal.dense.depth)
     if out is not None:

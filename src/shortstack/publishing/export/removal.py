@@ -83,21 +83,39 @@ class Removal:
                 )
 
 
-def find_removal(model: str, *, plan: Path | None, dense: str | None, allow_links: bool, progress: Progress) -> Removal:
+@dataclass(frozen=True)
+class RemovalOptions:
+    """Where the removal is recorded, and the dense model is.
+
+    Attributes:
+        plan: a plan.json of `shortstack plan`.
+        dense: the model that was pruned, where it is no longer where shortstack.json or the plan says.
+        allow_links: follow links in the checkpoint that lead out of its directory.
+        quiet: no progress on stderr.
+    """
+
+    plan: Path | None = None
+    dense: str | None = None
+    allow_links: bool = False
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.plan is not None and self.dense is not None:
+            raise UsageError("--dense: no effect with --plan, where MODEL is the dense model", hint="leave it out")
+
+
+def find_removal(model: str, options: RemovalOptions) -> Removal:
     """The removal that a pruned checkpoint, or a plan, records.
 
     Args:
-        model: a checkpoint that `prune` wrote, or a plan.json; with `plan`, the model that the plan is for.
-        plan: a plan.json.
-        dense: the model that was pruned; by default the one that the record names.
-        allow_links: follow links in checkpoints that lead out of their directories.
-        progress: where lines are said.
+        model: a checkpoint that `prune` wrote, or a plan.json; with a plan among the options, the model that it is for.
+        options: where else to look.
 
     Raises:
         ShortstackError: nothing was removed, more than pruning was done, or the dense model is not there or another one.
     """
-    if plan is not None and dense is not None:
-        raise UsageError("--dense: no effect with --plan, where MODEL is the dense model", hint="leave it out")
+    plan, dense, allow_links = options.plan, options.dense, options.allow_links
+    progress = Progress(quiet=options.quiet)
 
     def opened(name: str, hint: str) -> Checkpoint:
         try:
