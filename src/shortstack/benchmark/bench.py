@@ -243,13 +243,9 @@ def check_positions(model: Forecast, prompt_tokens: int, sweep: Sweep) -> None:
     Raises:
         ShortstackError: they are.
     """
-    positions, longest = model.checkpoint.positions, prompt_tokens + max(sweep.new_tokens)
-    if positions is not None and longest > positions:
-        raise ShortstackError(
-            f"{model.checkpoint.source}: {prompt_tokens} prompt tokens and {max(sweep.new_tokens)} new ones, but "
-            f"{positions} positions",
-            hint="fewer --new-tokens, or fewer --prompt-tokens",
-        )
+    too_long = model.checkpoint.too_long(prompt_tokens, max(sweep.new_tokens))
+    if too_long:
+        raise ShortstackError(too_long, hint="fewer --new-tokens, or fewer --prompt-tokens")
 
 
 def _tokenizer_notes(subjects: Sequence[Subject]) -> list[str]:

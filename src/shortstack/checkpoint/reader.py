@@ -168,6 +168,12 @@ class Checkpoint:
         text = self.anatomy.family.text(self.config)
         return structure.kv_bytes_per_token(text, self.depth if depth is None else depth)
 
+    def too_long(self, prompt_tokens: int, new_tokens: int) -> str | None:
+        """Why a prompt and its continuation do not fit into the model's positions, in words; None where they do."""
+        if self.positions is None or prompt_tokens + new_tokens <= self.positions:
+            return None
+        return f"{self.source}: {prompt_tokens} prompt tokens and {new_tokens} new ones, but {self.positions} positions"
+
     def position_of(self, original_block: int) -> int:
         """Where a block of the original model stands in this checkpoint.
 

@@ -9,12 +9,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shortstack.common.formatting import count, size
-from shortstack.data.tokenizer import end_of_text, open_ids, padding_id
+from shortstack.data.chats import Chat, rendered
+from shortstack.data.tokenizer import check_ids, end_of_text, open_ids, padding_id
 from shortstack.demo.options import Limits
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.evaluation.evaluated_model import Subject, open_subject
@@ -173,9 +174,11 @@ def _written(subject: Subject, asked: Asked, stop: threading.Event) -> Iterator[
     ids = _prompt_ids(subject, asked)
     steps: queue.Queue[list[int] | BaseException | None] = queue.Queue()
     abandoned = threading.Event()
-    worker = threading.Thread(
-        target=_generate, args=(model, subject, ids, asked, steps, (stop, abandoned)), daemon=True, name="generation"
-    )
+
+    def produce() -> None:
+        _run(model, subject, ids, asked, steps, (stop, abandoned))
+
+    worker = threading.Thread(target=_fed, args=(steps, produce), daemon=True, name="generation")
     rows: list[list[int]] = [[] for _ in range(asked.batch)]
     ends, ended = set(end_of_text(tokenizer)), [False] * asked.batch
     first, shown = None, 0.0
@@ -225,36 +228,23 @@ def _texts(tokenizer: Any, rows: Sequence[Sequence[int]]) -> list[str]:
 def _prompt_ids(subject: Subject, asked: Asked) -> list[int]:
     tokenizer = subject.tokenizer
     if asked.chat and tokenizer.chat_template:
-        rendered = tokenizer.apply_chat_template(
-            [{"role": "user", "content": asked.prompt}], tokenize=False, add_generation_prompt=True
-        )
-        ids = list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        text = rendered(Chat(subject.name, [{"role": "user", "content": asked.prompt}]), tokenizer, prompt=True)
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     else:
         ids = open_ids(tokenizer, asked.prompt)
     if not ids:
         raise UsageError(f"{subject.name}: its tokenizer has no token for this prompt")
-    if max(ids) >= subject.rows:
-        raise ShortstackError(f"{subject.name}: the prompt has token {max(ids)}, and the embedding {subject.rows} rows")
-    positions = subject.checkpoint.positions
-    if positions is not None and len(ids) + asked.new_tokens > positions:
-        raise UsageError(
-            f"{subject.name}: {len(ids)} prompt tokens and {asked.new_tokens} new ones, but {positions} positions",
-            hint="a shorter prompt, or fewer new tokens",
-        )
+    check_ids(tokenizer, ids, subject.rows, subject.name)
+    too_long = subject.checkpoint.too_long(len(ids), asked.new_tokens)
+    if too_long:
+        raise UsageError(too_long, hint="a shorter prompt, or fewer new tokens")
     return ids
 
 
-def _generate(
-    model: Any,
-    subject: Subject,
-    ids: list[int],
-    asked: Asked,
-    steps: queue.Queue[list[int] | BaseException | None],
-    stops: Sequence[threading.Event],
-) -> None:
+def _fed(steps: queue.Queue[list[int] | BaseException | None], produce: Callable[[], None]) -> None:
     """In a thread of its own: every step's tokens into the queue, then None, or what went wrong."""
     try:
-        _run(model, subject, ids, asked, steps, stops)
+        produce()
         steps.put(None)
     except BaseException as error:
         steps.put(error)

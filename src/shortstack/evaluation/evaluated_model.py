@@ -52,7 +52,7 @@ class Subject:
     @property
     def rows(self) -> int:
         """Rows of the token embedding: ids from 0 to this exist."""
-        return self.checkpoint.tensors[self.checkpoint.anatomy.embedding].shape[0]
+        return self.checkpoint.embedding_rows
 
     @functools.cached_property
     def place(self) -> torch.device:

@@ -99,8 +99,7 @@ def _encoded(subject: Subject, text: str) -> list[int] | None:
 
 
 def _fits(subject: Subject, ids: list[int], new_tokens: int) -> bool:
-    positions = subject.checkpoint.positions
-    return positions is None or len(ids) + new_tokens <= positions
+    return subject.checkpoint.too_long(len(ids), new_tokens) is None
 
 
 def _row(

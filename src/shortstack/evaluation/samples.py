@@ -100,12 +100,10 @@ def _continuations(subject: Subject, request: SampleRequest) -> list[str]:
 
     checkpoint, tokenizer, model, place = subject.checkpoint, subject.tokenizer, subject.model, subject.place
     ids = tokenizer(request.prompt, return_tensors="pt")["input_ids"].to(place)
-    new_tokens, positions = request.new_tokens, checkpoint.positions
-    if positions is not None and ids.shape[1] + new_tokens > positions:
-        raise ShortstackError(
-            f"{checkpoint.source}: {ids.shape[1]} prompt tokens and {new_tokens} new ones, but {positions} positions",
-            hint="fewer --new-tokens, or a shorter --prompt",
-        )
+    new_tokens = request.new_tokens
+    too_long = checkpoint.too_long(ids.shape[1], new_tokens)
+    if too_long:
+        raise ShortstackError(too_long, hint="fewer --new-tokens, or a shorter --prompt")
     sampled = request.temperature != 0
     generation = GenerationConfig(
         do_sample=sampled,
