@@ -78,7 +78,7 @@ def test_perplexity_of_both_bos_policies(
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     model = str(shared / golden["runs"][name]["model"])
-    (result,) = perplexity.evaluate_ppl(model, data=str(source), seq_len=str(expected["seq_len"])).results
+    (result,) = perplexity.evaluate_ppl(model, data=str(source), seq_len=str(expected["seq_len"]), bos="both").results
     assert result.figures["ppl_128"].value == pytest.approx(expected["bos_first"][data], rel=1e-5)
     assert result.figures["ppl_128_bos_every"].value == pytest.approx(expected["bos_every"][data], rel=1e-5)
     assert result.parameters == expected["params"]

@@ -20,6 +20,7 @@ RECORDS = {
     "DistillationSteps": "retraining.options",
     "EvaluationOptions": "evaluation.options",
     "Figure": "artifacts.results",
+    "GenerationOptions": "evaluation.options",
     "Info": "inspection.info",
     "LoRA": "retraining.options",
     "MergeResult": "retraining.merge",

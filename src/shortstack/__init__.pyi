@@ -20,6 +20,7 @@ from shortstack.evaluation.compare import compare as compare
 from shortstack.evaluation.comparison import Comparison as Comparison
 from shortstack.evaluation.generation import evaluate_generation as evaluate_generation
 from shortstack.evaluation.options import EvaluationOptions as EvaluationOptions
+from shortstack.evaluation.options import GenerationOptions as GenerationOptions
 from shortstack.evaluation.options import TaskOptions as TaskOptions
 from shortstack.evaluation.options import TextOptions as TextOptions
 from shortstack.evaluation.ppl import evaluate_ppl as evaluate

@@ -72,11 +72,11 @@ FROZEN = {
     "--save-every --trust-remote-code --allow-links --quiet",
     "quantize": "--tokenizer --out --scheme --group-size --actorder --dampening --data --samples --seq-len --seed --sampling "
     "--chat-template --eval-data --device --force --trust-remote-code --allow-links --quiet",
-    "eval ppl": EVALUATING + "--data --data-dir --seq-len --out --csv",
+    "eval ppl": EVALUATING + "--data --data-dir --seq-len --bos --limit --out --csv",
     "eval zeroshot": EVALUATING + "--tasks --tasks-dir --limit --num-fewshot --out --csv",
     "eval generation": EVALUATING + "--prompts --new-tokens --probes --dense --seed --out",
     "eval samples": EVALUATING + "--prompt --count --new-tokens --top-k --top-p --temperature --seed --out --csv",
-    "eval all": EVALUATING + "--data --data-dir --seq-len --tasks --tasks-dir --limit --dense --seed --out --csv",
+    "eval all": EVALUATING + "--data --data-dir --seq-len --bos --tasks --tasks-dir --limit --dense --seed --out --csv",
     "compare": "--base --published --out",
     "card": "--base-model --license --eval-results --force --quiet",
     "push": "--yes --public --quick --force --quiet",

@@ -79,6 +79,44 @@ def test_accuracies_differ_by_points_and_the_mean_over_tasks_adds_the_errors_up(
     assert (found["AVE"].value, found["AVE"].stderr) == pytest.approx((-0.25, math.sqrt(2 * error**2) / 2))
 
 
+def test_three_of_ten_rows_are_noise_by_an_exact_test_though_their_errors_say_otherwise() -> None:
+    """The first two hours of a new user: +30 points on 3 of 10 rows of winogrande were no noise."""
+    before = [0, 0, 0, 1, 1, 1, 1, 0, 0, 0]
+    dense = accuracy("d", {"winogrande acc": before, "piqa acc": before})
+    better = accuracy("p", {"winogrande acc": [1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "piqa acc": before})
+    found = compared([dense, better], None, [])
+    task, same, mean = (figure.differences[1] for figure in found.figures)
+    assert task is not None
+    assert same is not None
+    assert mean is not None
+    assert task.value == pytest.approx(0.3)
+    assert task.value > 1.8 * (task.stderr or 0)
+    assert (task.p, task.is_noise) == (0.25, True)
+    assert (same.value, same.p, same.is_noise) == (0.0, 1.0, True)
+    assert (mean.value, mean.p, mean.is_noise) == (pytest.approx(0.15), 0.25, True)
+    assert "≈ +30.0 points" in found.to_text()
+    assert found.to_json()["figures"][0]["differences"][1]["p"] == 0.25
+    more = accuracy("p", {"winogrande acc": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1], "piqa acc": before})
+    (task, *_) = (figure.differences[1] for figure in compared([dense, more], None, []).figures)
+    assert task is not None
+    assert (task.p, task.is_noise) == (0.03125, False)
+
+
+def test_few_windows_are_judged_by_student_and_rows_of_two_files_by_fisher() -> None:
+    shifted = ppl("p", [nll + shift for nll, shift in zip(NLL[:3], (0.1, 0.3, 0.26), strict=True)])
+    (figure,) = compared([ppl("d", NLL[:3]), shifted], None, []).figures
+    difference = figure.differences[1]
+    assert difference is not None
+    assert difference.value > 1.96 * (difference.stderr or 0), "of many windows that would be no noise"
+    assert difference.is_noise is True
+    assert difference.margin == pytest.approx(4.303 * (difference.stderr or 0), rel=1e-3)
+    dense = accuracy("d", {"piqa acc": [1] * 3 + [0] * 7})
+    alone = replace(accuracy("p", {"piqa acc": [1] * 6 + [0] * 4}), per_item={})
+    difference = compared([dense, alone], None, []).figures[0].differences[1]
+    assert difference is not None
+    assert (difference.pairs, difference.p) == (0, pytest.approx(0.3698, abs=1e-4))
+
+
 def test_prompts_are_matched_by_their_numbers() -> None:
     name = "greedy distinct_1"
 
@@ -108,7 +146,7 @@ def test_other_settings_are_not_compared_and_other_text_stands_apart() -> None:
     limited = ppl("p", NLL, settings={"limit": 3, "dtype": "float32"})
     found = compared([dense, limited], None, [])
     assert found.figures[0].differences == [None, None]
-    assert any("another limit: not compared" in note for note in found.notes)
+    assert "ppl on wikitext2: p was measured with another limit (3, not none): not compared" in found.notes
     other = ppl("p", NLL, data={"source": "ptb", "sha256": "z", "rows": 3})
     found = compared([dense, other], None, [])
     assert [figure.data for figure in found.figures] == ["wikitext2", "ptb"]
@@ -156,7 +194,35 @@ def test_perplexities_over_other_windows_are_not_subtracted() -> None:
     other = replace(other, figures={"ppl_64": other.figures["ppl_128"]}, per_item={"ppl_64": NLL})
     found = compared([dense, other], None, [])
     assert [figure.differences for figure in found.figures] == [[None, None], [None, None]]
-    assert "ppl_128 of d and ppl_64 of p are over windows of other lengths: not compared" in found.to_text()
+    assert "ppl_128 of d and ppl_64 of p are over windows of other lengths, or of" in found.to_text()
+
+
+def test_models_measured_under_other_bos_rules_are_compared_in_what_both_have() -> None:
+    dense, other = ppl("d", NLL, settings=UNIT), ppl("p", [nll + 0.1 for nll in NLL], settings=UNIT)
+    every = {"ppl_128_bos_every": other.figures["ppl_128"]}
+    alone = replace(other, figures=every, per_item={})
+    found = compared([dense, alone], None, [])
+    assert [figure.differences for figure in found.figures] == [[None, None], [None, None]]
+    assert "of another BOS rule (--bos): not compared" in found.to_text()
+    both = replace(other, figures={**other.figures, **every})
+    found = compared([dense, both], None, [])
+    assert {one.name: one.differences[1] is not None for one in found.figures} == {
+        "ppl_128": True, "ppl_128_bos_every": False,
+    }  # fmt: skip
+    assert found.notes == []
+
+
+def test_other_limits_of_the_same_rows_have_one_table_that_says_so() -> None:
+    """Their sources have other names: "the first 2 rows of each" and "the first 3 rows of each"."""
+    dense, other = (
+        accuracy(model, {"piqa acc": [1, 0, 1][:limit]}, settings={"limit": limit, "dtype": "float32"},
+                 data={"source": f"piqa, the first {limit} rows of each", "sha256": "b", "rows": 8, "tasks": {}})
+        for model, limit in (("d", 2), ("p", 3))
+    )  # fmt: skip
+    found = compared([dense, other], None, [])
+    assert [one.name for one in found.figures] == ["piqa acc", "AVE"]
+    assert [one.differences for one in found.figures] == [[None, None], [None, None]]
+    assert any("p was measured with another limit (3, not 2): not compared" in note for note in found.notes)
 
 
 @pytest.mark.fault(103)

@@ -71,7 +71,7 @@ def test_samples_are_a_text(tmp_path: Path) -> None:
 def test_tables_of_a_run(built: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "some text.txt").write_text("words of a text that is long enough for windows. " * 20)
     model, data = str(built("llama")), str(tmp_path / "some text.txt")
-    (found,) = evaluate_ppl(model, data=data, seq_len="32", csv=tmp_path / "csv", quiet=True).results
+    (found,) = evaluate_ppl(model, data=data, seq_len="32", bos="both", csv=tmp_path / "csv", quiet=True).results
     folder = tmp_path / "csv" / Path(model).name
     assert sorted(path.name for path in folder.iterdir()) == ["ppl_32.csv", "ppl_32_bos.csv"]
     header, row = rows_of(folder / "ppl_32.csv")
@@ -79,6 +79,8 @@ def test_tables_of_a_run(built: Callable[..., Path], tmp_path: Path) -> None:
     assert (float(row[0]), int(row[1])) == (found.figures["ppl_32"].value, found.parameters)
     assert float(row[2]) == found.parameters * 4 / (1 << 20)
     assert float(rows_of(folder / "ppl_32_bos.csv")[1][0]) == found.figures["ppl_32_bos_every"].value
+    evaluate_ppl(model, data=data, seq_len="16", csv=tmp_path / "csv", quiet=True)
+    assert {path.name for path in folder.glob("ppl_16*")} == {"ppl_16.csv"}, "the other rule was not measured"
     (written,) = evaluate_samples(
         model, prompt="ab", count=2, new_tokens=3, csv=tmp_path / "csv", quiet=True, fresh=True
     ).results

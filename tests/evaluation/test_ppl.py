@@ -6,13 +6,16 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.evaluation import cache as perplexity_cache
+from shortstack.evaluation import ppl as perplexity
 from shortstack.evaluation.compare import compared
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.ppl import cut_windows, evaluate_ppl, window_nll
@@ -45,7 +48,8 @@ def test_windows_from_the_definition() -> None:
 def test_equals_ten_naive_lines(built: Built, text: Path, bos_every: bool, batch: int | None) -> None:
     model = built("llama")
     options = EvaluationOptions(batch=batch or "auto", quiet=True)
-    (result,) = evaluate_ppl(str(model), data=str(text), seq_len="32", options=options).results
+    rule: Any = "every" if bos_every else "first"
+    (result,) = evaluate_ppl(str(model), data=str(text), seq_len="32", bos=rule, options=options).results
     rows = [json.loads(line)["text"] for line in text.read_text().splitlines()]
     ids = pico.tokenizer()("\n\n".join(rows), add_special_tokens=False)["input_ids"]
     stream = ids if bos_every else [1, *ids]
@@ -60,6 +64,79 @@ def test_equals_ten_naive_lines(built: Built, text: Path, bos_every: bool, batch
         math.exp(nll.mean()) * float(nll.std(correction=1)) / len(windows) ** 0.5, rel=1e-4
     )
     assert result.per_item["ppl_32_bos_every" if bos_every else "ppl_32"] == pytest.approx(nll.tolist(), rel=1e-5)
+    assert len(result.figures) == len(result.per_item) == 1
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """The number of windows of each measurement, with a cache that is empty at first."""
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "kept"))
+    found: list[int] = []
+    real = perplexity.window_nll
+
+    def measured(model: Any, windows: Any, *rest: Any, **options: Any) -> list[float]:
+        found.append(len(windows))
+        return real(model, windows, *rest, **options)
+
+    monkeypatch.setattr(perplexity, "window_nll", measured)
+    return found
+
+
+def test_one_bos_rule_is_measured_unless_both_are_requested(built: Built, text: Path, counted: list[int]) -> None:
+    model = str(built("llama"))
+    by_rule = {
+        rule: evaluate_ppl(model, data=str(text), seq_len="32", bos=rule, options=FRESH).results[0]
+        for rule in ("first", "every", "both")
+    }
+    (default,) = evaluate_ppl(model, data=str(text), seq_len="32", options=FRESH).results
+    assert len(counted) == 1 + 1 + 2 + 1
+    assert list(default.figures) == list(by_rule["first"].figures) == ["ppl_32"]
+    assert list(by_rule["every"].figures) == ["ppl_32_bos_every"]
+    assert by_rule["both"].figures == {**by_rule["first"].figures, **by_rule["every"].figures}
+    assert default.figures == by_rule["first"].figures
+
+
+def test_what_was_found_of_both_rules_is_not_measured_again(built: Built, text: Path, counted: list[int]) -> None:
+    """As every earlier version kept it: under a key without a rule, and with its notes beside it."""
+    model = str(built("llama"))
+    options: dict[str, Any] = {"data": str(text), "seq_len": "32,64", "options": QUIET}
+    (both,) = evaluate_ppl(model, bos="both", **options).results
+    assert len(counted) == 3, "65 tokens are more than the positions"
+    (file,) = (perplexity_cache.kept_folder() / "results").iterdir()
+    record = json.loads(file.read_text())
+    assert not {"bos", "limit"} & record["key"]["what"].keys()
+    del record["found"]["found"]["windows"]
+    record["found"]["found"]["notes"].append(f"{model}: ppl_64_bos_every is not there: 65 tokens")
+    file.write_text(json.dumps(record))
+    for rule in ("first", "every"):
+        (found,) = evaluate_ppl(model, bos=rule, **options).results
+        names = [name for name in both.figures if name.endswith("_bos_every") == (rule == "every")]
+        assert found.figures == {name: both.figures[name] for name in names}
+        assert found.data == {**both.data, "windows": {name: both.data["windows"][name] for name in found.per_item}}
+        assert len(found.notes) == (rule == "every")
+    assert len(counted) == 3
+
+
+def test_a_limit_takes_the_first_windows_and_says_of_how_many(built: Built, text: Path, counted: list[int]) -> None:
+    model = str(built("llama"))
+    (whole,) = evaluate_ppl(model, data=str(text), seq_len="32", options=QUIET).results
+    results = evaluate_ppl(model, data=str(text), seq_len="32", bos="both", limit=3, options=QUIET)
+    (found,) = results.results
+    assert counted[1:] == [3, 3]
+    assert found.per_item["ppl_32"] == pytest.approx(whole.per_item["ppl_32"][:3], rel=1e-5)
+    assert found.figures["ppl_32"].n == 3 * 31
+    of = counted[0]
+    assert whole.data["windows"] == {"ppl_32": {"used": of, "of": of}}
+    assert found.data["windows"]["ppl_32"] == {"used": 3, "of": of}
+    assert (whole.settings["limit"], found.settings["limit"]) == (None, 3)
+    assert f"ppl_32 is over the first 3 of {of} windows" in results.to_text()
+    comparison = compared([whole, replace(found, model="other")], None, [])
+    assert comparison.figures[0].differences == [None, None]
+    assert "other was measured with another limit (3, not none): not compared" in comparison.to_text()
+    (enough,) = evaluate_ppl(model, data=str(text), seq_len="32", limit=of, options=QUIET).results
+    assert (enough.settings, enough.data, enough.notes) == (whole.settings, whole.data, []), "nothing was left out"
+    with pytest.raises(UsageError, match="--limit 0: expected at least 1 window"):
+        evaluate_ppl(model, data=str(text), limit=0, options=QUIET)
 
 
 @pytest.mark.parametrize("length", [2, 7, 64])
@@ -81,7 +158,7 @@ def test_every_length_and_batch_equals_padded_batches_of_transformers(built: Bui
 
 
 def test_bos_everywhere_beyond_the_positions_is_null_with_a_line(built: Built, text: Path) -> None:
-    found = evaluate_ppl(str(built("llama")), data=str(text), seq_len="64", options=QUIET)
+    found = evaluate_ppl(str(built("llama")), data=str(text), seq_len="64", bos="both", options=QUIET)
     figure = found.results[0].figures["ppl_64_bos_every"]
     assert figure.value is None
     assert "65 tokens, but the model has 64 positions" in figure.note
@@ -110,7 +187,7 @@ def test_several_models_and_texts_side_by_side(built: Built, text: Path, tmp_pat
     (tmp_path / "y.txt").write_text("another text. " * 40)
     found = evaluate_ppl(
         str(built("llama")), str(built("gemma2")), data=f"{text},{tmp_path / 'y.txt'}", seq_len="16,32",
-        out=tmp_path / "r.json", options=QUIET,
+        bos="both", out=tmp_path / "r.json", options=QUIET,
     )  # fmt: skip
     assert len(found.results) == 4
     records = json.loads((tmp_path / "r.json").read_text())

@@ -100,7 +100,9 @@ REPORT: dict[str, dict[str, Any]] = {"report": {"stage": "report", "sources": [R
 def evaluation(*made: str) -> dict[str, dict[str, Any]]:
     models = [MODEL, *map(Reference, made)]
     return {
-        "ppl": {"stage": "eval ppl", "models": models, "data": "wikitext2,ptb", "seq_len": "128", "csv": "csv"},
+        "ppl": {
+            "stage": "eval ppl", "models": models, "data": "wikitext2,ptb", "seq_len": "128", "bos": "both", "csv": "csv",
+        },
         "zeroshot": {"stage": "eval zeroshot", "models": models, "tasks": SEVEN, "num_fewshot": 0, "csv": "csv"},
         "samples": {
             "stage": "eval samples", "models": models, "prompt": "The Leaning Tower of Pisa is known for", "count": 5,

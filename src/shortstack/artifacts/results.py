@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.units import unlike_notes
@@ -119,6 +119,7 @@ class Result:
         figures: by name.
         parameters, nbytes: of the checkpoint.
         seconds, peak_rss_bytes, peak_device_bytes: what measuring it took.
+        command_seconds: the whole command that wrote it, with all that was loaded and measured; None of earlier versions.
         per_item: values per window, row or prompt, by the figure's name; and texts.
         notes: what a reader of the figures should know.
     """
@@ -136,6 +137,7 @@ class Result:
     peak_device_bytes: int | None = None
     per_item: dict[str, list[Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    command_seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -151,6 +153,7 @@ class Result:
             "parameters": self.parameters,
             "bytes": self.nbytes,
             "seconds": self.seconds,
+            "command_seconds": self.command_seconds,
             "peak_rss_bytes": self.peak_rss_bytes,
             **on_device,
             "per_item": self.per_item,
@@ -194,6 +197,9 @@ class Result:
             peak_device_bytes=record.get("peak_device_bytes"),
             per_item=per_item,
             notes=[str(note) for note in record.get("notes", [])],
+            command_seconds=None
+            if record.get("command_seconds") is None
+            else number(record["command_seconds"], "command_seconds"),
         )
 
 
@@ -228,7 +234,20 @@ class Results(Shown):
 
     def to_text(self) -> str:
         """A table for each kind of evaluation and text, the models side by side."""
-        return "\n\n".join(_group_text(what, data, found) for (what, data), found in self._groups().items())
+        groups = [_group_text(what, data, found) for (what, data), found in self._groups().items()]
+        return "\n\n".join([*groups, *self.time_line()])
+
+    def time_line(self) -> list[str]:
+        """What the command took that wrote them, as a line; nothing of several commands."""
+        times = {result.command_seconds for result in self.results}
+        known = [time for time in times if time is not None]
+        return (
+            [f"the whole command took {seconds(known[0])}, loading included"] if len(times) == len(known) == 1 else []
+        )
+
+    def in_time(self, taken: float) -> Self:
+        """The same, with what the command took."""
+        return replace(self, results=tuple(replace(result, command_seconds=taken) for result in self.results))
 
     def tables(self) -> list[Table]:
         """A table for each kind of evaluation and text, without sample texts and notes."""
@@ -277,11 +296,14 @@ def _group_table(what: str, data: str, results: Sequence[Result]) -> Table:
     names = list(dict.fromkeys(name for result in results for name in result.figures))
     title = f"{what} on {data}" if data else what
     if what == "ppl" and names:
-        measured = dict.fromkeys(str(r.figures[names[0]].n) for r in results if names[0] in r.figures)
-        title += f" ({names[0]} over {' and '.join(measured)} predicted tokens; lower is better)"
+        first = next(
+            (name for name in names if any(name in r.figures and r.figures[name].n for r in results)), names[0]
+        )
+        measured = dict.fromkeys(str(r.figures[first].n) for r in results if first in r.figures)
+        title += f" ({first} over {' and '.join(measured)} predicted tokens; lower is better)"
     facts = [("parameters", [count(r.parameters) for r in results]), ("bytes", [size(r.nbytes) for r in results])]
     shown = [(name, [shown_figure(r.figures.get(name)) for r in results]) for name in names]
-    cost = [("peak memory", [size(_peak(r)) for r in results]), ("time", [seconds(r.seconds) for r in results])]
+    cost = [("peak memory", [size(_peak(r)) for r in results]), ("measured in", [seconds(r.seconds) for r in results])]
     columns = [*facts, *shown, *cost]
     models = short_names([result.model for result in results])
     if len(names) > _WIDE:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from shortstack.common.clock import timed
 from shortstack.common.docstrings import described, flattened_doc
 from shortstack.common.option_values import fitted
 from shortstack.errors import UsageError, did_you_mean
@@ -65,7 +66,8 @@ def stage(function: Callable[..., _Result]) -> Callable[..., _Result]:
         names = _positional(function, len(positional))
         values = [fitted(name, types[name], value) for name, value in zip(names, positional, strict=False)]
         checked = {name: fitted(name, types[name], value) if name in types else value for name, value in given.items()}
-        return function(*values, *positional[len(names) :], **_gathered(function, checked))
+        with timed():
+            return function(*values, *positional[len(names) :], **_gathered(function, checked))
 
     return _documented(called, function)
 

@@ -12,13 +12,14 @@ from shortstack.common.progress import Progress
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.evaluation.evaluated_model import open_subjects, written
 from shortstack.evaluation.generation import judged_results
-from shortstack.evaluation.options import EvaluationOptions, TaskOptions, TextOptions
-from shortstack.evaluation.ppl import check_texts, parse_lengths, subject_ppl
+from shortstack.evaluation.options import EvaluationOptions, GenerationOptions, TaskOptions, TextOptions
+from shortstack.evaluation.ppl import Windows, check_texts, subject_ppl
 from shortstack.evaluation.prompts import GenerationRequest
 from shortstack.evaluation.samples import SampleRequest, subject_samples
 from shortstack.evaluation.zeroshot import check_tasks, open_tasks, subject_zeroshot
 
 _TEXTS, _TASKS, _DEFAULTS = TextOptions(data="wikitext2,ptb"), TaskOptions(), EvaluationOptions()
+_WRITTEN = GenerationOptions()
 
 
 @stage
@@ -26,8 +27,8 @@ def evaluate_all(
     *models: str,
     texts: TextOptions = _TEXTS,
     chosen: TaskOptions = _TASKS,
-    dense: str | None = None,
-    seed: int = 1234,
+    limit: int | None = None,
+    written_texts: GenerationOptions = _WRITTEN,
     out: Path | None = None,
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
@@ -38,8 +39,8 @@ def evaluate_all(
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
         texts: what perplexity is measured on.
         chosen: the zero-shot tasks.
-        dense: the model that judges what the others write, as of `eval generation`.
-        seed: of draws and probes.
+        limit: the first so many rows of each task, and windows of each text.
+        written_texts: what the models write, and who judges it.
         out: write the results here (results.json).
         csv: write the published layout into this folder, as `eval ppl`, `eval zeroshot` and `eval samples` do.
         options: how it is run.
@@ -53,17 +54,17 @@ def evaluate_all(
     from shortstack.evaluation.generate import subject_texts
 
     subjects = open_subjects("all", models, options, out, csv)
-    lengths, corpora = parse_lengths(texts.seq_len), evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
-    plan = open_tasks(chosen, None, Progress(quiet=options.quiet))
-    generation, samples = GenerationRequest.read(None, seed=seed), SampleRequest(seed=seed)
+    windows, corpora = Windows.read(texts, limit), evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
+    plan = open_tasks(chosen, limit, None, Progress(quiet=options.quiet))
+    generation, samples = GenerationRequest.read(None, seed=written_texts.seed), SampleRequest(seed=written_texts.seed)
     results, texts_of = [], []
     for subject in subjects:
-        results += subject_ppl(subject, corpora, lengths)
+        results += subject_ppl(subject, corpora, windows)
         results.append(subject_zeroshot(subject, plan))
         texts_of.append(subject_texts(subject, generation))
         results.append(subject_samples(subject, samples))
         subject.release()
-    return written(Results((*results, *judged_results(texts_of, generation, dense, options))), out, csv)
+    return written(Results((*results, *judged_results(texts_of, generation, written_texts.dense, options))), out, csv)
 
 
 def check_all(values: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,13 @@ def kept_folder() -> Path:
 
 
 def kept_or_made(
-    key: dict[str, Any], make: Callable[[], dict[str, Any]], *, fresh: bool, progress: Progress, what: str
+    key: dict[str, Any],
+    make: Callable[[], dict[str, Any]],
+    *,
+    fresh: bool,
+    progress: Progress,
+    what: str,
+    or_of: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `make` gives, or gave to an earlier run with an equal key.
 
@@ -36,8 +42,11 @@ def kept_or_made(
         fresh: compute it in any case.
         progress: says where something was found.
         what: what it is, for that line.
+        or_of: the key of a larger finding that holds this one, too.
     """
     found = None if fresh else kept(key)
+    if found is None and or_of is not None and not fresh:
+        found = kept(or_of)
     if found is not None:
         progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
         return found

@@ -17,6 +17,7 @@ from shortstack.artifacts.units import is_per_token, unit_differences, units_unk
 from shortstack.baselines.figures import PublishedResult, published_result
 from shortstack.common.option_values import Form, Listed
 from shortstack.common.options import stage
+from shortstack.common.significance import MANY, fisher_p, sign_p, student_p
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.comparison import ComparedFigure, Comparison, Difference
 from shortstack.runtime.atomic_output import check_writable_file, write_json
@@ -27,6 +28,7 @@ else:
     ResultsSource = Annotated[Path, Form(also="shortstack.artifacts.results:Results")]
 
 _SETTINGS = ("limit", "num_fewshot", "new_tokens", "seed", "dense", "joined_by")  # that make figures comparable
+_FEW_ROWS = 1000  # up to which accuracies on other rows have an exact test
 
 
 @stage
@@ -83,9 +85,7 @@ def compared(results: Sequence[Result], base: str | None, beside: Sequence[Publi
     if len(set(names)) < len(names):  # one path, evaluated before and after it was written anew
         names = [f"{name} ({fingerprint[:8]})" for name, fingerprint in order]
     figures, notes = [], []
-    for what, data, sha256 in dict.fromkeys(
-        (r.what, _data_name(r), r.data.get("sha256")) for r in results if r.figures
-    ):
+    for (what, sha256), data in _groups(results).items():
         group = []
         for key in order:
             found, left_out = _gathered(results, key, what, sha256)
@@ -106,8 +106,13 @@ def compared(results: Sequence[Result], base: str | None, beside: Sequence[Publi
     )
 
 
-def _data_name(result: Result) -> str:
-    return str(result.data.get("source", ""))
+def _groups(results: Sequence[Result]) -> dict[tuple[str, Any], str]:
+    """(kind of evaluation, hash of its rows) -> what the first of the results calls these rows."""
+    groups: dict[tuple[str, Any], str] = {}
+    for result in results:
+        if result.figures:
+            groups.setdefault((result.what, result.data.get("sha256")), str(result.data.get("source", "")))
+    return groups
 
 
 def _gathered(
@@ -163,6 +168,11 @@ def _other_settings(one: Result, other: Result) -> list[str]:
     return [key for key in _SETTINGS if one.settings.get(key) != other.settings.get(key)]
 
 
+def _value(result: Result, key: str) -> str:
+    value = result.settings.get(key)
+    return "none" if value is None else repr(value) if isinstance(value, str) else str(value)
+
+
 def _incomparable(what: str, data: str, group: Sequence[Result | None]) -> list[str]:
     base = group[0]
     if base is None:
@@ -177,17 +187,18 @@ def _incomparable(what: str, data: str, group: Sequence[Result | None]) -> list[
     for result in others:
         other = _other_settings(base, result)
         if other:
-            notes.append(f"{what} on {data}: {result.model} was measured with another {', '.join(other)}: not compared")
+            differing = ", ".join(f"{key} ({_value(result, key)}, not {_value(base, key)})" for key in other)
+            notes.append(f"{what} on {data}: {result.model} was measured with another {differing}: not compared")
         elif _dtype_of(base) != _dtype_of(result):
             notes.append(f"{what} on {data}: {base.model} in {_dtype_of(base)}, {result.model} in {_dtype_of(result)}")
     return notes
 
 
 def _other_windows(what: str, data: str, base: Result, others: Sequence[Result]) -> list[str]:
-    """Lines about perplexities that have no counterpart, because their windows are of another length."""
+    """Lines about perplexities that have no counterpart: their windows are of another length, or begin otherwise."""
     return [
         f"{what} on {data}: {', '.join(base.figures)} of {base.model} and {', '.join(other.figures)} of {other.model} are "
-        "over windows of other lengths: not compared"
+        "over windows of other lengths, or of another BOS rule (--bos): not compared"
         for other in others
         if what == "ppl" and base.figures and other.figures and not set(base.figures) & set(other.figures)
     ]
@@ -204,20 +215,36 @@ def _difference(name: str, base: Result, other: Result) -> Difference | None:
     if name == "AVE":
         return _mean_difference(base, other)
     pairs = _pairs(name, base, other)
-    is_ppl = ours.unit == "ppl"
-    if len(pairs) < 2:
-        return _unpaired(ours, theirs, is_ppl=is_ppl)
+    return _unpaired(ours, theirs) if len(pairs) < 2 else _paired(pairs, ours.unit)
+
+
+def _paired(pairs: Sequence[tuple[float, float]], unit: str) -> Difference | None:
+    """Of two figures over the same items; None where an item's value is not finite."""
     differences = [b - a for a, b in pairs]
     mean = math.fsum(differences) / len(pairs)
-    stderr = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (len(pairs) - 1) / len(pairs))
     if not math.isfinite(mean):
         return None
-    if is_ppl:  # per item are mean NLLs; exp of their mean difference is the ratio of perplexities
+    stderr = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (len(pairs) - 1) / len(pairs))
+    changed = _changed_rows(pairs)
+    p = student_p(_in_errors(mean, stderr), len(pairs)) if changed is None else sign_p([(*changed, 1 / len(pairs))])
+    if unit == "ppl":  # per item are mean NLLs; exp of their mean difference is the ratio of perplexities
         ratio = perplexity(mean)
         if math.isinf(ratio):
             return Difference(ratio, None, len(pairs))
-        return Difference(math.expm1(mean), ratio * stderr, len(pairs))
-    return Difference(mean, stderr, len(pairs))
+        return Difference(math.expm1(mean), ratio * stderr, len(pairs), p)
+    return Difference(mean, stderr, len(pairs), p)
+
+
+def _changed_rows(pairs: Sequence[tuple[float, float]]) -> tuple[int, int] | None:
+    """(rows that became right, rows that became wrong), of rows that are either; else None."""
+    if any(value not in (0, 1) for pair in pairs for value in pair):
+        return None
+    return sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
+
+
+def _in_errors(value: float, stderr: float) -> float:
+    """How many standard errors a value is from 0."""
+    return value / stderr if stderr else math.inf if value else 0.0
 
 
 def _pairs(name: str, base: Result, other: Result) -> list[tuple[float, float]]:
@@ -245,14 +272,24 @@ def _mean_difference(base: Result, other: Result) -> Difference:
     if not known or len(known) < len(names) or any(difference.stderr is None for difference in known):
         return Difference(plain, None, 0)
     stderr = math.sqrt(math.fsum(difference.stderr**2 for difference in known if difference.stderr is not None))
-    return Difference(plain, stderr / len(known), sum(difference.pairs for difference in known))
+    stderr /= len(known)
+    pairs = [_pairs(name, base, other) for name in names]
+    changed = [_changed_rows(of_task) if len(of_task) > 1 else None for of_task in pairs]
+    if all(rows is not None for rows in changed):
+        p = sign_p(
+            [(*rows, 1 / len(of_task)) for rows, of_task in zip(changed, pairs, strict=True) if rows is not None]
+        )
+    else:
+        fewest = min((len(of_task) for of_task in pairs if of_task), default=MANY)
+        p = student_p(_in_errors(plain, stderr), fewest)
+    return Difference(plain, stderr, sum(difference.pairs for difference in known), p)
 
 
-def _unpaired(ours: Figure, theirs: Figure, *, is_ppl: bool) -> Difference | None:
+def _unpaired(ours: Figure, theirs: Figure) -> Difference | None:
     """Of two figures without common items; None where both are infinite."""
     assert ours.value is not None
     assert theirs.value is not None
-    if is_ppl:
+    if ours.unit == "ppl":
         ratio = theirs.value / ours.value
         value, weights = ratio - 1, (ratio / ours.value, ratio / theirs.value)
     else:
@@ -261,7 +298,17 @@ def _unpaired(ours: Figure, theirs: Figure, *, is_ppl: bool) -> Difference | Non
         return None
     if ours.stderr is None or theirs.stderr is None or math.isinf(value):
         return Difference(value, None, 0)
-    return Difference(value, math.hypot(ours.stderr * weights[0], theirs.stderr * weights[1]), 0)
+    stderr = math.hypot(ours.stderr * weights[0], theirs.stderr * weights[1])
+    return Difference(value, stderr, 0, _unpaired_p(ours, theirs, _in_errors(value, stderr)))
+
+
+def _unpaired_p(ours: Figure, theirs: Figure, errors: float) -> float:
+    """Fisher's exact test of accuracies on few rows; else by the errors of both, and the smaller number of items."""
+    rows = (ours.n, theirs.n)
+    right = tuple(round((figure.value or 0) * figure.n) for figure in (ours, theirs))
+    if ours.unit == "accuracy" and 0 < min(rows) <= max(rows) <= _FEW_ROWS and len(right) == 2:
+        return fisher_p(right, rows)
+    return student_p(errors, min(rows) or MANY)
 
 
 def check_published(values: Mapping[str, Any]) -> list[str]:

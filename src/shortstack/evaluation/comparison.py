@@ -10,9 +10,9 @@ from shortstack.artifacts.results import Figure, shown_figure
 from shortstack.baselines.figures import PublishedResult
 from shortstack.common.formatting import count, legend, short_names, size
 from shortstack.common.shown import Shown
+from shortstack.common.significance import LEVEL, MANY, student_errors
 from shortstack.common.tables import Table
 
-NOISE = 1.96  # standard errors: 95 of 100 differences of nothing are smaller
 _SAME = "≈"
 
 
@@ -24,20 +24,29 @@ class Difference:
         value: for perplexities the ratio minus 1, else the plain difference.
         stderr: of it; None where nothing is known of it.
         pairs: items that both were measured on; 0 where the errors are those of two separate figures.
+        p: how often a difference at least this large comes up where there is none; None where that is not known.
     """
 
     value: float
     stderr: float | None
     pairs: int
+    p: float | None = None
 
     @property
     def is_noise(self) -> bool | None:
-        """Whether it is within 1.96 standard errors of nothing; None where that is not known."""
-        return None if self.stderr is None else abs(self.value) <= NOISE * self.stderr
+        """Whether chance alone makes so large a difference more than 5 times in 100; None where that is not known."""
+        return None if self.p is None else self.p > LEVEL
+
+    @property
+    def margin(self) -> float:
+        """Half of its 95 % interval, by the pairs' own spread."""
+        return 0.0 if self.stderr is None else self.stderr * student_errors(self.pairs or MANY)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"value": self.value, "stderr": self.stderr, "pairs": self.pairs, "within_noise": self.is_noise}
+        return {
+            "value": self.value, "stderr": self.stderr, "pairs": self.pairs, "p": self.p, "within_noise": self.is_noise,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ class Comparison(Shown):
         lines = legend(self.models)
         lines += [
             f"differences are against {short_names(self.models)[0]}, with paired standard errors; of perplexities they are "
-            f"ratios; {_SAME} within noise ({NOISE} standard errors)"
+            f"ratios; {_SAME} within noise (chance alone makes such a difference more than {LEVEL:.0%} of the time)"
         ]
         if self.published:
             lines.append(f"published: {self.published[0].note}")

@@ -31,10 +31,12 @@ def write_published_csv(results: Sequence[Result], folder: Path) -> None:
 
 
 def _write_ppl(results: Sequence[Result], folder: Path) -> None:
-    """A table for each length of windows and each BOS rule: a column per text, then parameters and MiB of weights."""
+    """A table for each length of windows and each measured BOS rule: a column per text, then parameters, MiB of weights."""
     lengths = dict.fromkeys(length for result in results for length in result.settings["seq_len"])
     for length in lengths:
         for rule, suffix in (("", ""), ("_bos_every", "_bos")):
+            if not all(f"ppl_{length}{rule}" in result.figures for result in results):
+                continue  # a rule that was not asked for
             table = "ppl" if length == _PUBLISHED_WINDOW else f"ppl_{length}"
             header = [f"ppl_{file_name(str(result.data['source']))}" for result in results]
             values = [result.figures[f"ppl_{length}{rule}"].value for result in results]

@@ -12,6 +12,7 @@ from shortstack.artifacts.csv_folder import check_csv_folder
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.results import Figure, Result, Results
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
@@ -108,13 +109,16 @@ class Subject:
 
             torch.cuda.empty_cache()
 
-    def found(self, what: str, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], Usage]:
+    def found(
+        self, what: str, key: dict[str, Any], make: Callable[[], dict[str, Any]], *, or_of: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], Usage]:
         """(what `make` gives, what it took): of an earlier run, where this very model was measured in this very way.
 
         Args:
             what: the name of the measurement, for a line of progress.
             key: what is measured, on what, with which settings.
             make: measures it.
+            or_of: the key of a measurement that this one is a part of: what was found of it is taken as well.
         """
 
         def measured() -> dict[str, Any]:
@@ -122,9 +126,11 @@ class Subject:
                 found = make()
             return {"found": found, "usage": usage.to_json()}
 
+        rest = {"model": self.identity(), "settings": self.settings, "versions": versions("lm_eval")}
         record = kept_or_made(
-            {"model": self.identity(), "what": key, "settings": self.settings, "versions": versions("lm_eval")},
+            {**rest, "what": key},
             measured,
+            or_of=None if or_of is None else {**rest, "what": or_of},
             fresh=self.options.fresh,
             progress=self.progress,
             what=f"{self.name}: {what}",
@@ -234,7 +240,8 @@ def evaluated(
 
 
 def written(found: Results, out: Path | None, csv: Path | None) -> Results:
-    """The results, once they lie where they were wanted."""
+    """The results of a command, once they lie where they were wanted."""
+    found = found.in_time(command_seconds())
     if out is not None:
         found.save(out)
     if csv is not None:

@@ -13,7 +13,7 @@ from shortstack.common.json_text import json_text
 from shortstack.common.options import stage
 from shortstack.data.tokenizer import open_ids
 from shortstack.errors import UsageError
-from shortstack.evaluation.evaluated_model import Subject, open_subjects
+from shortstack.evaluation.evaluated_model import Subject, open_subjects, written
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.prompts import DECODINGS, NEW_TOKENS, PROBES, GenerationRequest
 from shortstack.families.open_model import dense_of, open_model
@@ -69,14 +69,11 @@ def evaluate_generation(
         raise UsageError(f"--new-tokens {new_tokens} --probes {probes}: expected at least 1, and at least 0")
     subjects = open_subjects("generation", models, options, out)
     request = GenerationRequest.read(prompts, new_tokens, probes, seed)
-    written = []
+    texts = []
     for subject in subjects:
-        written.append(subject_texts(subject, request))
+        texts.append(subject_texts(subject, request))
         subject.release()
-    found = Results(tuple(judged_results(written, request, dense, options)))
-    if out is not None:
-        found.save(out)
-    return found
+    return written(Results(tuple(judged_results(texts, request, dense, options))), out, None)
 
 
 def judged_results(

@@ -10,6 +10,8 @@ from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
 from shortstack.runtime.devices import DType
 
+BosRule = Literal["first", "every", "both"]
+
 
 @dataclass(frozen=True)
 class EvaluationOptions(TokenizerOptions):
@@ -43,11 +45,14 @@ class TextOptions:
             published figures are of), a file, a folder, or a hub set.
         data_dir: a folder with local copies of the published sets; by default they come from the hub.
         seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
+        bos: where the beginning-of-text token (BOS) goes: `first` puts it once in front of the text, as published; `every`
+            in front of each window; `both` measures both, which takes twice as long.
     """
 
     data: Listed = "embedded"
     data_dir: Path | None = None
     seq_len: Listed | None = None
+    bos: BosRule = "first"
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,20 @@ class TaskOptions:
         tasks: names separated by commas; by default the published seven. Any task of the harness can be named.
         tasks_dir: a folder with each task's own published files, or rows of `query`, `choices` and `gold`; by default the
             rows come from the hub.
-        limit: the first so many rows of each task.
     """
 
     tasks: Listed | None = None
     tasks_dir: Path | None = None
-    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """The texts that models write when everything is evaluated.
+
+    Attributes:
+        dense: the model that judges what the others write, as of `eval generation`.
+        seed: of draws and probes.
+    """
+
+    dense: str | None = None
+    seed: int = 1234

@@ -1,4 +1,4 @@
-"""Perplexity, exactly as published: rows joined by blank lines, windows side by side, both BOS policies.
+"""Perplexity, exactly as published: rows joined by blank lines, windows side by side, either BOS rule.
 
 Legend: W windows, T tokens.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,8 @@ from shortstack.data.preview import preview
 from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
-from shortstack.evaluation.options import EvaluationOptions, TextOptions
+from shortstack.evaluation.options import BosRule, EvaluationOptions, TextOptions
+from shortstack.runtime.memory import Usage
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +35,54 @@ DEFAULT_SEQ_LENS = (128, 2048)
 _LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 128 << 20}
 _FEWEST_TOKENS, _MOST_TOKENS = 1024, 8192  # at a time
 _TEXTS, _DEFAULTS = TextOptions(), EvaluationOptions()
+# BOS rule -> what stands behind a figure's name.
+BOS_SUFFIXES = {"first": "", "every": "_bos_every"}
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows that texts are cut into.
+
+    Attributes:
+        lengths: in tokens; None: 128, and 2048 where the model has as many positions.
+        bos: where BOS goes.
+        limit: the first so many windows of each length; None: all.
+    """
+
+    lengths: Sequence[int] | None = None
+    bos: BosRule = "first"
+    limit: int | None = None
+
+    @classmethod
+    def read(cls, texts: TextOptions, limit: int | None = None) -> Windows:
+        """What options say.
+
+        Raises:
+            UsageError: one of them means nothing.
+        """
+        if limit is not None and limit < 1:
+            raise UsageError(f"--limit {limit}: expected at least 1 window", hint="--limit 100")
+        return cls(parse_lengths(texts.seq_len), texts.bos, limit)
+
+    def lengths_for(self, checkpoint: Checkpoint) -> list[int]:
+        """The lengths, with those of the default that the model has positions for."""
+        positions = checkpoint.positions
+        return list(self.lengths or [n for n in DEFAULT_SEQ_LENS if n == DEFAULT_SEQ_LENS[0] or (positions or n) >= n])
+
+    @property
+    def rules(self) -> list[str]:
+        """The BOS rules that are measured."""
+        return list(BOS_SUFFIXES) if self.bos == "both" else [self.bos]
+
+
+_ALL = Windows()
 
 
 @stage
 def evaluate_ppl(
     *models: str,
     texts: TextOptions = _TEXTS,
+    limit: int | None = None,
     out: Path | None = None,
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
@@ -46,15 +90,16 @@ def evaluate_ppl(
     """Perplexity of checkpoints on texts, with standard errors. Lower is better.
 
     Rows are joined by blank lines, tokenized without special tokens, and cut into windows side by side (the tail is
-    dropped). Two figures per length: BOS once in front of everything (`ppl_L`), and BOS in front of every window
-    (`ppl_L_bos_every`).
+    dropped). A figure per length and BOS rule: BOS once in front of everything (`ppl_L`, the published rule and the
+    default), or BOS in front of every window (`ppl_L_bos_every`).
 
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
         texts: what it is measured on.
+        limit: the first so many windows of each text; figures of other limits are not compared with each other.
         out: write the results here (results.json).
-        csv: write the published layout into this folder: ppl.csv and ppl_bos.csv of each model, with a column per text, the
-            parameters, and the MiB that the weights take.
+        csv: write the published layout into this folder: ppl.csv of each model, and ppl_bos.csv for BOS in front of every
+            window, with a column per text, the parameters, and the MiB that the weights take.
         options: how it is run.
 
     Returns:
@@ -63,43 +108,72 @@ def evaluate_ppl(
     Raises:
         ShortstackError: a checkpoint or text cannot be read, or is too short for one window.
     """
-    lengths = parse_lengths(texts.seq_len)
+    windows = Windows.read(texts, limit)
     subjects = open_subjects("ppl", models, options, out, csv)
     corpora = evaluation_texts(texts.data, texts.data_dir, subjects[0].progress)
-    return evaluated(subjects, lambda subject: subject_ppl(subject, corpora, lengths), out, csv)
+    return evaluated(subjects, lambda subject: subject_ppl(subject, corpora, windows), out, csv)
 
 
-def subject_ppl(subject: Subject, texts: Sequence[Corpus], lengths: Sequence[int] | None) -> list[Result]:
+def subject_ppl(subject: Subject, texts: Sequence[Corpus], windows: Windows = _ALL) -> list[Result]:
     """A result per text, of one checkpoint."""
-    positions = subject.checkpoint.positions
-    chosen = list(lengths or [n for n in DEFAULT_SEQ_LENS if n == DEFAULT_SEQ_LENS[0] or (positions or n) >= n])
+    chosen = windows.lengths_for(subject.checkpoint)
     results = []
     for corpus in texts:
-        key = {
+        of_both = {
             "what": "ppl",
             "source": corpus.source,  # notes name it
             "data": corpus.sha256,
             "rows": corpus.rows,
             "lengths": chosen,
             "batch": subject.options.batch,
+            **({} if windows.limit is None else {"limit": windows.limit}),
         }
-        measure = functools.partial(_measured, subject, corpus, chosen)
-        found, usage = subject.found(f"ppl on {corpus.source}", key, measure)
-        results.append(
-            subject.result(
-                "ppl",
-                usage,
-                data=corpus.described(),
-                settings={"joined_by": "\n\n", "seq_len": chosen, **found["unit"]},
-                figures={name: Figure.from_json(figure) for name, figure in found["figures"].items()},
-                per_item=found["per_item"],
-                notes=found["notes"],
-            )
-        )
+        key = of_both if windows.bos == "both" else {**of_both, "bos": windows.bos}
+        measure = functools.partial(_measured, subject, corpus, chosen, windows)
+        found, usage = subject.found(f"ppl on {corpus.source}", key, measure, or_of=of_both)
+        results.append(_result(subject, corpus, chosen, windows, found, usage))
     return results
 
 
-def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int]) -> dict[str, Any]:
+def _result(
+    subject: Subject, corpus: Corpus, lengths: Sequence[int], requested: Windows, found: Mapping[str, Any], usage: Usage
+) -> Result:
+    """The record of what was requested, of a finding that may hold the other BOS rule besides."""
+    names = [f"ppl_{length}{BOS_SUFFIXES[rule]}" for length in lengths for rule in requested.rules]
+    figures = {name: Figure.from_json(found["figures"][name]) for name in names}
+    per_item = {name: found["per_item"][name] for name in names if name in found["per_item"]}
+    all_windows = found.get("windows", {})  # earlier versions always measured all of them
+    used = {name: {"used": len(nll), "of": all_windows.get(name, len(nll))} for name, nll in per_item.items()}
+    is_cut = any(one["used"] < one["of"] for one in used.values())
+    # Earlier versions kept the lines about missing figures, too.
+    overlaps = [note for note in found["notes"] if " is not there: " not in note]
+    return subject.result(
+        "ppl",
+        usage,
+        data={**corpus.described(), "windows": used},
+        settings={
+            "joined_by": "\n\n", "seq_len": list(lengths), "limit": requested.limit if is_cut else None, **found["unit"],
+        },
+        figures=figures,
+        per_item=per_item,
+        notes=[*_limit_notes(used), *_missing_notes(subject.name, figures), *overlaps],
+    )  # fmt: skip
+
+
+def _limit_notes(used: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """How much of a text was measured, where a limit cut it."""
+    return [
+        f"{name} is over the first {one['used']} of {one['of']} windows (--limit)"
+        for name, one in used.items()
+        if one["used"] < one["of"]
+    ]
+
+
+def _missing_notes(source: str, figures: Mapping[str, Figure]) -> list[str]:
+    return [f"{source}: {name} is not there: {figure.note}" for name, figure in figures.items() if figure.value is None]
+
+
+def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int], requested: Windows) -> dict[str, Any]:
     """Figures, per-window values and notes of one text."""
     checkpoint, tokenizer = subject.checkpoint, subject.tokenizer
     if not corpus.documents:
@@ -107,29 +181,31 @@ def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int]) -> dict[
     ids = list(tokenizer("\n\n".join(corpus.documents), add_special_tokens=False, verbose=False)["input_ids"])
     figures: dict[str, Any] = {}
     per_item: dict[str, list[float]] = {}
-    notes = _overlaps(checkpoint, corpus, ids)
+    numbers: dict[str, int] = {}
     for length in lengths:
-        for bos_every in (False, True):
-            name = f"ppl_{length}" + ("_bos_every" if bos_every else "")
+        for rule in requested.rules:
+            name = f"ppl_{length}{BOS_SUFFIXES[rule]}"
+            bos_every = rule == "every"
             windows, reason = _windows_or_reason(ids, tokenizer.bos_token_id, length, bos_every, checkpoint.positions)
             if reason:
                 figures[name] = Figure(None, None, "ppl", 0, reason).to_json()
-                notes.append(f"{checkpoint.source}: {name} is not there: {reason}")
                 continue
             if not windows:
                 raise ShortstackError(
                     f"{corpus.source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}",
                     hint="give more text, or a smaller --seq-len",
                 )
+            numbers[name] = len(windows)
             nll_W = window_nll(
-                subject.model, windows, checkpoint, batch=subject.options.batch, device=subject.place,
+                subject.model, windows[: requested.limit], checkpoint, batch=subject.options.batch, device=subject.place,
                 progress=subject.progress,
             )  # fmt: skip
             figures[name] = perplexity_figure(nll_W, len(windows[0]) - 1).to_json()
             per_item[name] = nll_W
     # What these perplexities are per: tokens of this tokenizer, behind this BOS.
     unit = {"tokenizer": tokens_hash([ids]), "bos_token": tokenizer.bos_token_id}
-    return {"figures": figures, "per_item": per_item, "notes": notes, "unit": unit}
+    notes = _overlaps(checkpoint, corpus, ids)
+    return {"figures": figures, "per_item": per_item, "windows": numbers, "notes": notes, "unit": unit}
 
 
 def cut_windows(ids: Sequence[int], bos: int | None, seq_len: int, *, bos_every: bool) -> list[list[int]]:
@@ -251,6 +327,7 @@ def check_texts(values: Mapping[str, Any]) -> list[str]:
         ShortstackError: one cannot be used.
     """
     parse_lengths(values.get("seq_len"))
+    Windows.read(_TEXTS, values.get("limit"))
     notes = []
     folder = Path(values["data_dir"]) if values.get("data_dir") else None
     for text in values.get("data", _TEXTS.data).split(","):

@@ -29,6 +29,7 @@ _TASKS, _DEFAULTS = TaskOptions(), EvaluationOptions()
 def evaluate_zeroshot(
     *models: str,
     chosen: TaskOptions = _TASKS,
+    limit: int | None = None,
     num_fewshot: int | None = None,
     out: Path | None = None,
     csv: Path | None = None,
@@ -43,6 +44,7 @@ def evaluate_zeroshot(
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
         chosen: the tasks.
+        limit: the first so many rows of each task.
         num_fewshot: examples in front of each question; by default as the task says, which for these is none.
         out: write the results here (results.json).
         csv: write the published layout into this folder: zeroshot_acc.csv of each model, a row of tasks, one of metrics, one
@@ -56,7 +58,7 @@ def evaluate_zeroshot(
         ShortstackError: a checkpoint or a task's rows cannot be used; names file and row.
     """
     subjects = open_subjects("zeroshot", models, options, out, csv)
-    plan = open_tasks(chosen, num_fewshot, Progress(quiet=options.quiet))
+    plan = open_tasks(chosen, limit, num_fewshot, Progress(quiet=options.quiet))
     return evaluated(subjects, lambda subject: [subject_zeroshot(subject, plan)], out, csv)
 
 
@@ -75,13 +77,13 @@ class TaskPlan:
     num_fewshot: int | None
 
 
-def open_tasks(chosen: TaskOptions, num_fewshot: int | None, progress: Progress) -> TaskPlan:
+def open_tasks(chosen: TaskOptions, limit: int | None, num_fewshot: int | None, progress: Progress) -> TaskPlan:
     """Find the rows of every task, and say what was found.
 
     Raises:
         ShortstackError: an option means nothing, or a task's rows cannot be had.
     """
-    tasks, tasks_dir, limit = chosen.tasks, chosen.tasks_dir, chosen.limit
+    tasks, tasks_dir = chosen.tasks, chosen.tasks_dir
     names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise UsageError(f"--tasks {tasks!r}: expected names separated by commas, each once")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.results import Figure
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import seconds, size, table
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
@@ -24,7 +24,7 @@ from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.evaluation.ppl import check_texts, subject_ppl
+from shortstack.evaluation.ppl import Windows, check_texts, subject_ppl
 from shortstack.families.open_model import open_model
 from shortstack.quantization.finish import finish
 from shortstack.quantization.layers import LayerChoice, chosen_layers, expected_nbytes, kind_of
@@ -166,7 +166,6 @@ def quantize(
         ShortstackError: it is quantized already, no layer fits the groups, there is too little text, the machine lacks what
             the scheme needs, or the output may not be written.
     """
-    started = time.perf_counter()
     chosen = scheme_named(scheme)
     progress = Progress(quiet=options.quiet)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
@@ -196,7 +195,7 @@ def quantize(
     return QuantizeResult(
         Path(out), checkpoint.source, chosen.name, choice, nbytes,
         {name: (before[name], figure) for name, figure in after.items()}, windows.record if windows else None, files,
-        time.perf_counter() - started, report["usage"]["peak_rss_bytes"], report["usage"]["peak_device_bytes"],
+        command_seconds(), report["usage"]["peak_rss_bytes"], report["usage"]["peak_device_bytes"],
         [*_says(checkpoint, choice, job.dtype), *report["says"]],
     )  # fmt: skip
 
@@ -253,7 +252,7 @@ def _perplexity(checkpoint: Checkpoint, options: QuantizeOptions, progress: Prog
     )  # fmt: skip
     subject = Subject(checkpoint, how, progress)
     length = min(_PPL_WINDOW, checkpoint.positions or _PPL_WINDOW)
-    results = subject_ppl(subject, evaluation_texts(options.eval_data, None), [length])
+    results = subject_ppl(subject, evaluation_texts(options.eval_data, None), Windows([length]))
     subject.release()
     for note in dict.fromkeys(note for result in results for note in result.notes if note.startswith("warning")):
         progress.say(note)

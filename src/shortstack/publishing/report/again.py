@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortstack.artifacts.results import Result
+from shortstack.artifacts.score_command import score_command
 from shortstack.common.json_fields import nested
 from shortstack.publishing.report.material import Material
 from shortstack.publishing.report.names import shared, shown
 
 # Kind of evaluation -> its settings that are options of the command, by name.
 _SETTINGS = {
-    "ppl": (),
+    "ppl": ("limit",),
     "zeroshot": ("num_fewshot", "limit"),
     "generation": ("new_tokens", "seed"),
     "samples": ("prompt", "count", "new_tokens", "top_k", "top_p", "temperature", "seed"),
@@ -26,7 +27,16 @@ def commands(material: Material, results: Sequence[Result]) -> list[str]:
     recorded = _recorded(material.run)
     if recorded:
         return recorded
-    found = [_score(scores.source, scores.calibration, list(scores.criteria)) for scores in material.scores]
+    found = [
+        score_command(
+            shown(scores.source),
+            {**scores.calibration, "source": shown(str(scores.calibration.get("source", "")))}
+            if scores.calibration
+            else {},
+            list(scores.criteria),
+        )
+        for scores in material.scores
+    ]
     plan = material.plan
     if plan is not None and plan.removed:
         blocks = ",".join(map(str, plan.removed))
@@ -50,24 +60,6 @@ def _recorded(run: Mapping[str, Any]) -> list[str]:
     if any(steps):
         lines += ["", "# or step by step:", *(str(step) for step in steps if step)]
     return [shared(line) for line in lines]
-
-
-def _score(source: str, calibration: Mapping[str, Any], criteria: Sequence[str]) -> str:
-    if not calibration.get("samples"):  # of the weights alone, or nothing is known of it
-        return (
-            f"shortstack score {_word(source)} --criterion {_word(','.join(criteria))} --out scores.json"
-            if calibration
-            else ""
-        )
-    options = "".join(
-        f" --{name.replace('_', '-')} {_word(calibration[name])}"
-        for name in ("samples", "seq_len", "sampling", "seed")
-        if calibration.get(name) is not None
-    )
-    bos = " --bos-every" if calibration.get("bos_every") else ""
-    data = _word(calibration["source"])
-    listed = _word(",".join(criteria))
-    return f"shortstack score {_word(source)} --data {data} --criterion {listed}{options}{bos} --out scores.json"
 
 
 def _retraining(material: Material) -> list[str]:
@@ -113,7 +105,9 @@ def _measured(what: str, results: Sequence[Result], models: str) -> list[str]:
         sources = ",".join(dict.fromkeys(str(one.data.get("source", "DATA")) for one in results))
         lengths = settings.get("seq_len")
         listed = ",".join(map(str, lengths)) if isinstance(lengths, list) else str(lengths or 128)
-        options = f" --data {_word(sources)} --seq-len {listed}"
+        rules = {name.endswith("_bos_every") for one in results for name in one.figures}
+        bos = " --bos both" if len(rules) > 1 else " --bos every" if True in rules else ""
+        options = f" --data {_word(sources)} --seq-len {listed}{bos}{options}"
     if what == "zeroshot" and isinstance(results[0].data.get("tasks"), dict):
         options = f" --tasks {_word(','.join(results[0].data['tasks']))}{options}"
     return [f"shortstack eval {what} {models}{options} --out {what}.json"]

@@ -83,7 +83,9 @@ class Report:
         plan = self.material.plan
         removed, protected = (plan.removed, plan.protected) if plan is not None else ((), ())
         found: list[Bars | Points | Curves | None] = [
-            score_bars(one, removed, protected) for scores in self.material.scores for one in scores.criteria.values()
+            score_bars(one, removed, protected, scores.calibration.get("samples", 0))
+            for scores in self.material.scores
+            for one in scores.criteria.values()
         ]
         found += difference_points(self.comparison) if self.comparison is not None else []
         found += [training_curves(name, log) for name, log in self.material.trainings.items()]
@@ -162,7 +164,11 @@ def _removed(report: Report) -> dict[str, Any]:
     material, plan = report.material, report.material.plan
     removed, protected = (plan.removed, plan.protected) if plan is not None else ((), ())
     rankings = [
-        {"found": one, "plot": score_bars(one, removed, protected), "table": ranking_table(one, protected)}
+        {
+            "found": one,
+            "plot": score_bars(one, removed, protected, scores.calibration.get("samples", 0)),
+            "table": ranking_table(one, protected),
+        }
         for scores in material.scores
         for one in scores.criteria.values()
     ]

@@ -11,7 +11,8 @@ from shortstack.artifacts.results import Result
 from shortstack.artifacts.scores import CriterionScores
 from shortstack.artifacts.training import TrainingLog
 from shortstack.common.formatting import count, size
-from shortstack.evaluation.comparison import NOISE, Comparison
+from shortstack.common.significance import MANY, student_errors
+from shortstack.evaluation.comparison import Comparison
 from shortstack.publishing.report.names import figure_name
 
 _CONFIGURATIONS = 4  # that are drawn; the table has all
@@ -87,7 +88,7 @@ class Curves:
     lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
-def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequence[int]) -> Bars | None:
+def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequence[int], windows: int) -> Bars | None:
     """The scores of a criterion, a bar per block in the order of the model; None of a bare order."""
     values = found.by_block()
     if values is None:
@@ -97,7 +98,8 @@ def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequen
         share, error = scale.share(value), found.stderr[at] if found.stderr is not None else None
         low = high = None
         if error is not None and math.isfinite(error) and share <= 1:
-            low, high = (min(1.0, scale.share(value, sign * NOISE * error)) for sign in (-1, 1))
+            half = student_errors(windows or MANY) * error
+            low, high = (min(1.0, scale.share(value, sign * half)) for sign in (-1, 1))
         change = f"{value / found.dense_ppl - 1:+z.1%}" if found.dense_ppl and value < 10 * found.dense_ppl else ""
         text = change or (f"x{value / found.dense_ppl:.0f}" if found.dense_ppl else _short(value))
         sign = "✕ " if block in removed else "◆ " if block in protected else ""
@@ -125,7 +127,7 @@ def difference_points(comparison: Comparison) -> list[Points]:
             points = [
                 Point(
                     model, f"{100 * change.value:+z.1f}{unit}", 100 * change.value,
-                    100 * NOISE * (change.stderr or 0.0), change.is_noise,
+                    100 * change.margin, change.is_noise,
                 )
                 for model, change in zip(comparison.models, one.differences, strict=True)
                 if one.what == what and change is not None and math.isfinite(change.value)
@@ -170,12 +172,12 @@ def latency_bars(results: Sequence[Result]) -> list[Bars]:
 
 def _latency_bar(result: Result) -> Bar:
     value = result.figures["latency"].value or 0.0
-    error = result.figures["latency"].stderr
+    error, half = result.figures["latency"].stderr, student_errors(result.figures["latency"].n)
     prefill = min(value, _value(result, "prefill") or 0.0)
     first, each = _value(result, "prefill_floor"), _value(result, "tpot_floor")
     steps = max(0, result.settings["new_tokens"] - 1)
     floor = None if first is None or each is None else first + steps * each
-    low, high = (None, None) if error is None else (value - NOISE * error, value + NOISE * error)
+    low, high = (None, None) if error is None else (value - half * error, value + half * error)
     text = f"{1000 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
     return Bar(result.model, text, (prefill, value - prefill), low, high, floor)
 
@@ -203,7 +205,7 @@ def speedup_points(results: Sequence[Result]) -> Points | None:
             figure = result.figures.get(f"{part}_speedup")
             if figure is None or figure.value is None:
                 continue
-            half = NOISE * (figure.stderr or 0.0)
+            half = student_errors(figure.n) * (figure.stderr or 0.0)
             noise = None if figure.stderr is None else abs(figure.value - 1) <= half
             label = result.model if part == "latency" else f"  {name}"
             text, ideal = f"{figure.value:.2f}x", _value(result, f"{part}_ideal")

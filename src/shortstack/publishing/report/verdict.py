@@ -10,7 +10,8 @@ from shortstack.artifacts.plan import PrunePlan
 from shortstack.artifacts.results import Figure, Result, shown_figure
 from shortstack.benchmark.timing import paired_ratio
 from shortstack.common.formatting import count, ranges, size
-from shortstack.evaluation.comparison import NOISE, ComparedFigure, Comparison, Difference
+from shortstack.common.significance import student_errors
+from shortstack.evaluation.comparison import ComparedFigure, Comparison, Difference
 from shortstack.publishing.report.material import Material
 from shortstack.publishing.report.names import NamedModel, figure_name, shown
 
@@ -120,7 +121,7 @@ def _faster(bench: Sequence[Result], sentences: list[str], tiles: list[Tile], no
         )
         if len(found) == 1:
             tiles.append(Tile(f"{speedup.value:.2f}x", "speed", f"{other.model}, batch {at.settings['batch']}"))
-        if speedup.stderr is not None and abs(speedup.value - 1) <= NOISE * speedup.stderr:
+        if speedup.stderr is not None and abs(speedup.value - 1) <= student_errors(speedup.n) * speedup.stderr:
             noise.append(f"speed of {other.model}")
     where = f"{at.settings['engine']}, {at.settings['dtype']} on {at.settings['device']}, batch {at.settings['batch']}"
     if found:
