@@ -54,7 +54,7 @@ _ROWS = [
         makes={"scores": "scores.json"},
         parallel=True,
         check="shortstack.scoring.score:check_score",
-        estimate="shortstack.scoring.score:estimate_score",
+        estimate="shortstack.scoring.estimate:estimate_score",
     ),
     Command(
         "agree",
@@ -166,6 +166,7 @@ _ROWS = [
         "shortstack eval ppl MODEL PRUNED HEALED --data evaluation.txt --out ppl.json",
         makes={"results": "results.json"},
         check="shortstack.evaluation.ppl:check_texts",
+        estimate="shortstack.evaluation.estimate:estimate_ppl",
     ),
     Command(
         "eval zeroshot",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,63 @@ def test_contiguous(built: Built) -> None:
 def test_ties_go_by_index(built: Built) -> None:
     model = built("llama")
     assert plan_for(open_checkpoint(model), scores=scores_for(model, [1.0] * 6), remove=2).plan.removed == (0, 1)
+
+
+def close(model: Path, scores: list[float], error: float, windows: int = 10, **calibration: Any) -> Scores:
+    """Perplexities without each block, each with the same error in NLL."""
+    found = scores_for(model, scores)
+    row = replace(found.criteria["ppl"], stderr=(error,) * len(scores), dense_ppl=2.0)
+    record = {"source": "calibration.txt", "samples": windows, "seq_len": 16, "sampling": "documents", "seed": 3}
+    return replace(found, criteria={"ppl": row}, calibration={**record, **calibration})
+
+
+def test_the_last_block_and_the_next_are_compared_beyond_their_errors(built: Built) -> None:
+    model = built("llama")
+    checkpoint = open_checkpoint(model)
+    apart = [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    assert "within the error" not in plan_for(checkpoint, scores=close(model, apart, 0.05), remove=2).plan.to_text()
+    note = plan_for(checkpoint, scores=close(model, apart, 0.1), remove=2).plan.note  # log(5/4) is 0.22
+    assert (
+        "block 1, the last one chosen, and block 2, the next, are within the error of their scores (0.22 ±0.14" in note
+    )
+    assert "10 windows" in note
+    few = plan_for(checkpoint, scores=close(model, apart, 0.06, windows=3), remove=2).plan.note
+    assert "within the error" in few, "2.6 errors of three windows are nothing"
+    assert "within the error" not in plan_for(checkpoint, scores=close(model, apart, 0.06), remove=2).plan.note
+    assert "within the error" not in plan_for(checkpoint, scores=scores_for(model, apart), remove=2).plan.note
+    assert "within the error" not in plan_for(checkpoint, scores=close(model, apart, 0.1), remove=0).plan.note
+
+
+def test_what_to_type_next_can_be_typed(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shortstack.cli.app import run as cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "calibration.txt").write_text("some words of a text that is long enough to be drawn from. " * 40)
+    (tmp_path / "model").symlink_to(built("llama"))
+    for extra in ({}, {"samples": 300}):
+        made = plan("model", scores=close(tmp_path / "model", [3.0, 3.1, 3.2, 3.3, 3.4, 3.5], 1.0, **extra), remove=2)
+        (line,) = [line for line in made.to_text().splitlines() if line.startswith("to find out: ")]
+        typed = shlex.split(line.removeprefix("to find out: "))
+        assert typed[0] == "shortstack"
+        assert ("--until" in typed) == (not extra)
+        assert "1200" in typed or not extra
+        if not extra:
+            assert cli([*typed[1:], "--quiet"]) == 0
+            assert plan("model", scores=tmp_path / "more-windows.json", remove=2).removed
+
+
+def test_what_was_removed_before_is_shown_and_not_removed_again(built: Built, tmp_path: Path) -> None:
+    from shortstack.pruning.prune import prune
+
+    prune(str(built("llama")), blocks="1,5", out=tmp_path / "p", quiet=True)
+    made = plan(str(tmp_path / "p"), blocks="3", out=tmp_path / "plan.json")
+    assert "already removed  1, 5, of the original model" in made.to_text()
+    assert load_plan(tmp_path / "plan.json").gone == made.gone == (1, 5)
+    with pytest.raises(ShortstackError, match=r"blocks 1, 5 are removed already; it has blocks 0, 2-4"):
+        plan(str(tmp_path / "p"), blocks="1,3,5")
+    with pytest.raises(ShortstackError, match="no block 6"):
+        plan(str(tmp_path / "p"), blocks="6")
+    assert "already removed" not in plan(str(built("llama")), blocks="3").to_text()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,44 @@ def test_the_sizes_are_those_of_the_run(recipe: Path, tmp_path: Path) -> None:
     assert any("prune: was made with other settings" in problem for problem in changed.problems)
 
 
+def test_times_are_the_operations_at_a_measured_rate_and_say_so(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six blocks: the score of ppl runs 6 + 5 + ... + 1 of them on every token, and the head 7 times."""
+    import shortstack.benchmark.floors as floors
+
+    asked: list[tuple[int, int]] = []
+
+    def rate(device: Any, dtype: Any, shape: tuple[int, int]) -> float:
+        asked.append(shape)
+        return 1000.0
+
+    monkeypatch.setattr(floors, "product_rate", rate)
+    found = rehearsal(recipe, tmp_path / "out", set_=["ppl.limit=3"])
+    steps = {step.name: step for step in found.steps}
+    model = open_checkpoint(found.model)
+    block, head = model.block_parameters()[0], model.tensors["lm_head.weight"].numel
+    assert steps["score"].seconds == pytest.approx(2 * 4 * 16 * (21 * block + 7 * head) / 1000)
+    tokens = 3 * 16  # of three windows, by each of four models
+    assert steps["ppl"].seconds == pytest.approx(2 * tokens * ((6 + 4 + 4 + 4) * block + 4 * head) / 1000)
+    assert len(asked) == 1, "one model has one rate"
+    both = rehearsal(recipe, tmp_path / "out", set_=["ppl.limit=3", "ppl.bos=both"])
+    assert {step.name: step.seconds for step in both.steps}["ppl"] == pytest.approx(2 * (steps["ppl"].seconds or 0))
+    shown = found.to_text()
+    assert "time: an estimate from below, of the matrix products alone, at the rate of one product" in shown
+    assert "no time is estimated of lora, cpt: `retrain ... --dry-run` measures three steps" in shown
+    assert "no time is estimated of prune, merge: reads and writes files" in shown
+    assert "no time is estimated of zeroshot: what it computes is not known beforehand" in shown
+    assert {step.name for step in found.steps if step.seconds is not None} == {"score", "ppl"}
+    assert json.loads(json.dumps(found.to_json()))["steps"][0]["seconds"] == steps["score"].seconds
+
+
+def test_texts_that_are_not_here_have_no_time(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = rehearsal(recipe, tmp_path / "out", set_=["ppl.data=wikitext2"])
+    assert {step.name: step.seconds for step in found.steps}["ppl"] is None
+    assert "no time is estimated of ppl: how long the texts are is not known here" in found.to_text()
+
+
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [

@@ -18,6 +18,7 @@ import shortstack
 from shortstack.cli.app import run as cli
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
+from shortstack.recipes.dry_run import Rehearsal
 from shortstack.recipes.run import RunResult, run
 from tests.pruning.test_prune import counted_cuts
 from tests.retraining.material import texts
@@ -214,10 +215,59 @@ def test_folders_that_are_something_else(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(ShortstackError, match="exists and is not a directory"):
         done(recipe, tmp_path / "file")
     done(recipe, tmp_path / "other", set_=[f"{step}=null" for step in STEPS[1:]])
-    renamed = recipe.with_name("renamed.yaml")
-    renamed.write_text(recipe.read_text())
-    with pytest.raises(ShortstackError, match=r"holds a run of .*mine.yaml, not of .*renamed.yaml"):
-        done(renamed, tmp_path / "other")
+    other = recipe.with_name("other.yaml")
+    other.write_text(recipe.read_text().replace("small, whole", "another"))
+    with pytest.raises(ShortstackError, match=r"holds a run of .*mine.yaml, not of .*other.yaml"):
+        done(other, tmp_path / "other")
+    foreseen = run(str(other), out=tmp_path / "other", dry_run=True)
+    assert isinstance(foreseen, Rehearsal)
+    assert any("holds a run of" in problem for problem in foreseen.problems)
+    same_name = tmp_path / "elsewhere" / recipe.name
+    same_name.parent.mkdir()
+    same_name.write_text(other.read_text())
+    with pytest.raises(ShortstackError, match=rf"holds a run of {recipe}, not of {same_name}"):
+        done(same_name, tmp_path / "other")
+
+
+def test_a_recipe_is_known_by_what_it_is_and_not_by_how_it_is_named(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative, absolute, through a link, as a copy, and from another folder: one run."""
+    monkeypatch.chdir(tmp_path)
+    only = [f"{step}=null" for step in STEPS[1:]]
+    out = tmp_path / "out"
+    assert states(done("mine.yaml", out, set_=only)) == {"score": "done"}
+    (tmp_path / "link.yaml").symlink_to(recipe)
+    (tmp_path / "copy.yaml").write_text(recipe.read_text())
+    for name in ("./mine.yaml", str(recipe), "link.yaml", "copy.yaml", str(out / "recipe.yaml")):
+        assert states(done(name, out, set_=[] if name.endswith("recipe.yaml") else only)) == {"score": "skipped"}, name
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recipe.write_text(recipe.read_text().replace("small, whole", "the same file, edited"))
+    assert states(done("../mine.yaml", out, set_=only)) == {"score": "skipped"}
+
+
+def test_what_an_earlier_version_recorded_is_resumed_by_name(recipe: Path, tmp_path: Path) -> None:
+    only = [f"{step}=null" for step in STEPS[1:]]
+    done(recipe, tmp_path / "out", set_=only)
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    del record["file"]
+    (tmp_path / "out/run.json").write_text(json.dumps(record))
+    recipe.write_text(recipe.read_text().replace("small, whole", "edited"))
+    assert states(done(recipe, tmp_path / "out", set_=only)) == {"score": "skipped"}
+
+
+def test_every_result_is_printed_once(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    only = ["--set", "cpt=null", "--set", "check=null"]
+    command = ["run", str(recipe), "--out", str(tmp_path / "out"), *only]
+    assert cli(command) == 0
+    shown = capsys.readouterr()
+    whole = shown.out + shown.err
+    for found in ("logits equal bit for bit", "ppl_16 over", "differences are against"):
+        assert whole.count(found) == 1, found
+    assert "differences are against" in shown.out
+    assert cli(command) == 0
+    assert capsys.readouterr().out.count("differences are against") == 1
 
 
 def test_a_failing_step_is_named_and_those_before_it_stay(recipe: Path, tmp_path: Path) -> None:

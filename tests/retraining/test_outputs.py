@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shortstack
+from shortstack.common.progress import Progress
+from shortstack.data.collators import Shares
 from shortstack.errors import ShortstackError
 from shortstack.pruning.prune import prune
 from shortstack.retraining.merge import merge
@@ -220,6 +222,12 @@ def test_a_dry_run_trains_nothing(way: str, retrained: Retrained, tmp_path: Path
     shown = found.to_text()
     assert "nothing was trained" in shown
     assert "memory per device" in shown
+    assert "disk: about " in shown
+    assert "not measured, and on top: the time and memory of validation and of saving" in shown
+    assert "would fail" not in shown
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("precious")
+    assert "would fail: " in retrained(way, tmp_path / "out", dry_run=True).to_text()
 
 
 def test_steps_and_tokens_of_a_dry_run_are_those_of_the_run(retrained: Retrained, tmp_path: Path) -> None:
@@ -227,6 +235,34 @@ def test_steps_and_tokens_of_a_dry_run_are_those_of_the_run(retrained: Retrained
     result = retrained("cpt", tmp_path / "out", max_steps=None, tokens="3K")
     assert isinstance(result, RetrainResult)
     assert (result.steps, result.tokens) == (expected.steps, expected.tokens) == (24, 3072)
+
+
+@pytest.mark.parametrize("way", ["lora", "distill", "offline"])
+def test_tokens_are_those_of_the_rows_wherever_they_are_said(
+    retrained: Retrained, built: Built, tmp_path: Path, rows: Path, way: str
+) -> None:
+    """Rows of other lengths, padded in batches: dry run, result, record, metrics and card count the same tokens."""
+    from shortstack.data.loaders import ExampleFeed, open_feed
+    from shortstack.data.tokenizer import load_tokenizer
+    from shortstack.families.open_model import open_checkpoint
+
+    on_rows = {"data": str(rows)} if way == "distill" else {}
+    on_rows |= {"seq_len": 400} if way == "distill" else {}
+    expected = retrained(way, tmp_path / "o", dry_run=True, **on_rows)
+    result = retrained(way, tmp_path / "out", **on_rows)
+    record = json.loads((tmp_path / "out/shortstack.json").read_text())["steps"][-1]
+    metrics = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    (line,) = [one for one in metrics if one["step"] == 8 and "tokens" in one]
+    assert result.tokens == expected.tokens == record["tokens"] == line["tokens"]
+    assert f"8 steps, {result.tokens} tokens" in (tmp_path / "out/README.md").read_text()
+    if way == "offline":
+        return
+    checkpoint = open_checkpoint(built("llama"))
+    feed = open_feed(str(rows), load_tokenizer(checkpoint), seq_len=400, progress=Progress(quiet=True))
+    assert isinstance(feed, ExampleFeed)
+    assert len(set(feed.lengths)) > 3
+    batches = feed.loader(Shares(4, 2), 0, 8, {}, 0)
+    assert result.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
 def test_the_cutoff_is_clamped_with_a_line(

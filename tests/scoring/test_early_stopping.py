@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortstack.cli.app import run
+from shortstack.common.significance import student_errors
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.scoring.early_stopping import ROUNDS, Stability, separated
 from shortstack.scoring.runner import ScoringRun
@@ -69,7 +70,7 @@ def test_separated_is_every_pair_beyond_its_paired_error(seed: int, windows: int
         differences = [float(nll[b, w] - nll[a, w]) for w in range(windows)]
         mean = sum(differences) / windows
         error = math.sqrt(sum((d - mean) ** 2 for d in differences) / (windows - 1) / windows)
-        expected &= mean > 1.96 * error
+        expected &= mean > student_errors(windows) * error
     assert separated(nll, gone, left) == expected
 
 

@@ -28,6 +28,7 @@ class PrunePlan(Shown):
         blocks: the original indices of all blocks that it has, in order.
         removed: those to remove, rising.
         protected: those that may not go (the published "+" rule), rising.
+        gone: those of the original model that were removed before, rising.
         criterion: what chose them, or "given".
         before, after: parameters, bytes and key-value cache bytes per token (float16) of the checkpoint.
         why: everything else that made the choice: strategy, calibration, scores.
@@ -43,11 +44,18 @@ class PrunePlan(Shown):
     after: dict[str, int | None] = field(default_factory=dict)
     why: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    gone: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.removed)) != len(self.removed):
             twice = sorted({index for index in self.removed if self.removed.count(index) > 1})
             raise ShortstackError(f"{self.source}: {blocks_text(twice)} listed twice", hint="list each block once")
+        again = sorted(set(self.removed) & set(self.gone))
+        if again:
+            raise ShortstackError(
+                f"{self.source}: {blocks_text(again)} removed already; it has blocks {ranges(self.blocks)}",
+                hint="blocks keep the numbers that they have in the original model",
+            )
         unknown = sorted(set(self.removed) - set(self.blocks))
         if unknown:
             raise ShortstackError(
@@ -82,6 +90,7 @@ class PrunePlan(Shown):
             "removed": list(self.removed),
             "kept": list(self.kept),
             "protected": list(self.protected),
+            "already_removed": list(self.gone),
             "criterion": self.criterion,
             "removal_ratio": self.removal_ratio,
             "before": self.before,
@@ -107,6 +116,8 @@ class PrunePlan(Shown):
         ]
         if self.protected:
             lines.append(f"  protected (+)  {ranges(self.protected)}")
+        if self.gone:
+            lines.append(f"  already removed  {ranges(self.gone)}, of the original model")
         lines += ["", self.sizes().to_text()]
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
@@ -154,6 +165,7 @@ def load_plan(path: str | Path) -> PrunePlan:
             before=_sizes(record, "before"),
             after=_sizes(record, "after"),
             why=records.mapping(record, "why"),
+            gone=records.block_numbers(record, "already_removed") if "already_removed" in record else (),
         )
     except FileNotFoundError:
         raise ShortstackError(

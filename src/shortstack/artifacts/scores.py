@@ -91,7 +91,7 @@ class Scores(Shown):
         criteria: by name, in the order asked for.
         calibration: source, sha256, sampling, seed and size of the calibration set.
         settings: dtype, device, memory mode, versions.
-        seconds: wall-clock time of the run, imports excluded.
+        seconds: wall-clock time of the whole command, loading included.
         peak_rss_bytes: the most memory that the process held.
     """
 

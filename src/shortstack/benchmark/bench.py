@@ -11,6 +11,7 @@ from shortstack.artifacts.csv_folder import check_csv_folder
 from shortstack.artifacts.results import Results
 from shortstack.benchmark.options import EngineOptions, MeasuringOptions, Sweep, SweepOptions
 from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.common.clock import command_seconds
 from shortstack.common.extras import need_packages
 from shortstack.common.option_values import Listed
 from shortstack.common.options import stage
@@ -144,7 +145,7 @@ def _drafted(
     assert report.draft is not None
     (draft,) = _opened([report.draft], options)
     result = draft_result(dense, draft, sweep, report.draft_tokens, options.seed)
-    found = BenchResults((result,), exit_code=0 if is_exact(result) else 1)
+    found = BenchResults((result,), exit_code=0 if is_exact(result) else 1).in_time(command_seconds())
     if out is not None:
         found.save(out)
     return found
@@ -183,7 +184,7 @@ def _swept(
         results = with_speedups(results, measured)
     notes = [*_tokenizer_notes(subjects), *failed]
     results[0] = dataclasses.replace(results[0], notes=[*notes, *results[0].notes])
-    found = BenchResults(tuple(results), exit_code=1 if failed else 0)
+    found = BenchResults(tuple(results), exit_code=1 if failed else 0).in_time(command_seconds())
     _write(found, report, out)
     run.forget()
     return found

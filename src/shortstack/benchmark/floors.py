@@ -58,17 +58,25 @@ class Machine:
 def measured_machine(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Machine:
     """Measure the machine as it is now: some tenths of a second on a CPU."""
     wide = _WIDEST[device.type]
-    x, weight = (torch.ones(rows, wide, device=device, dtype=dtype) for rows in (_ROWS, wide))
-    product = _best([lambda: torch.mm(x, weight.t()), *_onednn_product(x, weight)], device)
+    rate = product_rate(device, dtype, (wide, wide))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     most = min(_MOST_BYTES[device.type], available_bytes(device) // 4)  # beside models that fill the rest
-    elements = max(1 << 18, min(weight_bytes, most) // weight.element_size())
+    elements = max(1 << 18, min(weight_bytes, most) // dtype.itemsize)
     columns = min(wide, 2048)
     matrix = torch.ones(-(-elements // columns), columns, device=device, dtype=dtype)
     vector = torch.ones(columns, device=device, dtype=dtype)
     reading = _best([lambda: torch.mv(matrix, vector), lambda: matrix.sum()], device)
-    return Machine(matrix.nbytes / reading, 2 * _ROWS * wide * wide / product)
+    return Machine(matrix.nbytes / reading, rate)
+
+
+@torch.no_grad()
+def product_rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> float:
+    """The best rate of a product with a matrix of this shape, in operations per second: a product and a sum are two."""
+    outputs, inputs = shape
+    x, weight = (torch.ones(rows, inputs, device=device, dtype=dtype) for rows in (_ROWS, outputs))
+    seconds = _best([lambda: torch.mm(x, weight.t()), *_onednn_product(x, weight)], device)
+    return 2 * _ROWS * outputs * inputs / seconds
 
 
 def _onednn_product(x: torch.Tensor, weight: torch.Tensor) -> list[Callable[[], object]]:

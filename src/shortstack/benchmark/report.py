@@ -44,7 +44,7 @@ class BenchResults(Results):
                 parts += [latency_table(sampled).to_text(), *(["", speedups.to_text()] if speedups else [])]
             parts += [_draft_text(result) for result in own if "draft" in result.settings]
         notes = dict.fromkeys(note for result in self.results for note in result.notes)
-        return "\n".join([*parts, *(f"note: {note}" for note in notes)])
+        return "\n".join([*parts, *(f"note: {note}" for note in notes), *self.time_line()])
 
 
 def result_of(one: Measured, sweep: Sweep) -> Result:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError
 
+COPIES = "reads and writes files"  # why a step's time does not follow from what it computes
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -63,8 +65,23 @@ class Forecast:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """Tokens that go through a model.
+
+    Attributes:
+        model: which.
+        blocks: how many tokens go through a block, all blocks together; a gradient is three times as much.
+        head: how many go through the output head.
+    """
+
+    model: Forecast
+    blocks: float
+    head: float
+
+
+@dataclass(frozen=True)
 class Estimate:
-    """What a step leaves behind.
+    """What a step leaves behind, and what it computes.
 
     Attributes:
         makes: in words.
@@ -72,6 +89,8 @@ class Estimate:
         temporary_nbytes: how much more of it the step needs while it runs.
         forecast: the checkpoint that it makes, or that its plan leaves, as far as that is known.
         criteria: of the scores that it makes.
+        passes: what it computes, as far as that is known beforehand.
+        untimed: why that says nothing of its time.
     """
 
     makes: str
@@ -79,3 +98,5 @@ class Estimate:
     temporary_nbytes: int = 0
     forecast: Forecast | None = None
     criteria: tuple[str, ...] = ()
+    passes: tuple[Passes, ...] = ()
+    untimed: str = ""

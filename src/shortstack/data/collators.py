@@ -189,6 +189,12 @@ class Examples(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return self.items[number]
 
 
+def real_tokens(batch: Batch) -> int:
+    """How many tokens of a batch are no padding."""
+    mask_BT = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask_BT is None else mask_BT.sum())
+
+
 def predicted_tokens(batch: Batch) -> int:
     """How many tokens of a batch the loss counts."""
     return int((batch["targets"] != IGNORED).sum())

@@ -40,9 +40,8 @@ class Feed(Protocol):
     described: dict[str, Any]
     held_out: list[Batch]
 
-    @property
-    def tokens_per_row(self) -> float:
-        """In the mean, padding apart; for estimates."""
+    def tokens(self, steps: int, batch: int) -> int:
+        """Tokens that so many steps train on, padding apart."""
 
     def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
         """Optimizer steps of so many epochs, or of so many tokens."""
@@ -71,26 +70,29 @@ class ExampleFeed:
     group_by_length: bool = False
     files: Sequence[int] = ()
 
-    @property
-    def tokens_per_row(self) -> float:
-        """In the mean."""
-        return sum(self.lengths) / len(self.lengths)
+    def tokens(self, steps: int, batch: int) -> int:
+        """Tokens that so many steps train on, padding apart."""
+        epochs, rest = divmod(steps * batch, len(self.lengths))
+        order, begins = self._order(batch), epochs * len(self.lengths)
+        return epochs * sum(self.lengths) + sum(self.lengths[order[begins + place]] for place in range(rest))
+
+    def _order(self, batch: int) -> Order:
+        return Order(self.lengths, self.seed, self.group_by_length, batch, self.files)
 
     def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
         """Optimizer steps of so many epochs, or of so many tokens."""
-        rows = (
-            tokens / self.tokens_per_row if tokens is not None else (1 if epochs is None else epochs) * len(self.items)
-        )
+        rows = (1 if epochs is None else epochs) * len(self.items)
+        if tokens is not None:
+            rows = tokens * len(self.lengths) / sum(self.lengths)
         return max(1, math.ceil(rows / batch))
 
     def loader(
         self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
     ) -> Iterable[Batch]:
         """This process's micro-batches from a step on."""
-        order = Order(self.lengths, self.seed, self.group_by_length, shares.batch, self.files)
         return DataLoader(
             Examples(self.items, self.make),
-            batch_sampler=StepSampler(order, shares, first_step, steps),
+            batch_sampler=StepSampler(self._order(shares.batch), shares, first_step, steps),
             collate_fn=self.make,
             num_workers=workers,
             # Its own generator: the global one, which dropout uses, must stay as a checkpoint had it.
@@ -107,10 +109,9 @@ class StreamFeed:
     described: dict[str, Any]
     tokens_per_epoch: int | None
 
-    @property
-    def tokens_per_row(self) -> float:
-        """Every window is full."""
-        return float(self.packing.seq_len)
+    def tokens(self, steps: int, batch: int) -> int:
+        """Tokens that so many steps train on: every window is full."""
+        return steps * batch * self.packing.seq_len
 
     def steps(self, batch: int, *, epochs: float | None, tokens: int | None) -> int:
         """Optimizer steps of so many epochs, or of so many tokens.

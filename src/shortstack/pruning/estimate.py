@@ -10,7 +10,7 @@ from typing import Any
 from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import CriterionScores, Scores
-from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
 from shortstack.pruning.options import BlockChoice
@@ -20,7 +20,7 @@ from shortstack.pruning.plan import amount_to_remove, plan_for
 def estimate_plan(values: Mapping[str, Any]) -> Estimate:
     """What a plan leaves; it takes no room itself."""
     forecast = _cut(values)
-    return Estimate("plan" if forecast is None else _described(forecast), forecast=forecast)
+    return Estimate("plan" if forecast is None else _described(forecast), forecast=forecast, untimed=COPIES)
 
 
 def estimate_prune(values: Mapping[str, Any]) -> Estimate:
@@ -28,7 +28,7 @@ def estimate_prune(values: Mapping[str, Any]) -> Estimate:
     forecast = _cut(values)
     if forecast is None:
         return Estimate("checkpoint")
-    return Estimate(_described(forecast), forecast.nbytes, forecast=forecast)
+    return Estimate(_described(forecast), forecast.nbytes, forecast=forecast, untimed=COPIES)
 
 
 def _described(forecast: Forecast) -> str:

@@ -20,6 +20,7 @@ from shortstack.common.formatting import count, parse_blocks, ranges
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
+from shortstack.pruning.close_scores import close_scores
 from shortstack.pruning.options import BlockChoice
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
@@ -108,10 +109,10 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         raise _too_many(wanted, limit, checkpoint, protected, chosen.order)
     if choice.strategy == "contiguous":
         removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
+        notes = [note]
     else:
         removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
-        note = "\n".join(part for part in (note, passed_by) if part)
-    notes = [note]
+        notes = [note, passed_by, close_scores(checkpoint.source, ranking, chosen, order, removed, choice)]
     if not wanted and choice.remove is None and order:
         notes.append(_nothing_goes(choice, sizes[order[0]] / checkpoint.parameters()))
     if chosen.is_bare and choice.criterion is not None:
@@ -249,6 +250,9 @@ def _made(
         criterion=criterion,
         why=why,
         note=note,
+        gone=tuple(
+            sorted(set(range((checkpoint.provenance or {}).get("original_depth", 0))) - set(checkpoint.original_blocks))
+        ),
     )
     # Whether this set can go exactly is part of the plan, not a surprise at pruning time.
     cut = cut_blocks(checkpoint, [checkpoint.position_of(index) for index in made.kept])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header
 from shortstack.checkpoint.drop_blocks import Cut, dropped_further_prediction
 from shortstack.checkpoint.headers import INDEX, PICKLED_SINGLE, SINGLE, raw_header
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.json_text import json_text
 from shortstack.common.options import refuse_idle, stage
@@ -111,7 +111,6 @@ def prune(
     Raises:
         ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
     """
-    started = time.perf_counter()
     progress = Progress(quiet=options.quiet)
     checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
     if plan is not None:
@@ -142,7 +141,7 @@ def prune(
             from shortstack.pruning.verify import verify_pruned
 
             says, logits = verify_pruned(checkpoint, planned, folder)
-    return PruneResult(Path(out), planned.plan, files, time.perf_counter() - started, says, logits)
+    return PruneResult(Path(out), planned.plan, files, command_seconds(), says, logits)
 
 
 def write_pruned(

@@ -10,7 +10,7 @@ from typing import Any
 
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
-from shortstack.common.formatting import aligned_left, size
+from shortstack.common.formatting import aligned_left, seconds, size
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
@@ -20,6 +20,7 @@ from shortstack.recipes.merge import MODEL, RUN
 from shortstack.recipes.resolve import Recipe, Reference, Step
 from shortstack.recipes.run_folder import RunFolder
 from shortstack.recipes.schema import REFERENCES
+from shortstack.recipes.step_times import StepTimes
 from shortstack.registry import Kind
 from shortstack.runtime.devices import pick_device
 
@@ -36,6 +37,7 @@ class Foreseen:
         standing: `done` where an earlier run in the same folder has done it.
         makes: what it would leave behind.
         nbytes: how much of the disk that would take, and what it needs while it runs.
+        seconds: the least that it would take; None where that is not known.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Foreseen:
     makes: str
     nbytes: int
     temporary_nbytes: int = 0
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +60,8 @@ class Rehearsal(Shown):
         problems: why it would fail, by step.
         notes: what could not be looked at.
         needed_bytes, free_bytes: of the disk.
+        options: of each step.
+        times: how the times were estimated, and what has none.
     """
 
     out: Path
@@ -69,6 +74,7 @@ class Rehearsal(Shown):
     needed_bytes: int
     free_bytes: int
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    times: list[str] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -84,14 +90,16 @@ class Rehearsal(Shown):
         """The plan, and what is wrong with it."""
         rows = [
             [one.name, one.verb, one.standing, one.makes, size(one.nbytes) if one.nbytes else "-",
-             size(one.temporary_nbytes) if one.temporary_nbytes else "-"]
+             size(one.temporary_nbytes) if one.temporary_nbytes else "-",
+             f"> {seconds(one.seconds)}" if one.seconds else "-"]
             for one in self.steps
         ]  # fmt: skip
         lines = [
             f"dry run of {self.recipe} on {self.model}: nothing was computed",
-            aligned_left(["step", "stage", "", "would leave", "disk", "while it runs"], rows),
+            aligned_left(["step", "stage", "", "would leave", "disk", "while it runs", "time"], rows),
             *(f"{name} is left out: {why}" for name, why in self.left_out.items()),
             f"{self.out}: about {size(self.needed_bytes)} needed, {size(self.free_bytes)} free",
+            *self.times,
             *(f"note: {note}" for note in self.notes),
             *(f"would fail: {problem}" for problem in self.problems),
         ]
@@ -117,6 +125,7 @@ class _Rehearser:
     made: dict[str, str] = field(default_factory=dict)  # identities of what is done already
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    times: StepTimes = field(default_factory=StepTimes)
 
     def rehearsal(self) -> Rehearsal:
         self.notes += self.recipe.replaced
@@ -124,6 +133,10 @@ class _Rehearser:
             self.estimates["model"] = Estimate("", forecast=_opened(self.recipe.model))
         except ShortstackError as error:
             self._problem("model", error)
+        try:
+            self.folder.check_recipe(self.recipe)
+        except ShortstackError as error:
+            self._problem("recipe", error)
         steps = [self._foreseen(step) for step in self.recipe.steps]
         needed = sum(one.nbytes for one in steps) + max((one.temporary_nbytes for one in steps), default=0)
         folder = next(one for one in (self.folder.path, *self.folder.path.parents) if one.exists())
@@ -140,7 +153,7 @@ class _Rehearser:
         }  # fmt: skip
         return Rehearsal(
             self.folder.path, self.recipe.name, self.recipe.model, steps, self.recipe.left_out,
-            list(dict.fromkeys(self.problems)), list(dict.fromkeys(self.notes)), needed, free, options,
+            list(dict.fromkeys(self.problems)), list(dict.fromkeys(self.notes)), needed, free, options, self.times.lines(),
         )  # fmt: skip
 
     def _problem(self, step: str, error: ShortstackError) -> None:
@@ -152,19 +165,22 @@ class _Rehearser:
         if command.missing and not is_done:
             self.problems.append(f"{step.name}: needs {', '.join(command.missing)} (pip install {command.install})")
         values = self._looked_up(step)
-        estimate = Estimate(_WORDS.get(step.makes[0], step.makes[0]))
+        estimate, taken = Estimate(_WORDS.get(step.makes[0], step.makes[0])), None
         try:
             if not is_done:
                 self._check(step, values)
             foresee = command.look_ahead("estimate")
-            estimate = foresee(values) if foresee is not None else estimate
+            if foresee is not None and not (is_done and step.makes[0] == "results"):
+                estimate = foresee(values)
+            if not is_done:
+                taken = self.times.seconds(step.name, estimate, values)
         except ShortstackError as error:
             if not is_done:
                 self._problem(step.name, error)
         self.estimates[step.name] = estimate
         if is_done:
             return Foreseen(step.name, command.name, "done", "", 0)
-        return Foreseen(step.name, command.name, "", estimate.makes, estimate.nbytes, estimate.temporary_nbytes)
+        return Foreseen(step.name, command.name, "", estimate.makes, estimate.nbytes, estimate.temporary_nbytes, taken)
 
     def _check(self, step: Step, values: Mapping[str, Any]) -> None:
         """Look at what a step reads, and at options that mean something only to it.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.hub import EMBEDDED_MODEL
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import count, seconds, size, table
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
@@ -109,11 +109,10 @@ def quickstart(
     from shortstack.recipes.resolve import resolve
     from shortstack.recipes.run import RunResult, run
 
-    started = time.perf_counter()
     first = resolve(RECIPE).steps[0].name
     done = run(RECIPE, out=out, from_=first if force else None, force=force, quiet=quiet)
     assert isinstance(done, RunResult)
-    found = _found(done, time.perf_counter() - started)
+    found = _found(done, command_seconds())
     write_json(Path(out) / "quickstart.json", found.to_json())
     check_dense(found.rows["dense"]["ppl"], found.card_ppl)
     return found

@@ -63,6 +63,7 @@ class Recipe:
 
     Attributes:
         name: as it was asked for.
+        file: where it is, by whatever name it was asked for.
         about: what it does.
         model: the checkpoint that it begins with.
         steps: in order.
@@ -71,6 +72,7 @@ class Recipe:
     """
 
     name: str
+    file: Path
     about: str
     model: str
     steps: tuple[Step, ...]
@@ -147,7 +149,7 @@ def resolve(
                 said[key] = Said(value, f"--{key}", None)
         steps.append(Step(step_name, command, _values(step_name, command, said, steps, left_out), optional))
     shown = path.stem if path.parent == SHIPPED else name
-    return Recipe(shown, draft.about, begins_with, tuple(steps), left_out, replaced)
+    return Recipe(shown, path.resolve(), draft.about, begins_with, tuple(steps), left_out, replaced)
 
 
 def _replaced(draft: Draft, set_by_hand: set[tuple[str, str]]) -> tuple[str, ...]:

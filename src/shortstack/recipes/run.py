@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import aligned_left, plain, seconds
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
@@ -24,6 +25,8 @@ from shortstack.recipes.run_folder import RunFolder, command_line
 from shortstack.recipes.schema import OUTPUTS, REFERENCES, unknown
 from shortstack.runtime.atomic_output import absolute, locked, write_json
 from shortstack.runtime.devices import DType
+
+_SHOWN = 2  # steps whose findings are a run's result: figures, and the report of them
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ class RunResult(Shown):
                 "seconds": self.seconds}  # fmt: skip
 
     def to_text(self) -> str:
-        """The steps, and what the last two found: figures, and the report of them."""
+        """The steps, and what the last two found."""
         rows = [
             [step.name, step.verb, step.state, seconds(step.seconds), _within(step.output, self.out)]
             for step in self.steps
         ]
         lines = [aligned_left(["step", "stage", "", "took", "left behind"], rows)]
         lines += [f"{name} was left out: {why}" for name, why in self.left_out.items()]
-        for step in self.steps[-2:]:
+        for step in self.steps[-_SHOWN:]:
             lines += ["", step.text] if step.text else []
         return "\n".join([*lines, "", f"{self.recipe}: everything is in {self.out} ({seconds(self.seconds)})"])
 
@@ -145,7 +148,6 @@ def run(
     Raises:
         ShortstackError: the recipe is wrong, or a step failed; names the step.
     """
-    started = time.perf_counter()
     everywhere = {
         name: value for name, value in (("dtype", options.dtype), ("device", options.device)) if value is not None
     }
@@ -169,7 +171,7 @@ def run(
         runner = _Runner(made, RunFolder.open(folder), Progress(quiet=options.quiet), team, options.force, from_)
         steps = runner.run()
     shown = Path(out) if out is not None else Path(folder.name)
-    return RunResult(shown, made.name, steps, made.left_out, time.perf_counter() - started)
+    return RunResult(shown, made.name, steps, made.left_out, command_seconds())
 
 
 @dataclass
@@ -190,12 +192,8 @@ class _Runner:
         Raises:
             ShortstackError: one failed; those before it stay done.
         """
-        other = self.folder.record.get("recipe", self.recipe.name)
-        if other != self.recipe.name and not self.force:
-            raise ShortstackError(
-                f"{self.folder.path}: holds a run of {other}, not of {self.recipe.name}",
-                hint="another --out; --force runs it here all the same",
-            )
+        if not self.force:
+            self.folder.check_recipe(self.recipe)
         found = []
         again = False
         self.made["model"] = model_identity(self.recipe.model)
@@ -237,8 +235,10 @@ class _Runner:
                 write_json(output, result.to_json())
             text = "\n".join(plain(line) for line in result.to_text().split("\n"))
             log.write(text + "\n")
-        self.progress.say(text + "\n")
-        if getattr(result, "exit_code", 0):
+        has_failed = bool(getattr(result, "exit_code", 0))
+        if has_failed or step not in self.recipe.steps[-_SHOWN:]:  # what the last ones found is shown at the end
+            self.progress.say(text + "\n")
+        if has_failed:
             raise ShortstackError(
                 f"it ended with a fault; what it found is in {self.folder.log_file(step)}",
                 hint=f"mend what it names, or --set {step.name}=null",

@@ -18,7 +18,7 @@ from shortstack.recipes.resolve import Recipe, Reference, Step
 from shortstack.recipes.schema import OUTPUTS, REFERENCES
 from shortstack.runtime.atomic_output import write_file, write_json
 
-RUN_FILE = "run.json"
+RUN_FILE, RECIPE_FILE = "run.json", "recipe.yaml"
 _STEERING = ("fresh",)  # how a run goes, and not what is made
 # What became of a step in earlier runs: nothing, begun, done, or either of the two with other settings than now.
 Standing = Literal["new", "begun", "done", "other"]
@@ -65,16 +65,40 @@ class RunFolder:
             ) from None
         return cls(path, record)
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Refuse the folder of another recipe. A recipe is known by its file, or by what it says, however it is named.
+
+        Raises:
+            ShortstackError: another one was run here.
+        """
+        name, file = self.record.get("recipe"), self.record.get("file")
+        # Earlier versions recorded the name alone.
+        is_same_file = file == str(recipe.file) if file is not None else name in (None, recipe.name)
+        if is_same_file or self._says(recipe):
+            return
+        here, other = (recipe.name, name) if recipe.name != name else (str(recipe.file), file)
+        raise ShortstackError(
+            f"{self.path}: holds a run of {other}, not of {here}",
+            hint="another --out; --force runs it here all the same",
+        )
+
+    def _says(self, recipe: Recipe) -> bool:
+        """Whether what was run here says the same as a recipe."""
+        try:
+            return (self.path / RECIPE_FILE).read_text(encoding="utf-8") == recipe.to_yaml()
+        except (OSError, UnicodeDecodeError):
+            return False
+
     def begin(self, recipe: Recipe, step: Step, key: Mapping[str, Any]) -> None:
         """Write down what is run, and that this step of it has begun."""
         steps = self.record.get("steps", {})
         kept = {step.name: steps[step.name] for step in recipe.steps if step.name in steps}
         others = {name: one for name, one in steps.items() if name not in kept}
         self.record = {
-            "schema": SCHEMA, "recipe": recipe.name, "about": recipe.about, "model": recipe.model,
+            "schema": SCHEMA, "recipe": recipe.name, "file": str(recipe.file), "about": recipe.about, "model": recipe.model,
             "order": [step.name for step in recipe.steps], "left_out": recipe.left_out, "steps": {**kept, **others},
         }  # fmt: skip
-        write_file(self.path / "recipe.yaml", recipe.to_yaml().encode())
+        write_file(self.path / RECIPE_FILE, recipe.to_yaml().encode())
         self.note(step, key=key, state="begun")
 
     def save(self) -> None:

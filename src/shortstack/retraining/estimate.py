@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shortstack.checkpoint.forecast import Estimate, Forecast
-from shortstack.common.formatting import count
+from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast, Passes
+from shortstack.common.formatting import count, size
 from shortstack.data.instructions import kind_of
 from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
+from shortstack.errors import ShortstackError
 from shortstack.pruning.plan import parse_amount
 from shortstack.retraining.options import LoRA, Steps, TeachOptions, parse_tokens
+from shortstack.runtime.atomic_output import absolute, check_output
 from shortstack.runtime.distributed import Process
 from shortstack.runtime.memory import peak_rss_bytes
 
 if TYPE_CHECKING:
+    from shortstack.checkpoint.reader import Checkpoint
     from shortstack.data.collators import Shares
     from shortstack.data.loaders import Feed
     from shortstack.retraining.losses import Objective
@@ -31,6 +36,7 @@ _SAVED_STATES = 3  # the last two and the best
 _KEPT_LOGIT_BYTES = 6  # a token id and a float16
 _STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STEPS = 3
+_MEASURED = "`retrain ... --dry-run` measures three steps, when its model is there"
 
 
 def check_steps(steps: Steps) -> None:
@@ -64,11 +70,11 @@ def estimate_training(values: Mapping[str, Any]) -> Estimate:
     """The checkpoint, and the saved states while it is trained."""
     model = _stored(values.get("model"), values)
     if model is None:
-        return Estimate("checkpoint")
+        return Estimate("checkpoint", untimed=_MEASURED)
     is_lora = values.get("train") == "lora"
     trained = _adapter_parameters(model, values) if is_lora else model.parameters
     makes = f"{len(model.kept)} blocks, {count(model.parameters)} parameters"
-    return Estimate(makes, model.nbytes, _SAVED_STATES * _STATE_BYTES * trained, model)
+    return Estimate(makes, model.nbytes, _SAVED_STATES * _STATE_BYTES * trained, model, untimed=_MEASURED)
 
 
 def estimate_lora(values: Mapping[str, Any]) -> Estimate:
@@ -77,7 +83,9 @@ def estimate_lora(values: Mapping[str, Any]) -> Estimate:
     if estimate.forecast is None or values.get("merge", True):
         return estimate
     trained = _adapter_parameters(estimate.forecast, values)
-    return Estimate(f"an adapter of {count(trained)} parameters", 4 * trained, estimate.temporary_nbytes)
+    return Estimate(
+        f"an adapter of {count(trained)} parameters", 4 * trained, estimate.temporary_nbytes, untimed=_MEASURED
+    )
 
 
 def estimate_merge(values: Mapping[str, Any]) -> Estimate:
@@ -85,14 +93,19 @@ def estimate_merge(values: Mapping[str, Any]) -> Estimate:
     base = _stored(values.get("base"), values)
     if base is None:
         return Estimate("checkpoint")
-    return Estimate(f"{len(base.kept)} blocks, {count(base.parameters)} parameters", base.nbytes, forecast=base)
+    makes = f"{len(base.kept)} blocks, {count(base.parameters)} parameters"
+    return Estimate(makes, base.nbytes, forecast=base, untimed=COPIES)
 
 
 def estimate_teach(values: Mapping[str, Any]) -> Estimate:
     """The cached logits, where it is said of how many tokens."""
     tokens = values.get("tokens")
     kept = values.get("top_k", TeachOptions.top_k) * _KEPT_LOGIT_BYTES
-    return Estimate("teacher logits", parse_amount(tokens, "tokens", "tokens") * kept if tokens else 0)
+    if not tokens:
+        return Estimate("teacher logits")
+    number, model = parse_amount(tokens, "tokens", "tokens"), values.get("model")
+    passes = (Passes(model, number * len(model.kept), number),) if isinstance(model, Forecast) else ()
+    return Estimate("teacher logits", number * kept, passes=passes)
 
 
 def _stored(model: Forecast | None, values: Mapping[str, Any]) -> Forecast | None:
@@ -109,6 +122,27 @@ def _adapter_parameters(model: Forecast, values: Mapping[str, Any]) -> int:
     blocks = [model.checkpoint.blocks[position] for position in model.kept]
     matrices = [tensor for block in blocks for tensor in block if len(tensor.shape) == 2]
     return sum(lora.rank * sum(tensor.shape) for tensor in matrices if lora.adapts(tensor.name.removesuffix(".weight")))
+
+
+def beside_the_steps(checkpoint: Checkpoint, out: Path, trained: int, *, force: bool) -> list[str]:
+    """Lines about what three steps do not tell: the output, the disk, and what comes on top.
+
+    Args:
+        checkpoint: what would be trained.
+        out: what would be written.
+        trained: parameters that are trained.
+        force: an output that is there may be replaced.
+    """
+    notes = []
+    try:
+        check_output(out, inputs=[checkpoint.directory], force=force)
+    except ShortstackError as error:
+        notes.append(f"would fail: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    folder = next(one for one in absolute(out).parents if one.exists())
+    needed = checkpoint.nbytes + _SAVED_STATES * _STATE_BYTES * trained
+    free = shutil.disk_usage(folder).free
+    notes.append(f"disk: about {size(needed)} needed while it trains, {size(free)} free")
+    return [*notes, "not measured, and on top: the time and memory of validation and of saving"]
 
 
 def measured_estimate(

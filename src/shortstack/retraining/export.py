@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from shortstack.checkpoint.byte_copy import read_through
 from shortstack.checkpoint.config_file import with_dtype
 from shortstack.checkpoint.headers import read_weights
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.paths import public_name
 from shortstack.common.progress import Progress
 from shortstack.engine.load import load_whole, quiet_transformers
@@ -171,7 +171,7 @@ def publish(run: Run) -> RetrainResult:
         method=run.hyperparameters.method,
         steps=run.steps,
         tokens=tokens,
-        seconds=time.perf_counter() - run.started,
+        seconds=command_seconds(),
         rows=rows,
         adapter=run.out / "adapter" if run.hyperparameters.lora is not None else None,
         notes=notes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.adapter import read_adapter_config
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import seconds
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
@@ -74,7 +74,6 @@ def merge(
     Raises:
         ShortstackError: it is no adapter, or does not fit the base.
     """
-    started = time.perf_counter()
     adapter = Path(adapter)
     named = read_adapter_config(adapter).get("base_model_name_or_path")
     if base is None and not named:
@@ -98,7 +97,7 @@ def merge(
 
         model = merged_model(checkpoint, adapter, trust_remote_code=trust_remote_code, progress=progress)
         write_checkpoint(checkpoint, model, stage, step, save_dtype=save_dtype, progress=progress)
-    return MergeResult(Path(out), adapter, checkpoint.source, time.perf_counter() - started)
+    return MergeResult(Path(out), adapter, checkpoint.source, command_seconds())
 
 
 def _opened(adapter: Path, base: str, is_given: bool, allow_links: bool, progress: Progress) -> Checkpoint:

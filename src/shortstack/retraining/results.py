@@ -26,7 +26,7 @@ class RetrainResult(Shown):
     Attributes:
         out: the new checkpoint.
         method: lora, cpt or distill.
-        steps, tokens: what it was trained for; of tokens, those that went through the model.
+        steps, tokens: what it was trained for; padding is not counted.
         rows: "before", "after" and, where it is known, "dense" -> parameters and figures (validation: nats per predicted
             token; ppl:NAME: perplexity of a text).
         adapter: where the adapter is, for LoRA.

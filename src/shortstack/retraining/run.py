@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -61,13 +60,12 @@ def retrain(
     """
     if hyperparameters.lora is not None:
         need_packages("--train lora", "peft", extra="retrain")
-    started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     _check_request(checkpoint, out, options)
     hyperparameters = _fitted(checkpoint, hyperparameters, progress)
-    run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge, started)
+    run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge)
     work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
     with contextlib.nullcontext() if options.dry_run or not process.leads else locked(absolute(out)):
         run.prepare(data, feed_from, work)
@@ -120,7 +118,6 @@ class Run:
     progress: Progress
     make_objective: MakeObjective | None
     merge: bool
-    started: float
 
     def prepare(self, data: str | None, feed_from: OpenFeed | None, work: Path) -> None:
         """Read the data, count the steps, and find where to begin."""
@@ -322,7 +319,7 @@ class Run:
 
     def estimate(self) -> RetrainEstimate:
         """What the run would be, from three measured steps."""
-        from shortstack.retraining.estimate import measured_estimate
+        from shortstack.retraining.estimate import beside_the_steps, measured_estimate
 
         model, objective = self._loaded()
         seconds, memory = measured_estimate(
@@ -339,9 +336,10 @@ class Run:
             trained=self.trained,
             parameters=self.parameters,
             steps=self.steps,
-            tokens=round(self.steps * self.hyperparameters.batch * self.feed.tokens_per_row),
+            tokens=self.feed.tokens(self.steps, self.hyperparameters.batch),
             data=self.feed.described,
             bytes_per_device=memory,
             seconds_per_step=seconds,
             processes=self.process.world,
+            notes=beside_the_steps(self.checkpoint, self.out, self.trained, force=self.options.force),
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from shortstack.artifacts.provenance import FILE_NAME, versions
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import count, seconds, size
 from shortstack.common.json_text import read_json
 from shortstack.common.options import stage
@@ -96,7 +96,6 @@ def teach(
     """
     from shortstack.retraining.options import parse_tokens
 
-    started = time.perf_counter()
     progress = Progress(quiet=options.quiet)
     if options.top_k < 1 or not options.temperature > 0:
         raise UsageError(
@@ -123,9 +122,7 @@ def teach(
             write_json(folder / FILE_NAME, record)
         shutil.rmtree(work, ignore_errors=True)
     nbytes = sum(shard["bytes"] for shard in record["shards"].values())
-    return TeachResult(
-        Path(out), record["rows"], record["predicted"], nbytes, record["mass"], time.perf_counter() - started
-    )
+    return TeachResult(Path(out), record["rows"], record["predicted"], nbytes, record["mass"], command_seconds())
 
 
 def _vocabulary(checkpoint: Checkpoint) -> int:

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from shortstack.common.json_text import json_text, read_json
-from shortstack.data.collators import Batch, predicted_tokens
+from shortstack.data.collators import Batch, predicted_tokens, real_tokens
 from shortstack.errors import ShortstackError, first_line
 from shortstack.retraining.losses import Objective
 from shortstack.retraining.run_folder import STREAM, Monitor, Session
@@ -103,9 +103,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))  # none, where all steps were done before
         for batch in batches:
             self._stream |= batch.pop("stream", {})
-        counts = torch.tensor(
-            [sum(map(predicted_tokens, batches)), sum(batch["input_ids"].numel() for batch in batches)], device=device
-        )
+        counts = torch.tensor([sum(map(predicted_tokens, batches)), sum(map(real_tokens, batches))], device=device)
         predicted, self._tokens = map(int, self._summed(counts).tolist())
         return batches, torch.tensor(predicted, device=device)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.artifacts.protected import protected_blocks
+from shortstack.common.significance import student_errors
 from shortstack.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Until = Literal["stable"]
 
 ROUNDS = 3  # in which the set must not change
-_SEPARATED = 1.96  # standard errors
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Stability:
         """The answer, in a line or two."""
         first, last = set(self.chosen[0]), set(self.chosen[-1])
         says = {
-            "separated": "every removed block is below every other by more than 1.96 paired standard errors",
+            "separated": "every removed block is below every other by more than the 95 % interval of their paired difference",
             "unchanged": f"the {self.remove} blocks have been the same for {ROUNDS} more rounds",
             "exhausted": f"not settled: no more windows; the {self.remove} blocks still change, or are within their errors",
         }[self.reason]
@@ -135,4 +135,4 @@ def separated(nll_NW: torch.Tensor, gone: Sequence[int], left: Sequence[int]) ->
         return False
     difference = nll_NW[torch.tensor(left)][None] - nll_NW[torch.tensor(gone)][:, None]
     error = difference.std(dim=-1, correction=1) / math.sqrt(windows)
-    return bool((difference.mean(dim=-1) > _SEPARATED * error).all())
+    return bool((difference.mean(dim=-1) > student_errors(windows) * error).all())

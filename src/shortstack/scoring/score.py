@@ -14,8 +14,9 @@ from typing import Any
 from shortstack.artifacts.csv_folder import check_csv_folder
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.artifacts.scores_csv import write_scores_csv
-from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.docstrings import filled
 from shortstack.common.formatting import parse_blocks, parse_size, ranges
 from shortstack.common.option_values import Listed
@@ -35,6 +36,7 @@ from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
 from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_text, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
+from shortstack.scoring.estimate import block_passes
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
 from shortstack.scoring.runner import ScoringRun
 
@@ -106,6 +108,7 @@ def score(
         scores = _scored(
             checkpoint, windows, criteria, request=request, options=options, progress=progress, work_folder=work
         )
+        scores = replace(scores, seconds=command_seconds())
         if out is not None and work is not None and process.leads:
             scores.save(out)
             shutil.rmtree(work, ignore_errors=True)
@@ -295,11 +298,7 @@ def _operations(
     """Operations of the products with block weights, of all windows."""
     if windows is None:
         return 0.0
-    depth = checkpoint.depth
-    needs = frozenset[str]().union(*(asked.needs for asked in criteria))
-    passes = depth + (3 * depth if "gradients" in needs else 0)
-    if needs & {"branches", "logits"}:
-        passes += sum(depth - 1 - index for index in (range(depth) if candidates is None else candidates))
+    passes, depth = block_passes(checkpoint.depth, criteria, candidates), checkpoint.depth
     tokens = sum(len(window) for window in windows)
     return 2.0 * tokens * passes * sum(checkpoint.block_parameters()) / depth
 
@@ -335,8 +334,3 @@ def check_score(values: Mapping[str, Any]) -> list[str]:
     if model is not None:
         model.check_positions("seq_len", calibration.seq_len)
     return notes
-
-
-def estimate_score(values: Mapping[str, Any]) -> Estimate:
-    """The scores, by criterion; they take no room."""
-    return Estimate("scores", criteria=tuple(one.name for one in parse_criteria(values.get("criterion", "ppl"))))

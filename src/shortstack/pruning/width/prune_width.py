@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.scores import Scores
 from shortstack.checkpoint.drop_blocks import Cut
-from shortstack.checkpoint.forecast import Estimate, Forecast
+from shortstack.checkpoint.forecast import Estimate, Forecast, Passes
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import count, ranges, seconds, size, table
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
@@ -147,7 +147,6 @@ def prune_width(
         ShortstackError: the family's config cannot say it, no head or channel would be left, there is too little text, or the
             output may not be written.
     """
-    started = time.perf_counter()
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
@@ -173,7 +172,7 @@ def prune_width(
             step = {**_step(checkpoint, choice, result), "removed": _removed(checkpoint, shape, kept)}
             result = _written(checkpoint, cut, result, step, write, progress)
             shutil.rmtree(work, ignore_errors=True)
-    return dataclasses.replace(result, seconds=time.perf_counter() - started)
+    return dataclasses.replace(result, seconds=command_seconds())
 
 
 def _importance(
@@ -317,4 +316,6 @@ def estimate_prune_width(values: Mapping[str, Any]) -> Estimate:
     stored = model.checkpoint.blocks[0][0]
     forecast = dataclasses.replace(model, narrower=(lost, lost * stored.nbytes // max(1, stored.numel)))
     makes = f"{width.heads} heads, {width.channels} channels, {count(forecast.parameters)} parameters"
-    return Estimate(makes, forecast.nbytes, forecast=forecast)
+    tokens = values.get("samples", _CALIBRATION.samples) * values.get("seq_len", _CALIBRATION.seq_len)
+    passes = Passes(model, 4 * tokens * len(model.kept), 4 * tokens)  # forwards, and a gradient
+    return Estimate(makes, forecast.nbytes, forecast=forecast, passes=(passes,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from shortstack.benchmark.engines.converter import find_converter
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import seconds, size
 from shortstack.common.options import expect, stage
 from shortstack.common.progress import Progress
@@ -99,7 +99,6 @@ def export_gguf(
         ShortstackError: the converter is not there, fails, or its file does not hold the checkpoint; or the output may not
             be written.
     """
-    started = time.perf_counter()
     expect(options.time_limit > 0, "time_limit", options.time_limit, "more than 0 seconds")
     progress = Progress(quiet=options.quiet)
     converter = find_converter(options.converter, options.converter_python)
@@ -117,7 +116,7 @@ def export_gguf(
         digest = file_sha256(made)
     return GgufExport(
         Path(out), checkpoint.source, type, checkpoint.depth, checkpoint.embedding_rows, nbytes, digest,
-        time.perf_counter() - started, says,
+        command_seconds(), says,
     )  # fmt: skip
 
 

@@ -1,0 +1,77 @@
+"""How long the steps of a run take at least: what they compute, at the rate that a matrix product reaches here now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shortstack.benchmark.work import Work
+from shortstack.checkpoint.forecast import Estimate, Passes
+from shortstack.runtime.devices import pick_device, pick_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+UNKNOWN = "what it computes is not known beforehand"
+
+
+@dataclass
+class StepTimes:
+    """Times of steps, with the rates that were measured for them.
+
+    Attributes:
+        rates: operations per second, by device, precision and shape of the product.
+        untimed: reason -> steps that no time is known of.
+    """
+
+    rates: dict[tuple[torch.device, torch.dtype, tuple[int, int]], float] = field(default_factory=dict)
+    untimed: dict[str, list[str]] = field(default_factory=dict)
+
+    def seconds(self, step: str, estimate: Estimate, values: Mapping[str, Any]) -> float | None:
+        """The least time of a step; None where it is not known, which is noted."""
+        reason = estimate.untimed or ("" if estimate.passes else UNKNOWN)
+        reason = reason or next((unknown for one in estimate.passes if (unknown := _work(one).unknown)), "")
+        if reason:
+            self.untimed.setdefault(reason, []).append(step)
+            return None
+        return sum(_operations(one) / self._rate(one, values) for one in estimate.passes)
+
+    def lines(self) -> list[str]:
+        """How the times came about, and what has none."""
+        found = []
+        if self.rates:
+            rates = " and ".join(
+                f"{rate / 1e9:.3g} billion operations a second in {str(dtype).removeprefix('torch.')} on {device}"
+                for (device, dtype, _), rate in self.rates.items()
+            )
+            found.append(
+                f"time: an estimate from below, of the matrix products alone, at the rate of one product that was measured "
+                f"now ({rates}); attention, loading and everything else come on top"
+            )
+        found += [f"no time is estimated of {', '.join(steps)}: {why}" for why, steps in self.untimed.items()]
+        return found
+
+    def _rate(self, one: Passes, values: Mapping[str, Any]) -> float:
+        from shortstack.engine.cpu import largest_matrix
+
+        checkpoint = one.model.checkpoint
+        device = pick_device(str(values.get("device") or "auto"))
+        stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
+        dtype = pick_dtype(str(values.get("dtype") or "auto"), stored, device)
+        key = (device, dtype, largest_matrix(checkpoint))
+        if key not in self.rates:
+            from shortstack.benchmark.floors import product_rate
+
+            self.rates[key] = product_rate(*key)
+        return self.rates[key]
+
+
+def _work(one: Passes) -> Work:
+    return Work.of(one.model.checkpoint, 4)
+
+
+def _operations(one: Passes) -> float:
+    """A product and a sum for each parameter that a token goes through."""
+    sizes = one.model.block_parameters()
+    return 2.0 * (one.blocks * sum(sizes) / max(1, len(sizes)) + one.head * _work(one).head)
