@@ -41,7 +41,7 @@ class Divergence(Criterion):
     """Mean KL divergence of what the model predicts without a block from what the dense model predicts."""
 
     def on_logits(self, logits: LogitsPass) -> None:
-        dense, without = (x.double().log_softmax(dim=-1) for x in (logits.dense_BTV, logits.without_BTV))
+        dense, without = (x.logits_BTV.double().log_softmax(dim=-1) for x in (logits.dense, logits.without))
         assert logits.ids_BT.shape == dense.shape[:2]
         self.add(logits.index, logits.windows, (dense.exp() * (dense - without)).sum(dim=(1, 2)))
 

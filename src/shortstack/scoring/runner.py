@@ -27,6 +27,7 @@ from shortstack.scoring.criteria import (
     Criterion,
     LogitsPass,
     Need,
+    Predictions,
     RequestedCriterion,
     ScoredParameter,
     Swept,
@@ -247,6 +248,7 @@ class ScoringRun:
 
         hidden, logits = self._that_need("hidden"), self._that_need("logits")
         weights = [criterion for criterion in self._that_need("weights") if criterion not in hidden]
+        dense: Predictions | None = None
 
         def on_weights(index: int, named: dict[str, torch.Tensor]) -> None:
             for criterion in weights if index in self._scored else ():
@@ -262,9 +264,15 @@ class ScoringRun:
         def on_logits(
             index: int, windows: slice, tokens: slice, dense_BTV: torch.Tensor, without_BTV: torch.Tensor
         ) -> None:
+            nonlocal dense
             assert ids_WT is not None
+            if dense is None or dense.logits_BTV is not dense_BTV:
+                dense = Predictions(dense_BTV)  # kept while the logits without one block after another are shown
+            shown = LogitsPass(
+                index, windows, tokens, dense, Predictions(without_BTV), ids_WT[windows, tokens], ids_WT.shape[1]
+            )
             for criterion in logits:
-                criterion.on_logits(LogitsPass(index, windows, tokens, dense_BTV, without_BTV, ids_WT[windows, tokens]))
+                criterion.on_logits(shown)
 
         return Hooks(on_weights if weights else None, on_hidden if hidden else None, on_logits if logits else None)
 
@@ -338,7 +346,11 @@ class ScoringRun:
             forward.base_nll_W if forward is not None else None,
             forward.candidate_nll_NW if forward is not None else None,
         )
-        self.found = {criterion.name: criterion.finish(swept) for criterion in self._criteria}
+        of_others = self._that_need("others")
+        found = {one.name: one.finish(swept) for one in self._criteria if one not in of_others}
+        swept = dataclasses.replace(swept, others=found)
+        found |= {one.name: one.finish(swept) for one in of_others}
+        self.found = {criterion.name: found[criterion.name] for criterion in self._criteria}
 
 
 def _detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

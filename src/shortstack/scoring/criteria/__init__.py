@@ -12,6 +12,7 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import UsageError, did_you_mean
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 # weights: `on_block`, once per block. hidden: `on_block` with what goes in and comes out. gradients: `on_block` with those of
 # the block's weights. branches: the losses without each block, in `finish`. logits: `on_logits`, dense and without a block.
-Need = Literal["weights", "hidden", "gradients", "branches", "logits"]
+# others: the scores of all other criteria that were asked for, in `finish`.
+Need = Literal["weights", "hidden", "gradients", "branches", "logits", "others"]
 Reduction = Literal["sum", "mean", "max", "prod"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "prod")
 
@@ -90,6 +92,8 @@ _REDUCED: Parameters = {
     "block": OneOf("sum", REDUCTIONS),
 }
 
+_FIRST_TOKEN: Parameters = {"first_token": OneOf("count", ("count", "skip"))}
+
 CRITERIA: dict[str, Row] = {
     "ppl": Row("shortstack.scoring.criteria.ppl:Perplexity", frozenset({"branches"})),
     "taylor": Row(
@@ -98,6 +102,11 @@ CRITERIA: dict[str, Row] = {
         {**_REDUCED, "batch": WholeNumber(None)},
     ),
     "magnitude": Row("shortstack.scoring.criteria.magnitude:Magnitude", frozenset({"weights"}), _REDUCED),
+    "bi": Row("shortstack.scoring.criteria.bi:BlockInfluence", frozenset({"hidden"}), _FIRST_TOKEN),
+    "update": Row("shortstack.scoring.criteria.update:RelativeUpdate", frozenset({"hidden"}), _FIRST_TOKEN),
+    "kl": Row("shortstack.scoring.criteria.kl:Divergence", frozenset({"logits"})),
+    "accept": Row("shortstack.scoring.criteria.accept:Rejection", frozenset({"logits"})),
+    "ensemble": Row("shortstack.scoring.criteria.ensemble:Ensemble", frozenset({"others"})),
 }
 
 
@@ -159,25 +168,58 @@ class BlockPass:
     outputs_BTD: torch.Tensor | None = None
     gradients: dict[str, torch.Tensor] | None = None
 
+    def hidden_states(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What goes in and what comes out, [B, T, D], for a criterion that needs hidden states."""
+        if self.inputs_BTD is None or self.outputs_BTD is None:
+            raise ValueError("a criterion that reads hidden states must name them in its row's needs")
+        return self.inputs_BTD, self.outputs_BTD
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts after each token of a slice. All is made when it is first asked for, and kept.
+
+    Attributes:
+        logits_BTV: in the precision computed in. They are lent for the call, and must not be changed.
+    """
+
+    logits_BTV: torch.Tensor
+
+    @cached_property
+    def log_BTV(self) -> torch.Tensor:
+        """Log-probabilities, in float32."""
+        return self.logits_BTV.float().log_softmax(dim=-1)
+
+    @cached_property
+    def probabilities_BTV(self) -> torch.Tensor:
+        """Probabilities, in float32."""
+        return self.log_BTV.exp()
+
 
 @dataclass(frozen=True)
 class LogitsPass:
-    """Logits of the same tokens, of the dense model and without a block; a slice that fits in memory.
+    """What is predicted of the same tokens by the dense model and without a block; a slice that fits in memory.
 
     Attributes:
         index: the position of the block that is skipped.
         windows: which of this process's windows.
         tokens: which of their tokens.
-        dense_BTV, without_BTV: logits, in the precision computed in. They are lent for the call, and must not be changed.
+        dense, without: the predictions.
         ids_BT: the tokens themselves.
+        seq_len: tokens of a whole window.
     """
 
     index: int
     windows: slice
     tokens: slice
-    dense_BTV: torch.Tensor
-    without_BTV: torch.Tensor
+    dense: Predictions
+    without: Predictions
     ids_BT: torch.Tensor
+    seq_len: int
+
+    def predicted(self, values_BT: torch.Tensor) -> torch.Tensor:
+        """The values at positions whose next token is in the window: without that at the end of a window."""
+        return values_BT[:, :-1] if self.tokens.stop == self.seq_len else values_BT
 
 
 @dataclass(frozen=True)
@@ -192,6 +234,7 @@ class Swept:
         process: this process among those that share the windows.
         dense_nll_W, without_nll_NW: mean NLL per predicted token of each window, of the dense model and without each block;
             None where no criterion needs branches.
+        others: the scores of the criteria that need no others' scores, by name.
     """
 
     candidates: tuple[int, ...]
@@ -201,6 +244,7 @@ class Swept:
     process: Process
     dense_nll_W: torch.Tensor | None = None
     without_nll_NW: torch.Tensor | None = None
+    others: Mapping[str, CriterionScores] = field(default_factory=dict)
 
     def per_window(self, criterion: Criterion) -> torch.Tensor:
         """What a criterion has added up (`Criterion.add`), [N, W], of all processes' windows in their order."""
@@ -270,7 +314,7 @@ class RequestedCriterion:
     @property
     def needs_windows(self) -> bool:
         """Whether calibration windows are run for it."""
-        return bool(self.needs - {"weights"})
+        return bool(self.needs - {"weights", "others"})
 
     def start(self) -> Criterion:
         """The criterion itself, for one run."""
@@ -305,6 +349,12 @@ def parse_criteria(text: str) -> list[RequestedCriterion]:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--criterion {text!r}: duplicate {name}", hint="name each criterion once")
+    for asked in criteria:
+        if "others" in asked.needs and sum("others" not in one.needs for one in criteria) < 2:
+            raise UsageError(
+                f"--criterion {text!r}: {asked.name} needs at least two other criteria",
+                hint=f"such as ppl,taylor,{asked.name}",
+            )
     return criteria
 
 
