@@ -152,7 +152,7 @@ def test_hidden_states_in_several_streams(tiny_model: Callable[[str], Path], tmp
 
 def test_every_row_is_a_criterion() -> None:
     for name in CRITERIA:
-        (asked,) = parse_criteria(name)
+        asked = parse_criteria(name if "others" not in CRITERIA[name].needs else f"ppl,taylor,{name}")[-1]
         started = asked.start()
         assert isinstance(started, Criterion)
         assert type(started).finish is not Criterion.finish

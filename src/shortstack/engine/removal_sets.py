@@ -93,9 +93,7 @@ def _through_block(
         """Whether memory was enough; where not, nothing of the part has been written."""
         rows = going_R[part]
         try:
-            rows_RTD[rows] = skeleton.run_block(
-                block, rows_RTD[rows], skeleton.calls(ids_WT[rows % windows])[index]
-            )
+            rows_RTD[rows] = skeleton.run_block(block, rows_RTD[rows], skeleton.calls(ids_WT[rows % windows])[index])
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shortstack.engine.backward import OnGradients
     from shortstack.engine.forward import ForwardResult, Hooks, OnWeights
     from shortstack.engine.journal import Journal
+    from shortstack.engine.removal_sets import RemovalSet
 
 MemoryMode = Literal["auto", "resident", "streamed"]
 
@@ -83,6 +84,14 @@ class Engine(Protocol):
         journal: Journal,
     ) -> None:
         """Gradients of every block's weights."""
+
+    def nll_without(
+        self,
+        ids_WT: torch.Tensor,
+        sets: Sequence[RemovalSet],
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W]."""
 
     def close(self) -> None:
         """Let files and threads go."""

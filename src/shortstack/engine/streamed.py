@@ -24,6 +24,7 @@ from shortstack.engine.forward import (
     sweep_group,
 )
 from shortstack.engine.journal import Journal
+from shortstack.engine.removal_sets import RemovalSet, groups_that_fit, nll_without
 from shortstack.runtime.memory import installed_bytes, keep_free_memory, return_free_memory
 
 _NO_HOOKS = Hooks()
@@ -120,6 +121,21 @@ class StreamedModel:
                     journal.save(*state.saved())
         stacked = torch.stack(state.candidates) if branches else None
         return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, graphs)
+
+    @torch.no_grad()
+    def nll_without(
+        self,
+        ids_WT: torch.Tensor,
+        sets: Sequence[RemovalSet],
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU."""
+        found: dict[RemovalSet, torch.Tensor] = {}
+        with workers(self.device) as side_by_side:
+            for group in groups_that_fit(sets, self.group + 1):
+                nll_SW = nll_without(self.skeleton, self.weights, ids_WT, group, side_by_side, on_progress)
+                found |= dict(zip(group, nll_SW, strict=True))
+        return torch.stack([found[removed] for removed in sets])
 
     def _graphs(self, ids_WT: torch.Tensor) -> Graphs | None:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""

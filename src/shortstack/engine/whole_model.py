@@ -20,6 +20,7 @@ from shortstack.engine.block_model import TOKENS_AT_A_TIME
 from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
 from shortstack.engine.journal import Journal
 from shortstack.engine.losses import token_nll
+from shortstack.engine.removal_sets import RemovalSet
 from shortstack.engine.stand_ins import Bypass
 
 
@@ -106,6 +107,22 @@ class WholeModel:
                 if journal.due() or now == len(parts) * passes:
                     journal.save({"nll": nll_PW}, {"phase": "whole", "passes": now})
         return ForwardResult(nll_PW[0], nll_PW[1:] if branches else None, None, None)
+
+    @torch.no_grad()
+    def nll_without(
+        self,
+        ids_WT: torch.Tensor,
+        sets: Sequence[RemovalSet],
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU."""
+        nll_SW = torch.zeros(len(sets), len(ids_WT), dtype=torch.float64)
+        for place, removed in enumerate(sets):
+            with self._bypass.over(sorted(removed), run=not removed.isdisjoint(self._unremovable)):
+                for part in self._parts(ids_WT):
+                    nll_SW[place, part] = _mean_nll(self._logits(ids_WT[part]), ids_WT[part])
+            on_progress(len(self.blocks) - len(removed))
+        return nll_SW
 
     def _passes(
         self, ids_BT: torch.Tensor, windows: slice, skipped: Sequence[int], first: int, hooks: Hooks

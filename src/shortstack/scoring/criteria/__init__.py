@@ -186,14 +186,14 @@ class Predictions:
     logits_BTV: torch.Tensor
 
     @cached_property
-    def log_BTV(self) -> torch.Tensor:
-        """Log-probabilities, in float32."""
+    def log_probabilities(self) -> torch.Tensor:
+        """Log-probabilities, [B, T, V], in float32."""
         return self.logits_BTV.float().log_softmax(dim=-1)
 
     @cached_property
-    def probabilities_BTV(self) -> torch.Tensor:
-        """Probabilities, in float32."""
-        return self.log_BTV.exp()
+    def probabilities(self) -> torch.Tensor:
+        """Probabilities, [B, T, V], in float32."""
+        return self.log_probabilities.exp()
 
 
 @dataclass(frozen=True)

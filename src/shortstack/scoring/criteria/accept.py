@@ -18,7 +18,7 @@ class Rejection(Criterion):
 
     def on_logits(self, logits: LogitsPass) -> None:
         """Add up each window's rejections."""
-        accepted_BT = torch.minimum(logits.dense.probabilities_BTV, logits.without.probabilities_BTV).sum(dim=-1)
+        accepted_BT = torch.minimum(logits.dense.probabilities, logits.without.probabilities).sum(dim=-1)
         self.add(logits.index, logits.windows, logits.predicted(1 - accepted_BT).double().sum(dim=1))
 
     def finish(self, swept: Swept) -> CriterionScores:

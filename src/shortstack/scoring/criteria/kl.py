@@ -16,7 +16,7 @@ class Divergence(Criterion):
     def on_logits(self, logits: LogitsPass) -> None:
         """Add up each window's divergences."""
         dense, without = logits.dense, logits.without
-        of_tokens_BT = (dense.probabilities_BTV * (dense.log_BTV - without.log_BTV)).sum(dim=-1)
+        of_tokens_BT = (dense.probabilities * (dense.log_probabilities - without.log_probabilities)).sum(dim=-1)
         self.add(logits.index, logits.windows, logits.predicted(of_tokens_BT).double().sum(dim=1))
 
     def finish(self, swept: Swept) -> CriterionScores:

@@ -17,6 +17,6 @@ class RelativeUpdate(WindowsMean):
     def of_tokens(self, block: BlockPass) -> torch.Tensor:
         """The ratio of the norms, [B, T], in float32."""
         inputs_BTD, outputs_BTD = (states.float() for states in block.hidden_states())
-        # A token whose state is all zeros (padding of a few embeddings) has no ratio: 0, where nothing is added to it either.
-        size_BT = inputs_BTD.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        return (outputs_BTD - inputs_BTD).norm(dim=-1) / size_BT
+        # A token whose state is all zeros has no ratio: 0, where nothing is added to it either.
+        size_BT = torch.linalg.vector_norm(inputs_BTD, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.linalg.vector_norm(outputs_BTD - inputs_BTD, dim=-1) / size_BT

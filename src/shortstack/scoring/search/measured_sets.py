@@ -1,0 +1,112 @@
+"""Sets of blocks, measured: the losses of the model without them, each computed once, and kept in a file as they come.
+
+A search asks for what it needs and gets what is known already at once: so one that was killed runs again from its beginning,
+finds everything in the file, and goes on where it was.
+
+Legend: S sets, W windows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from shortstack.common.json_text import json_text, read_json
+from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.distributed import ALONE, Process
+
+if TYPE_CHECKING:
+    from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.select import Engine
+
+
+@dataclass
+class MeasuredSets:
+    """Mean NLL per predicted token of each window, without each set of blocks that was asked for.
+
+    Several processes share the windows, and all get the losses of all windows.
+
+    Attributes:
+        engine: runs the model.
+        ids_WT: this process's windows.
+        windows: how many all processes have together.
+        process: this process among them.
+        file: where losses are kept; None keeps them in memory alone. For one process.
+        key: what must agree for the losses in the file to be used.
+        on_progress: called with the number of block evaluations just done.
+        evaluations: block evaluations so far, a window through a block, by this process in this run.
+    """
+
+    engine: Engine
+    ids_WT: torch.Tensor
+    windows: int
+    process: Process = ALONE
+    file: Path | None = None
+    key: dict[str, Any] = field(default_factory=dict)
+    on_progress: Callable[[int], object] = lambda _: None
+    evaluations: int = 0
+    _known: dict[RemovalSet, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.file is None:
+            return
+        header, *lines = _lines(self.file) or [None]
+        if header == {"key": self.key}:
+            self._known = {frozenset(line["blocks"]): line["nll"] for line in lines}
+        # Written anew, without a line that is not whole: the next one would be appended to it.
+        kept = [{"blocks": sorted(removed), "nll": nll} for removed, nll in self._known.items()]
+        write_file(self.file, "".join(json_text(line) + "\n" for line in [{"key": self.key}, *kept]).encode())
+
+    @property
+    def known(self) -> int:
+        """How many sets have been measured."""
+        return len(self._known)
+
+    def nll(self, sets: Iterable[RemovalSet], windows: int | None = None) -> torch.Tensor:
+        """Mean NLL per predicted token, [S, W], float64; in every process the same.
+
+        Args:
+            sets: positions of the blocks that are passed over.
+            windows: the first so many windows alone; all by default. One process.
+        """
+        asked, most = list(sets), self.windows if windows is None else windows
+        missing: dict[int, list[RemovalSet]] = {}  # by how many of their windows are known
+        for removed in dict.fromkeys(asked):
+            known = len(self._known.get(removed, ()))
+            if known < most:
+                missing.setdefault(known, []).append(removed)
+        for first, group in missing.items():
+            self._measure(group, first, most)
+        return torch.tensor([self._known[removed][:most] for removed in asked], dtype=torch.float64)
+
+    def _measure(self, sets: Sequence[RemovalSet], first: int, most: int) -> None:
+        part = self.ids_WT if self.process.world > 1 else self.ids_WT[first:most]
+
+        def counted(streams: int) -> None:
+            self.evaluations += streams * len(part)
+            self.on_progress(streams * len(part))
+
+        nll_SW = self.process.gathered(self.engine.nll_without(part, sets, counted), self.windows)
+        for removed, values in zip(sets, nll_SW.tolist(), strict=True):
+            self._known[removed] = [*self._known.get(removed, ()), *values]
+        if self.file is not None:
+            text = "".join(json_text({"blocks": sorted(one), "nll": self._known[one]}) + "\n" for one in sets)
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(text)
+
+
+def _lines(file: Path) -> list[Any]:
+    """What a file holds, a value per line, up to the first that is not whole: whoever wrote it may have been killed there."""
+    found = []
+    try:
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            found.append(read_json(line))
+    except (OSError, ValueError):
+        pass
+    return found
