@@ -19,4 +19,5 @@ class RelativeUpdate(WindowsMean):
         inputs_BTD, outputs_BTD = (states.float() for states in block.hidden_states())
         # A token whose state is all zeros has no ratio: 0, where nothing is added to it either.
         size_BT = torch.linalg.vector_norm(inputs_BTD, dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.linalg.vector_norm(outputs_BTD - inputs_BTD, dim=-1) / size_BT
+        ratio_BT: torch.Tensor = torch.linalg.vector_norm(outputs_BTD - inputs_BTD, dim=-1) / size_BT
+        return ratio_BT
