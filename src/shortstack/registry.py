@@ -72,6 +72,16 @@ _ROWS = [
         estimate="shortstack.pruning.estimate:estimate_plan",
     ),
     Command(
+        "search",
+        "shortstack.pruning.search:search",
+        "Choose the blocks to remove by measuring sets of them, not blocks one by one.",
+        "shortstack search MODEL --selection greedy --remove 6 --data calibration.txt --out plan.json",
+        makes={"plan": "plan.json"},
+        parallel=True,
+        check="shortstack.pruning.search:check_search",
+        estimate="shortstack.pruning.estimate:estimate_search",
+    ),
+    Command(
         "prune",
         "shortstack.pruning.prune:prune",
         "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",

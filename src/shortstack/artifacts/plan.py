@@ -119,7 +119,22 @@ class PrunePlan(Shown):
         if self.gone:
             lines.append(f"  already removed  {ranges(self.gone)}, of the original model")
         lines += ["", self.sizes().to_text()]
+        if "measured" in self.why:
+            lines += ["", *self._measured_text(self.why["measured"])]
         return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    @staticmethod
+    def _measured_text(measured: dict[str, Any]) -> list[str]:
+        """What sets of blocks cost on windows that chose nothing: the chosen one first."""
+        rows = [
+            (one["by"], ranges(one["removed"]) or "none", _change(one["increase"], one["stderr"]))
+            for one in measured["sets"]
+        ]
+        return [
+            f"on windows that chose nothing, beside the dense model's perplexity of {measured['dense_ppl']:.4g}:",
+            Table(["chosen by", "removed", "perplexity"], rows).to_text(),
+            f"what these blocks cost one by one adds up to {_change(measured['added_up'])}",
+        ]
 
     def sizes(self) -> Table:
         """Blocks, parameters, bytes and key-value cache, before and after."""
@@ -133,6 +148,11 @@ class PrunePlan(Shown):
             if before is not None and after is not None:
                 rows.append((name, show(before), show(after)))
         return Table(["", "before", "after"], rows)
+
+
+def _change(share: float, error: float | None = None) -> str:
+    """`+14.2 %`, with its error where one is known: `+14.2 % ± 1.9`."""
+    return f"{100 * share:+.1f} %" + (f" ± {100 * error:.1f}" if error is not None else "")
 
 
 def blocks_text(blocks: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
-from shortstack.pruning.options import BlockChoice
+from shortstack.pruning.options import BlockChoice, SearchOptions
 from shortstack.pruning.plan import amount_to_remove, plan_for
 
 
@@ -29,6 +29,17 @@ def estimate_prune(values: Mapping[str, Any]) -> Estimate:
     if forecast is None:
         return Estimate("checkpoint")
     return Estimate(_described(forecast), forecast.nbytes, forecast=forecast, untimed=COPIES)
+
+
+def estimate_search(values: Mapping[str, Any]) -> Estimate:
+    """What a search leaves: how many blocks is known, which of them is not."""
+    model: Forecast | None = values.get("model")
+    if model is None:
+        return Estimate("plan")
+    names = {field.name for field in dataclasses.fields(SearchOptions)}
+    choice = SearchOptions(**{name: value for name, value in values.items() if name in names}).as_choice()
+    forecast = _without(model, amount_to_remove(model.block_parameters(), model.parameters, choice))
+    return Estimate(_described(forecast), forecast=forecast)
 
 
 def _described(forecast: Forecast) -> str:

@@ -53,6 +53,37 @@ class BlockChoice:
 
 
 @dataclass(frozen=True)
+class SearchOptions:
+    """How many blocks go, and how the set of them is searched.
+
+    Attributes:
+        selection: `greedy` removes the block that costs least, measures again, and so on; `beam:4` goes on with the four
+            cheapest sets of each step; `evolution:20` changes sets by swaps for 20 generations; `one-shot` and `contiguous`
+            take what single blocks cost, and the cheapest run of adjacent ones.
+        remove: how many blocks to remove.
+        ratio: remove the most blocks whose share of the parameters is at most this.
+        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+    """
+
+    REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "remove": ("ratio", "params"),
+        "ratio": ("remove", "params"),
+        "params": ("remove", "ratio"),
+    }
+
+    selection: str = "greedy"
+    remove: int | None = None
+    ratio: float | None = None
+    params: Amount | None = None
+    plus: bool | None = None
+
+    def as_choice(self) -> BlockChoice:
+        """The same as `plan` has it: how many blocks go, and which are kept."""
+        return BlockChoice(remove=self.remove, ratio=self.ratio, params=self.params, plus=self.plus)
+
+
+@dataclass(frozen=True)
 class PruneOptions:
     """How a pruned checkpoint is written.
 

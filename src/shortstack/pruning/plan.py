@@ -47,7 +47,7 @@ def open_plan(checkpoint: Checkpoint, plan: PlanSource) -> PlannedCut:
             hint="make a plan for this one",
         )
     removed = tuple(sorted(made.removed))
-    return _made(checkpoint, removed, protected=made.protected, criterion=made.criterion, why=made.why)
+    return planned(checkpoint, removed, protected=made.protected, criterion=made.criterion, why=made.why)
 
 
 @stage
@@ -91,7 +91,7 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
             extra = "--scores" if scores is not None else next(iter(amounts))
             raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
         refuse_idle(choice, ["criterion", "plus", "strategy"], "with --blocks, which is taken as it stands")
-        return _made(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
+        return planned(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
         raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
     if len(amounts) != 1:
@@ -106,12 +106,12 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), choice)
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
-        raise _too_many(wanted, limit, checkpoint, protected, chosen.order)
+        raise too_many(wanted, limit, checkpoint, protected, chosen.order)
     if choice.strategy == "contiguous":
         removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
         notes = [note]
     else:
-        removed, passed_by = _first_that_may_go(checkpoint, order, wanted)
+        removed, passed_by = first_that_may_go(checkpoint, order, wanted)
         notes = [note, passed_by, close_scores(checkpoint.source, ranking, chosen, order, removed, choice)]
     if not wanted and choice.remove is None and order:
         notes.append(_nothing_goes(choice, sizes[order[0]] / checkpoint.parameters()))
@@ -121,10 +121,10 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         )
     note = "\n".join(filter(None, notes))
     why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
-    return _made(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
+    return planned(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
 
 
-def _too_many(
+def too_many(
     wanted: int, limit: int, checkpoint: Checkpoint, protected: Sequence[int], scored: Sequence[int]
 ) -> ShortstackError:
     """More blocks than are removable: why the others stay, and how many would do."""
@@ -182,7 +182,7 @@ def _reason_against(checkpoint: Checkpoint, removed: Sequence[int]) -> str | Non
     return reason_against(checkpoint, kept)
 
 
-def _first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int) -> tuple[tuple[int, ...], str]:
+def first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int) -> tuple[tuple[int, ...], str]:
     """The first blocks of an order; where they cannot go together, those that can, and a line about the others."""
     chosen, passed_by = list(order[:wanted]), {}
     if _reason_against(checkpoint, chosen) is None:
@@ -232,7 +232,7 @@ def _cheapest_run(
     )
 
 
-def _made(
+def planned(
     checkpoint: Checkpoint,
     removed: tuple[int, ...],
     *,
@@ -241,6 +241,11 @@ def _made(
     why: dict[str, Any],
     note: str = "",
 ) -> PlannedCut:
+    """The plan that removes these blocks, and its cut.
+
+    Raises:
+        ShortstackError: this set of blocks cannot be removed exactly.
+    """
     made = PrunePlan(
         source=checkpoint.source,
         fingerprint=checkpoint.fingerprint,

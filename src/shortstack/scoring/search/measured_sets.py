@@ -81,7 +81,8 @@ class MeasuredSets:
                 missing.setdefault(known, []).append(removed)
         for first, group in missing.items():
             self._measure(group, first, most)
-        return torch.tensor([self._known[removed][:most] for removed in asked], dtype=torch.float64)
+        found = [self._known[removed][:most] for removed in asked]
+        return torch.tensor(found, dtype=torch.float64).reshape(len(asked), most)
 
     def _measure(self, sets: Sequence[RemovalSet], first: int, most: int) -> None:
         part = self.ids_WT if self.process.world > 1 else self.ids_WT[first:most]
