@@ -76,7 +76,7 @@ def test_other_windows_judge(built: Built, data: str) -> None:
     measured = found(model, data, remove=2, selection="beam:6").why["measured"]
     dense = nll(model, set(), JUDGING)
     assert measured["dense_ppl"] == pytest.approx(math.exp(dense.mean()), rel=1e-5)
-    assert [one["by"] for one in measured["sets"]][0] == "beam:6"
+    assert measured["sets"][0]["by"] == "beam:6"
     assert len(measured["sets"]) == 3
     for one in measured["sets"]:
         difference = nll(model, set(one["removed"]), JUDGING) - dense
@@ -116,13 +116,19 @@ def test_amounts_are_those_of_plan(built: Built, data: str, amount: dict[str, An
     assert made.removal_ratio <= amount.get("ratio", 1)
 
 
-def test_a_family_that_cannot_lose_some_sets(tiny_model: Callable[[str], Path], tmp_path: Path) -> None:
-    """Blocks of Phi-4-multimodal and the like that only go together: sets that cannot go are skipped, and that is said."""
-    model = tiny_model("qwen3_next")
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in pico.windows(4, vocabulary=60)))
-    made = shortstack.search(str(model), data=str(rows), samples=2, seq_len=16, remove=1, plus=False, quiet=True)
-    assert len(made.removed) == 1
+@pytest.mark.parametrize("selection", ["contiguous", "greedy", "beam:3", "evolution:3"])
+def test_sets_that_a_family_refuses_are_skipped_and_that_is_said(
+    tiny_model: Callable[[str], Path], tmp_path: Path, selection: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ModernBERT's first block has no norm before attention: it stays."""
+    model, data = tiny_model("modernbert-decoder"), tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"input_ids": one}) + "\n" for one in pico.windows(6, vocabulary=96)))
+    made = shortstack.search(
+        str(model), data=str(data), samples=3, seq_len=16, remove=2, plus=False, selection=selection
+    )
+    assert len(made.removed) == 2
+    assert 0 not in made.removed
+    assert "cannot go exactly and w" in capsys.readouterr().err
 
 
 def test_killed_between_sets_it_finds_what_it_measured(

@@ -14,7 +14,7 @@ from shortstack.engine import select
 from shortstack.engine.block_model import NotSeparableError
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.scoring.criteria import parse_criteria
+from shortstack.scoring.criteria import CRITERIA, parse_criteria
 from shortstack.scoring.criteria.ensemble import mean_ranks
 from shortstack.scoring.score import score_windows
 from tests import oracle, pico
@@ -137,3 +137,7 @@ def test_equal_scores_share_a_rank() -> None:
 def test_ensemble_needs_two_others(criteria: str) -> None:
     with pytest.raises(UsageError, match="ensemble needs at least two other criteria"):
         parse_criteria(criteria)
+
+
+def test_all_is_every_criterion(built: Built) -> None:
+    assert list(scored(built("llama"), "all")) == list(CRITERIA)

@@ -11,7 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,7 @@ class _Search:
     Attributes:
         free: positions of the blocks that may go.
         choosing, judging: measure sets, on the windows that choose and on the others.
+        refused: sets that cannot go exactly, and why.
     """
 
     checkpoint: Checkpoint
@@ -174,6 +175,7 @@ class _Search:
     choosing: MeasuredSets
     judging: MeasuredSets
     progress: Progress
+    refused: dict[RemovalSet, str] = field(default_factory=dict)
 
     def run(self) -> tuple[list[_Judged], dict[str, Any]]:
         """The chosen set and alternatives, judged; and what is recorded of the way there."""
@@ -185,6 +187,7 @@ class _Search:
             raise too_many(wanted, limit, self.checkpoint, self.protected, blocks)
         one_shot = self._one_shot(order, wanted)
         ranked = self._ranked(wanted, one_shot)
+        self._say_refused()
         names = [self.selection.name, *(f"{self.selection.name}, {place}" for place in ("second", "third"))]
         found = [_Judged(name, removed) for name, removed in zip(names, ranked, strict=False)]
         if one_shot not in ranked[:1]:
@@ -202,13 +205,16 @@ class _Search:
 
     def _one_by_one(self) -> tuple[float, list[int]]:
         """The dense model's loss, and the blocks that may go by what each costs alone, the cheapest first."""
-        costs = self.choosing.nll([frozenset(), *(frozenset({place}) for place in self.free)]).mean(dim=1).tolist()
+        alone = [frozenset({place}) for place in self.free]
+        costs = self.choosing.nll([frozenset(), *alone]).mean(dim=1).tolist()
         order = sorted(range(len(self.free)), key=lambda number: (costs[number + 1], number))
         return costs[0], [self.free[number] for number in order]
 
     def _one_shot(self, order: Sequence[int], wanted: int) -> RemovalSet:
         blocks = self.checkpoint.original_blocks
-        removed, _ = first_that_may_go(self.checkpoint, [blocks[place] for place in order], wanted)
+        removed, passed_by = first_that_may_go(self.checkpoint, [blocks[place] for place in order], wanted)
+        if passed_by:
+            self._reason_against(frozenset(order[:wanted]))
         return frozenset(self.checkpoint.position_of(block) for block in removed)
 
     def _ranked(self, wanted: int, one_shot: RemovalSet) -> list[RemovalSet]:
@@ -245,11 +251,6 @@ class _Search:
             ranked = steps[-1]
             if len(steps) < wanted or not ranked.sets:
                 raise self._no_set(wanted, ranked)
-        if ranked.skipped:
-            one, why = next(iter(ranked.skipped.items()))
-            self.progress.say(
-                f"{len(ranked.skipped)} sets cannot go exactly and were not measured, such as {self._blocks(one)}: {why}"
-            )
         return list(ranked.sets)
 
     def _cheapest(self, sets: Sequence[RemovalSet], wanted: int) -> list[RemovalSet]:
@@ -274,10 +275,21 @@ class _Search:
                 f"{len(ranked.sets[0])} gone: {self._blocks(ranked.sets[0])}, perplexity {math.exp(ranked.costs[0]):.4g}"
             )
 
-    def _reason_against(self, removed: Collection[int]) -> str | None:
-        return reason_against(
-            self.checkpoint, [place for place in range(self.checkpoint.depth) if place not in removed]
-        )
+    def _reason_against(self, removed: RemovalSet) -> str | None:
+        """Why a set cannot go from this family, or None; what was refused is kept, to be said in the end."""
+        kept = [place for place in range(self.checkpoint.depth) if place not in removed]
+        reason = reason_against(self.checkpoint, kept)
+        if reason is not None:
+            self.refused[removed] = reason
+        return reason
+
+    def _say_refused(self) -> None:
+        if self.refused:
+            one, why = next(iter(self.refused.items()))
+            self.progress.say(
+                f"{len(self.refused)} sets of blocks cannot go exactly and were not measured, such as "
+                f"{self._blocks(one)}: {why}"
+            )
 
     def _blocks(self, removed: Collection[int]) -> str:
         return ranges([self.checkpoint.original_blocks[place] for place in sorted(removed)])

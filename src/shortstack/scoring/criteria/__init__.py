@@ -332,12 +332,14 @@ def criteria_text() -> str:
 
 
 def parse_criteria(text: str) -> list[RequestedCriterion]:
-    """`ppl,taylor:p=2,batch=10,magnitude` -> three criteria.
+    """`ppl,taylor:p=2,batch=10,magnitude` -> three criteria; `all` -> every one of the table.
 
     Raises:
         UsageError: an unknown criterion or parameter, or a duplicate one.
     """
     names: list[str] = []
+    if text.strip() == "all":
+        return [_parse_one(name) for name in CRITERIA]
     for piece in text.split(","):
         part = piece.strip()
         # A comma also stands between the parameters of one criterion: `p=2` belongs to what came before it.
