@@ -1,0 +1,302 @@
+"""Searches for the cheapest set of blocks, on an opened model: what `search` and `curve` share.
+
+Legend: S sets, W windows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.results import perplexity
+from shortstack.checkpoint.drop_blocks import reason_against
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import parse_size, ranges
+from shortstack.common.json_text import json_text
+from shortstack.common.progress import Progress
+from shortstack.data.calibration import CalibrationSet, check_windows
+from shortstack.engine.select import EngineOptions
+from shortstack.errors import ShortstackError, UsageError, did_you_mean
+from shortstack.pruning.plan import first_that_may_go
+from shortstack.runtime.devices import pick_device
+from shortstack.runtime.distributed import Process, together
+from shortstack.runtime.libraries import import_transformers
+from shortstack.scoring.options import ScoreOptions
+
+if TYPE_CHECKING:
+    from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.scoring.search.beam import Ranked
+    from shortstack.scoring.search.measured_sets import MeasuredSets
+
+SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How sets are searched.
+
+    Attributes:
+        name: as the user wrote it, such as `beam:4`.
+        kind: one of SELECTIONS.
+        width: sets that go on to the next step of a beam.
+        generations: of the evolutionary search.
+    """
+
+    name: str
+    kind: str
+    width: int = 1
+    generations: int = 20
+
+
+def parse_selection(text: str) -> Selection:
+    """`beam:4` -> a beam of four sets; `evolution:50` -> fifty generations.
+
+    Raises:
+        UsageError: no such selection, or a number that is not wanted or out of range.
+    """
+    kind, colon, number = text.partition(":")
+    if kind not in SELECTIONS:
+        raise UsageError(f"--selection {text!r}: no such selection", hint=did_you_mean(kind, SELECTIONS))
+    if not colon:
+        return Selection(text, kind, width=4 if kind == "beam" else 1)
+    if kind not in ("beam", "evolution"):
+        raise UsageError(f"--selection {text!r}: {kind} takes no number", hint=kind)
+    if not re.fullmatch(r"\d{1,5}", number) or int(number) < 1:
+        what = "sets that go on to the next step" if kind == "beam" else "generations"
+        raise UsageError(f"--selection {text!r}: expected the number of {what} after the colon", hint=f"{kind}:4")
+    return Selection(text, kind, **{"width" if kind == "beam" else "generations": int(number)})
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the model costs without a set of blocks, on windows that chose nothing, beside the dense model.
+
+    Attributes:
+        by: what chose the set.
+        removed: blocks of the original model.
+        ppl: perplexity without them.
+        increase: how much larger than the dense model's it is, as a share of that.
+        stderr: standard error of the increase, over windows, paired; None for a single window.
+    """
+
+    by: str
+    removed: tuple[int, ...]
+    ppl: float
+    increase: float
+    stderr: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {**vars(self), "removed": list(self.removed)}
+
+
+@dataclass
+class SetSearch:
+    """Searches on one opened model.
+
+    Attributes:
+        free: positions of the blocks that may go.
+        choosing, judging: measure sets, on the windows that choose and on the others.
+        refused: sets that cannot go exactly, and why.
+    """
+
+    checkpoint: Checkpoint
+    selection: Selection
+    free: Sequence[int]
+    choosing: MeasuredSets
+    judging: MeasuredSets
+    progress: Progress
+    refused: dict[RemovalSet, str] = field(default_factory=dict)
+
+    def order(self) -> list[int]:
+        """The blocks that may go, by what each costs alone, the cheapest first."""
+        costs = self.costs([frozenset(), *(frozenset({place}) for place in self.free)])[1:]
+        return [
+            self.free[number] for number in sorted(range(len(self.free)), key=lambda number: (costs[number], number))
+        ]
+
+    def costs(self, sets: Collection[RemovalSet]) -> list[float]:
+        """Mean NLL without each set on the windows that choose."""
+        found: list[float] = self.choosing.nll(sets).mean(dim=1).tolist()
+        return found
+
+    def added_up(self, removed: RemovalSet) -> float:
+        """What the perplexity would grow by, as a share, if each block of a set cost what it costs alone."""
+        dense, *alone = self.costs([frozenset(), *(frozenset({place}) for place in sorted(removed))])
+        return math.expm1(sum(alone) - len(alone) * dense)
+
+    def one_shot(self, wanted: int) -> RemovalSet:
+        """The blocks that cost least one by one."""
+        order = self.order()
+        blocks = self.checkpoint.original_blocks
+        removed, passed_by = first_that_may_go(self.checkpoint, [blocks[place] for place in order], wanted)
+        if passed_by:
+            self._reason_against(frozenset(order[:wanted]))
+        return frozenset(self.checkpoint.position_of(block) for block in removed)
+
+    def ranked(self, wanted: int) -> list[RemovalSet]:
+        """Sets of that many blocks, the chosen one first.
+
+        Raises:
+            ShortstackError: no such set can go exactly.
+        """
+        if self.selection.kind == "one-shot" or not wanted:
+            return [self.one_shot(wanted)]
+        if self.selection.kind == "contiguous":
+            return self._runs(wanted)
+        if self.selection.kind == "evolution":
+            return list(self._evolved(wanted).sets)
+        steps = self.steps(wanted)
+        if len(steps) < wanted or not steps[-1].sets:
+            why = next(iter(steps[-1].skipped.values()), "")
+            raise ShortstackError(
+                f"{self.checkpoint.source}: no {wanted} blocks can go exactly: {why}", hint="remove fewer"
+            )
+        return list(steps[-1].sets)
+
+    def steps(self, most: int) -> list[Ranked]:
+        """The sets of 1, 2, ... `most` blocks that a beam sees."""
+        from shortstack.scoring.search.beam import beam
+
+        return beam(
+            lambda sets: self.choosing.nll(sets).mean(dim=1),
+            self.free,
+            most,
+            width=self.selection.width,
+            reason_against=self._reason_against,
+            on_step=self._say_step,
+        )
+
+    def judged(self, sets: Mapping[str, RemovalSet]) -> tuple[float, list[Judged]]:
+        """The dense model's perplexity on windows that chose nothing, and there what each set costs, by its name."""
+        dense_W, *nll_SW = self.judging.nll([frozenset(), *sets.values()])
+        found = []
+        for (name, removed), nll_W in zip(sets.items(), nll_SW, strict=True):
+            change_W, windows = nll_W - dense_W, len(nll_W)
+            ratio = math.exp(float(change_W.mean()))
+            error = ratio * float(change_W.std(correction=1)) / math.sqrt(windows) if windows > 1 else None
+            found.append(Judged(name, self.blocks(removed), perplexity(float(nll_W.mean())), ratio - 1, error))
+        return perplexity(float(dense_W.mean())), found
+
+    def say_refused(self) -> None:
+        """How many sets were passed by, and why."""
+        if self.refused:
+            one, why = next(iter(self.refused.items()))
+            self.progress.say(
+                f"{len(self.refused)} sets of blocks cannot go exactly and were not measured, such as "
+                f"{ranges(self.blocks(one))}: {why}"
+            )
+
+    def blocks(self, removed: Collection[int]) -> tuple[int, ...]:
+        """Numbers in the original model, of positions."""
+        return tuple(self.checkpoint.original_blocks[place] for place in sorted(removed))
+
+    def _runs(self, wanted: int) -> list[RemovalSet]:
+        free = set(self.free)
+        runs = [frozenset(range(first, first + wanted)) for first in range(self.checkpoint.depth - wanted + 1)]
+        possible = [run for run in runs if run <= free and self._reason_against(run) is None]
+        if not possible:
+            raise ShortstackError(
+                f"{self.checkpoint.source}: no run of {wanted} adjacent blocks can go",
+                hint="remove fewer, --no-plus, or --selection greedy",
+            )
+        costs = self.costs(possible)
+        return [possible[place] for place in sorted(range(len(possible)), key=lambda place: (costs[place], place))]
+
+    def _evolved(self, wanted: int) -> Ranked:
+        from shortstack.scoring.search.evolution import Evolution, evolve
+
+        def say(number: int, best: RemovalSet, cost: float) -> None:
+            self.progress.say(
+                f"generation {number + 1}: {ranges(self.blocks(best))}, perplexity {perplexity(cost):.4g}"
+            )
+
+        return evolve(
+            lambda sets, windows: self.choosing.nll(sets, windows).mean(dim=1),
+            self.one_shot(wanted),
+            self.free,
+            self.choosing.windows,
+            how=Evolution(generations=self.selection.generations),
+            reason_against=self._reason_against,
+            on_generation=say,
+        )
+
+    def _say_step(self, ranked: Ranked) -> None:
+        if ranked.sets:
+            gone = self.blocks(ranked.sets[0])
+            self.progress.say(f"{len(gone)} gone: {ranges(gone)}, perplexity {perplexity(ranked.costs[0]):.4g}")
+
+    def _reason_against(self, removed: RemovalSet) -> str | None:
+        kept = [place for place in range(self.checkpoint.depth) if place not in removed]
+        reason = reason_against(self.checkpoint, kept)
+        if reason is not None:
+            self.refused[removed] = reason
+        return reason
+
+
+@contextlib.contextmanager
+def opened_search(
+    checkpoint: Checkpoint,
+    drawn: CalibrationSet,
+    selection: Selection,
+    protected: Collection[int],
+    options: ScoreOptions,
+    work: Path | None,
+    progress: Progress,
+) -> Iterator[tuple[SetSearch, dict[str, Any]]]:
+    """A search on a model, and what it computes with: the first half of the windows choose, the others judge.
+
+    Args:
+        protected: blocks of the original model that stay.
+        work: where losses are kept, so that a search that was killed resumes; None keeps them in memory.
+    """
+    import_transformers()
+    from shortstack.engine.cpu import chosen_dtype
+    from shortstack.engine.forward import windows_tensor
+    from shortstack.engine.select import choose_engine
+    from shortstack.scoring.search.measured_sets import MeasuredSets
+
+    process = Process.from_environment()
+    check_windows(checkpoint, drawn.windows)
+    half = len(drawn.windows) // 2
+    own, place = process.part(half), process.own_device(pick_device(options.device))
+    how = EngineOptions(
+        chosen_dtype(options.dtype, checkpoint, place, 0.0, say=progress.say),
+        place,
+        options.memory,
+        trust_remote_code=options.trust_remote_code,
+        memory_bytes=None if options.memory_limit is None else parse_size(options.memory_limit, "--memory-limit"),
+        say=progress.say,
+    )
+    engine = choose_engine(checkpoint, drawn.windows[:half][own], how)
+    settings = {"dtype": str(how.dtype).removeprefix("torch."), "device": str(place), "memory": engine.memory}
+
+    def measured(windows: Sequence[Sequence[int]], what: str) -> MeasuredSets:
+        key = {
+            "fingerprint": checkpoint.fingerprint,
+            "windows": hashlib.sha256(json_text(windows).encode()).hexdigest(),
+            **settings,
+            "versions": versions(),
+        }
+        file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
+        return MeasuredSets(engine, windows_tensor(windows[own], place), len(windows), process, file, key)
+
+    with contextlib.closing(engine), together(process):
+        yield (
+            SetSearch(
+                checkpoint,
+                selection,
+                [place for place, block in enumerate(checkpoint.original_blocks) if block not in protected],
+                measured(drawn.windows[:half], "choosing"),
+                measured(drawn.windows[half:], "judging"),
+                progress,
+            ),
+            settings,
+        )
