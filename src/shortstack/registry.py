@@ -82,6 +82,15 @@ _ROWS = [
         estimate="shortstack.pruning.estimate:estimate_search",
     ),
     Command(
+        "curve",
+        "shortstack.pruning.curve:curve",
+        "Show what it costs to remove ever more blocks: perplexity against their number, in one run.",
+        "shortstack curve MODEL --selection greedy --data calibration.txt --out curve.json",
+        makes={"text": "curve.json"},
+        parallel=True,
+        check="shortstack.pruning.search:check_search",
+    ),
+    Command(
         "prune",
         "shortstack.pruning.prune:prune",
         "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",

@@ -53,6 +53,21 @@ class BlockChoice:
 
 
 @dataclass(frozen=True)
+class CurveOptions:
+    """How far a curve goes, and how its sets are chosen.
+
+    Attributes:
+        selection: what chooses the set of each size: `greedy`, `beam:4`, `contiguous` or `one-shot`, as in `search`.
+        most: the most blocks to remove; by default half of those that may go.
+        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+    """
+
+    selection: str = "greedy"
+    most: int | None = None
+    plus: bool | None = None
+
+
+@dataclass(frozen=True)
 class SearchOptions:
     """How many blocks go, and how the set of them is searched.
 

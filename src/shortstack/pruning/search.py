@@ -17,11 +17,11 @@ from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_enough
 from shortstack.data.preview import preview
-from shortstack.errors import ShortstackError, UsageError
+from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.options import BlockChoice, SearchOptions
 from shortstack.pruning.plan import amount_to_remove, planned, too_many
-from shortstack.pruning.set_search import Selection, opened_search, parse_selection
+from shortstack.pruning.set_search import Selection, opened_search, parse_selection, refuse_quantized
 from shortstack.runtime.atomic_output import check_writable_file, locked, write_json
 from shortstack.runtime.distributed import Process
 from shortstack.scoring.options import ScoreOptions
@@ -64,11 +64,7 @@ def search(
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
-    if "quantization_config" in checkpoint.config:
-        raise ShortstackError(
-            f"{checkpoint.source}: is quantized; sets are measured on full weights",
-            hint="search the checkpoint it was made from; the blocks are the same",
-        )
+    refuse_quantized(checkpoint)
     drawn = calibration_windows(
         checkpoint,
         replace(calibration, samples=2 * calibration.samples),

@@ -241,6 +241,19 @@ class SetSearch:
         return reason
 
 
+def refuse_quantized(checkpoint: Checkpoint) -> None:
+    """Refuse a model that is quantized.
+
+    Raises:
+        ShortstackError: it is.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise ShortstackError(
+            f"{checkpoint.source}: is quantized; sets are measured on full weights",
+            hint="measure the checkpoint that it was made from; its blocks are the same",
+        )
+
+
 @contextlib.contextmanager
 def opened_search(
     checkpoint: Checkpoint,

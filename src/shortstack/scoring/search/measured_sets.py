@@ -84,6 +84,13 @@ class MeasuredSets:
         found = [self._known[removed][:most] for removed in asked]
         return torch.tensor(found, dtype=torch.float64).reshape(len(asked), most)
 
+    def nll_after_one_token(self) -> torch.Tensor:
+        """Mean NLL of each window's tokens where the dense model sees the one before alone, [W]; every second token."""
+        windows, seq_len = self.ids_WT.shape
+        pairs_P2 = self.ids_WT[:, : seq_len // 2 * 2].reshape(-1, 2)
+        nll_W = self.engine.nll_without(pairs_P2, [frozenset()])[0].view(windows, -1).mean(dim=1)
+        return self.process.gathered(nll_W, self.windows)
+
     def _measure(self, sets: Sequence[RemovalSet], first: int, most: int) -> None:
         part = self.ids_WT if self.process.world > 1 else self.ids_WT[first:most]
 

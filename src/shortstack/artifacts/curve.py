@@ -1,0 +1,134 @@
+"""The record of a curve: what it costs to remove 1, 2, ... blocks of one checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shortstack.common.formatting import count, ranges
+from shortstack.common.shown import Shown
+from shortstack.common.tables import Table
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """What a number of blocks costs, on windows that chose nothing.
+
+    Attributes:
+        removed: blocks of the original model.
+        parameters: of what is left.
+        ppl: perplexity without them.
+        increase: how much larger than the dense model's it is, as a share of that.
+        stderr: standard error of the increase, over windows, paired; None for a single window.
+    """
+
+    removed: tuple[int, ...]
+    parameters: int
+    ppl: float
+    increase: float
+    stderr: float | None
+
+
+@dataclass(frozen=True, repr=False)
+class Curve(Shown):
+    """What it costs to remove ever more blocks.
+
+    Attributes:
+        source, fingerprint: the checkpoint.
+        selection: what chose the set of each size.
+        dense_ppl: the dense model's perplexity.
+        one_token_ppl: that of the dense model where it sees a single token before the one that it predicts.
+        points: by number of blocks removed, rising; none for 0.
+        why: calibration and settings.
+    """
+
+    source: str
+    fingerprint: str
+    selection: str
+    dense_ppl: float
+    one_token_ppl: float
+    points: tuple[CurvePoint, ...]
+    why: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def knee(self) -> int | None:
+        """How many blocks are gone where the curve of log-perplexity bends most; None where it does not.
+
+        That is the point furthest below the straight line from the dense model to the last point.
+        """
+        heights = [
+            math.log(point.ppl / self.dense_ppl) if math.isfinite(point.ppl) else math.inf for point in self.points
+        ]
+        return bend([0.0, *heights])
+
+    @property
+    def point_of_no_return(self) -> int | None:
+        """With how many blocks gone the model first predicts no better than the dense one that sees one token; or None."""
+        for number, point in enumerate(self.points, start=1):
+            if not point.ppl < self.one_token_ppl:
+                return number
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form (schema 1)."""
+        return {
+            "schema": SCHEMA,
+            "model": {"source": self.source, "fingerprint": self.fingerprint},
+            "selection": self.selection,
+            "dense_ppl": self.dense_ppl,
+            "one_token_ppl": self.one_token_ppl,
+            "knee": self.knee,
+            "point_of_no_return": self.point_of_no_return,
+            "points": [{**vars(point), "removed": list(point.removed)} for point in self.points],
+            "why": self.why,
+        }
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per number of blocks."""
+        return [
+            {"blocks removed": number, **vars(point), "removed": ranges(point.removed)}
+            for number, point in enumerate(self.points, start=1)
+        ]
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        marks = {self.knee: "knee", self.point_of_no_return: "no return"}
+        if self.knee is not None and self.knee == self.point_of_no_return:
+            marks = {self.knee: "knee, no return"}
+        rows = [["0", "none", "", f"{self.dense_ppl:.4g}", "", ""]]
+        for number, point in enumerate(self.points, start=1):
+            error = f" ± {100 * point.stderr:.1f}" if point.stderr is not None else ""
+            change = f"{100 * point.increase:+.1f} %{error}"
+            rows.append(
+                [
+                    str(number),
+                    ranges(point.removed),
+                    count(point.parameters),
+                    f"{point.ppl:.4g}",
+                    change,
+                    marks.get(number, ""),
+                ]
+            )
+        one_token = f"the dense model that sees one token ({self.one_token_ppl:.4g})"
+        notes = [
+            f"knee: up to {self.knee} blocks the curve is flatter than after" if self.knee else "no knee",
+            f"no return: from {self.point_of_no_return} blocks on it predicts no better than {one_token}"
+            if self.point_of_no_return
+            else f"always better than {one_token}",
+        ]
+        title = f"{self.source}: perplexity against blocks removed, sets chosen by {self.selection}"
+        return Table(["blocks", "removed", "parameters", "perplexity", "change", ""], rows, title, notes).to_text()
+
+
+def bend(heights: Sequence[float]) -> int | None:
+    """The place where a rising curve is furthest below the straight line between its ends; None where it never is."""
+    last = len(heights) - 1
+    if last < 2 or not math.isfinite(heights[-1]):
+        return None
+    below = [heights[0] + (heights[-1] - heights[0]) * place / last - height for place, height in enumerate(heights)]
+    place = max(range(len(below)), key=lambda one: below[one])
+    return place if below[place] > 1e-9 * abs(heights[-1]) and place else None

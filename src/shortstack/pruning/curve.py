@@ -1,0 +1,134 @@
+"""How much can be removed? The cost of 1, 2, ... blocks in one run: the set of each size is chosen, and judged elsewhere.
+
+Legend: S sets, W windows, T tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shortstack.artifacts.curve import Curve, CurvePoint
+from shortstack.artifacts.protected import protected_blocks
+from shortstack.artifacts.results import perplexity
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.options import stage
+from shortstack.common.progress import Progress
+from shortstack.data.calibration import CalibrationOptions
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_model
+from shortstack.pruning.options import CurveOptions
+from shortstack.pruning.set_search import Selection, SetSearch, opened_search, parse_selection, refuse_quantized
+from shortstack.runtime.atomic_output import check_writable_file, locked, write_json
+from shortstack.runtime.distributed import Process
+from shortstack.scoring.options import ScoreOptions
+from shortstack.scoring.score import calibration_windows
+
+if TYPE_CHECKING:
+    from shortstack.engine.removal_sets import RemovalSet
+
+_CALIBRATION, _CHOICE, _OPTIONS = CalibrationOptions(), CurveOptions(), ScoreOptions()
+
+
+@stage
+def curve(
+    model: str,
+    *,
+    out: Path | None = None,
+    calibration: CalibrationOptions = _CALIBRATION,
+    choice: CurveOptions = _CHOICE,
+    options: ScoreOptions = _OPTIONS,
+) -> Curve:
+    """Show what it costs to remove ever more blocks: perplexity against their number, in one run.
+
+    Half of the windows choose the set of each size; the other half, which chose nothing, say what it costs. The knee is where
+    the curve bends most; the point of no return is where the model predicts no better than the dense one that sees a single
+    token. Processes that torchrun or accelerate started together share the windows.
+
+    Args:
+        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: write the curve here (curve.json); a run that was killed resumes when it is started again.
+        calibration: the windows that choose; as many again judge.
+        choice: how far it goes, and how sets are chosen.
+        options: how the run goes.
+
+    Returns:
+        The points of the curve.
+
+    Raises:
+        ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can go exactly.
+    """
+    selection = parse_selection(choice.selection)
+    if selection.kind == "evolution":
+        raise UsageError("--selection evolution: a search for one size", hint="--selection greedy, or beam:4")
+    if out is not None:
+        check_writable_file(Path(out))
+    process = Process.from_environment()
+    progress = Progress(quiet=options.quiet or not process.leads)
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
+    refuse_quantized(checkpoint)
+    protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
+    most = _most(checkpoint, len(protected), choice.most)
+    drawn = calibration_windows(
+        checkpoint,
+        replace(calibration, samples=2 * calibration.samples),
+        trust_remote_code=options.trust_remote_code,
+        progress=progress,
+    )
+    if note:
+        progress.say(note)
+    work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
+    with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
+        with opened_search(checkpoint, drawn, selection, protected, options, work, progress) as (sets, settings):
+            dense_ppl, judged = sets.judged({str(len(one)): one for one in _sets(sets, selection, most)})
+            sets.say_refused()
+            one_token = perplexity(float(sets.judging.nll_after_one_token().mean()))
+        sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
+        points = [
+            CurvePoint(
+                one.removed,
+                checkpoint.parameters() - sum(sizes[block] for block in one.removed),
+                one.ppl,
+                one.increase,
+                one.stderr,
+            )
+            for one in judged
+        ]
+        why = {
+            "plus": bool(protected),
+            "calibration": drawn.first(len(drawn.windows) // 2).record,
+            "settings": settings,
+        }
+        found = Curve(
+            checkpoint.source, checkpoint.fingerprint, selection.name, dense_ppl, one_token, tuple(points), why
+        )
+        if out is not None and work is not None and process.leads:
+            write_json(Path(out), found.to_json())
+            shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _most(checkpoint: Checkpoint, protected: int, asked: int | None) -> int:
+    """How far the curve goes."""
+    limit = min(checkpoint.depth - protected, checkpoint.depth - 1)
+    if asked is None:
+        return max(1, -(-limit // 2))
+    if not 1 <= asked <= limit:
+        raise UsageError(f"--most {asked}: expected 1 to {limit} blocks of {checkpoint.source}")
+    return asked
+
+
+def _sets(sets: SetSearch, selection: Selection, most: int) -> list[RemovalSet]:
+    """The chosen set of each size, rising; sizes that no set of this family has are left out."""
+    if selection.kind in ("greedy", "beam"):
+        return [step.sets[0] for step in sets.steps(most) if step.sets]
+    found = []
+    for size in range(1, most + 1):
+        try:
+            found.append(sets.ranked(size)[0])
+        except ShortstackError as error:
+            sets.progress.say(f"not with {size}: {error}")
+    return found
