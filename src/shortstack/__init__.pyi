@@ -33,6 +33,7 @@ from shortstack.inspection.check import check as check
 from shortstack.inspection.doctor import doctor as doctor
 from shortstack.inspection.info import Info as Info
 from shortstack.inspection.info import info as info
+from shortstack.pruning.curve import curve as curve
 from shortstack.pruning.options import BlockChoice as BlockChoice
 from shortstack.pruning.options import PruneOptions as PruneOptions
 from shortstack.pruning.plan import plan as plan

@@ -89,6 +89,7 @@ _ROWS = [
         makes={"text": "curve.json"},
         parallel=True,
         check="shortstack.pruning.search:check_search",
+        estimate="shortstack.pruning.estimate:estimate_curve",
     ),
     Command(
         "prune",

@@ -10,11 +10,15 @@ from typing import Any
 from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import CriterionScores, Scores
-from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast
+from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast, Passes
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
-from shortstack.pruning.options import BlockChoice, SearchOptions
+from shortstack.data.calibration import CalibrationOptions
+from shortstack.pruning.options import BlockChoice, CurveOptions, SearchOptions
 from shortstack.pruning.plan import amount_to_remove, plan_for
+from shortstack.pruning.set_search import parse_selection
+
+_CALIBRATION = CalibrationOptions()
 
 
 def estimate_plan(values: Mapping[str, Any]) -> Estimate:
@@ -37,9 +41,41 @@ def estimate_search(values: Mapping[str, Any]) -> Estimate:
     if model is None:
         return Estimate("plan")
     names = {field.name for field in dataclasses.fields(SearchOptions)}
-    choice = SearchOptions(**{name: value for name, value in values.items() if name in names}).as_choice()
-    forecast = _without(model, amount_to_remove(model.block_parameters(), model.parameters, choice))
-    return Estimate(_described(forecast), forecast=forecast)
+    choice = SearchOptions(**{name: value for name, value in values.items() if name in names})
+    wanted = amount_to_remove(model.block_parameters(), model.parameters, choice.as_choice())
+    forecast = _without(model, wanted)
+    steps = wanted if parse_selection(choice.selection).kind in ("greedy", "beam") else 1
+    return Estimate(_described(forecast), forecast=forecast, passes=(_of_steps(model, steps, choice.plus, values),))
+
+
+def estimate_curve(values: Mapping[str, Any]) -> Estimate:
+    """A curve; it takes no room."""
+    model: Forecast | None = values.get("model")
+    if model is None:
+        return Estimate("curve")
+    selection = parse_selection(values.get("selection", CurveOptions().selection))
+    most = values.get("most") or max(1, len(_free(model, values.get("plus"))) // 2)
+    steps = most if selection.kind in ("greedy", "beam") else 1
+    return Estimate(f"{most} points", passes=(_of_steps(model, steps, values.get("plus"), values),))
+
+
+def _of_steps(model: Forecast, steps: int, plus: bool | None, values: Mapping[str, Any]) -> Passes:
+    """At least what a greedy search computes on the windows that choose: every block that may go, at each step."""
+    depth, free = len(model.kept), _free(model, plus)
+    tokens = values.get("samples", _CALIBRATION.samples) * values.get("seq_len", _CALIBRATION.seq_len)
+    blocks = heads = 0
+    for gone in range(min(steps, len(free))):
+        left = free[gone:]  # those that are run through the fewest blocks: it may be fewer than in truth, never more
+        blocks += depth - gone + sum(max(0, depth - 1 - place - gone) for place in left)
+        heads += 1 + len(left)
+    return Passes(model, tokens * blocks, tokens * heads)
+
+
+def _free(model: Forecast, plus: bool | None) -> list[int]:
+    """Places of the blocks that may go."""
+    kept = protected_blocks(model.checkpoint.original_blocks, plus)[0]
+    blocks = [model.checkpoint.original_blocks[position] for position in model.kept]
+    return [place for place, block in enumerate(blocks) if block not in kept]
 
 
 def _described(forecast: Forecast) -> str:
