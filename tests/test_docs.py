@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -107,6 +108,32 @@ def test_one_way_to_install() -> None:
     for path in pages:
         for what in re.findall(r"pip install (?:-\S+ \S+ )*('?(?:shortstack|\.)[^\s`)]*)", path.read_text()):
             assert re.fullmatch(r"\.|'shortstack\[[a-z,]+\]'", what), f"{path.name}: pip install {what}"
+
+
+_IMPORTED_AS = {"lm-eval": "lm_eval", "pytest-xdist": "", "pytest-socket": "", "types-PyYAML": "", "mypy": "", "ruff": "",
+                "mkdocs-material": "material"}  # fmt: skip
+
+
+def test_every_extra_is_used_and_named() -> None:
+    """What an extra installs is imported; an error names the extra, or a target of the Makefile installs it."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    source = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    tests = "\n".join(path.read_text() for folder in ("tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    for extra, packages in extras.items():
+        if extra in ("dev", "docs"):
+            assert f"'.[{extra}]'" in makefile
+        elif extra == "all":
+            assert set(re.findall(r"\w+", packages[0])) - {"shortstack"} == set(extras) - {"all", "dev", "docs"}
+            assert "`all`" in readme
+        else:
+            assert f'extra="{extra}"' in source or f"shortstack[{extra}]" in source, extra
+            assert re.search(rf"`{extra}`|\[[a-z,]*\b{extra}\b", readme), extra
+        for package in packages if extra != "all" else ():
+            name = re.split(r"[><=\[]", package)[0]
+            module = _IMPORTED_AS.get(name, name)
+            everywhere = source + (tests + makefile if extra in ("dev", "docs") else "")
+            assert not module or re.search(rf"\b{module}\b", everywhere), f"{extra}: nothing imports {name}"
 
 
 # The options of the published scripts, by the heading of their table.
