@@ -32,7 +32,11 @@ _VARIABLES = (
 
 @dataclass(frozen=True, repr=False)
 class DoctorResult(Shown):
-    """What was found, by section; the command's exit code is 1 where a package that is needed is missing or too old."""
+    """What was found, by section; the command's exit code is 1 where a package that is needed is missing or too old.
+
+    Attributes:
+        sections: title -> what was looked at, and what was found.
+    """
 
     sections: dict[str, Findings]
 

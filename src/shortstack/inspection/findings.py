@@ -33,7 +33,12 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class CheckResult(Shown):
-    """What `shortstack check` found; the command's exit code is 1 where anything failed."""
+    """What `shortstack check` found; the command's exit code is 1 where anything failed.
+
+    Attributes:
+        source: the checkpoint, as it was named.
+        findings: a line per check.
+    """
 
     source: str
     findings: list[Finding] = field(default_factory=list)

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from shortstack.checkpoint.drop_blocks import reason_against
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, ranges, size
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
@@ -14,7 +16,28 @@ from shortstack.families.open_model import open_model
 
 @dataclass(frozen=True, repr=False)
 class Info(Shown):
-    """What `shortstack info` tells; counts are of parameters, sizes are bytes on disk."""
+    """What `shortstack info` tells; counts are of parameters, sizes are bytes on disk.
+
+    Attributes:
+        source: what the user called it.
+        directory: where it lies.
+        family: the `model_type`.
+        blocks: how many there are.
+        original_blocks: for each block, its index in the original model.
+        parameters: of the whole model.
+        parameters_per_block: of each block.
+        parameters_embedding, parameters_head, parameters_other: of what is not in the blocks; a tied head counts nothing.
+        tied: whether output head and token embedding are one tensor.
+        dtypes: data type -> bytes stored as it.
+        nbytes: of all tensors.
+        block_bytes: of each block.
+        shards: how many weight files there are.
+        positions: the longest sequence, or None where the config does not limit it.
+        kv_bytes_per_token: of the key-value cache in 16 bit, or None where it is not known.
+        fingerprint: of the checkpoint; empty where the weights were not downloaded.
+        not_removable: original index -> why this block alone cannot be removed exactly; all others can.
+        some_sets_refused: whether some sets of blocks are refused, each of which could be removed alone.
+    """
 
     source: str
     directory: str
@@ -34,10 +57,13 @@ class Info(Shown):
     positions: int | None
     kv_bytes_per_token: int | None
     fingerprint: str
+    not_removable: dict[int, str]
+    some_sets_refused: bool
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
-        return {"schema": 1, **asdict(self)}
+        not_removable = {str(block): reason for block, reason in self.not_removable.items()}
+        return {"schema": 1, **asdict(self), "not_removable": not_removable}
 
     def to_text(self) -> str:
         """What a person reads on the terminal."""
@@ -62,10 +88,21 @@ class Info(Shown):
                 f"{size(self.kv_bytes_per_token)} per token in 16 bit" if self.kv_bytes_per_token else "unknown",
             ),
             ("one block less", f"-{saved / self.parameters:.2%} parameters, -{size(max(self.block_bytes))}"),
+            ("removed exactly", self._removable()),
             ("fingerprint", self.fingerprint[:16] or "not computed: the weights were not downloaded"),
         ]
         width = max(len(name) for name, _ in lines)
         return "\n".join([self.source, *(f"  {name.ljust(width)}  {value}" for name, value in lines)])
+
+    def _removable(self) -> str:
+        """Which blocks can go, in words."""
+        possible = [block for block in self.original_blocks if block not in self.not_removable]
+        shown = "any block" if not self.not_removable else f"block {ranges(possible)}" if possible else "no block"
+        reasons = dict.fromkeys(self.not_removable.values())
+        shown += "".join(f"; {reason}" for reason in reasons)
+        if self.some_sets_refused and possible:
+            shown += "; some sets of blocks are refused: `plan` says whether yours is"
+        return shown
 
     def _removed_before(self) -> str:
         if self.original_blocks == list(range(self.blocks)):
@@ -75,7 +112,7 @@ class Info(Shown):
 
 @stage
 def info(model: str, *, allow_links: bool = False) -> Info:
-    """Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.
+    """Show what a checkpoint is: family, blocks, parameters, sizes, what one block less saves, and which blocks can go.
 
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
@@ -116,4 +153,25 @@ def info(model: str, *, allow_links: bool = False) -> Info:
         positions=checkpoint.positions,
         kv_bytes_per_token=checkpoint.kv_bytes_per_token(),
         fingerprint=checkpoint.fingerprint if checkpoint.is_here else "",
+        not_removable=_not_removable(checkpoint),
+        some_sets_refused=_some_sets_refused(checkpoint),
     )
+
+
+def _not_removable(checkpoint: Checkpoint) -> dict[int, str]:
+    """Original index -> why removing this block alone would not be exact."""
+    positions = range(checkpoint.depth)
+    reasons = {
+        block: reason_against(checkpoint, [other for other in positions if other != position])
+        for position, block in enumerate(checkpoint.original_blocks)
+    }
+    return {block: reason for block, reason in reasons.items() if reason}
+
+
+def _some_sets_refused(checkpoint: Checkpoint) -> bool:
+    """Whether there is a set that is refused: keeping one block alone, the first blocks alone, or the last."""
+    if checkpoint.anatomy.family.refusal is None:
+        return False
+    positions = range(checkpoint.depth)
+    sets = [keep for at in positions for keep in ([at], positions[: at + 1], positions[at:])]
+    return any(reason_against(checkpoint, keep) for keep in sets)
