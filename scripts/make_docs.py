@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.api_reference import reference_page  # noqa: E402
 from tests.faults.rows import LATER, ROWS  # noqa: E402
 
 import shortstack  # noqa: E402
@@ -33,9 +35,19 @@ def documents() -> dict[Path, str]:
         ROOT / "docs/families.md": families_page(),
         ROOT / "docs/faults.md": faults_page(),
         ROOT / "docs/reference/commands.md": commands_page(),
+        ROOT / "docs/reference/python.md": reference_page(),
         ROOT / "docs/reference/recipes.md": recipes_page(),
         ROOT / "src/shortstack/__init__.pyi": type_stub(),
+        **{path.with_suffix(".md"): notebook_page(path) for path in sorted((ROOT / "docs/notebooks").glob("*.ipynb"))},
     }
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as a page: its text, and its cells of code."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+    parts = [text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells]
+    note = f"The [notebook]({path.name}) of this page runs in Jupyter; `scripts/make_docs.py` made the page of it."
+    return "\n\n".join([parts[0], note, *parts[1:]]) + "\n"
 
 
 def type_stub() -> str:
@@ -110,8 +122,9 @@ def recipes_page() -> str:
         "|---|---|---|",
     ]
     for name in shipped_recipes():
-        recipe = resolve(name)
-        lines.append(f"| `{name}` | `{recipe.model}` | {cell(recipe.about)} |")
+        recipe = resolve(name, to_run=False)
+        model = f"`{recipe.model}`" if recipe.model else "any: `--model MODEL`"
+        lines.append(f"| `{name}` | {model} | {cell(recipe.about)} |")
     return "\n".join([*lines, ""])
 
 

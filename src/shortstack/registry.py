@@ -22,7 +22,7 @@ _ROWS = [
     Command(
         "info",
         "shortstack.inspection.info:info",
-        "Show what a checkpoint is: family, blocks, parameters, sizes, and what one block less saves.",
+        "Show what a checkpoint is: family, blocks, parameters, sizes, what one block less saves, and which blocks can go.",
         "shortstack info MODEL",
     ),
     Command(
@@ -277,7 +277,6 @@ _ROWS = [
         "shortstack.publishing.card:card",
         "Renew the model card of a checkpoint that shortstack made, with the figures of results files.",
         "shortstack card PRUNED ppl.json",
-        step=False,
     ),
     Command(
         "push",

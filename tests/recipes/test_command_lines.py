@@ -23,7 +23,7 @@ def parsed(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart", "vicuna-7b-ppl", "vicuna-7b-cpt-lora-20", "vicuna-7b-gptq", "bench-vicuna-7b"]
+    "name", ["quickstart", "any-light", "vicuna-7b-ppl", "vicuna-7b-cpt-lora-20", "vicuna-7b-gptq", "bench-vicuna-7b"]
 )
 def test_every_step_is_a_command(name: str) -> None:
     recipe = resolve(name, model="a folder/model")

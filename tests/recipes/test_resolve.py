@@ -242,8 +242,8 @@ def test_an_optional_step_without_its_packages_is_left_out(tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_a_recipe_shown_in_full_is_the_same_recipe(name: str, tmp_path: Path) -> None:
-    recipe = resolve(name)
-    again = resolve(written(tmp_path, recipe.to_yaml()))
+    recipe = resolve(name, to_run=False)
+    again = resolve(written(tmp_path, recipe.to_yaml()), to_run=False)
     assert again.steps == recipe.steps
     assert (again.model, again.about) == (recipe.model, recipe.about)
     assert yaml.safe_load(recipe.to_yaml())["steps"].keys() == {step.name for step in recipe.steps}
@@ -251,9 +251,9 @@ def test_a_recipe_shown_in_full_is_the_same_recipe(name: str, tmp_path: Path) ->
 
 def test_shipped_recipes_are_a_few_lines_each() -> None:
     for name, path in shipped_recipes().items():
-        if name != "quickstart":
+        if name not in ("quickstart", "any-light"):  # pipelines of their own
             assert len(path.read_text().splitlines()) <= 10, name
-        assert resolve(name).about, name
+        assert resolve(name, to_run=False).about, name
 
 
 def test_usage_errors_are_told_from_others(tmp_path: Path) -> None:

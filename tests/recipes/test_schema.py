@@ -26,7 +26,7 @@ from shortstack.recipes.schema import (
 from shortstack.registry import COMMANDS
 
 # Verbs that no step can be: they are about recipes, or about no checkpoint at all.
-NOT_STAGES = {"quickstart", "families", "run", "recipes", "card", "push", "demo", "doctor"}
+NOT_STAGES = {"quickstart", "families", "run", "recipes", "push", "demo", "doctor"}
 
 
 def test_every_verb_is_a_stage_or_says_why_not() -> None:

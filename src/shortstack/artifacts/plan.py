@@ -32,6 +32,7 @@ class PrunePlan(Shown):
         criterion: what chose them, or "given".
         before, after: parameters, bytes and key-value cache bytes per token (float16) of the checkpoint.
         why: everything else that made the choice: strategy, calibration, scores.
+        note: what a reader of the plan should know.
     """
 
     source: str
@@ -162,6 +163,9 @@ def blocks_text(blocks: Sequence[int]) -> str:
 
 def load_plan(path: str | Path) -> PrunePlan:
     """Read a plan that `plan` wrote.
+
+    Args:
+        path: the plan.json.
 
     Raises:
         ShortstackError: no such file, not a plan, or a plan that contradicts itself.

@@ -32,6 +32,7 @@ class Figure:
         stderr: standard error, in the unit of the value, or None.
         unit: such as "ppl", "accuracy" or "share".
         n: how many items (predicted tokens, rows) it is a mean over.
+        note: why there is no value, or what a reader should know of it.
     """
 
     value: float | None
@@ -116,6 +117,7 @@ class Result:
         model, fingerprint: which checkpoint.
         what: ppl, zeroshot, generation or samples.
         data: source, sha256, rows.
+        settings: the options that the figures depend on.
         figures: by name.
         parameters, nbytes: of the checkpoint.
         seconds, peak_rss_bytes, peak_device_bytes: what measuring it took.
@@ -210,7 +212,11 @@ def _is_measure(value: Any) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Results(Shown):
-    """Results of one or more checkpoints, evaluated in the same way."""
+    """Results of one or more checkpoints, evaluated in the same way.
+
+    Attributes:
+        results: one per checkpoint and evaluation.
+    """
 
     results: tuple[Result, ...]
 
@@ -262,6 +268,9 @@ class Results(Shown):
 
 def load_results(path: str | Path) -> Results:
     """Read results.json, of one evaluation or of several.
+
+    Args:
+        path: the results.json.
 
     Raises:
         ShortstackError: there is none, or it is something else.

@@ -236,6 +236,9 @@ class Scores(Shown):
 def load_scores(path: str | Path) -> Scores:
     """Read a scores.json, or a block_order.csv (one line of original block numbers, first removed first).
 
+    Args:
+        path: the file.
+
     Raises:
         ShortstackError: no such file, or it is neither.
     """

@@ -69,6 +69,8 @@ def bench(
     memory bandwidth and matrix products, measured in the same run, allow at best. Several models take turns (A B, B A), so
     that their runs are pairs.
 
+    Source of --draft: speculative decoding (Leviathan et al. 2023, arXiv 2211.17192).
+
     Args:
         models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
         sweep: what is run.

@@ -27,7 +27,11 @@ _OPTIONS = DemoOptions()
 
 @dataclass(frozen=True, repr=False)
 class Served(Shown):
-    """The page was served."""
+    """The page was served.
+
+    Attributes:
+        url: where.
+    """
 
     url: str
 

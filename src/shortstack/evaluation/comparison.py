@@ -77,6 +77,7 @@ class Comparison(Shown):
         parameters, nbytes: of each.
         figures: in the order of the results.
         published: names of published models that stand beside them.
+        notes: what a reader of the figures should know.
     """
 
     models: list[str]

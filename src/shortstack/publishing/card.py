@@ -111,6 +111,12 @@ def card(
     return CardResult(directory, len(own), written, notes)
 
 
+def without_card(record: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's record but for what a new card changes of it."""
+    files = {name: sha256 for name, sha256 in record["files"].items() if name not in (CARD, EVAL_RESULTS)}
+    return {**{key: value for key, value in record.items() if key != "base_model"}, "files": files}
+
+
 def _opened(directory: Path, progress: Progress) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint and its record."""
     if not directory.is_dir():

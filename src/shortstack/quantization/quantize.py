@@ -145,6 +145,8 @@ def quantize(
     The result is a compressed-tensors checkpoint, which transformers and vLLM load. The matrices of the blocks are quantized;
     embedding, output head and norms keep their bytes. Sizes and perplexity are printed before and after.
 
+    Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323), as llm-compressor has it.
+
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: the directory to make.

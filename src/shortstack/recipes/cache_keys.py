@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shortstack.artifacts import provenance
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
+from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
+from shortstack.publishing.card import CARD, EVAL_RESULTS, without_card
 from shortstack.recipes.merge import RUN
 from shortstack.recipes.resolve import Reference, Step
 from shortstack.recipes.schema import CONTENTS, OUTPUTS, SOURCES
@@ -90,17 +93,30 @@ def content_hash(path: Path) -> str:
 def output_identity(output: Path) -> str | None:
     """Of what a step left behind, from what is on the disk now; None where it is not there.
 
-    Of a folder, such as a checkpoint, by every file's name, size and both ends.
+    Of a folder, such as a checkpoint, by every file's name, size and both ends; but for its model card, which a later step
+    may renew.
     """
     if output.is_file():
         return f"sha256:{content_hash(output)}"
     if not output.is_dir():
         return None
     digest = hashlib.sha256()
+    record = _record(output)
+    apart = {CARD, EVAL_RESULTS, provenance.FILE_NAME} if record is not None else set()
     for file in sorted(output.rglob("*")):
-        if file.is_file():
-            digest.update(f"{file.relative_to(output)}\0{file.stat().st_size}\0{_quick_hash(file)}\n".encode())
+        name = file.relative_to(output).as_posix()
+        if file.is_file() and name not in apart:
+            digest.update(f"{name}\0{file.stat().st_size}\0{_quick_hash(file)}\n".encode())
+    if record is not None:
+        digest.update(json_text(without_card(record)).encode())
     return f"files:{digest.hexdigest()}"
+
+
+def _record(output: Path) -> dict[str, Any] | None:
+    try:
+        return provenance.read(output)
+    except ShortstackError:  # damaged: it is as any other file, and was changed since
+        return None
 
 
 def _quick_hash(file: Path) -> str:

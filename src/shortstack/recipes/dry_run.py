@@ -57,6 +57,7 @@ class Rehearsal(Shown):
         out: its folder.
         recipe, model: what would be run, on what.
         steps: in order.
+        left_out: optional steps that would be left out, and why.
         problems: why it would fail, by step.
         notes: what could not be looked at.
         needed_bytes, free_bytes: of the disk.

@@ -74,7 +74,7 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
         ShortstackError: there is no such recipe, or it is wrong.
     """
     if what is None:
-        return RecipeList({name: resolve(name).about for name in shipped_recipes()})
+        return RecipeList({name: resolve(name, to_run=False).about for name in shipped_recipes()})
     if what == "schema":
         from shortstack.recipes.schema import json_schema
 
@@ -82,7 +82,7 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
         return RecipeText(json_text(schema, indent=1), schema)
     import yaml
 
-    text = resolve(what).to_yaml()
+    text = resolve(what, to_run=False).to_yaml()
     record = yaml.safe_load(text)
     if not isinstance(record, dict):
         raise ShortstackError(f"{what}: is no recipe")

@@ -21,7 +21,18 @@ from shortstack.recipes.merge import (
     lay_setting,
     read_draft,
 )
-from shortstack.recipes.schema import OUTPUTS, REFERENCES, SOURCES, STEP, TOP, checked, stages, step_options, unknown
+from shortstack.recipes.schema import (
+    IN_PLACE,
+    OUTPUTS,
+    REFERENCES,
+    SOURCES,
+    STEP,
+    TOP,
+    checked,
+    stages,
+    step_options,
+    unknown,
+)
 from shortstack.registry import Command, Kind
 
 
@@ -65,7 +76,7 @@ class Recipe:
         name: as it was asked for.
         file: where it is, by whatever name it was asked for.
         about: what it does.
-        model: the checkpoint that it begins with.
+        model: the checkpoint that it begins with; empty where it is for any.
         steps: in order.
         left_out: optional steps whose packages are not installed -> what to install.
         replaced: a line for each step of which options were replaced by those that were set by hand.
@@ -89,7 +100,8 @@ class Recipe:
             for name, value in step.values.items():
                 said[name] = _spoken(step_options(step.command)[name], value)
             steps[step.name] = said
-        record = {"about": self.about, "model": _in_full(self.model), "steps": steps}
+        model = {"model": _in_full(self.model)} if self.model else {}
+        record = {"about": self.about, **model, "steps": steps}
         return str(yaml.safe_dump(record, sort_keys=False, allow_unicode=True, width=120))
 
 
@@ -114,6 +126,7 @@ def resolve(
     model: str | None = None,
     settings: Sequence[str] = (),
     everywhere: Mapping[str, Any] | None = None,
+    to_run: bool = True,
 ) -> Recipe:
     """Read a recipe and check all of it.
 
@@ -122,6 +135,7 @@ def resolve(
         model: the checkpoint to begin with, instead of the recipe's.
         settings: changes, as `step.key=value` (the value is YAML; null forgets it), or `step=null`.
         everywhere: options for every step that has them, such as dtype and device.
+        to_run: a recipe for any model needs one to begin with; without, it is read to be shown.
 
     Raises:
         ShortstackError: something in it cannot be; names file, line and the nearest thing that can.
@@ -132,11 +146,11 @@ def resolve(
     replaced = _replaced(draft, set_by_hand)
     if model is not None:
         draft.model = Said(model, "--model", None)
-    if draft.model is None:
+    if draft.model is None and to_run:
         raise UsageError(f"{name}: names no model to begin with", hint="--model MODEL")
     if not draft.steps:
         raise ShortstackError(f"{path}: has no steps", hint=TOP["steps"])
-    begins_with = _source(draft.model, draft.model.value)
+    begins_with = _source(draft.model, draft.model.value) if draft.model else ""
     steps: list[Step] = []
     left_out: dict[str, str] = {}
     for step_name, said in draft.steps.items():
@@ -222,6 +236,8 @@ def _completed(
         found = {**found, "base": trained.values["model"]}
     if "models" in options and not found.get("models"):
         found = {"models": [Reference(MODEL), *made], **found}
+    for key in IN_PLACE & options.keys() - found.keys():
+        found = {key: made[-1], **found} if made else found
     if "sources" in options and not found.get("sources"):
         found = {"sources": [Reference(RUN)], **found}
     for key, parameter in options.items():
@@ -238,6 +254,11 @@ def _value(
     name = parameter.name
     if not isinstance(value, str):
         return value
+    if name in IN_PLACE and (not value.startswith("$") or value == f"${MODEL}"):
+        raise ShortstackError(
+            f"{said.place}: {name} is {value}, which this run has not made",
+            hint=f"{step} changes it in place: give a step, such as $prune",
+        )
     if name in REFERENCES and value.startswith("$"):
         return None if value[1:] in left_out else _referred(step, name, said, value[1:], before)
     if name in OUTPUTS:

@@ -230,7 +230,8 @@ class _Runner:
         started = time.perf_counter()
         with _logged(self.folder.log_file(step)) as log:
             anew = again or standing == "other"
-            result = step.command.call(call_values(self.recipe, step, self.folder, self.progress.quiet, anew=anew))
+            quiet, force = self.progress.quiet, self.force
+            result = step.command.call(call_values(self.recipe, step, self.folder, quiet, anew=anew, force=force))
             if not step.command.makes:
                 write_json(output, result.to_json())
             text = "\n".join(plain(line) for line in result.to_text().split("\n"))
@@ -263,7 +264,9 @@ def _within(output: Path, out: Path) -> str:
     return str(out / output.relative_to(folder)) if output.is_relative_to(folder) else str(output)
 
 
-def call_values(recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, anew: bool) -> dict[str, Any]:
+def call_values(
+    recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, anew: bool, force: bool = False
+) -> dict[str, Any]:
     """What the stage function is called with."""
     options = step.command.options
 
@@ -279,7 +282,8 @@ def call_values(recipe: Recipe, step: Step, folder: RunFolder, quiet: bool, *, a
         for name, value in step.values.items()
     }
     output = folder.output(step)
-    steering = {"out": output, "quiet": quiet, "force": output.exists(), "restart": anew}
+    makes_it = bool(step.command.makes)  # a step that changes what another has made forces nothing by itself
+    steering = {"out": output, "quiet": quiet, "force": force or (makes_it and output.exists()), "restart": anew}
     return {**values, **{name: value for name, value in steering.items() if name in options}}
 
 

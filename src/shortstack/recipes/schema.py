@@ -34,7 +34,10 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "offline": ("teacher logits",),
     "results": ("results",),
     "sources": ("checkpoint", "scores", "plan", "results"),  # and `$run`: all that is there
+    "directory": ("checkpoint",),
 }
+# Options whose checkpoint is changed in place: it is one that an earlier step of the same run made, and no other.
+IN_PLACE = {"directory"}
 # Options that may name a file or folder, besides those that are annotated as paths: models, and what is known by content.
 CONTENTS = {"data", "eval_data", "prompt_template", "tokenizer"}
 SOURCES = {"model", "models", "base", "teacher", "dense", "draft", *CONTENTS}

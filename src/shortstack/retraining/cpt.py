@@ -32,6 +32,8 @@ def retrain_cpt(
     Texts are packed into windows, each document with its BOS and end of text. AdamW (0.9, 0.95), weight decay 0.1, a
     cosine schedule, 512 windows a step: the settings published with the CPT checkpoints of Shortened LLaMA.
 
+    Source: Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834), and its model cards.
+
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         data: text: a .txt, .jsonl, .json or .parquet file, a folder, a hub set such as `c4`, or `embedded`. It is read as

@@ -53,6 +53,8 @@ def retrain_distill(
     hidden states, a mean over predicted tokens. Hidden states are compared by the map in shortstack.json: what a
     surviving block gives against what the same block gives in the dense model.
 
+    Source: knowledge distillation (Hinton et al. 2015, arXiv 1503.02531).
+
     Args:
         model: the pruned checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: the checkpoint to make.

@@ -34,6 +34,8 @@ def retrain_lora(
     By default as published (Shortened LLaMA, arXiv 2402.02834): rank 8 on every projection of every block, AdamW with a
     linear schedule, the loss on responses alone, the checkpoint with the lowest validation loss.
 
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685), with the settings of Shortened LLaMA.
+
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         data: rows of `instruction`, `input` and `output`, or of `messages` (.json, .jsonl, .parquet, a folder, a hub set

@@ -23,7 +23,14 @@ from shortstack.runtime.hashes import file_sha256
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Shown):
-    """What was merged into what, and where the result is."""
+    """What was merged into what, and where the result is.
+
+    Attributes:
+        out: the new checkpoint.
+        adapter: what was folded in.
+        base: the checkpoint that it was folded into.
+        seconds: wall-clock time.
+    """
 
     out: Path
     adapter: Path

@@ -27,6 +27,7 @@ class RetrainResult(Shown):
         out: the new checkpoint.
         method: lora, cpt or distill.
         steps, tokens: what it was trained for; padding is not counted.
+        seconds: wall-clock time of the training.
         rows: "before", "after" and, where it is known, "dense" -> parameters and figures (validation: nats per predicted
             token; ppl:NAME: perplexity of a text).
         adapter: where the adapter is, for LoRA.
@@ -76,11 +77,14 @@ class RetrainEstimate(Shown):
     """What a run would be (`--dry-run`).
 
     Attributes:
+        method: lora, cpt or distill.
         trained, parameters: parameters that are trained, and all.
         steps, tokens: of the whole run.
         data: what is trained on.
         bytes_per_device: weights, gradients, optimizer state, and the rest as it was measured.
         seconds_per_step: from three measured ones.
+        processes: how many share the work.
+        notes: what a reader of the figures should know.
     """
 
     method: str

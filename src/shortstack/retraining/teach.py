@@ -48,8 +48,11 @@ class TeachResult(Shown):
     """What was written where.
 
     Attributes:
+        out: the folder.
         rows, tokens: windows or examples, and the tokens in them that are predicted.
+        nbytes: the size of all files.
         mass: the mean share of probability that the top tokens hold.
+        seconds: wall-clock time.
     """
 
     out: Path
@@ -81,6 +84,8 @@ def teach(
     options: TeachOptions = _DEFAULTS,
 ) -> TeachResult:
     """Write down a teacher's top logits on a text, for distillation without the teacher.
+
+    Source: knowledge distillation (Hinton et al. 2015, arXiv 1503.02531), from the top logits alone.
 
     Args:
         teacher: the dense checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.

@@ -62,6 +62,9 @@ def score(
     The model is never held whole unless it is small: one block at a time is brought in, with the next one ahead. Processes
     that torchrun or accelerate started together share the windows; the first one writes.
 
+    Source: Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834): perplexity without a block, Taylor and magnitude, with its
+    windows. docs/how-it-works.md has the formulas.
+
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: write the scores here (scores.json).

@@ -132,6 +132,8 @@ def prune_width(
     (LLM-Pruner, element-wise, first order). Gradients come from one backward sweep, block by block. What stays keeps its
     bytes; the output appears whole or not at all.
 
+    Source: LLM-Pruner (Ma et al. 2023, arXiv 2305.11627).
+
     Args:
         model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
         out: the directory to make.
