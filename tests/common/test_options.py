@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from shortstack.common.options import options_of, stage
+from shortstack.common.options import call_with, options_of, stage
 from shortstack.errors import UsageError
 from shortstack.registry import COMMANDS
 
@@ -158,3 +158,19 @@ def test_two_options_of_one_name_are_named() -> None:
 
     with pytest.raises(TypeError, match="own: hue is an option of its own and a field of paint; rename one of them"):
         stage(own)(coats=2)
+
+
+def test_what_stands_before_many_values_is_given_by_position() -> None:
+    @stage
+    def set_beside(first: str, *others: str, loud: bool = False) -> tuple[str, tuple[str, ...], bool]:
+        """Set beside.
+
+        Args:
+            first: the first.
+            others: the others.
+            loud: loudly.
+        """
+        return first, others, loud
+
+    assert call_with(set_beside, {"first": "a", "others": ["b", "c"], "loud": True}) == ("a", ("b", "c"), True)
+    assert call_with(set_beside, {"first": "a"}) == ("a", (), False)

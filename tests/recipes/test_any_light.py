@@ -24,7 +24,7 @@ RECIPE = "any-light"
 STEPS = ["score", "prune", "heal", "ppl", "bench", "card", "compare", "report"]
 SHORT = [
     "score.samples=4", "score.seq_len=16", "prune.ratio=0.3", "heal.max_steps=2", "heal.batch=2", "heal.micro_batch=2",
-    "heal.cutoff=16", "heal.validation=2", "ppl.seq_len=16", "bench.batch=1", "bench.prompt_tokens=4", "bench.new_tokens=2",
+    "heal.cutoff=200", "heal.validation=2", "ppl.seq_len=16", "bench.batch=1", "bench.prompt_tokens=4", "bench.new_tokens=2",
     "bench.runs=1", "bench.warmup=0",
 ]  # fmt: skip
 
@@ -47,9 +47,12 @@ def done(model: Path | str, out: Path, changes: list[str], **options: Any) -> Ru
     return result
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gpt2", "mixtral"))]
+)
 def test_any_family_goes_the_whole_way(family: str, tmp_path: Path) -> None:
-    model, out = pico.build(tmp_path / "model", family), tmp_path / "out"
+    positions = {"n_positions" if family == "gpt2" else "max_position_embeddings": 256}
+    model, out = pico.build(tmp_path / "model", family, **positions), tmp_path / "out"
     changes = settings(tmp_path / "data")
     result = done(model, out, changes)
     assert [step.name for step in result.steps] == STEPS
@@ -118,8 +121,10 @@ def written(folder: Path, steps: str) -> str:
 @pytest.mark.parametrize("directory", ["$model", "somewhere"])
 def test_a_recipe_renews_no_card_but_of_what_it_made(directory: str, tmp_path: Path) -> None:
     with pytest.raises(ShortstackError, match="which this run has not made"):
-        resolve(written(tmp_path, f"  card: {{directory: {directory}}}\n"))
-    assert resolve(written(tmp_path, "  card: {}\n")).steps[-1].values["directory"] == Reference("prune")
+        resolve(written(tmp_path, f"  card: {{directory: {directory}, results: [ppl.json]}}\n"))
+    assert resolve(written(tmp_path, "  card: {results: [ppl.json]}\n")).steps[-1].values["directory"] == Reference(
+        "prune"
+    )
 
 
 def test_a_card_that_was_edited_is_kept(tmp_path: Path) -> None:
