@@ -87,7 +87,7 @@ def test_the_model_in_the_package_goes_the_whole_way(tmp_path: Path) -> None:
         *(one for one in settings(tmp_path / "data") if not one.startswith(("score", "prune"))),
     ]
     result = done("embedded", tmp_path / "out", data)
-    assert open_checkpoint(tmp_path / "out/prune").depth == 10  # a fifth of the parameters is two of its twelve blocks
+    assert open_checkpoint(tmp_path / "out/prune").depth == 11  # a tenth of the parameters is one of its twelve blocks
     assert [step.name for step in result.steps] == STEPS
     looked_at(tmp_path / "out")
 
@@ -95,7 +95,7 @@ def test_the_model_in_the_package_goes_the_whole_way(tmp_path: Path) -> None:
 def test_what_it_does_to_a_model() -> None:
     steps = {step.name: step for step in resolve(RECIPE, model="embedded").steps}
     assert list(steps) == STEPS
-    assert steps["prune"].values["ratio"] == 0.2
+    assert steps["prune"].values["ratio"] == 0.1
     assert steps["ppl"].values["models"] == [Reference("model"), Reference("prune"), Reference("heal")]
     assert steps["card"].values == {"directory": Reference("heal"), "results": [Reference("ppl"), Reference("bench")]}
 
@@ -103,7 +103,7 @@ def test_what_it_does_to_a_model() -> None:
 def test_it_is_shown_without_a_model_and_not_run_without_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["recipes", RECIPE]) == 0
     shown = capsys.readouterr().out
-    assert "ratio: 0.2" in shown
+    assert "ratio: 0.1" in shown
     assert "\nmodel:" not in shown
     assert cli(["run", RECIPE]) == 2
     assert capsys.readouterr().err.splitlines() == [

@@ -14,7 +14,8 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
-from shortstack.publishing.card import CARD, EVAL_RESULTS, without_card
+from shortstack.publishing.card import EVAL_RESULTS, without_card
+from shortstack.publishing.card_text import CARD
 from shortstack.recipes.merge import RUN
 from shortstack.recipes.resolve import Reference, Step
 from shortstack.recipes.schema import CONTENTS, OUTPUTS, SOURCES
