@@ -86,7 +86,9 @@ def call_with(function: Callable[..., _Result], values: Mapping[str, Any]) -> _R
     """Call a stage with values by option name; a list fills the positional ones that take many, after those before them."""
     options = options_of(function)
     many = [value for name in values if options[name].many for value in values[name]]
-    before = [name for name, option in options.items() if many and option.positional and not option.many and name in values]
+    before = [
+        name for name, option in options.items() if many and option.positional and not option.many and name in values
+    ]
     named = {name: value for name, value in values.items() if not options[name].many and name not in before}
     return function(*(values[name] for name in before), *many, **named)
 
