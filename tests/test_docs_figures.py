@@ -87,7 +87,7 @@ def test_published_figures_are_those_in_the_package() -> None:
 def test_a_figure_of_the_short_page_is_in_the_full_tables() -> None:
     """Each number of the page's table of speed stands in the measurements that it sums up."""
     table = RESULTS.partition("## Speed of shortstack itself")[2].partition("## ")[0]
-    full = PAGES["docs/experiments.md"]
+    full = PAGES["docs/measurements.md"]
     for number in re.findall(r"(\d+\.\d+) (?:times|GB|to)|(\d+) MB", table):
         value = next(filter(None, number))
         assert re.search(rf"(?<![\d.]){re.escape(value)}(?!\d)", full) or value == "1100", value
@@ -103,7 +103,7 @@ def test_the_range_against_cp_in_the_readme_is_the_measured_one() -> None:
     ratios = re.findall(r"`cp -r` and `sync`[^|]*\| \**([\d.]+) times the time \(Intel Xeon: ([\d.]+)", RESULTS)
     assert ratios
     assert (low, high) == (f"{float(ratios[0][0]):.1f}", "2.8")  # 2.72 and 2.75 on the Xeon
-    assert "2.72 and 2.75 times `cp -r`" in PAGES["docs/experiments.md"]
+    assert "2.72 and 2.75 times `cp -r`" in PAGES["docs/measurements.md"]
 
 
 def test_notebooks_and_pages_agree_on_the_size_of_the_model_in_the_package() -> None:
