@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from shortstack.common.phases import phase
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -15,23 +17,43 @@ class Progress:
     quiet: bool = False
 
     @contextlib.contextmanager
-    def bar(self, what: str, total: int, unit: str = "it") -> Iterator[Callable[[int], object]]:
+    def bar(self, what: str, total: int | None, unit: str = "it") -> Iterator[Callable[[int], object]]:
         """A bar named `what`; call what it gives with how much was just done. Silent where stderr is not a terminal."""
-        if self.quiet or sys.stderr is None or not sys.stderr.isatty():
-            yield lambda _: None
-            return
-        from tqdm import tqdm
+        with phase(what):
+            if self.quiet or not on_a_terminal():
+                yield lambda _: None
+                return
+            from tqdm import tqdm
 
-        scaled = unit == "B"
-        with tqdm(
-            total=total, desc=what, unit=unit, unit_scale=scaled, leave=False, file=sys.stderr, disable=False
-        ) as shown:
-            yield shown.update
+            scaled = unit == "B"
+            with tqdm(
+                total=total, desc=what, unit=unit, unit_scale=scaled, leave=False, file=sys.stderr, disable=False
+            ) as shown:
+                yield shown.update
 
     def say(self, line: str) -> None:
         """One line on stderr."""
         if not self.quiet:
             say(line)
+
+
+_silent = False
+
+
+@contextlib.contextmanager
+def silent(is_silent: bool) -> Iterator[None]:
+    """Within, if `is_silent`, no bar is shown, whoever makes it: what `--quiet` means to the whole process."""
+    global _silent
+    before, _silent = _silent, is_silent
+    try:
+        yield
+    finally:
+        _silent = before
+
+
+def on_a_terminal() -> bool:
+    """Whether somebody sees how progress moves on stderr."""
+    return not _silent and sys.stderr is not None and sys.stderr.isatty()
 
 
 def say(line: str) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from shortstack.checkpoint.config_file import Repair, repaired
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.tokenizer_files import NEEDED_FILES
+from shortstack.common.phases import phase
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
 
@@ -42,6 +43,7 @@ def load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -
     return tokenizer
 
 
+@phase("loading the tokenizer")
 def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in a directory, which errors call `source`.
 

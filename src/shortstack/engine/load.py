@@ -14,6 +14,7 @@ from shortstack.checkpoint.headers import adapter_files
 from shortstack.checkpoint.reader import Checkpoint, read_config
 from shortstack.common.extras import need_packages
 from shortstack.common.json_fields import nested
+from shortstack.common.phases import is_watched, phase
 from shortstack.errors import ShortstackError, first_line, system_reason
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.libraries import import_transformers
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 
+@phase("loading the model")
 def from_directory(
     directory: Path, *, dtype: torch.dtype | Literal["auto"], trust_remote_code: bool = False, **how: Any
 ) -> tuple[Any, dict[str, Any]]:
@@ -168,6 +170,7 @@ def experts_for(dtype: torch.dtype | Literal["auto"]) -> dict[str, str]:
     return {"experts_implementation": "eager"} if str(dtype) == "torch.float64" else {}
 
 
+@phase("loading the model")
 def load_model(
     checkpoint: Checkpoint, *, dtype: DType, device: str, trust_remote_code: bool = False
 ) -> tuple[Any, torch.dtype, torch.device]:
@@ -193,7 +196,10 @@ def load_model(
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within: no progress bars and no warnings about keys, which are checked by the callers."""
+    """Within: no progress bars and no warnings about keys, which are checked by the callers; with `--verbose` they show."""
+    if is_watched():
+        yield
+        return
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -27,6 +27,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from shortstack.common.json_text import json_text, read_json
+from shortstack.common.phases import is_watched
 from shortstack.engine.cpu import fast_linear, largest_matrix
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.evaluation.evaluated_model import Subject
@@ -80,7 +81,7 @@ def load_tasks(names: Sequence[str], rows: dict[str, LocalRows], num_fewshot: in
     Raises:
         ShortstackError: the harness knows no such task, or its rows cannot be had.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval").setLevel(logging.INFO if is_watched() else logging.ERROR)
     with _same_random_state():
         return _loaded(names, rows, num_fewshot)
 

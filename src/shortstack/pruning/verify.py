@@ -11,6 +11,7 @@ from shortstack.checkpoint.drop_blocks import Cut
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import size
 from shortstack.common.json_text import json_text
+from shortstack.common.phases import phase
 from shortstack.engine.load import aligned, load_with_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
@@ -37,6 +38,7 @@ class Verified(NamedTuple):
     logits: bool
 
 
+@phase("verifying")
 def verify_pruned(original: Checkpoint, planned: PlannedCut, directory: Path) -> Verified:
     """Compare a pruned checkpoint with its original: every tensor byte, every config entry, and logits bit for bit.
 

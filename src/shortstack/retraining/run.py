@@ -13,6 +13,7 @@ from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_packages
 from shortstack.common.json_text import read_json
+from shortstack.common.phases import phase
 from shortstack.common.progress import Progress
 from shortstack.data.row_prompt import AS_PUBLISHED
 from shortstack.data.tokenizer import load_tokenizer
@@ -299,7 +300,8 @@ class Run:
         self.trainer.guard.tokens = max((line.get("tokens", 0) for line in self.session.read_metrics()), default=0)
         with self.place.fast_products(self.checkpoint, self.session):
             if done < self.steps or self.place.is_sharded:
-                self.trainer.train(resume_from_checkpoint=str(self.resumed) if self.resumed else None)
+                with phase("training"):
+                    self.trainer.train(resume_from_checkpoint=str(self.resumed) if self.resumed else None)
             else:
                 self.trainer._load_from_checkpoint(str(self.resumed))
         self.place.meet(self.process)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.common.json_text import json_text
+from shortstack.common.phases import phase
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.runtime.hashes import RECORD_NAME, record_hashes
 
@@ -314,6 +315,7 @@ def _check_space(folder: Path, nbytes: int) -> None:
         )
 
 
+@phase("writing to the disk")
 def sync_tree(folder: Path) -> None:
     """Flush a folder and all that is in it."""
     for path in sorted(folder.rglob("*")):

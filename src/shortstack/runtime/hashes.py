@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shortstack.common.json_text import json_text, read_json
+from shortstack.common.phases import phase
 
 RECORD_NAME = "shortstack.json"  # what shows that shortstack made a directory
 _PIECE = 4 << 20  # bytes
 
 
+@phase("hashes")
 def file_sha256(path: Path, progress: Callable[[int], object] = lambda _: None) -> str:
     """sha256 of a file's bytes, a few of them in memory at a time."""
     digest = hashlib.sha256()
