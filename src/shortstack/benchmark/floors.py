@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,11 +58,12 @@ class Machine:
 @torch.no_grad()
 def measured_machine(device: torch.device, dtype: torch.dtype, weight_bytes: int) -> Machine:
     """Measure the machine as it is now: some tenths of a second on a CPU."""
-    wide = _WIDEST[device.type]
+    wide = _WIDEST.get(device.type, _WIDEST["cpu"])
     rate = product_rate(device, dtype, (wide, wide))
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    most = min(_MOST_BYTES[device.type], available_bytes(device) // 4)  # beside models that fill the rest
+    most = _MOST_BYTES.get(device.type, _MOST_BYTES["cpu"])
+    most = min(most, available_bytes(device) // 4)  # beside models that fill the rest
     elements = max(1 << 18, min(weight_bytes, most) // dtype.itemsize)
     columns = min(wide, 2048)
     matrix = torch.ones(-(-elements // columns), columns, device=device, dtype=dtype)
@@ -89,13 +91,14 @@ def _onednn_product(x: torch.Tensor, weight: torch.Tensor) -> list[Callable[[], 
 
 
 def _best(calls: list[Callable[[], object]], device: torch.device) -> float:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return min(best_seconds(calls, rounds=_ROUNDS))
+    wait = torch.mps.synchronize if device.type == "mps" else functools.partial(torch.cuda.synchronize, device)
 
     def waited(call: Callable[[], object]) -> Callable[[], object]:
         def run() -> None:
             call()
-            torch.cuda.synchronize(device)
+            wait()
 
         return run
 

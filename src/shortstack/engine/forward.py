@@ -22,6 +22,7 @@ from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
 from shortstack.engine.journal import Journal, SavedState
 from shortstack.engine.stand_ins import BlockCall
+from shortstack.runtime.devices import exact_place
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
 if TYPE_CHECKING:
@@ -320,7 +321,7 @@ def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Te
     streams = len(streams_SWTD)
     nll_RT = skeleton.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(streams, 1))
     return_free_memory()
-    return nll_RT.double().mean(dim=1).view(streams, -1).cpu()
+    return exact_place(nll_RT).double().mean(dim=1).view(streams, -1).cpu()
 
 
 def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:

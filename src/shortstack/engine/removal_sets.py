@@ -18,6 +18,7 @@ from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
 from shortstack.engine.forward import embedded
+from shortstack.runtime.devices import exact_place
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
 RemovalSet = frozenset[int]  # positions of blocks
@@ -70,7 +71,7 @@ def nll_without(
         on_progress(len(running))
     nll_RT = skeleton.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(len(sets), 1))
     return_free_memory()
-    nll_SW = nll_RT.double().mean(dim=1).view(len(sets), -1).cpu()
+    nll_SW = exact_place(nll_RT).double().mean(dim=1).view(len(sets), -1).cpu()
     found = {belonging[0]: nll_W for belonging, nll_W in zip(shared, nll_SW, strict=True)}
     return torch.stack([found[removed] for removed in sets])
 

@@ -22,6 +22,7 @@ from shortstack.engine.journal import Journal
 from shortstack.engine.losses import token_nll
 from shortstack.engine.removal_sets import RemovalSet
 from shortstack.engine.stand_ins import Bypass
+from shortstack.runtime.devices import exact_place
 
 
 class WholeModel:
@@ -225,4 +226,4 @@ def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
 
 def _mean_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
     """Mean NLL per predicted token of each window, float64, on the CPU; the logits stay as they are."""
-    return token_nll(logits_BTV.clone(), ids_BT).double().mean(dim=1).cpu()
+    return exact_place(token_nll(logits_BTV.clone(), ids_BT)).double().mean(dim=1).cpu()

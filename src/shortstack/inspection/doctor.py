@@ -145,7 +145,7 @@ def _devices() -> Findings:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         findings.add("cuda", "note", f"none ({built})")
     if torch.backends.mps.is_available():
-        findings.add("mps", "ok", "Apple GPU")
+        findings.add("mps", "note", "the GPU of a Mac: `auto` takes it; shortstack is not measured on one")
     return findings
 
 

@@ -22,10 +22,12 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from shortstack.common.json_text import json_text, read_json
+from shortstack.common.phases import phase
 from shortstack.data.collators import Batch, predicted_tokens, real_tokens
 from shortstack.errors import ShortstackError, first_line
 from shortstack.retraining.losses import Objective
 from shortstack.retraining.run_folder import STREAM, Monitor, Session
+from shortstack.runtime.devices import exact_place
 
 TRAINED = "trained.safetensors"
 _BEST = "best.json"
@@ -114,8 +116,9 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         sums = self._objective(model, inputs)
         # Gradients are averaged over processes; the sum over all of them is wanted.
         scale = self.accelerator.num_processes / num_items_in_batch
+        exact_scale = exact_place(scale) if torch.is_tensor(scale) else scale
         for name, value in sums.items():
-            self._parts[name] = self._parts.get(name, 0) + value.detach().double() * scale
+            self._parts[name] = self._parts.get(name, 0) + exact_place(value.detach()).double() * exact_scale
         loss: torch.Tensor = sums["loss"] * scale
         return loss
 
@@ -163,6 +166,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         found: _Guard = next(cb for cb in self.callback_handler.callbacks if isinstance(cb, _Guard))
         return found
 
+    @phase("validation")
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure what is held out."""
         started = time.perf_counter()

@@ -16,6 +16,7 @@ from shortstack.data.collators import Batch, predicted_tokens, window_batches
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.ppl import cut_windows
+from shortstack.runtime.devices import exact_place
 from shortstack.runtime.distributed import Process
 
 if TYPE_CHECKING:
@@ -65,11 +66,13 @@ def mean_nll(model: Any, batches: Sequence[Batch], device: torch.device, process
     # Every process runs as many batches: sharded models gather their weights together.
     numbers = range(process.rank, process.world * math.ceil(len(batches) / process.world), process.world)
     own = [batches[min(number, len(batches) - 1)] for number in numbers]
-    losses = losses_over(model, own, lambda model, batch: NextToken()(model, batch)["loss"].double(), device)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    losses = losses_over(
+        model, own, lambda model, batch: exact_place(NextToken()(model, batch)["loss"]).double(), device
+    )
+    sums = exact_place(torch.zeros(2, device=device)).double()
     for number, nll, batch in zip(numbers, losses, own, strict=True):
         if number < len(batches):
-            sums += torch.stack([nll, torch.tensor(predicted_tokens(batch), dtype=torch.float64, device=device)])
+            sums += torch.stack([nll, torch.tensor(predicted_tokens(batch), dtype=torch.float64, device=sums.device)])
     if process.world > 1:
         torch.distributed.all_reduce(sums)
     return float(sums[0] / sums[1])

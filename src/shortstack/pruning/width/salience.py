@@ -11,6 +11,7 @@ import torch
 
 from shortstack.pruning.width.shape import DOWN, KEY, OUTPUT, QUERY, VALUE, BlockShape
 from shortstack.pruning.width.units import UnitScores
+from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import BlockPass, Criterion, Swept
 from shortstack.scoring.criteria.taylor import salience
 
@@ -27,8 +28,8 @@ class UnitSalience(Criterion):
             """What a matrix adds to the importance of so many units, which lie along a dimension."""
             weight, gradient = block.weights[f"{name}.weight"], gradients.get(f"{name}.weight")
             if gradient is None:  # a weight that the loss does not reach
-                return torch.zeros(units, dtype=torch.float64, device=weight.device)
-            rows = salience(weight, gradient).abs_().sum(dim=1 - dim, dtype=torch.float64)
+                return exact_place(torch.zeros(units, device=weight.device)).double()
+            rows = exact_place(salience(weight, gradient).abs_()).sum(dim=1 - dim, dtype=torch.float64)
             return rows.reshape(units, -1).sum(dim=1)
 
         channels = torch.stack(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from shortstack.artifacts.scores import CriterionScores
+from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import BlockPass, Criterion, Reduction, Swept
 
 
@@ -24,7 +25,7 @@ def scores_of_tensors(
     for parameter in block.scored:
         salient = salience(parameter.name)
         scores[parameter.name] = (
-            torch.zeros((), dtype=torch.float64, device=block.weights[parameter.name].device)
+            exact_place(torch.zeros((), device=block.weights[parameter.name].device)).double()
             if salient is None
             else tensor_score(
                 salient, power=parameters["p"], output_dim=parameter.output_dim, reduction=parameters["weight"]
@@ -56,7 +57,7 @@ def tensor_score(salience: torch.Tensor, *, power: int, output_dim: int, reducti
         output_dim: the dimension of the output rows.
         reduction: over the output rows; sums and products are formed in float64.
     """
-    powered = salience.abs() if power == 1 else salience.square()
+    powered = exact_place(salience.abs() if power == 1 else salience.square())
     others = [dim for dim in range(salience.ndim) if dim != output_dim]
     rows = powered.sum(dim=others, dtype=torch.float64) if others else powered.double()
     return _reduced(rows, reduction)

@@ -7,6 +7,7 @@ import math
 import torch
 
 from shortstack.artifacts.scores import CriterionScores
+from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import BlockPass, Criterion, Swept
 
 
@@ -23,7 +24,7 @@ class WindowsMean(Criterion):
     def on_block(self, block: BlockPass) -> None:
         """Keep each window's mean."""
         first = self.parameters["first_token"] == "skip"
-        self.add(block.index, block.windows, self.of_tokens(block)[:, int(first) :].double().mean(dim=1))
+        self.add(block.index, block.windows, exact_place(self.of_tokens(block)[:, int(first) :]).double().mean(dim=1))
 
     def finish(self, swept: Swept) -> CriterionScores:
         """Mean over windows, with its standard error."""
