@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from shortstack.checkpoint.downloads import shown_download
 from shortstack.checkpoint.headers import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE, TensorInfo
 from shortstack.common.assets import ASSETS
+from shortstack.common.phases import is_watched
 from shortstack.errors import ShortstackError, did_you_mean, first_line
 
 EMBEDDED_MODEL = ASSETS / "model"
@@ -105,10 +107,10 @@ def looks_like_a_path(source: str) -> bool:
 def _downloaded(
     source: str, name: str, revision: str | None, before_weights: Callable[[Path], object], weights: bool
 ) -> Path:
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     # The library says each of its retries; what it comes to in the end is said here, once.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING if is_watched() else logging.ERROR)
     fetch = functools.partial(hf_hub_download, name, "config.json", revision=revision)
     if constants.HF_HUB_OFFLINE:
         return Path(asked(source, fetch)).parent  # what else must be there is checked when it is read
@@ -120,17 +122,32 @@ def _downloaded(
         raise ShortstackError(f"{source}: {message}", hint=hint)
     config = Path(asked(source, fetch))
     before_weights(config.parent)
-    files = asked(source, lambda: HfApi().list_repo_files(name, revision=revision))
-    chosen = _weight_patterns(source, files)  # also where they are not wanted now: nothing there is an error
+    sizes = asked(source, lambda: file_sizes(name, revision))
+    chosen = _weight_patterns(source, list(sizes))  # also where they are not wanted now: nothing there is an error
     patterns = [*_SMALL_FILES, *(chosen if weights or chosen[0].endswith(".bin") else [])]
-    whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns)
-    return Path(asked(source, whole))
+    missing = sum(
+        nbytes
+        for file, nbytes in sizes.items()
+        if any(fnmatch.fnmatch(file, pattern) for pattern in patterns) and not (config.parent / file).exists()
+    )
+    with shown_download(source, missing) as shown:
+        whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns, **shown)
+        return Path(asked(source, whole))
+
+
+def file_sizes(name: str, revision: str | None, *, repo_type: str = "model") -> dict[str, int]:
+    """Every file of a repository on the hub, with its bytes."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    listed = HfApi().list_repo_tree(name, recursive=True, revision=revision, repo_type=repo_type)
+    return {entry.path: entry.size for entry in listed if isinstance(entry, RepoFile)}
 
 
 def _downloaded_tokenizer(source: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.WARNING if is_watched() else logging.ERROR)
     fetch = functools.partial(snapshot_download, name, revision=revision, allow_patterns=[*_SMALL_FILES])
     unreachable = None if constants.HF_HUB_OFFLINE else unreachable_hub()
     if unreachable is not None:

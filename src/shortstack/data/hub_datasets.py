@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from shortstack.checkpoint.hub import asked, looks_like_a_path, parse_hub_id
+from shortstack.checkpoint.downloads import shown_download
+from shortstack.checkpoint.hub import asked, file_sizes, looks_like_a_path, parse_hub_id
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, did_you_mean
 
@@ -83,13 +84,15 @@ def hub_files(source: str, *, role: Role, progress: Progress | None = None) -> S
         repository, revision = known.repository, known.revision
     else:
         repository, revision = hub_set_id(source)
-    names = _file_names(source, repository, revision)
+    sizes = _files_of(source, repository, revision)
+    names = list(sizes)
     chosen = fnmatch.filter(names, known.pattern(role)) if known else files_for(source, names, role, progress)
     if not chosen:
         raise ShortstackError(
             f"{source}: the hub's set has no file that can be read here", hint=f"expected {' '.join(SUFFIXES)}"
         )
-    return HubFiles(source, repository, revision, sorted(chosen))
+    known_sizes = {name: nbytes for name in chosen if (nbytes := sizes[name]) is not None}
+    return HubFiles(source, repository, revision, sorted(chosen), known_sizes)
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class HubFiles(Sequence[Path]):
     repository: str
     revision: str | None
     names: list[str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
     _known: dict[int, Path] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -117,11 +121,20 @@ class HubFiles(Sequence[Path]):
         if index not in self._known:
             from huggingface_hub import hf_hub_download
 
-            fetch = functools.partial(
-                hf_hub_download, self.repository, self.names[index], repo_type="dataset", revision=self.revision
-            )
-            self._known[index] = Path(asked(self.source, fetch, what="data set"))
+            name = self.names[index]
+            with shown_download(f"{self.source} {name.rpartition('/')[2]}", self._missing(name)) as shown:
+                fetch = functools.partial(
+                    hf_hub_download, self.repository, name, repo_type="dataset", revision=self.revision, **shown
+                )
+                self._known[index] = Path(asked(self.source, fetch, what="data set"))
         return self._known[index]
+
+    def _missing(self, name: str) -> int | None:
+        """Bytes of a file that are still to come; None where the hub did not say."""
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repository, name, repo_type="dataset", revision=self.revision)
+        return 0 if isinstance(cached, str) else self.sizes.get(name)
 
 
 def hub_set_id(source: str) -> tuple[str, str | None]:
@@ -141,12 +154,13 @@ def hub_set_id(source: str) -> tuple[str, str | None]:
     return found
 
 
-def _file_names(source: str, repository: str, revision: str | None) -> list[str]:
-    from huggingface_hub import HfApi, constants, snapshot_download
+def _files_of(source: str, repository: str, revision: str | None) -> Mapping[str, int | None]:
+    """Every file of a set, with its bytes where the hub was asked."""
+    from huggingface_hub import constants, snapshot_download
 
     if constants.HF_HUB_OFFLINE:
         with contextlib.suppress(Exception):
             cached = snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
-            return [str(path.relative_to(cached)) for path in Path(cached).rglob("*") if path.is_file()]
-    listing = functools.partial(HfApi().list_repo_files, repository, repo_type="dataset", revision=revision)
-    return list(asked(source, listing, what="data set"))
+            return {str(path.relative_to(cached)): None for path in Path(cached).rglob("*") if path.is_file()}
+    listing = functools.partial(file_sizes, repository, revision, repo_type="dataset")
+    return dict(asked(source, listing, what="data set"))
