@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.task_table import task_table
 from shortstack.artifacts.units import unlike_notes
 from shortstack.common.formatting import count, legend, seconds, short_names, size
 from shortstack.common.json_fields import mapping, number, text
 from shortstack.common.json_text import read_json
+from shortstack.common.keywords import said_in_python
 from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError, system_reason
@@ -266,6 +268,7 @@ class Results(Shown):
         return groups
 
 
+@said_in_python
 def load_results(path: str | Path) -> Results:
     """Read results.json, of one evaluation or of several.
 
@@ -293,7 +296,9 @@ def load_results(path: str | Path) -> Results:
 
 
 def _group_text(what: str, data: str, results: Sequence[Result]) -> str:
-    lines = [_group_table(what, data, results).to_text()]
+    is_of_tasks = what == "zeroshot"
+    table = task_table(results, f"{what} on {data}") if is_of_tasks else _group_table(what, data, results)
+    lines = [table.to_text()]
     lines += legend(list(dict.fromkeys(result.model for result in results)))
     lines += _sample_texts(results)
     lines += unlike_notes(results[0], results[1:])
