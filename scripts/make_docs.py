@@ -7,13 +7,10 @@ python scripts/make_docs.py --check    # says whether they are as they should be
 from __future__ import annotations
 
 import ast
-import functools
-import inspect
 import json
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -22,7 +19,8 @@ from scripts.api_reference import reference_page  # noqa: E402
 from tests.faults.rows import LATER, ROWS  # noqa: E402
 
 import shortstack  # noqa: E402
-from shortstack.cli.app import command_line  # noqa: E402
+from shortstack.cli.help import EVERYWHERE, grouped, help_text, option_name, shown_default  # noqa: E402
+from shortstack.common.options import Option  # noqa: E402
 from shortstack.inspection.families import ENOUGH, families  # noqa: E402
 from shortstack.recipes.merge import shipped_recipes  # noqa: E402
 from shortstack.recipes.resolve import resolve  # noqa: E402
@@ -62,47 +60,35 @@ def type_stub() -> str:
 
 
 def commands_page() -> str:
-    """Every command with its example and its options, as `--help` has them."""
+    """Every command with its example and its options, as `shortstack help` shows them."""
+    everywhere = ", ".join(f"`{name}` ({text[:1].lower()}{text[1:].rstrip('.')})" for name, text in EVERYWHERE.items())
     lines = [
         "# Commands",
         "",
         "Made by `scripts/make_docs.py` of the functions' signatures and docstrings, of which the command line is made, too.",
-        "Every command also has `--json` (print the result as JSON), `--debug` (show an error's traceback) and `--help`.",
+        f"Every command also has {everywhere}.",
         "Exit codes: 0 done, 1 an error, which is said in one or two lines, 2 wrong usage, 130 interrupted. Figures go to",
         "standard output, progress and logs to standard error.",
+        "",
+        "`shortstack help COMMAND` shows what is here. `shortstack completion --install` makes bash, zsh or fish complete",
+        "commands, options and their choices; `shortstack completion bash` prints the script.",
     ]
-    app = command_line()
     for name, row in COMMANDS.items():
-        command = functools.reduce(lambda parent, part: parent[part], name.split(), app)
-        lines += ["", f"## {name}", "", row.summary, "", "```text", row.example, "```", ""]
-        arguments = [one for one in command.assemble_argument_collection(parse_docstring=True) if one.show]
-        lines += ["| option | default | |", "|---|---|---|"] if arguments else ["No options of its own."]
-        for argument in arguments:
-            names = ", ".join(f"`{one}`" for one in option_names(argument))
-            choices = argument.get_choices() or ()
-            help_text = " ".join(
-                [argument.parameter.help or "", *([f"One of {', '.join(choices)}."] if choices else [])]
-            )
-            lines.append(f"| {names} | {shown_default(argument)} | {cell(help_text)} |")
+        lines += ["", f"## {name}", "", row.summary, "", "```text", row.example, "```"]
+        groups = grouped(row)
+        lines += [] if groups else ["", "No options of its own."]
+        for heading, options in groups:
+            lines += ["", f"{heading}:", "", "| option | default | |", "|---|---|---|"]
+            for option in options:
+                default = "required" if option.is_required else shown_default(option)
+                default = f"`{default}`" if default and not option.is_required else default
+                lines.append(f"| {option_names(option)} | {default} | {cell(help_text(option, row.options))} |")
     return "\n".join([*lines, ""])
 
 
-def option_names(argument: Any) -> list[str]:
-    """`--name`, or NAME for what is positional."""
-    if argument.field_info.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_OR_KEYWORD):
-        many = "..." if argument.field_info.kind is inspect.Parameter.VAR_POSITIONAL else ""
-        return [argument.name.lstrip("-").upper() + many]
-    default = argument.field_info.default
-    decides_both_ways = default is True or (default is None and argument.hint == bool | None)
-    return [name for name in argument.names if decides_both_ways or not name.startswith(("--no-", "--empty-"))]
-
-
-def shown_default(argument: Any) -> str:
-    """What it is where nothing is said; nothing where that is nothing."""
-    default = argument.field_info.default
-    if default in (None, False, (), inspect.Parameter.empty):
-        return "required" if argument.required else ""
-    return f"`{'on' if default is True else default}`"
+def option_names(option: Option) -> str:
+    """`--name`, with `--no-name` where it decides both ways, or NAME for what is positional."""
+    return ", ".join(f"`{part.partition(' ')[0]}`" for part in option_name(option).split(", "))
 
 
 def cell(text: str) -> str:

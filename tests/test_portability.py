@@ -73,3 +73,13 @@ def test_windows_is_told_in_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(__main__.sys, "platform", "win32")
     with pytest.raises(SystemExit, match="not on Windows itself\nhint: run it in WSL 2"):
         __main__.main()
+
+
+def test_windows_is_told_in_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks, memory and processes are those of POSIX (fcntl, resource): nothing is begun that cannot end."""
+    import shortstack
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    for name in ("prune", "load_plan"):
+        with pytest.raises(shortstack.ShortstackError, match="not on Windows itself\nrun it in WSL 2"):
+            getattr(shortstack, name)

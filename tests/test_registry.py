@@ -95,7 +95,7 @@ def test_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "--coats" in shown
     assert "how many times." in shown
-    assert "Example: shortstack paint MODEL --hue green" in shown
+    assert "Example:\n  shortstack paint MODEL --hue green\n" in shown
     assert run(["paint", "somewhere/m", "--hue", "green", "--coats", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "m in 2 coats of green"
 

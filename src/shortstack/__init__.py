@@ -5,6 +5,7 @@ registry.py gives it; beside them stand the records that they take and return. N
 used, so that `import shortstack` takes no time. `__init__.pyi` tells type checkers; scripts/make_docs.py writes it.
 """
 
+import sys
 from typing import Any
 
 from shortstack.registry import public_commands
@@ -64,6 +65,10 @@ def __getattr__(name: str) -> Any:
         import importlib.metadata
 
         return importlib.metadata.version("shortstack")
+    if sys.platform == "win32" and name in __all__ and not name.endswith("Error"):
+        from shortstack.errors import NO_WINDOWS, ShortstackError
+
+        raise ShortstackError(NO_WINDOWS[0], hint=NO_WINDOWS[1])
     if name in RECORDS:
         return getattr(importlib.import_module(f"shortstack.{RECORDS[name]}"), name)
     commands = public_commands()

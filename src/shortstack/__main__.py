@@ -9,7 +9,9 @@ import sys
 def main() -> None:
     """Run the command line; never returns."""
     if sys.platform == "win32":
-        sys.exit("error: shortstack runs on Linux and macOS, not on Windows itself\nhint: run it in WSL 2")
+        from shortstack.errors import NO_WINDOWS
+
+        sys.exit("error: {}\nhint: {}".format(*NO_WINDOWS))
     from shortstack.cli.app import run
 
     code = run(sys.argv[1:])

@@ -49,5 +49,8 @@ def system_reason(error: OSError) -> str:
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
+NO_WINDOWS = ("shortstack runs on Linux and macOS, not on Windows itself", "run it in WSL 2")  # message, hint
+
+
 class UsageError(ShortstackError):
     """Wrong usage: options that contradict one another, a missing extra. The command line exits 2."""

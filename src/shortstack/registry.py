@@ -140,7 +140,7 @@ _ROWS = [
     Command(
         "retrain distill",
         "shortstack.retraining.distill:retrain_distill",
-        "Train a pruned checkpoint on what the dense one says: on its logits, and on its hidden states if asked for.",
+        "Train a pruned checkpoint on the outputs of the dense one: its logits, and its hidden states if requested.",
         "shortstack retrain distill PRUNED --teacher MODEL --data text.jsonl --out TAUGHT",
         makes={"checkpoint": ""},
         parallel=True,
@@ -314,7 +314,7 @@ _ROWS = [
 COMMANDS: dict[str, Command] = {command.name: command for command in _ROWS}
 # Commands of several words begin with one of these; with its line.
 GROUPS = {
-    "retrain": "Train a pruned checkpoint until it is well again: LoRA, continued pretraining, distillation.",
+    "retrain": "Retrain a pruned checkpoint to recover quality: LoRA, continued pretraining, distillation.",
     "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation health, samples.",
     "export": "Give checkpoints to other tools: llama.cpp, mergekit.",
 }

@@ -65,7 +65,7 @@ def test_a_criterion_that_is_given_names_a_bare_order(tmp_path: Path) -> None:
     assert load_scores(bare(tmp_path)).criterion("taylor").name == "taylor"
     lying = load_scores(bare(tmp_path / "ppl_n10"))
     assert lying.criterion("ppl").name == "ppl"
-    with pytest.raises(ShortstackError, match="an order by ppl.*--criterion taylor contradicts it"):
+    with pytest.raises(ShortstackError, match="an order by ppl.*criterion='taylor' contradicts it"):
         lying.criterion("taylor")
     with_parameters = load_scores(bare(tmp_path / "taylor-p-2_n10"))
     assert with_parameters.criterion("taylor:p=2").name == "taylor:p=2"
@@ -81,7 +81,7 @@ def test_a_folder_with_the_published_tables_says_what_its_order_is_by(tmp_path: 
     found = load_scores(bare(tmp_path / "exp_n5"))
     (tmp_path / "exp_n5" / table).touch()
     assert found.criterion("exp").name == "exp"
-    with pytest.raises(ShortstackError, match="an order by exp.*--criterion taylor contradicts it"):
+    with pytest.raises(ShortstackError, match="an order by exp.*criterion='taylor' contradicts it"):
         found.criterion("taylor")
 
 

@@ -64,6 +64,12 @@ FROZEN = {
     "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet",
     "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",
+    "search": "--out --selection --remove --ratio --params --plus --no-plus --data --samples --seq-len --seed --sampling "
+    "--bos-every --chat-template --tokenizer --dtype --device --memory --memory-limit --save-every --trust-remote-code "
+    "--allow-links --quiet",
+    "curve": "--out --selection --most --plus --no-plus --data --samples --seq-len --seed --sampling --bos-every "
+    "--chat-template --tokenizer --dtype --device --memory --memory-limit --save-every --trust-remote-code --allow-links "
+    "--quiet",
     "prune": "--adapter --allow-links "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shortstack.cli.app import run
-from shortstack.cli.usage import _options
+from shortstack.cli.usage import _typed
 from shortstack.registry import COMMANDS
 
 MISTYPED = [
@@ -36,6 +36,11 @@ MISTYPED = [
         "--plus: no effect without --until stable",
         "leave it out; plan and prune choose the blocks",
     ),
+    ("run x --set", "run: --set needs a value", f"such as {COMMANDS['run'].example}"),
+    ("score embedded --samples", "score: --samples needs a value", "such as --samples 10"),
+    ("--verison", "unknown option: --verison", "did you mean --version?"),
+    ("eval --jsno", "unknown option: --jsno", "did you mean --json?"),
+    ("eval frob", 'unknown command "frob"', "known: ppl, zeroshot, generation, samples, all"),
     ("scroe embedded", 'unknown command "scroe"', "did you mean score?"),
     ("retrain lroa embedded", 'unknown command "lroa"', "did you mean lora?"),
     ("score embedded more", "unexpected argument: more", "score takes MODEL alone (shortstack score --help)"),
@@ -72,12 +77,27 @@ def test_the_nearest_is_named(
     assert second == f"hint: {hint}"
 
 
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("score embedded --samples x", "--samples x: expected a whole number"),
+        ("plan embedded --ratio 0,2", "--ratio 0,2: expected a number"),
+        ("plan embedded --plus=maybe", "--plus maybe: expected True or False"),
+        ("eval ppl embedded --batch x", "--batch x: expected a whole number or auto"),
+        ("score embedded --quiet=3", "--quiet 3: expected True or False"),
+    ],
+)
+def test_a_value_of_another_kind(line: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 2
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_that_lacks_a_letter_is_recognized(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in _options(command)[3:]:
+    for option in _typed(command)[3:]:
         if len(option) > 6:
             mistyped = option[:-2] + option[-1]
-            if mistyped in _options(command):
+            if mistyped in _typed(command):
                 continue
             assert run([*command.split(), mistyped, "x"]) == 2, option
             assert capsys.readouterr().err.splitlines()[-2:] == [

@@ -32,7 +32,11 @@ PLAN = COMMANDS["plan"].options
         ("--criterion ppl", {}, "criterion='ppl'"),
         ("fewer --samples, or a smaller --seq-len", {}, "fewer samples, or a smaller seq_len"),
         ("shortstack score MODEL --out s.json writes one", {}, "shortstack score MODEL --out s.json writes one"),
-        ("--verify is of another command", {}, "--verify is of another command"),
+        ("--verify is of another command", {}, "verify is of another command"),
+        ("--no-merge of another command", {}, "merge=False of another command"),
+        ("--rank 8 of another command", {}, "rank=8 of another command"),
+        ("pip install --upgrade torch", {}, "pip install --upgrade torch"),
+        ("llama-quantize --prune-layers 1 takes them", {}, "llama-quantize --prune-layers 1 takes them"),
         ("--memory-limit 1.5GB is not", {}, "memory_limit='1.5GB' is not"),
         ("give --out FILE", {}, "give out=FILE"),
     ],
@@ -74,3 +78,20 @@ def test_the_command_line_still_names_options(built: Built, capsys: pytest.Captu
     assert capsys.readouterr().err == "error: --blocks 'x': 'x' is not a block number\nhint: such as --blocks 3,7-9\n"
     assert run(["score", str(built("llama")), "--memory-limit", "a"]) == 2
     assert capsys.readouterr().err == "error: --memory-limit 'a' is not a size\nhint: such as 4GB, 500MB or 2000000\n"
+
+
+def test_what_is_called_by_itself_speaks_python_too(built: Built, tmp_path: Path) -> None:
+    """Records, and functions and methods of results that are no command."""
+    scores = shortstack.score(str(built("llama")), criterion=["magnitude", "magnitude:block=mean"], quiet=True)
+    with pytest.raises(shortstack.ShortstackError, match="say which one with criterion$"):
+        scores.criterion()
+    with pytest.raises(shortstack.ShortstackError, match="plus=False lifts that$"):
+        shortstack.PrunePlan("model", "", (0, 1, 2), (0,), protected=(0,))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "elsewhere.json").write_text((built("llama") / "config.json").read_text())
+    for file in built("llama").iterdir():
+        (tmp_path / "model" / file.name).symlink_to(tmp_path / "elsewhere.json" if "config" in file.name else file)
+    with pytest.raises(shortstack.ShortstackError) as caught:
+        shortstack.open_checkpoint(tmp_path / "model")
+    assert "allow_links" in str(caught.value)
+    assert "--" not in str(caught.value)

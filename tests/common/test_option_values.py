@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -128,3 +131,34 @@ def test_every_literal_is_checked() -> None:
                 with pytest.raises(UsageError, match=f"{option.name}='pub': expected "):
                     row.stage(**{option.name: "pub"})
         assert name
+
+
+@pytest.mark.parametrize("name", public_commands())
+def test_a_path_may_be_a_text_wherever_there_is_one(name: str) -> None:
+    """And what is a text on the command line (a model, a source of data) may be a path."""
+    row = public_commands()[name]
+    function = inspect.unwrap(row.stage)
+    types = typing.get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        if dataclasses.is_dataclass(parameter.default):
+            types |= typing.get_type_hints(type(parameter.default), include_extras=True)
+    for option in row.options.values():
+        if option.is_path or option.name in ("model", "models", "data", "dense", "base", "teacher", "tokenizer"):
+            as_text, as_path = (fitted(option.name, types[option.name], kind("a/b")) for kind in (str, Path))
+            assert as_text == as_path
+            assert isinstance(as_path, Path if option.is_path else str)
+
+
+def test_a_dry_run_and_a_device_in_python(tmp_path: Path) -> None:
+    """The docs say "the same options": these two were not there once."""
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"instruction": f"say {n}", "output": "yes, that"} for n in range(12)]))
+    estimate = shortstack.retrain_lora(
+        "embedded", data=rows, out=tmp_path / "out", dry_run=True, batch=2, micro_batch=2, validation=2, quiet=True
+    )
+    assert not (tmp_path / "out").exists()
+    assert str(estimate) == estimate.to_text()
+    text = tmp_path / "text.txt"
+    text.write_text("a text that is long enough for some windows. " * 60)
+    results = shortstack.evaluate("embedded", data=[text], seq_len=64, device="cpu", quiet=True)
+    assert results.results[0].settings["device"] == "cpu"

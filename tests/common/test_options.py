@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from shortstack.common.options import call_with, options_of, stage
+import shortstack
+from shortstack.cli.app import run
+from shortstack.common.options import Options, call_with, options_of, stage
 from shortstack.errors import UsageError
 from shortstack.registry import COMMANDS
 
@@ -174,3 +180,76 @@ def test_what_stands_before_many_values_is_given_by_position() -> None:
 
     assert call_with(set_beside, {"first": "a", "others": ["b", "c"], "loud": True}) == ("a", ("b", "c"), True)
     assert call_with(set_beside, {"first": "a"}) == ("a", (), False)
+
+
+RECORDS = sorted(
+    {
+        type(parameter.default)
+        for command in COMMANDS.values()
+        for parameter in inspect.signature(inspect.unwrap(command.stage)).parameters.values()
+        if dataclasses.is_dataclass(parameter.default)
+    },
+    key=lambda record: record.__name__,
+)
+# What a record refuses: class -> values that are out of range or contradict one another.
+REFUSED: dict[str, list[dict[str, Any]]] = {
+    "AdapterUse": [{"merge": "yes"}],
+    "BlockChoice": [{"strategy": "oneshot"}, {"blocks": 1.5}],
+    "CalibrationOptions": [{"sampling": "pub"}],
+    "CalibrationText": [{"samples": "many"}],
+    "ConverterOptions": [{"time_limit": "long"}],
+    "CurveOptions": [{"most": "x"}],
+    "DemoOptions": [{"port": 70000}],
+    "DistillationSteps": [{"seq_len": 1}, {"weight_decay": -1.0}, {"tokens": "1M", "epochs": 3}],
+    "EngineOptions": [{"time_limit": None}],
+    "EvaluationOptions": [{"batch": "many"}],
+    "GenerationOptions": [{"seed": "x"}],
+    "LoRA": [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"target_modules": "q_proj,"}],
+    "MeasuringOptions": [{"memory": 1}],
+    "PromptOptions": [{"instruction": False, "prompt_template": "own.json"}],
+    "PruneOptions": [{"verify": "yes"}],
+    "QuantizeOptions": [{"device": 3}],
+    "RemovalOptions": [{"plan": "p.json", "dense": "m"}],
+    "ReportOptions": [{"draft_tokens": "x"}],
+    "RowSteps": [{"lr": 2.0}, {"warmup": -1}, {"cutoff": 1}, {"epochs": 0}],
+    "RunOptions": [{"dry_run": 1}],
+    "SampleRequest": [{"count": 0}, {"top_p": 2.0}, {"temperature": -1.0}],
+    "ScoreOptions": [{"memory": "strem"}, {"dtype": "float23"}],
+    "SearchOptions": [{"remove": "x"}],
+    "StoppingOptions": [{"until": "stabl"}],
+    "SweepOptions": [{"sampling": "pub"}],
+    "TaskOptions": [{"tasks": 1.5}],
+    "TeachOptions": [{"top_k": 0}, {"temperature": 0.0}, {"micro_batch": 0}, {"validation": -1}],
+    "Teaching": [{"kl_weight": -1.0}, {"temperature": 0.0}, {"kl_weight": 0.0, "temperature": 2.0}],
+    "TextOptions": [{"seq_len": 1.5}],
+    "TextSteps": [{"seq_len": 1}, {"lr": 0.0}],
+    "TrainingOptions": [{"max_steps": 0}, {"eval_windows": 3}, {"restart": True, "weights_only_resume": True}],
+    "WidthChoice": [{"ratio": 1.0}, {"only": "mlp", "head_unit": "query-heads"}, {"only": "heads", "multiple_of": 8}],
+    "WriteOptions": [{"force": "yes"}],
+}
+
+
+@pytest.mark.fault(109)
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_a_record_that_is_made_by_hand_refuses_in_the_words_of_python(record: type) -> None:
+    assert issubclass(record, Options), f"{record.__name__} extends Options, as every record of options"
+    for given in REFUSED[record.__name__]:
+        with pytest.raises(UsageError) as caught:
+            record(**given)
+        assert "--" not in str(caught.value)
+        assert any(name in str(caught.value) for name in given)
+
+
+def test_a_record_takes_what_a_stage_takes_as_a_keyword() -> None:
+    assert shortstack.BlockChoice(blocks=[10, 11]) == shortstack.BlockChoice(blocks="10,11")
+    assert shortstack.TextOptions(data=[Path("a.txt"), "b.txt"], seq_len=128).data == "a.txt,b.txt"
+    assert shortstack.RowSteps(tokens=10_000).tokens == "10000"
+    assert shortstack.ScoreOptions(dtype=torch.float32).dtype == "float32"
+
+
+def test_on_the_command_line_the_same_record_names_options(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    assert run(["retrain", "lora", "embedded", "--data", "embedded", "--out", out, "--rank", "0"]) == 2
+    assert capsys.readouterr().err == "error: --rank 0: expected at least 1\n"
+    assert run(["prune-width", "embedded", "--out", out, "--only", "mlp", "--head-unit", "query-heads"]) == 2
+    assert "--head-unit: no effect with --only mlp" in capsys.readouterr().err

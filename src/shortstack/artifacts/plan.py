@@ -10,6 +10,7 @@ from typing import Any
 from shortstack.common import json_fields as records
 from shortstack.common.formatting import count, ranges, size
 from shortstack.common.json_text import read_json
+from shortstack.common.keywords import said_in_python
 from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError
@@ -47,6 +48,7 @@ class PrunePlan(Shown):
     note: str = ""
     gone: tuple[int, ...] = ()
 
+    @said_in_python
     def __post_init__(self) -> None:
         if len(set(self.removed)) != len(self.removed):
             twice = sorted({index for index in self.removed if self.removed.count(index) > 1})
@@ -161,6 +163,7 @@ def blocks_text(blocks: Sequence[int]) -> str:
     return f"block {blocks[0]} is" if len(blocks) == 1 else f"blocks {ranges(blocks)} are"
 
 
+@said_in_python
 def load_plan(path: str | Path) -> PrunePlan:
     """Read a plan that `plan` wrote.
 

@@ -15,6 +15,7 @@ from shortstack.common import json_fields as records
 from shortstack.common.formatting import ranges, seconds, size
 from shortstack.common.json_fields import nested
 from shortstack.common.json_text import read_json
+from shortstack.common.keywords import said_in_python
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, did_you_mean
 from shortstack.runtime.atomic_output import write_json
@@ -104,6 +105,7 @@ class Scores(Shown):
     seconds: float = 0.0
     peak_rss_bytes: int = 0
 
+    @said_in_python
     def criterion(self, name: str | None = None) -> CriterionScores:
         """One criterion's scores; the name may be left out where there is only one, and names a bare order.
 
@@ -233,6 +235,7 @@ class Scores(Shown):
         return "\n\n".join(parts)
 
 
+@said_in_python
 def load_scores(path: str | Path) -> Scores:
     """Read a scores.json, or a block_order.csv (one line of original block numbers, first removed first).
 

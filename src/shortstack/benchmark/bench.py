@@ -14,7 +14,7 @@ from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.common.clock import command_seconds
 from shortstack.common.extras import need_packages
 from shortstack.common.option_values import Listed
-from shortstack.common.options import stage
+from shortstack.common.options import Options, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.runtime.atomic_output import check_writable_file
@@ -29,17 +29,18 @@ _SWEEP, _ENGINES, _MEASURING = SweepOptions(), EngineOptions(), MeasuringOptions
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportOptions:
+class ReportOptions(Options):
     """What is made of the figures.
 
     Attributes:
-        compare: how many times as fast each model is as the first, beside the ideal: the share of the work that its blocks,
-            head and cache leave.
-        draft: a pruned model that drafts tokens for the one MODEL (speculative decoding); measured instead of the sweep.
-        draft_tokens: tokens that are drafted at a time.
-        csv: write the published layout into this folder: latency_throughput.csv, memory_tracemalloc.csv and
+        compare: Show how many times as fast each model is as the first, beside the ideal: the share of the work that
+            its blocks, head and cache leave.
+        draft: A pruned model that drafts tokens for the one MODEL (speculative decoding), which is measured instead of
+            the sweep.
+        draft_tokens: The number of tokens that are drafted at a time.
+        csv: Write the published layout into this folder: latency_throughput.csv, memory_tracemalloc.csv and
             nvidia_smi_gpuutil.csv of each model and configuration.
-        plot: draw latency and memory against the batch, and speed-up against blocks removed, into this folder.
+        plot: Draw latency and memory against the batch, and speed-up against blocks removed, into this folder.
     """
 
     compare: bool = False
@@ -72,13 +73,13 @@ def bench(
     Source of --draft: speculative decoding (Leviathan et al. 2023, arXiv 2211.17192).
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
+        models: The checkpoints, the dense one first: directories, hub ids such as `org/name@revision`, or `embedded`.
         sweep: what is run.
-        engine: engines, separated by commas: `transformers` (eager), `compiled` (transformers with torch.compile and a static
-            cache), `vllm`, `llama.cpp`. Each is reported apart.
+        engine: The engines, separated by commas: `transformers` (eager), `compiled` (transformers with torch.compile
+            and a static cache), `vllm`, `llama.cpp`. Each is reported apart.
         engines: where they are.
         report: what is made of the figures.
-        out: write the results here (results.json).
+        out: Write the results to this file (results.json).
         options: how it is measured.
 
     Returns:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
+from shortstack.common.options import Options
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
 
@@ -16,20 +17,22 @@ PresetName = Literal["shortened-llm"]
 
 
 @dataclass(frozen=True)
-class SweepOptions:
+class SweepOptions(Options):
     """What is run: every batch size with every number of new tokens.
 
     Attributes:
-        preset: the published sweep by name; options that are given beside it take precedence. `shortened-llm` is batch 1, 8,
-            16, 32, 64, 128 and 256 with 128 and 512 new tokens after the published prompt, sampled as published, 30 runs of
-            which 10 are warm-up.
-        batch: batch sizes, separated by commas; by default 1.
-        prompt_tokens: length of the prompt in tokens, which is a piece of English text; by default the published prompt as
-            the model's own tokenizer has it.
-        new_tokens: numbers of new tokens, separated by commas; by default 128. The end-of-text token is suppressed.
-        sampling: `greedy`, or `published` (top-k 50, top-p 0.95, temperature 1); by default greedy.
-        runs: runs of each configuration, those of the warm-up included; by default 30.
-        warmup: the first so many runs of each configuration are not counted; by default 10.
+        preset: The published sweep by name. Options that are given beside it take precedence. `shortened-llm` is batch
+            1, 8, 16, 32, 64, 128 and 256 with 128 and 512 new tokens after the published prompt, sampled as published,
+            30 runs of which 10 are warm-up.
+        batch: The batch sizes, separated by commas. By default it is 1.
+        prompt_tokens: The number of tokens in the prompt, which is a piece of English text. By default it is the
+            published prompt as the model's own tokenizer has it.
+        new_tokens: The numbers of new tokens, separated by commas. By default it is 128. The end-of-text token is
+            suppressed.
+        sampling: How tokens are chosen: `greedy`, or `published` (top-k 50, top-p 0.95, temperature 1). By default it
+            is greedy.
+        runs: The number of runs of each configuration, those of the warm-up included. By default it is 30.
+        warmup: Do not count this many runs of each configuration, the first ones. By default it is 10.
     """
 
     preset: PresetName | None = None
@@ -42,15 +45,16 @@ class SweepOptions:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Options):
     """Where engines are, and how they are called.
 
     Attributes:
-        engine_python: the Python of the engine's own environment, such as VENV/bin/python.
-        engine_binary: the engine's program, or the folder that holds it. Without both options, an engine is looked for in the
-            folder that the environment variable SHORTSTACK_ENGINES names (`make engines` fills one), then on PATH.
-        engine_args: further arguments for the engine's program, as on a command line.
-        time_limit: seconds that one call of an external engine may take.
+        engine_python: The Python of the engine's own environment, such as VENV/bin/python.
+        engine_binary: The engine's program, or the folder that holds it. Without `engine_python` and `engine_binary`,
+            an engine is looked for in the folder that the environment variable SHORTSTACK_ENGINES names (`make engines`
+            fills one), then on PATH.
+        engine_args: Further arguments for the engine's program, as on a command line.
+        time_limit: The most seconds that one call of an external engine may take.
     """
 
     engine_python: Path | None = None
@@ -64,14 +68,15 @@ class MeasuringOptions(TokenizerOptions):
     """How it is measured.
 
     Attributes:
-        memory: measure peak memory and utilisation too, in a process of its own.
-        seed: of the sampling.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        fresh: measure everything anew, also what an interrupted run has measured.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        memory: Measure peak memory and utilisation too, in a process of its own.
+        seed: The seed of the sampling.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
+        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
+            else the CPU.
+        fresh: Measure everything anew, also what an interrupted run has measured.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     memory: bool = True

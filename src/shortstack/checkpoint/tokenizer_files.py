@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shortstack.checkpoint.config_file import Repair, repair_for, repaired
 from shortstack.checkpoint.hub import locate
+from shortstack.common.options import Options
 from shortstack.errors import ShortstackError
 
 # One of these makes a directory one with a tokenizer.
@@ -22,11 +23,11 @@ _TOKENIZER_FILE = re.compile(
 
 
 @dataclass(frozen=True)
-class TokenizerOptions:
+class TokenizerOptions(Options):
     """Which tokenizer reads text.
 
     Attributes:
-        tokenizer: a directory or hub id with the tokenizer to use, where the checkpoint's own is wrong or missing.
+        tokenizer: Use the tokenizer of this directory or hub id, where the checkpoint's own is wrong or missing.
     """
 
     tokenizer: str | None = None

@@ -6,76 +6,65 @@ it, and turns errors into one or two lines and an exit code: 0 done, 1 a clear e
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Group, Parameter
-
+from shortstack.cli.help import BESIDE, EVERYWHERE, requested_help
 from shortstack.cli.output import checked_stdout
 from shortstack.common.formatting import plain
-from shortstack.common.progress import say
+from shortstack.common.keywords import as_typed
+from shortstack.common.progress import say, silent
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.registry import COMMANDS, GROUPS
 from shortstack.runtime import cgroups
 from shortstack.runtime.distributed import Process
 
-_EVERYWHERE = Group("Options of every command", sort_key=10)
+if TYPE_CHECKING:
+    from cyclopts import App
 
 
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code."""
-    wants_json, debug = False, False
-    app = command_line()
-    app.meta.suppress_keyboard_interrupt = False
-    _show_usage(app, argv)
-
-    @app.meta.default
-    def launch(
-        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        json: Annotated[bool, Parameter(negative="", group=_EVERYWHERE, help="print the result as JSON.")] = False,
-        debug_: Annotated[
-            bool, Parameter("--debug", negative="", group=_EVERYWHERE, help="show an error's traceback.")
-        ] = False,
-    ) -> Any:
-        nonlocal wants_json, debug
-        wants_json, debug = json, debug_
-        return app(tokens, result_action="return_value", exit_on_error=False, print_error=False)
-
-    from cyclopts import CycloptsError
-
-    _quiet_libraries()
-    _respect_processor_quota()
+    switches, words = _apart(argv)
     try:
-        with checked_stdout():
-            result = app.meta(argv, result_action="return_value", exit_on_error=False, print_error=False)
-            if result is not None and Process.from_environment().leads:  # of several processes one speaks
-                _print_result(result, wants_json)
-        return int(getattr(result, "exit_code", 0))
-    except CycloptsError as error:
-        from shortstack.cli.usage import usage_error
-
-        explained(usage_error(error))
-        return 2
+        with checked_stdout(), as_typed():
+            text = _version() if words == ["--version"] else requested_help(words)
+            if text is not None:
+                print(text)
+                return 0
+            return _run_command(words, switches)
     except (Exception, KeyboardInterrupt) as error:
         code = explained(error)
-        if code is None or debug:
+        if code is None or "--debug" in switches:
             raise
         return code
 
 
-def _show_usage(app: App, argv: list[str]) -> None:
-    """Where help is asked for, the usage of that command names what it takes."""
-    if not {"--help", "-h"} & set(argv):
-        return
-    from shortstack.cli.commands import usage_line
+def _apart(argv: list[str]) -> tuple[set[str], list[str]]:
+    """The switches that every command has, wherever they stand, and the other words."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    switches = {word for word in argv[:end] if word in EVERYWHERE and word != "--help"}
+    return switches, [word for number, word in enumerate(argv) if number >= end or word not in switches]
 
-    words = [word for word in argv if not word.startswith("-")]
-    for name in (" ".join(words[:2]), *words[:1]):
-        if name in COMMANDS:
-            functools.reduce(lambda parent, part: parent[part], name.split(), app).usage = usage_line(COMMANDS[name])
-            return
+
+def _run_command(words: list[str], switches: set[str]) -> int:
+    from cyclopts import CycloptsError
+
+    from shortstack.cli.usage import usage_error
+    from shortstack.cli.verbose import shown_work
+
+    if "--verbose" not in switches:
+        _quiet_libraries()
+    _respect_processor_quota()
+    try:
+        with shown_work("--verbose" in switches), silent("--quiet" in words):
+            result = command_line()(words, result_action="return_value", exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise usage_error(error) from None
+    if result is not None and Process.from_environment().leads:  # of several processes one speaks
+        _print_result(result, "--json" in switches)
+    return int(getattr(result, "exit_code", 0))
 
 
 def explained(error: BaseException) -> int | None:
@@ -96,45 +85,32 @@ def explained(error: BaseException) -> int | None:
     return None
 
 
-def command_line() -> App:
-    """The program: every command of the registry."""
+def command_line(prefix: str = "") -> App:
+    """The program: every command of the registry, and those that are about the command line itself.
+
+    Args:
+        prefix: before the names of the functions in `cli.commands`; "" to run them.
+    """
+    from cyclopts import App, Parameter
+
     app = App(
         name="shortstack",
-        help="Make the stack of Transformer blocks of a language model shorter: measure, remove, and show what it cost.",
-        help_epilogue="Example: shortstack quickstart (about a minute); shortstack COMMAND --help has one for each command.",
         version=_version,
         help_format="plaintext",
-        default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+        default_parameter=Parameter(negative_iterable=()),
         suppress_keyboard_interrupt=False,
     )
-    order = list(COMMANDS)  # that of the work
-    groups = {
-        name: App(
-            name=name,
-            help=line,
-            help_epilogue="Examples:\n"
-            + "\n".join(f"  {COMMANDS[one].example}" for one in order if one.startswith(f"{name} ")),
-            sort_key=min(number for number, one in enumerate(order) if one.startswith(f"{name} ")),
-        )
-        for name, line in GROUPS.items()
-    }
-    for number, (name, command) in enumerate(COMMANDS.items()):
+    groups = {name: App(name=name, help=line) for name, line in GROUPS.items()}
+    for name, command in COMMANDS.items():
         parent, _, last = name.rpartition(" ")
         if parent and parent not in app:
             app.command(groups[parent])
         (groups[parent] if parent else app).command(
-            f"shortstack.cli.commands:{command.identifier}",
-            name=last,
-            help=command.summary,
-            help_epilogue=f"Example: {command.example}",
-            sort_key=number,
+            f"shortstack.cli.commands:{prefix}{command.identifier}", name=last, help=command.summary
         )
+    for name, line in BESIDE.items():
+        app.command(f"shortstack.cli.commands:{name}_command", name=name, help=line)
     return app
-
-
-def _shown_default(value: Any) -> Any:
-    """Defaults are shown where they say something: not for switches that are off."""
-    return None if value is False or value == () else value
 
 
 def _version() -> str:

@@ -65,15 +65,29 @@ def legend(names: Sequence[str]) -> list[str]:
     return [f"{short}: {name}" for name, short in pairs.items() if short != name]
 
 
-def wrapped(pairs: Iterable[tuple[str, str]]) -> str:
-    """Names, with a text beside each that is wrapped at the width of the terminal."""
+def wrapped(
+    pairs: Iterable[tuple[str, str]], *, indent: int = 0, most: int | None = None, width: int | None = None
+) -> str:
+    """Names, with a text beside each that is wrapped at the width of the terminal.
+
+    Args:
+        pairs: a name and its text.
+        indent: columns before each name.
+        most: columns that names may take; the text of a longer one begins on the next line.
+        width: columns of a line; by default those of the terminal.
+    """
     listed = list(pairs)
-    width = max((len(name) for name, _ in listed), default=0) + 2
-    room = max(_NARROWEST // 3, terminal_width() - width)
+    fitting = [len(name) for name, _ in listed if most is None or len(name) <= most]
+    column = indent + max(fitting, default=most or 0) + 2
+    room = max(_NARROWEST // 3, (width or terminal_width()) - column)
     lines: list[str] = []
     for name, text in listed:
         parts = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) or [""]
-        lines += [f"{name:{width}}{parts[0]}".rstrip(), *(" " * width + part for part in parts[1:])]
+        start = " " * indent + name
+        if len(start) + 2 > column:
+            lines.append(start)
+            start = ""
+        lines += [f"{start:{column}}{parts[0]}".rstrip(), *(" " * column + part for part in parts[1:])]
     return "\n".join(lines)
 
 

@@ -65,6 +65,11 @@ def fitted(name: str, annotation: Any, value: Any) -> Any:
     raise UsageError(f"{name}={_shown(value)}: expected {_expected(kinds)}", hint=hint)
 
 
+def expected_of(annotation: Any) -> str:
+    """What an option of this type takes on the command line, in words."""
+    return _expected(one for one in _alternatives(annotation) if one[0] is not type(None)).replace("'", "")
+
+
 def _alternatives(annotation: Any, form: Form = _PLAIN) -> Iterable[tuple[Any, Form]]:
     if typing.get_origin(annotation) is Annotated:
         form = next((one for one in annotation.__metadata__ if isinstance(one, Form)), form)

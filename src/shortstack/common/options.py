@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 
 from shortstack.common.clock import timed
 from shortstack.common.docstrings import described, flattened_doc
+from shortstack.common.keywords import as_typed, errors_in_python, is_typed
 from shortstack.common.option_values import fitted
 from shortstack.errors import UsageError, did_you_mean
 
@@ -36,6 +38,7 @@ class Option:
         positional: it is given by position.
         record: the parameter whose record has this as a field; None for a parameter of the function itself.
         replaces: options that it takes the place of, where a recipe has them and it is set by hand (`REPLACES` of a record).
+        heading: what help shows it under: what its record is, up to the first comma or colon; "" without a record.
     """
 
     name: str
@@ -46,11 +49,60 @@ class Option:
     positional: bool = False
     record: str | None = None
     replaces: tuple[str, ...] = ()
+    heading: str = ""
+
+    @property
+    def dashed(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.name.strip('_').replace('_', '-')}"
+
+    @property
+    def is_required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is inspect.Parameter.empty and not self.many
 
     @property
     def is_path(self) -> bool:
         """Whether it names a file or folder, and nothing else."""
         return "Path" in str(self.annotation)
+
+
+@dataclass(frozen=True)
+class Options:
+    """A record of options extends this: its values are brought into form and checked, whoever makes it.
+
+    Made by hand, `BlockChoice(blocks=[10, 11])`, it takes what a stage takes as a keyword, and what it refuses it refuses
+    in the words of Python, unless the command line made it.
+    """
+
+    def __init_subclass__(cls) -> None:
+        checks = cls.__dict__.get("__post_init__")
+        if checks is not None:
+            cls.__post_init__ = _checked_by(checks)  # type: ignore[method-assign, assignment]
+
+    def __post_init__(self) -> None:
+        if is_typed():  # of the command line, a recipe or a stage, which have brought them into form
+            return
+        types: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not field.default:
+                types = types or typing.get_type_hints(type(self), include_extras=True)
+                object.__setattr__(self, field.name, fitted(field.name, types[field.name], value))
+
+
+def _checked_by(checks: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(checks)
+    def checked(self: Options) -> None:
+        Options.__post_init__(self)
+        if is_typed():
+            return checks(self)
+        types = typing.get_type_hints(type(self))
+        known = {one.name: Option(one.name, types[one.name], one.default, "") for one in dataclasses.fields(self)}
+        with errors_in_python(known, vars(self)):
+            return checks(self)
+
+    return checked
 
 
 def stage(function: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -122,7 +174,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
                 text = _help_of(f"{record.__name__}.{field.name}", field.name, texts, "Attributes")
                 options[field.name] = Option(
                     field.name, types[field.name], default, text, record=owners[field.name],
-                    replaces=getattr(record, "REPLACES", {}).get(field.name, ()),
+                    replaces=getattr(record, "REPLACES", {}).get(field.name, ()), heading=_heading(record),
                 )  # fmt: skip
         else:
             many = parameter.kind is inspect.Parameter.VAR_POSITIONAL
@@ -170,6 +222,10 @@ def expect(fits: bool, name: str, value: Any, expected: str) -> None:
 
 def _is_record(default: Any) -> bool:
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+def _heading(record: type) -> str:
+    return re.split(r"[,:;]| \(|\.(?=\s|$)", inspect.getdoc(record) or "", maxsplit=1)[0]
 
 
 def _help_of(what: str, name: str, helps: Mapping[str, str], section: str) -> str:
@@ -243,8 +299,9 @@ def _gathered(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[st
             near = did_you_mean(name, [*parameters, *owners])
             raise TypeError(f"{function.__name__}() has no option {name!r}; {near}")
         fields.setdefault(owners[name], {})[name] = given[name]
-    for record, values in fields.items():
-        direct[record] = dataclasses.replace(direct.get(record, parameters[record].default), **values)
+    with as_typed():
+        for record, values in fields.items():
+            direct[record] = dataclasses.replace(direct.get(record, parameters[record].default), **values)
     return direct
 
 

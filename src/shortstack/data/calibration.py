@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.tokenizer_files import ChosenTokenizer
 from shortstack.common.json_fields import nested
-from shortstack.common.options import takes_fields
+from shortstack.common.options import Options, takes_fields
 from shortstack.data.chats import rendered
 from shortstack.data.counted_rows import CountedRows
 from shortstack.data.preview import READ_BYTES
@@ -34,20 +34,20 @@ _MARK = 32  # tokens of a window that are enough to find it again
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
+class CalibrationOptions(Options):
     """The windows of text that scores are computed on.
 
     Attributes:
-        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
-            the hub such as `bookcorpus`.
-        samples: number of calibration windows.
-        seq_len: tokens per window.
-        seed: of the generator that draws the windows.
-        sampling: `documents` draws windows from documents that are long enough, or from joined rows; `published` is the
-            procedure of Shortened LLaMA; `joined` draws them anywhere in the first 5000 rows joined by blank lines, as
-            published for GPTQ.
-        bos_every: begin every window with BOS, as published for Gemma.
-        chat_template: render rows of `messages` through the tokenizer's chat template.
+        data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set
+            on the hub such as `bookcorpus`.
+        samples: The number of calibration windows.
+        seq_len: The number of tokens in a calibration window.
+        seed: The seed of the generator that draws the calibration windows.
+        sampling: How the windows are drawn: `documents` draws them from documents that are long enough, or from joined
+            rows; `published` is the procedure of Shortened LLaMA; `joined` draws them anywhere in the first 5000 rows
+            joined by blank lines, as published for GPTQ.
+        bos_every: Begin every window with BOS, as published for Gemma.
+        chat_template: Render rows of `messages` through the tokenizer's chat template.
     """
 
     data: str = "embedded"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.common.json_text import read_json
+from shortstack.common.options import Options
 from shortstack.errors import ShortstackError, UsageError, did_you_mean
 
 _FIELDS = ("prompt_input", "prompt_no_input")
@@ -45,15 +46,16 @@ TEMPLATES = {"alpaca": ALPACA}
 
 
 @dataclass(frozen=True)
-class PromptOptions:
-    """How rows of instruction, input and output become text, and which of its tokens the loss counts.
+class PromptOptions(Options):
+    """How rows become text: the template around instructions, and which tokens the loss counts.
 
     Attributes:
-        prompt_template: what stands around an instruction: `alpaca`, as published, or a JSON file with `prompt_input` and
-            `prompt_no_input`, which hold {instruction} and {input}.
-        instruction: put the template around rows; without, instruction, input and output follow one another.
-        train_on_inputs: count the tokens of prompts in the loss, too.
-        add_eos: end each response with the end-of-text token, where it fits within the cutoff.
+        prompt_template: What stands around an instruction: `alpaca`, as published, or a JSON file with `prompt_input`
+            and `prompt_no_input`, which hold {instruction} and {input}.
+        instruction: Put the template around rows. With `instruction=False`, instruction, input and output follow one
+            another.
+        train_on_inputs: Count the tokens of prompts in the loss, too.
+        add_eos: End each response with the end-of-text token, where it fits within `cutoff`.
     """
 
     prompt_template: str = "alpaca"

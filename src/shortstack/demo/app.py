@@ -57,9 +57,9 @@ def demo(
     the page is first served, and kept.
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
-        scores: scores.json files to show, separated by commas.
-        results: results.json files to show, separated by commas.
+        models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
+        scores: Show these scores.json files, separated by commas.
+        results: Show these results.json files, separated by commas.
         options: where the page is, to whom it is served, and how the models are run.
 
     Returns:

@@ -48,15 +48,16 @@ class DemoOptions(TokenizerOptions):
     """Where the page is served, to whom, and how its models are run.
 
     Attributes:
-        port: of the page; 0 takes a free one.
-        public: serve it to other machines, not to this one alone; demands a password.
-        user: the name that visitors give where there is a password.
-        password_env: the environment variable that holds the password.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        trust_remote_code: run code that comes with a checkpoint.
-        allow_links: follow links in a checkpoint that lead out of its directory.
-        quiet: no lines on stderr.
+        port: The port of the page. 0 takes a free one.
+        public: Serve the page to other machines, not to this one alone. This demands a password.
+        user: The name that visitors give where there is a password.
+        password_env: The environment variable that holds the password.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
+        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
+            else the CPU.
+        trust_remote_code: Run code that comes with a checkpoint.
+        allow_links: Follow links in a checkpoint that lead out of its directory.
+        quiet: Show no lines on stderr.
     """
 
     port: int = 7860

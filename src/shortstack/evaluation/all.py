@@ -36,13 +36,14 @@ def evaluate_all(
     """Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`; the dense one first.
+        models: The checkpoints, the dense one first: directories, hub ids such as `org/name@revision`, or `embedded`.
         texts: what perplexity is measured on.
         chosen: the zero-shot tasks.
-        limit: the first so many rows of each task, and windows of each text.
+        limit: Use only this many rows of each task, and this many windows of each text, the first ones.
         written_texts: what the models write, and who judges it.
-        out: write the results here (results.json).
-        csv: write the published layout into this folder, as `eval ppl`, `eval zeroshot` and `eval samples` do.
+        out: Write the results to this file (results.json).
+        csv: Write the published layout into this folder, as `shortstack eval ppl`, `shortstack eval zeroshot` and
+            `shortstack eval samples` do.
         options: how it is run.
 
     Returns:

@@ -38,10 +38,12 @@ def compare(
     """Set the results of several models side by side, with differences and their paired standard errors.
 
     Args:
-        results: files that `shortstack eval ... --out` wrote; one may hold several models.
-        base: the model that the others are compared with; by default the first one (give the dense model's results first).
-        published: published models to put beside them, separated by commas, such as `st-vicuna-v1.3-5.5b-ppl`.
-        out: write the comparison here (JSON).
+        results: The files that `shortstack eval` wrote. One may hold several models.
+        base: The model that the others are compared with. By default it is the first one (give the dense model's
+            results first).
+        published: Put these published models beside the results, separated by commas, such as
+            `st-vicuna-v1.3-5.5b-ppl`.
+        out: Write the comparison to this file (JSON).
 
     Returns:
         The comparison.

@@ -48,13 +48,15 @@ def evaluate_generation(
     right answer: sums, and words to be copied.
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
-        prompts: a .txt file (a prompt a line) or rows of `text`; by default 41 of shortstack's own, in several registers.
-        new_tokens: at most so many per continuation.
-        probes: questions of each kind.
-        dense: the model that judges the texts; by default the one that shortstack.json names, else the first of `models`.
-        seed: of the draws and the probes, the same for every model.
-        out: write the results here, the texts with them (results.json).
+        models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
+        prompts: The prompts: a .txt file with one on each line, or rows of `text`. By default they are 41 of
+            shortstack's own, in several registers.
+        new_tokens: The most tokens of a continuation.
+        probes: The number of questions of each kind.
+        dense: The model that judges the texts. By default it is the one that shortstack.json names, else the first of
+            the checkpoints.
+        seed: The seed of the draws and the probes, the same for every model.
+        out: Write the results with the texts to this file (results.json).
         options: how it is run.
 
     Returns:

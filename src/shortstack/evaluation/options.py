@@ -8,6 +8,7 @@ from typing import Literal
 
 from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
+from shortstack.common.options import Options
 from shortstack.runtime.devices import DType
 
 BosRule = Literal["first", "every", "both"]
@@ -18,13 +19,14 @@ class EvaluationOptions(TokenizerOptions):
     """How an evaluation runs, whatever it measures.
 
     Attributes:
-        batch: rows at a time, or `auto`: as many as are fast.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        fresh: compute anew what an earlier run has found for the very same model, data and settings.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        batch: The number of rows at a time. `auto` takes as many as are fast.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
+        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
+            else the CPU.
+        fresh: Compute anew what an earlier run has found for the very same model, data and settings.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     batch: int | Literal["auto"] = "auto"
@@ -37,16 +39,17 @@ class EvaluationOptions(TokenizerOptions):
 
 
 @dataclass(frozen=True)
-class TextOptions:
+class TextOptions(Options):
     """The texts that perplexity is measured on, and the windows.
 
     Attributes:
-        data: texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
+        data: The texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
             published figures are of), a file, a folder, or a hub set.
-        data_dir: a folder with local copies of the published sets; by default they come from the hub.
-        seq_len: window lengths, separated by commas; by default 128, and 2048 where the model has as many positions.
-        bos: where the beginning-of-text token (BOS) goes: `first` puts it once in front of the text, as published; `every`
-            in front of each window; `both` measures both, which takes twice as long.
+        data_dir: A folder with local copies of the published sets. By default they come from the hub.
+        seq_len: The lengths of the windows, separated by commas. By default they are 128, and 2048 where the model has
+            as many positions.
+        bos: Where the beginning-of-text token (BOS) goes: `first` puts it once in front of the text, as published;
+            `every` puts it in front of each window; `both` measures both, which takes twice as long.
     """
 
     data: Listed = "embedded"
@@ -56,13 +59,14 @@ class TextOptions:
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class TaskOptions(Options):
     """The zero-shot tasks, and where their rows come from.
 
     Attributes:
-        tasks: names separated by commas; by default the published seven. Any task of the harness can be named.
-        tasks_dir: a folder with each task's own published files, or rows of `query`, `choices` and `gold`; by default the
-            rows come from the hub.
+        tasks: The names of the tasks, separated by commas. By default they are the published seven. Any task of the
+            harness can be named.
+        tasks_dir: A folder with each task's own published files, or rows with the fields query, choices and gold. By
+            default the rows come from the hub.
     """
 
     tasks: Listed | None = None
@@ -70,12 +74,12 @@ class TaskOptions:
 
 
 @dataclass(frozen=True)
-class GenerationOptions:
+class GenerationOptions(Options):
     """The texts that models write when everything is evaluated.
 
     Attributes:
-        dense: the model that judges what the others write, as of `eval generation`.
-        seed: of draws and probes.
+        dense: The model that judges what the others write, as in `shortstack eval generation`.
+        seed: The seed of draws and probes.
     """
 
     dense: str | None = None

@@ -25,6 +25,7 @@ from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
 from shortstack.evaluation.options import BosRule, EvaluationOptions, TextOptions
+from shortstack.runtime.devices import exact_place
 from shortstack.runtime.memory import Usage
 
 if TYPE_CHECKING:
@@ -94,12 +95,13 @@ def evaluate_ppl(
     default), or BOS in front of every window (`ppl_L_bos_every`).
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+        models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
         texts: what it is measured on.
-        limit: the first so many windows of each text; figures of other limits are not compared with each other.
-        out: write the results here (results.json).
-        csv: write the published layout into this folder: ppl.csv of each model, and ppl_bos.csv for BOS in front of every
-            window, with a column per text, the parameters, and the MiB that the weights take.
+        limit: Use only this many windows of each text, the first ones. Figures of other limits are not compared with
+            each other.
+        out: Write the results to this file (results.json).
+        csv: Write the published layout into this folder: ppl.csv and ppl_bos.csv of each model, with a column per text,
+            the parameters, and the MiB that the weights take.
         options: how it is run.
 
     Returns:
@@ -251,7 +253,7 @@ def window_nll(
             ids_WT = batch["input_ids"]
             nll_WT = token_nll(model(input_ids=ids_WT, use_cache=False).logits, ids_WT)
             advance(len(ids_WT))
-            return nll_WT.double().mean(dim=1)
+            return exact_place(nll_WT).double().mean(dim=1)
 
         nll = losses_over(model, window_batches(windows, at_once), nll_of, device)
     found: list[float] = torch.cat(nll).tolist()

@@ -10,7 +10,7 @@ from typing import Any
 
 from shortstack.artifacts.results import Result, Results
 from shortstack.checkpoint.forecast import Forecast
-from shortstack.common.options import expect, refuse_idle, stage
+from shortstack.common.options import Options, expect, refuse_idle, stage
 from shortstack.data.tokenizer import padding_id
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.evaluated_model import Subject, evaluated, open_subjects
@@ -21,17 +21,17 @@ PUBLISHED_PROMPT = "The Leaning Tower of Pisa is known for"
 
 
 @dataclass(frozen=True)
-class SampleRequest:
+class SampleRequest(Options):
     """What every model is asked to continue, and how; the defaults are the published ones.
 
     Attributes:
-        prompt: what to continue.
-        count: number of continuations per model.
-        new_tokens: tokens per continuation; end-of-text does not end it.
-        top_k: draw among this many tokens.
-        top_p: and among the most likely ones that together have this probability.
-        temperature: 0 takes the most likely token always.
-        seed: of the sampling, the same for every model.
+        prompt: The text to continue.
+        count: The number of continuations for each model.
+        new_tokens: The number of tokens in a continuation. The end-of-text token does not end it.
+        top_k: Draw among this many tokens, the most likely ones.
+        top_p: Draw among the most likely tokens that together have this probability.
+        temperature: The temperature of the sampling. 0 always takes the most likely token.
+        seed: The seed of the sampling, the same for every model.
     """
 
     prompt: str = PUBLISHED_PROMPT
@@ -68,10 +68,10 @@ def evaluate_samples(
     """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+        models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
         request: what is continued, and how.
-        out: write the results here (results.json).
-        csv: write the published layout into this folder: gen_text.txt of each model.
+        out: Write the results to this file (results.json).
+        csv: Write the published layout into this folder: gen_text.txt of each model.
         options: how it is run.
 
     Returns:

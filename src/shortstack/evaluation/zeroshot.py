@@ -42,13 +42,14 @@ def evaluate_zeroshot(
     section "evaluation").
 
     Args:
-        models: checkpoint directories, hub ids such as `org/name@revision`, or `embedded`.
+        models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
         chosen: the tasks.
-        limit: the first so many rows of each task.
-        num_fewshot: examples in front of each question; by default as the task says, which for these is none.
-        out: write the results here (results.json).
-        csv: write the published layout into this folder: zeroshot_acc.csv of each model, a row of tasks, one of metrics, one
-            of scores in percent.
+        limit: Use only this many rows of each task, the first ones.
+        num_fewshot: The number of examples in front of each question. By default it is what the task says, which for
+            the published seven is none.
+        out: Write the results to this file (results.json).
+        csv: Write the published layout into this folder: zeroshot_acc.csv of each model, a row of tasks, one of
+            metrics, one of scores in percent.
         options: how it is run.
 
     Returns:

@@ -8,11 +8,14 @@ from pathlib import Path
 from shortstack.checkpoint.anatomy import Family
 from shortstack.checkpoint.reader import Checkpoint, read_checkpoint
 from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
+from shortstack.common.keywords import said_in_python
+from shortstack.common.phases import phase
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.families.table import UnknownFamilyError, family_of
 
 
+@said_in_python
 def open_checkpoint(
     model: str | Path, *, allow_links: bool = False, family: Family | None = None, headers_only: bool = False
 ) -> Checkpoint:
@@ -32,6 +35,7 @@ def open_checkpoint(
     return read_checkpoint(model, row, allow_links=allow_links, headers_only=headers_only)
 
 
+@phase("opening checkpoints")
 def open_model(
     model: str,
     *,

@@ -54,17 +54,18 @@ def check(
     tokens each. Every token must be the first choice of transformers in float32; where one is not, the two logits are told.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`; or a GGUF file, which llama.cpp
-            runs.
-        engine: engines that are to generate, separated by commas: `transformers` (with --engine-python: that of another
-            environment), `vllm`, `llama.cpp`, `mlx`, `openvino`; or `found`, all that are installed. By default none: an
-            engine takes up to a minute to start.
-        of: the checkpoint that a GGUF file was made of; by default the directory NAME beside NAME.gguf.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`; or a GGUF file, which
+            llama.cpp runs.
+        engine: Let these engines generate, separated by commas: `transformers` (with `engine_python`: that of another
+            environment), `vllm`, `llama.cpp`, `mlx`, `openvino`; or `found`, all that are installed. By default none
+            does: an engine takes up to a minute to start.
+        of: The checkpoint that a GGUF file was made of. By default it is the directory NAME beside NAME.gguf.
         engines: where engines are.
-        quick: leave weight files of 256 MB or more alone: they are neither read, hashed nor loaded, and reported as skipped.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        quick: Leave weight files of 256 MB or more alone: they are neither read, hashed nor loaded, and reported as
+            skipped.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
 
     Returns:
         A finding per check. The command exits 1 where one failed.

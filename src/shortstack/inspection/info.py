@@ -115,8 +115,8 @@ def info(model: str, *, allow_links: bool = False) -> Info:
     """Show what a checkpoint is: family, blocks, parameters, sizes, what one block less saves, and which blocks can go.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        allow_links: follow links in the checkpoint that lead out of its directory.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
 
     Returns:
         The facts; no tensor is read for them but the 8 KiB per tensor that the fingerprint takes. Of a hub id that is

@@ -49,8 +49,8 @@ def curve(
     token. Processes that torchrun or accelerate started together share the windows.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: write the curve here (curve.json); a run that was killed resumes when it is started again.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the curve to this file (curve.json). A run that was killed resumes when it is started again.
         calibration: the windows that choose; as many again judge.
         choice: how far it goes, and how sets are chosen.
         options: how the run goes.

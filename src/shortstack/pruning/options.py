@@ -8,24 +8,27 @@ from typing import ClassVar, Literal
 
 from shortstack.artifacts.sources import ScoresSource
 from shortstack.common.option_values import Amount, Listed
+from shortstack.common.options import Options
 
 Strategy = Literal["one-shot", "contiguous"]
 
 
 @dataclass(frozen=True)
-class BlockChoice:
+class BlockChoice(Options):
     """Which blocks to remove: the blocks themselves, or scores and how much to remove.
 
     Attributes:
-        blocks: the blocks to remove, by their numbers in the original model, such as `3,7-9`.
-        scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first removed first), or
-            `published:[MODEL:]CRITERION`.
-        criterion: which of the scores to use; may be left out when the file holds one.
-        remove: how many blocks to remove.
-        ratio: remove the most blocks whose share of the parameters is at most this.
-        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
-        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
-        strategy: `one-shot` removes the lowest scores; `contiguous` the adjacent run with the lowest sum.
+        blocks: The blocks to remove, by their numbers in the original model, such as `3,7-9`.
+        scores: Choose by these scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first
+            removed first), or `published:[MODEL:]CRITERION`.
+        criterion: Choose by this criterion. It may be left out where the scores hold only one.
+        remove: The number of blocks to remove.
+        ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
+        params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
+        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
+            10 blocks.
+        strategy: How the blocks are chosen: `one-shot` removes those with the lowest scores, `contiguous` the adjacent
+            ones with the lowest sum.
     """
 
     # What one of them, chosen by hand, takes the place of in a recipe.
@@ -53,13 +56,15 @@ class BlockChoice:
 
 
 @dataclass(frozen=True)
-class CurveOptions:
+class CurveOptions(Options):
     """How far a curve goes, and how its sets are chosen.
 
     Attributes:
-        selection: what chooses the set of each size: `greedy`, `beam:4`, `contiguous` or `one-shot`, as in `search`.
-        most: the most blocks to remove; by default half of those that may go.
-        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        selection: How the set of each size is chosen: `greedy`, `beam:4`, `contiguous` or `one-shot`, as in `shortstack
+            search`.
+        most: The most blocks to remove. By default it is half of those that may be removed.
+        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
+            10 blocks.
     """
 
     selection: str = "greedy"
@@ -68,17 +73,19 @@ class CurveOptions:
 
 
 @dataclass(frozen=True)
-class SearchOptions:
+class SearchOptions(Options):
     """How many blocks go, and how the set of them is searched.
 
     Attributes:
-        selection: `greedy` removes the block that costs least, measures again, and so on; `beam:4` goes on with the four
-            cheapest sets of each step; `evolution:20` changes sets by swaps for 20 generations; `one-shot` and `contiguous`
-            take what single blocks cost, and the cheapest run of adjacent ones.
-        remove: how many blocks to remove.
-        ratio: remove the most blocks whose share of the parameters is at most this.
-        params: remove blocks until the parameters are nearest to this, such as `5.5B`.
-        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
+        selection: How the set is searched: `greedy` removes the block that costs least, measures again, and so on;
+            `beam:4` continues with the four cheapest sets of each step; `evolution:20` changes sets by swaps for 20
+            generations; `one-shot` and `contiguous` take what single blocks cost, and the cheapest run of adjacent
+            ones.
+        remove: The number of blocks to remove.
+        ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
+        params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
+        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
+            10 blocks.
     """
 
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -99,16 +106,16 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
-class PruneOptions:
+class PruneOptions(Options):
     """How a pruned checkpoint is written.
 
     Attributes:
-        verify: load the result and compare it with the original with those blocks skipped: bytes, config, logits;
-            logits that cannot be compared are reported.
-        force: replace an output that shortstack made before.
-        allow_nonfinite: copy tensors that hold NaN or infinity.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        verify: Load the result and compare it with the original with those blocks skipped: bytes, config, logits.
+            Logits that cannot be compared are reported.
+        force: Replace an output that shortstack made before.
+        allow_nonfinite: Copy tensors that hold NaN or infinity.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     verify: bool = False

@@ -63,10 +63,10 @@ def plan(
     Give either the blocks, or scores and how much to remove. Nothing is written but the plan itself.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: write the plan here, as JSON.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the plan to this file (JSON).
         choice: which blocks to remove.
-        allow_links: follow links in the checkpoint that lead out of its directory.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
 
     Returns:
         The plan.

@@ -98,11 +98,13 @@ def prune(
     output appears whole or not at all.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: the directory to make.
-        plan: a plan.json of `shortstack plan`; or give the options of plan.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the checkpoint to this directory.
+        plan: Remove the blocks of this plan.json of `shortstack plan`. Without it, the options of `shortstack plan`
+            choose them.
         choice: which blocks to remove.
-        adapter: a PEFT adapter that was trained on the model: written to OUT/adapter, for the blocks that are left.
+        adapter: A PEFT adapter that was trained on the model. What it holds for the remaining blocks is written to
+            OUT/adapter.
         options: how the checkpoint is written.
 
     Returns:

@@ -45,8 +45,8 @@ def search(
     What sets have in common is computed once. Processes that torchrun or accelerate started together share the windows.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: write the plan here (plan.json); a search that was killed resumes when it is started again.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the plan to this file (JSON).
         calibration: the windows that choose; as many again judge.
         choice: how many blocks go, and how sets are searched.
         options: how the run goes.

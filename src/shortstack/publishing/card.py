@@ -70,14 +70,15 @@ def card(
     checkpoint, by its fingerprint; those of the dense model that it was made of are set beside them.
 
     Args:
-        directory: a checkpoint that shortstack wrote.
-        results: files that `shortstack eval` or `bench` wrote.
-        base_model: the hub id of the model that the checkpoint was made of, where shortstack.json does not know it.
-        license: its licence, by the hub's name for it, such as `apache-2.0`, where its own card did not state it.
-        eval_results: also write the accuracies on complete tasks to .eval_results/shortstack.yaml. The hub shows those whose
-            data set it lists as a benchmark.
-        force: replace a README.md that was edited.
-        quiet: no progress on stderr.
+        directory: A checkpoint that shortstack wrote.
+        results: The files that `shortstack eval` or `shortstack bench` wrote.
+        base_model: The hub id of the model that the checkpoint was made of, where shortstack.json does not know it.
+        license: The checkpoint's licence, by the hub's name for it, such as `apache-2.0`, where its own card did not
+            state it.
+        eval_results: Also write the accuracies on complete tasks to .eval_results/shortstack.yaml. The hub shows those
+            whose data set it lists as a benchmark.
+        force: Replace a README.md that was edited.
+        quiet: Show no progress on stderr.
 
     Returns:
         What was written.

@@ -93,13 +93,13 @@ def push(
     A push that was cut off is resumed by the same command: what has arrived is not sent again.
 
     Args:
-        directory: a checkpoint that shortstack wrote.
-        repository: where to, such as `org/name`.
-        yes: push; without it nothing leaves this machine.
-        public: make the repository public; by default nobody else can see it.
-        quick: leave weight files of 256 MB or more alone when checking.
-        force: push into a repository whose model shortstack did not make.
-        quiet: no progress on stderr.
+        directory: A checkpoint that shortstack wrote.
+        repository: The repository to push to, such as `org/name`.
+        yes: Push. Without this nothing leaves this machine.
+        public: Make the repository public. By default nobody else can see it.
+        quick: Leave weight files of 256 MB or more alone when checking.
+        force: Push into a repository whose model shortstack did not make.
+        quiet: Show no progress on stderr.
 
     Returns:
         Files, checks and, after a push, where it is. The command exits 1 where a check failed.

@@ -6,23 +6,25 @@ from dataclasses import dataclass
 
 from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Listed
+from shortstack.common.options import Options
 from shortstack.data.calibration import Sampling
 
 
 @dataclass(frozen=True)
-class CalibrationText:
+class CalibrationText(Options):
     """The windows of text that show what each layer's inputs look like.
 
     Attributes:
-        data: where calibration text comes from: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set on
-            the hub such as `c4`.
-        samples: number of calibration windows.
-        seq_len: tokens per window; by default 2048, or as many as the model has positions.
-        seed: of the generator that draws the windows.
-        sampling: `joined` joins the first 5000 rows by blank lines and draws windows anywhere in them, as published for
-            GPTQ on C4; `documents` draws windows from documents that are long enough, or from joined rows; `published` is
-            the procedure of Shortened LLaMA for its scores.
-        chat_template: render rows of `messages` through the tokenizer's chat template.
+        data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set
+            on the hub such as `c4`.
+        samples: The number of calibration windows.
+        seq_len: The number of tokens in a calibration window. By default it is 2048, or as many as the model has
+            positions.
+        seed: The seed of the generator that draws the calibration windows.
+        sampling: How the windows are drawn: `joined` draws them anywhere in the first 5000 rows joined by blank lines,
+            as published for GPTQ on C4; `documents` draws them from documents that are long enough, or from joined
+            rows; `published` is the procedure of Shortened LLaMA for its scores.
+        chat_template: Render rows of `messages` through the tokenizer's chat template.
     """
 
     data: str = "embedded"
@@ -38,13 +40,13 @@ class QuantizeOptions(TokenizerOptions):
     """How a quantization runs.
 
     Attributes:
-        eval_data: texts, separated by commas, whose perplexity is measured before and after (windows of 128, as published);
-            `none` measures nothing.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        force: replace an output that shortstack made before.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        eval_data: Measure the perplexity of these texts before and after, separated by commas (windows of 128, as
+            published). `none` measures nothing.
+        device: Where to compute: `cpu`, `cuda` or `cuda:N`. `auto` takes CUDA, else the CPU.
+        force: Replace an output that shortstack made before.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     eval_data: Listed = "embedded"

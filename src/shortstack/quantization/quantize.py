@@ -21,7 +21,7 @@ from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
 from shortstack.data.tokenizer import load_tokenizer
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.ppl import Windows, check_texts, subject_ppl
@@ -148,16 +148,16 @@ def quantize(
     Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323), as llm-compressor has it.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: the directory to make.
-        scheme: how weights are stored. `W4A16` and `W8A16`: integers of 4 or 8 bits, in groups (GPTQ). `W8A8`: integers of
-            8 bits, activations too (GPTQ). `FP8_DYNAMIC` and `NVFP4A16`: floating-point numbers of 8 or 4 bits, rounded
-            without calibration.
-        group_size: how many weights share a scale, in `W4A16` and `W8A16`; layers whose inputs it does not divide are left
-            dense. By default the largest of 128, 64 and 32 that divides, for each kind of layer.
-        actorder: the order in which GPTQ rounds the columns of a matrix: `static`, those with the largest inputs first,
-            while groups stay in place; `none`, as they stand.
-        dampening: share of its mean that GPTQ adds to the diagonal of the Hessian.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the checkpoint to this directory.
+        scheme: How weights are stored. `W4A16` and `W8A16` are integers of 4 or 8 bits, in groups (GPTQ). `W8A8` is
+            integers of 8 bits, activations too (GPTQ). `FP8_DYNAMIC` and `NVFP4A16` are floating-point numbers of 8 or
+            4 bits, rounded without calibration.
+        group_size: The number of weights that share a scale, in `W4A16` and `W8A16`. Layers whose inputs it does not
+            divide are left dense. By default it is the largest of 128, 64 and 32 that divides, for each kind of layer.
+        actorder: The order in which GPTQ rounds the columns of a matrix: `static` takes those with the largest inputs
+            first, while groups stay in place; `none` takes them as they stand.
+        dampening: The share of its mean that GPTQ adds to the diagonal of the Hessian.
         calibration: the windows.
         options: how the run goes.
 
@@ -172,7 +172,7 @@ def quantize(
     progress = Progress(quiet=options.quiet)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     choice = chosen_layers(checkpoint, chosen, group_size)
-    chosen.refuse_device(pick_device(options.device))
+    _refuse_device(chosen, options.device)
     check_output(out, inputs=[checkpoint.directory], force=options.force)
     windows = _windows(checkpoint, chosen, calibration, options.trust_remote_code, progress)
     _check_memory(checkpoint, windows)
@@ -200,6 +200,16 @@ def quantize(
         command_seconds(), report["usage"]["peak_rss_bytes"], report["usage"]["peak_device_bytes"],
         [*_says(checkpoint, choice, job.dtype), *report["says"]],
     )  # fmt: skip
+
+
+def _refuse_device(chosen: Scheme, device: str) -> None:
+    """Say now that the worker cannot compute there: it takes CUDA or the CPU."""
+    import torch
+
+    if device.startswith("mps"):
+        raise UsageError(f"--device {device}: quantization runs on CUDA or a CPU", hint="--device cpu")
+    place = pick_device(device)
+    chosen.refuse_device(torch.device("cpu") if place.type == "mps" else place)
 
 
 def _windows(

@@ -65,7 +65,8 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
     """List the recipes in the package; show one in full, or the JSON schema for editors.
 
     Args:
-        what: nothing for the list; `schema`; or a recipe, by name or file, which is shown with all that it extends.
+        what: Show this: a recipe by name or file, with all that it extends, or `schema`. Without it, the recipes are
+            listed.
 
     Returns:
         What was asked for.

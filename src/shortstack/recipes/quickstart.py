@@ -96,9 +96,9 @@ def quickstart(
     are not installed (`pip install 'shortstack[retrain]'`).
 
     Args:
-        out: the folder that everything is left in; what an earlier quickstart has done there is not done again.
-        force: do everything again.
-        quiet: no progress on stderr.
+        out: Leave everything in this folder. What an earlier quickstart did there is not done again.
+        force: Do everything again, also what an earlier quickstart did.
+        quiet: Show no progress on stderr.
 
     Returns:
         Dense, pruned and retrained perplexity, sizes and continuations.

@@ -12,7 +12,7 @@ from typing import IO, Any, Literal
 
 from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import aligned_left, plain, seconds
-from shortstack.common.options import stage
+from shortstack.common.options import Options, stage
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError, UsageError
@@ -98,15 +98,15 @@ class RunResult(Shown):
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """How a recipe is run.
 
     Attributes:
-        dry_run: run nothing: check models, data, packages and disk, and show the plan with sizes.
-        dtype: what every step computes in, unless --set says otherwise.
-        device: where every step computes, unless --set says otherwise.
-        force: make steps again that an earlier run in this folder has made with other settings.
-        quiet: no progress on stderr.
+        dry_run: Run nothing: check models, data, packages and disk, and show the plan with sizes.
+        dtype: The data type that every step computes in, unless `set_` gives it another.
+        device: Where every step computes, unless `set_` gives it another device.
+        force: Make steps again that an earlier run in this folder has made with other settings.
+        quiet: Show no progress on stderr.
     """
 
     dry_run: bool = False
@@ -135,11 +135,12 @@ def run(
     versions. A run that was killed goes on when the same command is given again.
 
     Args:
-        recipe: a name (`shortstack recipes` lists them), or a file.
-        model: the checkpoint to begin with, instead of the recipe's: a directory, a hub id, or `embedded`.
-        out: the run's folder; by default named after the recipe. Each step has a folder in it.
-        set_: change an option of a step, as `step.key=value`; can be given several times. `step=null` takes a step away.
-        from_: run this step and those after it again, whatever has been done.
+        recipe: The recipe: a name (`shortstack recipes` lists them), or a file.
+        model: Begin with this checkpoint instead of the recipe's: a directory, a hub id, or `embedded`.
+        out: The run's folder, in which each step has a folder. By default it is named after the recipe.
+        set_: Change an option of a step, as `step.key=value`. It can be given several times. `step=null` takes a step
+            away.
+        from_: Run this step and those after it again, whatever has been done.
         options: how the run goes.
 
     Returns:

@@ -35,11 +35,11 @@ def retrain_cpt(
     Source: Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834), and its model cards.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: text: a .txt, .jsonl, .json or .parquet file, a folder, a hub set such as `c4`, or `embedded`. It is read as
-            it is needed, however large.
-        out: the checkpoint to make.
-        train: what is trained: `all`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated by commas
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        data: The text to train on: a .txt, .jsonl, .json or .parquet file, a folder, a hub set such as `c4`, or
+            `embedded`. It is read as it is needed, however large.
+        out: Write the checkpoint to this directory.
+        train: What is trained: `all`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated by commas
             (`last:3,head,norm` is partial tuning as in Reassessing Layer Pruning).
         steps: the steps of the optimizer.
         options: how the run goes.

@@ -37,10 +37,10 @@ def retrain_lora(
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685), with the settings of Shortened LLaMA.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: rows of `instruction`, `input` and `output`, or of `messages` (.json, .jsonl, .parquet, a folder, a hub set
-            such as `alpaca-cleaned`); or text.
-        out: the checkpoint to make; OUT/adapter is the adapter alone.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        data: What to train on: rows with the fields instruction, input and output, or messages (.json, .jsonl,
+            .parquet, a folder, a hub set such as `alpaca-cleaned`); or text.
+        out: Write the checkpoint to this directory, and the adapter alone to OUT/adapter.
         lora: the adapter.
         prompt: how rows become text.
         steps: the steps of the optimizer.

@@ -66,14 +66,14 @@ def merge(
     anything is written, the logits are compared with those of base and adapter.
 
     Args:
-        adapter: the adapter's directory.
-        out: the directory to make.
-        base: the checkpoint that it was trained on; by default the one that adapter_config.json names.
-        save_dtype: what to store the result in; by default each tensor as the base has it.
-        force: replace an output that shortstack made before.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the base that lead out of its directory.
-        quiet: no progress on stderr.
+        adapter: The adapter's directory.
+        out: Write the checkpoint to this directory.
+        base: The checkpoint that the adapter was trained on. By default it is the one that adapter_config.json names.
+        save_dtype: The data type to store the result in. By default each tensor keeps that of the base.
+        force: Replace an output that shortstack made before.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the base that lead out of its directory.
+        quiet: Show no progress on stderr.
 
     Returns:
         What was merged.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Amount, Listed
-from shortstack.common.options import expect, refuse_idle
+from shortstack.common.options import Options, expect, refuse_idle
 from shortstack.data.row_prompt import PromptRule
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
@@ -22,28 +22,32 @@ class TrainingOptions(TokenizerOptions):
     """How a retraining run goes, whatever it trains.
 
     Attributes:
-        max_steps: stop after this many optimizer steps, whatever the data.
-        save_every: steps between two checkpoints; a killed run goes on from the last one.
-        eval_every: steps between two evaluations on what is held out and on the texts of `eval_data`.
-        log_every: steps between two lines of progress.
-        validation: how many rows or windows are held out; by default 2000 rows or 200 windows, or a tenth of few rows.
-        eval_data: texts whose perplexity (windows of 128, as published) is followed, separated by commas.
-        eval_windows: at most this many windows of each of these texts; by default all.
-        dense: the checkpoint that was pruned, for the table at the end; by default where shortstack.json says it is.
-        dtype: what to compute in; `auto` is float32 on a CPU, bfloat16 on a GPU that knows it.
-        device: `auto`, `cpu` or `cuda`.
-        seed: of the split, the order, the dropout and the adapter's beginning.
-        save_dtype: what to store the result in; by default each tensor as the checkpoint has it.
-        gradient_checkpointing: compute activations twice instead of keeping them; by default on a GPU for whole models.
-        workers: processes that prepare batches; they divide the work of each step among them.
-        report_to: `tensorboard`, `trackio` or `wandb`, besides metrics.jsonl.
-        dry_run: train nothing: say what would be trained, tokens, steps, memory, and time from three measured steps.
-        restart: begin anew, even where a killed run could go on.
-        weights_only_resume: go on from a checkpoint that lost its optimizer, schedule or random state, with fresh ones.
-        force: replace an output that shortstack made before; go on with a run that was begun with other settings.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        max_steps: Stop after this many optimizer steps, whatever the data.
+        save_every: Save the state after each of this many steps. A killed run resumes from the last one.
+        eval_every: Evaluate after each of this many steps, on the validation set and on the texts of `eval_data`.
+        log_every: Show a line of progress after each of this many steps.
+        validation: The number of rows or windows in the validation set. By default they are 2000 rows or 200 windows,
+            or a tenth of few rows.
+        eval_data: Follow the perplexity (windows of 128, as published) of these texts, separated by commas.
+        eval_windows: Use at most this many windows of each text of `eval_data`. By default all are used.
+        dense: The checkpoint that was pruned, for the table at the end. By default it is where shortstack.json says.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and bfloat16 on a GPU that supports it.
+        device: Where to train: `cpu`, `cuda` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`), else the CPU.
+        seed: The seed of the split, the order, the dropout and the adapter's first values.
+        save_dtype: The data type to store the result in. By default each tensor keeps that of the checkpoint.
+        gradient_checkpointing: Compute activations twice instead of keeping them. This is the default on a GPU for
+            whole models.
+        workers: The number of processes that prepare batches. They divide the work of each step among them.
+        report_to: Report to these trackers, besides metrics.jsonl: `tensorboard`, `trackio` or `wandb`, separated by
+            commas.
+        dry_run: Train nothing: show what would be trained, tokens, steps, memory, and time from three measured steps.
+        restart: Begin anew, even where a killed run could resume.
+        weights_only_resume: Resume from a saved state that lost its optimizer, schedule or random state, with fresh
+            ones.
+        force: Replace an output that shortstack made before, and resume a run that was begun with other settings.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     max_steps: int | None = None
@@ -81,15 +85,15 @@ class TrainingOptions(TokenizerOptions):
 
 
 @dataclass(frozen=True)
-class LoRA:
+class LoRA(Options):
     """Settings of an adapter (Hu et al. 2021); the defaults are the published ones.
 
     Attributes:
-        rank: of the adapter.
-        alpha: the adapter is scaled by alpha / rank.
-        dropout: of the adapter's input.
-        target_modules: the linear layers that get an adapter, such as `q_proj,v_proj`; by default all in the blocks, which
-            for Llama-like models are the published seven.
+        rank: The rank of the adapter.
+        alpha: Scale the adapter by `alpha` / `rank`.
+        dropout: The dropout of the adapter's input.
+        target_modules: The linear layers that get an adapter, such as `q_proj,v_proj`. By default all in the blocks do,
+            which for Llama-like models are the published seven.
     """
 
     rank: int = 8
@@ -113,12 +117,12 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class AdapterUse:
+class AdapterUse(Options):
     """What an adapter is trained on, and what becomes of it.
 
     Attributes:
-        merge: fold the adapter into the weights; without, OUT holds the adapter alone.
-        load_in_4bit: hold the base weights in 4 bit while training (QLoRA); needs bitsandbytes.
+        merge: Fold the adapter into the weights. With `merge=False`, OUT holds the adapter alone.
+        load_in_4bit: Hold the base weights in 4 bit while training (QLoRA). This needs bitsandbytes.
     """
 
     merge: bool = True
@@ -126,14 +130,15 @@ class AdapterUse:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Options):
     """The steps of the optimizer, whatever is trained.
 
     Attributes:
-        lr: the learning rate at the end of the warm-up.
-        batch: rows or windows per step, over all processes.
-        micro_batch: rows or windows at a time in one process.
-        warmup: steps until the learning rate is reached; a tenth of a run that is too short for them.
+        lr: The learning rate at the end of the warm-up.
+        batch: The number of rows or windows in a step, over all processes.
+        micro_batch: The number of rows or windows at a time in one process.
+        warmup: The number of steps until the learning rate is reached. A run that is too short for them takes a tenth
+            of its own.
     """
 
     lr: float = 1e-4
@@ -158,10 +163,10 @@ class RowSteps(Steps):
     """Steps over rows of instructions.
 
     Attributes:
-        epochs: passes over the data.
-        tokens: train on so many tokens instead, such as `10M`.
-        cutoff: tokens after which a row is cut off; of text, tokens per window.
-        group_by_length: put rows of like length into one batch: less padding, another order.
+        epochs: The number of passes over the data.
+        tokens: Train on this many tokens, such as `10M`, instead of `epochs`.
+        cutoff: Cut rows off after this many tokens. Of text, it is the number of tokens in a window.
+        group_by_length: Put rows of like length into one batch, which means less padding and another order.
     """
 
     epochs: float = 2
@@ -175,10 +180,10 @@ class TextSteps(Steps):
     """Steps over windows of packed text; the defaults are those published with the CPT checkpoints of Shortened LLaMA.
 
     Attributes:
-        tokens: how many tokens to train on, such as `1B`; by default one pass over the text.
-        seq_len: tokens per window; at most the model's positions.
-        weight_decay: of AdamW.
-        isolate_documents: attention stays within a document, in families where positions that start again do that.
+        tokens: Train on this many tokens, such as `1B`. By default it is one pass over the text.
+        seq_len: The number of tokens in a window, at most the model's positions.
+        weight_decay: The weight decay of AdamW.
+        isolate_documents: Keep attention within a document, in families where positions that start again do that.
     """
 
     batch: int = 512
@@ -194,11 +199,11 @@ class DistillationSteps(Steps):
     """Steps of a student.
 
     Attributes:
-        epochs: passes over the data.
-        tokens: train on so many tokens instead, such as `10M`.
-        seq_len: tokens per window, or after which a row is cut off; at most the model's positions.
-        weight_decay: of AdamW.
-        isolate_documents: attention stays within a document, in families where positions that start again do that.
+        epochs: The number of passes over the data.
+        tokens: Train on this many tokens, such as `10M`, instead of `epochs`.
+        seq_len: The number of tokens in a window, or after which a row is cut off; at most the model's positions.
+        weight_decay: The weight decay of AdamW.
+        isolate_documents: Keep attention within a document, in families where positions that start again do that.
     """
 
     epochs: float = 1
@@ -209,16 +214,18 @@ class DistillationSteps(Steps):
 
 
 @dataclass(frozen=True)
-class Teaching:
+class Teaching(Options):
     """The teacher, and what a student learns from it.
 
     Attributes:
-        teacher: the dense checkpoint, run beside the student; by default the one that shortstack.json names.
-        offline: a folder of `shortstack teach`, instead of --teacher and --data.
-        temperature: softens both distributions; by default 1, offline the one that was taught at.
-        kl_weight: of the distance to the teacher's distribution.
-        loss_weight: of the next token's own loss.
-        hidden_weight: of the distance of hidden states; not offline.
+        teacher: The dense checkpoint, which runs beside the student. By default it is the one that shortstack.json
+            names.
+        offline: Train on a folder of `shortstack teach`, instead of `teacher` and `data`.
+        temperature: The temperature that softens both distributions. By default it is 1, and with `offline` that of the
+            folder.
+        kl_weight: The weight of the distance to the teacher's distribution.
+        loss_weight: The weight of the next token's own loss.
+        hidden_weight: The weight of the distance between hidden states. It cannot be used with `offline`.
     """
 
     teacher: str | None = None
@@ -246,20 +253,21 @@ class TeachOptions(TokenizerOptions):
     """What of a teacher's logits is written down, on which rows or windows, and how the run goes.
 
     Attributes:
-        top_k: tokens whose log-probabilities are kept at every position.
-        temperature: the logits are divided by it; the student is trained at the same one.
-        tokens: of text, how much of it, such as `10M`; by default one pass.
-        seq_len: tokens per window or row; at most the teacher's positions.
-        validation: windows or rows of the validation set; by default as in `retrain`.
-        isolate_documents: attention stays within a document.
-        micro_batch: rows at a time.
-        dtype: what to compute in; `auto` is float32 on a CPU, the checkpoint's own elsewhere.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        seed: of the order of the text and of the split.
-        force: replace an output that shortstack made before.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        top_k: The number of tokens whose log-probabilities are kept at every position.
+        temperature: Divide the logits by this temperature. The student is trained at the same one.
+        tokens: Use this many tokens of a text, such as `10M`. By default it is one pass.
+        seq_len: The number of tokens in a window or row, at most the teacher's positions.
+        validation: The number of windows or rows in the validation set. By default it is that of `shortstack retrain`.
+        isolate_documents: Keep attention within a document.
+        micro_batch: The number of rows at a time.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
+        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
+            else the CPU.
+        seed: The seed of the order of the text and of the split.
+        force: Replace an output that shortstack made before.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     top_k: int = 64

@@ -88,9 +88,9 @@ def teach(
     Source: knowledge distillation (Hinton et al. 2015, arXiv 1503.02531), from the top logits alone.
 
     Args:
-        teacher: the dense checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: what the student will be trained on: text, or rows of instructions (the loss on responses alone).
-        out: the folder to make.
+        teacher: The dense checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        data: What the student will be trained on: text, or rows of instructions (the loss on responses alone).
+        out: Write the logits to this folder.
         options: what is written down of which rows, and how the run goes.
 
     Returns:

@@ -103,11 +103,13 @@ def agree(
     and so are two with one each, of other texts, seeds or precisions, or a published order.
 
     Args:
-        scores: scores.json or block_order.csv files, or `published:[MODEL:]CRITERION`.
-        criterion: this criterion only, of files that hold several.
-        remove: how many blocks would go; by default every eighth of the blocks, up to half of them.
-        plus: keep the first four and the last two blocks, as published; by default where there are at least 10 blocks.
-        out: write the figures here (JSON).
+        scores: The rankings: scores.json or block_order.csv files, or `published:[MODEL:]CRITERION`.
+        criterion: Compare this criterion only, of files that hold several.
+        remove: The number of blocks that would be removed. By default it is every eighth of the blocks, up to half of
+            them.
+        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
+            10 blocks.
+        out: Write the figures to this file (JSON).
 
     Returns:
         Every pair.

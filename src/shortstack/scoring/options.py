@@ -6,21 +6,24 @@ from dataclasses import dataclass
 
 from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Amount
+from shortstack.common.options import Options
 from shortstack.engine.select import MemoryMode
 from shortstack.runtime.devices import DType
 from shortstack.scoring.early_stopping import Rounds, Until
 
 
 @dataclass(frozen=True)
-class StoppingOptions:
+class StoppingOptions(Options):
     """When there are enough windows.
 
     Attributes:
-        until: `stable` adds windows in rounds of `samples`, until the blocks that `remove` takes away have not changed for
-            three rounds, or are below all others beyond the errors; ppl alone.
-        remove: with `until`: how many blocks would go.
-        plus: with `until`: keep the first four and the last two blocks; by default where there are at least 10 blocks.
-        max_samples: with `until`: the most windows.
+        until: Add windows until they are enough: `stable` adds rounds of `samples`, until the blocks that `remove`
+            takes away have not changed for three rounds, or are below all others beyond the errors. It needs the
+            criterion ppl alone.
+        remove: The number of blocks that would be removed, for `until`.
+        plus: Keep the first four and the last two blocks, for `until`. By default they stay where there are at least 10
+            blocks.
+        max_samples: The most windows that `until` draws.
     """
 
     until: Until | None = None
@@ -34,17 +37,20 @@ class ScoreOptions(TokenizerOptions):
     """How a scoring run goes.
 
     Attributes:
-        dtype: what to compute in; `auto` is bfloat16 on a GPU (float16 where the checkpoint is) and float32 on a CPU, unless
-            the checkpoint is bfloat16, the run is long, and bfloat16 measures at least 1.3 times as fast there.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        memory: `streamed` holds two blocks, `resident` keeps all; `auto` keeps a model that fits well.
-        memory_limit: the most that hidden states may take, such as `4GB`; by default 60 % of what is free. What does
-            not fit is swept in groups of blocks, the weights being read once for each.
-        save_every: with `--out`, seconds between two saved states, from which a killed run resumes when it is started
-            again.
-        trust_remote_code: run code that comes with the checkpoint.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        dtype: The data type to compute in. `auto` is bfloat16 on a GPU (float16 where the checkpoint is) and float32 on
+            a CPU, unless the checkpoint is bfloat16, the run is long, and bfloat16 measures at least 1.3 times as fast
+            there.
+        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
+            else the CPU.
+        memory: How the model is held: `streamed` holds two blocks at a time, `resident` keeps all of it, `auto` keeps a
+            model that fits well.
+        memory_limit: The most memory that hidden states may take, such as `4GB`. By default it is 60 % of what is free.
+            What does not fit is swept in groups of blocks, and the weights are read once for each.
+        save_every: The seconds between two saved states beside `out`, from which a killed run resumes when it is
+            started again.
+        trust_remote_code: Run code that comes with the checkpoint.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     dtype: DType = "auto"

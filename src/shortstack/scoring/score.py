@@ -66,14 +66,14 @@ def score(
     windows. docs/how-it-works.md has the formulas.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: write the scores here (scores.json).
-        criterion: criteria, separated by commas: {criteria}; with parameters such as `taylor:p=2,weight=sum`;
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the scores to this file (scores.json).
+        criterion: The criteria, separated by commas: {criteria}; with parameters such as `taylor:p=2,weight=sum`;
             `all` for every one. Requested together they share their passes over the weights.
         calibration: the windows.
-        blocks: score these blocks alone, such as `3,7-9`: the others stay in whatever is planned with the scores.
-        csv: write the published layout into this folder: of each criterion block_order.csv and the scores, sorted
-            and unsorted, per block and per tensor.
+        blocks: Score these blocks alone, such as `3,7-9`. The others stay in whatever is planned with the scores.
+        csv: Write the published layout into this folder: of each criterion block_order.csv and the scores, sorted and
+            unsorted, per block and per tensor.
         stopping: when there are enough windows.
         options: how the run goes.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from shortstack.common.option_values import Amount
-from shortstack.common.options import expect
+from shortstack.common.options import Options, expect
 from shortstack.errors import UsageError
 
 Only = Literal["mlp", "heads"]
@@ -15,16 +15,18 @@ HeadUnit = Literal["kv-groups", "query-heads"]
 
 
 @dataclass(frozen=True)
-class WidthChoice:
+class WidthChoice(Options):
     """How much of every block goes: the same number of heads and channels in each, because the config states one number.
 
     Attributes:
-        ratio: remove the most heads and channels whose share of the model's parameters is at most this.
-        params: remove heads and channels until the parameters are nearest to this, such as `5.5B`.
-        only: `mlp` removes channels alone, `heads` removes attention heads alone; by default about the same share of both.
-        head_unit: `kv-groups` removes a key-value head with all its query heads; `query-heads` removes the same number of
-            query heads from each group, and every key-value head stays.
-        multiple_of: keep a number of channels that this divides, such as 64, for engines that are faster with such sizes.
+        ratio: Remove the most heads and channels whose share of the model's parameters is at most this, such as 0.2.
+        params: Remove heads and channels until the number of parameters is nearest to this, such as `5.5B`.
+        only: Remove only some of it: `mlp` removes channels alone, `heads` attention heads alone. By default about the
+            same share of both is removed.
+        head_unit: What is removed together: `kv-groups` removes a key-value head with all its query heads;
+            `query-heads` removes the same number of query heads from each group, and every key-value head stays.
+        multiple_of: Keep a number of channels that this number divides, such as 64, for engines that are faster with
+            such sizes.
     """
 
     # What one of them, chosen by hand, takes the place of in a recipe.
@@ -53,14 +55,14 @@ class WidthChoice:
 
 
 @dataclass(frozen=True)
-class WriteOptions:
+class WriteOptions(Options):
     """How a narrower checkpoint is written.
 
     Attributes:
-        verify: load the result and compare it with the original with those heads and channels masked to zero: bytes, config,
-            logits.
-        force: replace an output that shortstack made before.
-        allow_nonfinite: copy tensors that hold NaN or infinity.
+        verify: Load the result and compare it with the original with those heads and channels masked to zero: bytes,
+            config, logits.
+        force: Replace an output that shortstack made before.
+        allow_nonfinite: Copy tensors that hold NaN or infinity.
     """
 
     verify: bool = False

@@ -135,8 +135,8 @@ def prune_width(
     Source: LLM-Pruner (Ma et al. 2023, arXiv 2305.11627).
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: the directory to make.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the checkpoint to this directory.
         choice: how much goes.
         calibration: the windows.
         write: how it is written.

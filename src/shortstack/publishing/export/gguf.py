@@ -86,10 +86,10 @@ def export_gguf(
     llama.cpp). Its file is compared with the checkpoint, and appears whole or not at all.
 
     Args:
-        model: a checkpoint directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: the file to make. `bench --engine llama.cpp` finds NAME.gguf beside the checkpoint NAME.
-        type: how weights are stored; `auto` leaves the choice of a 16-bit type to the converter. llama-quantize makes smaller
-            ones of such a file.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the GGUF file here. `shortstack bench` with llama.cpp finds NAME.gguf beside the checkpoint NAME.
+        type: How weights are stored. `auto` leaves the choice of a 16-bit type to the converter. llama-quantize makes
+            smaller ones of such a file.
         options: the converter, and how it runs.
 
     Returns:

@@ -21,7 +21,7 @@ class MergekitExport(Shown):
     """A merge that rebuilds a pruned checkpoint.
 
     Attributes:
-        out: the YAML file; None where none was requested.
+        out: Write the merge to this YAML file. By default it is printed.
         model: what the merge reads.
         layer_ranges: the kept blocks, as ranges [first, end) of the dense model's positions.
         says: what a user should hear about it.
@@ -58,9 +58,9 @@ def export_mergekit(
     """Write a passthrough merge for mergekit that rebuilds a pruned checkpoint out of the dense model.
 
     Args:
-        model: a checkpoint that `shortstack prune` wrote, or a plan.json; with --plan, the model that the plan is for.
-        out: the YAML file to write; by default the merge is printed.
-        force: replace an existing file.
+        model: A checkpoint that `shortstack prune` wrote, or a plan.json; with `plan`, the model that the plan is for.
+        out: Write the merge to this YAML file. By default it is printed.
+        force: Replace an existing file.
         options: where the removal is recorded, and the dense model is.
 
     Returns:

@@ -68,9 +68,9 @@ def export_prune_layers(
     """List the removed blocks for `llama-quantize --prune-layers`, which takes them out of the dense model's GGUF file.
 
     Args:
-        model: a checkpoint that `shortstack prune` wrote, or a plan.json; with --plan, the model that the plan is for.
-        out: the file to write the list to, on one line; by default it is printed alone.
-        force: replace an existing file.
+        model: A checkpoint that `shortstack prune` wrote, or a plan.json; with `plan`, the model that the plan is for.
+        out: Write the list to this file, on one line. By default it is printed alone.
+        force: Replace an existing file.
         options: where the removal is recorded, and the dense model is.
 
     Returns:

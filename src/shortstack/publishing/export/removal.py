@@ -11,6 +11,7 @@ from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges
+from shortstack.common.options import Options
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
@@ -84,14 +85,14 @@ class Removal:
 
 
 @dataclass(frozen=True)
-class RemovalOptions:
+class RemovalOptions(Options):
     """Where the removal is recorded, and the dense model is.
 
     Attributes:
-        plan: a plan.json of `shortstack plan`.
-        dense: the model that was pruned, where it is no longer where shortstack.json or the plan says.
-        allow_links: follow links in the checkpoint that lead out of its directory.
-        quiet: no progress on stderr.
+        plan: A plan.json of `shortstack plan`.
+        dense: The model that was pruned, where it is no longer where shortstack.json or the plan says.
+        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quiet: Show no progress on stderr.
     """
 
     plan: Path | None = None

@@ -71,10 +71,13 @@ def report(
     elsewhere, runs no script, prints, and names no folder of this machine.
 
     Args:
-        sources: a run's folder, checkpoints, folders of results, or files that score, plan, eval, bench and compare wrote.
-        out: the page to write; by default report.html in the working folder, unless only `--png` is given.
-        png: write the plots alone into this folder, as PNG.
-        published: published models to put beside the figures, separated by commas, such as `st-vicuna-v1.3-5.5b-ppl`.
+        sources: What to report: a run's folder, checkpoints, folders of results, or files that score, plan, eval, bench
+            and compare wrote.
+        out: Write the page to this file. By default it is report.html in the working folder, unless only `png` is
+            given.
+        png: Write the plots alone into this folder, as PNG.
+        published: Put these published models beside the figures, separated by commas, such as
+            `st-vicuna-v1.3-5.5b-ppl`.
 
     Returns:
         The verdict, and what was written.
