@@ -16,12 +16,12 @@ from shortstack.evaluation.samples import SampleRequest, evaluate_samples
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"temperature": -1.0}, "--temperature -1.0: expected a number from 0 up"),
-        ({"temperature": math.nan}, "--temperature nan: expected"),
-        ({"top_p": 0.0}, "--top-p 0.0: expected a share above 0"),
-        ({"count": 0}, "--count 0: expected at least 1"),
-        ({"temperature": 0, "top_k": 3}, "--top-k 3: no effect with --temperature 0"),
-        ({"temperature": 0, "count": 3}, "--count 3: no effect with --temperature 0"),
+        ({"temperature": -1.0}, "temperature=-1.0: expected a number from 0 up"),
+        ({"temperature": math.nan}, "temperature=.nan.: expected"),
+        ({"top_p": 0.0}, "top_p=0.0: expected a share above 0"),
+        ({"count": 0}, "count=0: expected at least 1"),
+        ({"temperature": 0, "top_k": 3}, "top_k=3: no effect with temperature=0"),
+        ({"temperature": 0, "count": 3}, "count=3: no effect with temperature=0"),
     ],
     ids=str,
 )

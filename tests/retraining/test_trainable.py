@@ -78,7 +78,7 @@ def test_a_target_module_that_no_layer_is(asked: str, built: Built) -> None:
         with_adapter(model, checkpoint, LoRA(target_modules=f"v_proj,{asked}"))
     assert "q_proj" in error.value.hint
     for broken in ("", "q_proj,", "q_proj,q_proj", "q_proj, v_proj"):
-        with pytest.raises(UsageError, match="--target-modules .*: expected names separated by commas, each once"):
+        with pytest.raises(UsageError, match="target_modules=.*: expected names separated by commas, each once"):
             LoRA(target_modules=broken)
 
 

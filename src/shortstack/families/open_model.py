@@ -31,6 +31,10 @@ def open_checkpoint(
         UnknownFamilyError: the table has no row for its `model_type`.
         ShortstackError: nothing is there, it is not a checkpoint that can be read, or config and tensors disagree.
     """
+    return _opened(model, allow_links=allow_links, family=family, headers_only=headers_only)
+
+
+def _opened(model: str | Path, *, allow_links: bool, headers_only: bool, family: Family | None = None) -> Checkpoint:
     row = family_of if family is None else lambda config, place: family
     return read_checkpoint(model, row, allow_links=allow_links, headers_only=headers_only)
 
@@ -61,12 +65,12 @@ def open_model(
     """
     progress = progress or Progress()
     try:
-        checkpoint = open_checkpoint(model, allow_links=allow_links, headers_only=headers_only)
+        checkpoint = _opened(model, allow_links=allow_links, headers_only=headers_only)
     except UnknownFamilyError as error:
         from shortstack.families.probe import probed_family
 
         family = probed_family(error.model_type, error.config, progress)
-        checkpoint = open_checkpoint(model, allow_links=allow_links, family=family, headers_only=headers_only)
+        checkpoint = _opened(model, allow_links=allow_links, family=family, headers_only=headers_only)
     for note in checkpoint.notes:
         progress.say(note)
     return checkpoint if tokenizer is None else replace(checkpoint, tokenizer=chosen_tokenizer(tokenizer))
