@@ -229,6 +229,7 @@ def test_folders_that_are_something_else(recipe: Path, tmp_path: Path) -> None:
         done(same_name, tmp_path / "other")
 
 
+@pytest.mark.fault(142)
 def test_a_recipe_is_known_by_what_it_is_and_not_by_how_it_is_named(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

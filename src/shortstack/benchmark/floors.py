@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _ROWS = 1024  # of a product: enough for the best rate
 _ROUNDS = 5
+_ENOUGH_OPERATIONS, _MOST_TIMES = 10e9, 20  # of one round of measurements of a rate
 _MOST_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
 _WIDEST = {"cpu": 2048, "cuda": 8192}
 
@@ -74,10 +75,15 @@ def measured_machine(device: torch.device, dtype: torch.dtype, weight_bytes: int
 
 @torch.no_grad()
 def product_rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> float:
-    """The best rate of a product with a matrix of this shape, in operations per second: a product and a sum are two."""
+    """The best rate of a product with a matrix of this shape, in operations per second: a product and a sum are two.
+
+    Small products are repeated for some tenths of a second: other programs disturb single ones.
+    """
     outputs, inputs = shape
     x, weight = (torch.ones(rows, inputs, device=device, dtype=dtype) for rows in (_ROWS, outputs))
-    seconds = _best([lambda: torch.mm(x, weight.t()), *_onednn_product(x, weight)], device)
+    calls = [lambda: torch.mm(x, weight.t()), *_onednn_product(x, weight)]
+    rounds = max(1, min(_MOST_TIMES, round(_ENOUGH_OPERATIONS / (2 * _ROWS * outputs * inputs))))
+    seconds = min(_best(calls, device) for _ in range(rounds))
     return 2 * _ROWS * outputs * inputs / seconds
 
 

@@ -91,6 +91,7 @@ class Estimate:
         criteria: of the scores that it makes.
         passes: what it computes, as far as that is known beforehand.
         untimed: why that says nothing of its time.
+        fastest: `--dtype auto` computes it in the precision that measures fastest.
     """
 
     makes: str
@@ -100,3 +101,4 @@ class Estimate:
     criteria: tuple[str, ...] = ()
     passes: tuple[Passes, ...] = ()
     untimed: str = ""
+    fastest: bool = False

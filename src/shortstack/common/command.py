@@ -35,7 +35,7 @@ class Command:
         extra: the extra that installs them.
         check: module:name of a function that looks, before anything runs, at what the options name: values by option name
             (a model as a `Forecast`) -> lines about what could not be looked at; it raises what is wrong.
-        estimate: module:name of a function that foresees what a step leaves behind: values -> `Estimate`.
+        estimate: module:name of a function that foresees what a step leaves behind and computes: values -> `Estimate`.
     """
 
     name: str

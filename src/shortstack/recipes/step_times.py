@@ -35,7 +35,7 @@ class StepTimes:
         if reason:
             self.untimed.setdefault(reason, []).append(step)
             return None
-        return sum(_operations(one) / self._rate(one, values) for one in estimate.passes)
+        return sum(_operations(one) / self._rate(one, values, fastest=estimate.fastest) for one in estimate.passes)
 
     def lines(self) -> list[str]:
         """How the times came about, and what has none."""
@@ -52,13 +52,15 @@ class StepTimes:
         found += [f"no time is estimated of {', '.join(steps)}: {why}" for why, steps in self.untimed.items()]
         return found
 
-    def _rate(self, one: Passes, values: Mapping[str, Any]) -> float:
-        from shortstack.engine.cpu import largest_matrix
+    def _rate(self, one: Passes, values: Mapping[str, Any], *, fastest: bool) -> float:
+        from shortstack.engine.cpu import chosen_dtype, largest_matrix
 
-        checkpoint = one.model.checkpoint
+        checkpoint, name = one.model.checkpoint, values.get("dtype") or "auto"
         device = pick_device(str(values.get("device") or "auto"))
         stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
-        dtype = pick_dtype(str(values.get("dtype") or "auto"), stored, device)
+        dtype = pick_dtype(name, stored, device)
+        if fastest:
+            dtype = chosen_dtype(name, checkpoint, device, _operations(one), say=lambda _: None)
         key = (device, dtype, largest_matrix(checkpoint))
         if key not in self.rates:
             from shortstack.benchmark.floors import product_rate

@@ -44,4 +44,4 @@ def estimate_score(values: Mapping[str, Any]) -> Estimate:
     needs = frozenset[str]().union(*(one.needs for one in criteria))
     heads = 1 + (3 if "gradients" in needs else 0) + (scored if needs & {"branches", "logits"} else 0)
     passes = Passes(model, tokens * block_passes(depth, criteria, candidates), tokens * heads)
-    return Estimate("scores", criteria=names, passes=(passes,))
+    return Estimate("scores", criteria=names, passes=(passes,), fastest=True)
