@@ -47,7 +47,7 @@ class StepTimes:
             )
             found.append(
                 f"time: an estimate from below, of the matrix products alone, at the rate of one product that was measured "
-                f"now ({rates}); attention, loading and everything else come on top"
+                f"now ({rates}); attention, imports, loading and what other programs take come on top"
             )
         found += [f"no time is estimated of {', '.join(steps)}: {why}" for why, steps in self.untimed.items()]
         return found
