@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from shortstack.benchmark.work import Work
 from shortstack.checkpoint.forecast import Estimate, Passes
@@ -12,6 +12,8 @@ from shortstack.runtime.devices import pick_device, pick_dtype
 
 if TYPE_CHECKING:
     import torch
+
+    from shortstack.runtime.devices import DType
 
 UNKNOWN = "what it computes is not known beforehand"
 
@@ -55,7 +57,7 @@ class StepTimes:
     def _rate(self, one: Passes, values: Mapping[str, Any], *, fastest: bool) -> float:
         from shortstack.engine.cpu import chosen_dtype, largest_matrix
 
-        checkpoint, name = one.model.checkpoint, values.get("dtype") or "auto"
+        checkpoint, name = one.model.checkpoint, cast("DType", values.get("dtype") or "auto")
         device = pick_device(str(values.get("device") or "auto"))
         stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
         dtype = pick_dtype(name, stored, device)
