@@ -167,7 +167,7 @@ def test_provenance_and_repeated_pruning(built: Built, tmp_path: Path) -> None:
     assert record["source_fingerprint"] == open_checkpoint(model).fingerprint
     assert [step["removed_blocks"] for step in record["steps"]] == [[1, 4], [3]]
     assert tensors_of(tmp_path / "twice") == tensors_of(tmp_path / "directly")
-    with pytest.raises(ShortstackError, match=r"no block 1; it has blocks 0, 2-3, 5"):
+    with pytest.raises(ShortstackError, match=r"block 1 is removed already; it has blocks 0, 2-3, 5"):
         prune(str(tmp_path / "once"), out=tmp_path / "never", blocks="1", quiet=True)
 
 
