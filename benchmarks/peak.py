@@ -18,9 +18,11 @@ from pathlib import Path
 
 import torch
 
+from shortstack.benchmark.timing import best_seconds
 from shortstack.engine import forward as sweep
+from shortstack.engine import streamed
 from shortstack.engine.block_model import Skeleton
-from shortstack.engine.cpu import best_seconds, fast_linear, largest_matrix
+from shortstack.engine.cpu import computing
 from shortstack.engine.streamed import StreamedModel
 from shortstack.families.open_model import open_checkpoint
 
@@ -73,7 +75,7 @@ def main(model_name: str, windows_name: str) -> None:
     shapes = [tensor.shape for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
     peak = Peak(shapes, (640, 1280))
     spent = 0.0
-    through = sweep._through_block
+    through = streamed.through_block
 
     def timed(*arguments: object) -> None:
         nonlocal spent
@@ -81,10 +83,10 @@ def main(model_name: str, windows_name: str) -> None:
         through(*arguments)
         spent += time.perf_counter() - started
 
-    sweep._through_block = timed
+    streamed.through_block = timed
     with (
         contextlib.closing(StreamedModel(skeleton, resident=True)) as engine,
-        fast_linear(torch.float32, CPU, largest_matrix(checkpoint)) as library,
+        computing(torch.float32, CPU) as library,
     ):
         engine.forward(ids, branches=True, on_progress=lambda _: peak.measure())
     evaluations, bandwidth = sweep.block_evaluations(checkpoint.depth), memory_bandwidth()

@@ -159,7 +159,7 @@ def precision(goals: Goals, windows: Path, folder: Path) -> None:
     ratio = exact["seconds"] / half["seconds"]
     right = chosen == ("bfloat16" if ratio >= 1.3 else "float32")
     say("16 x 768: bfloat16 against float32, after imports", ratio=ratio, auto_chose=chosen)
-    goals.figure("--dtype auto chose the faster one", float(right), at_least=1.0)
+    goals.figure("--dtype auto is the faster one", float(right), at_least=1.0)
     shutil.rmtree(model)
     for name in ("embedded", *sorted(str(path) for path in SHARED.glob("*") if (path / "config.json").is_file())):
         for dtype in ("float32", "bfloat16"):

@@ -12,8 +12,11 @@ def main() -> None:
         from shortstack.errors import NO_WINDOWS
 
         sys.exit("error: {}\nhint: {}".format(*NO_WINDOWS))
+    from shortstack.cli import quick_start
     from shortstack.cli.app import run
+    from shortstack.runtime import libraries
 
+    libraries.importing = quick_start.importing
     code = run(sys.argv[1:])
     gc.freeze()  # the process ends: to look once more through all that was imported takes a second
     sys.exit(code)

@@ -28,18 +28,13 @@ CPU = torch.device("cpu")
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """How often each tensor was read."""
     counted: Counter[str] = Counter()
-    real, real_views = weights.OpenFiles.read, weights.MappedFiles.views
+    real = weights.OpenFiles.read
 
     def read(self: Any, span: Any, pages: memoryview) -> None:
         counted.update(tensor.name for tensor in span.tensors)
         real(self, span, pages)
 
-    def views(self: Any, tensors: Any) -> Any:
-        counted.update(tensor.name for tensor in tensors)
-        return real_views(self, tensors)
-
     monkeypatch.setattr(weights.OpenFiles, "read", read)
-    monkeypatch.setattr(weights.MappedFiles, "views", views)
     return counted
 
 
@@ -122,23 +117,36 @@ def test_blocks_called_with_what_depends_on_the_text_are_refused(built: Built, m
 def test_a_live_cache_is_not_replayed(built: Built) -> None:
     from transformers import DynamicCache
 
-    from shortstack.engine.stand_ins import _without_cache
+    from shortstack.engine.block_model import _without_cache
 
     assert _without_cache(DynamicCache()) is None
     assert _without_cache((1, 2)) == (1, 2)
 
 
 @pytest.mark.fault(60)
-def test_a_file_that_shrinks_while_it_is_read_is_an_error(copied: Built) -> None:
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_file_that_shrinks_while_it_is_read_is_an_error(copied: Built, resident: bool) -> None:
     model = copied("llama")
     checkpoint = open_checkpoint(model)
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     path = model / "model.safetensors"
-    with BlockWeights(skeleton, resident=False) as source:
+    with BlockWeights(skeleton, resident=resident) as source:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(ShortstackError, match="was changed meanwhile"):
             for _ in source.each(range(6)):
                 pass
+
+
+@pytest.mark.fault(60)
+def test_a_file_that_shrinks_after_it_was_read_is_not_missed(copied: Built) -> None:
+    """What is kept is memory of the process, and no page of the file."""
+    model = copied("llama")
+    skeleton = Skeleton(open_checkpoint(model), dtype=torch.float32, device=CPU)
+    with BlockWeights(skeleton, resident=True) as source:
+        before = [block.mlp.up_proj.weight.clone() for _, block in source.each(range(6))]
+        (model / "model.safetensors").write_bytes(b"")
+        for index, block in source.each(range(6)):
+            assert torch.equal(block.mlp.up_proj.weight, before[index])
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 7])

@@ -39,8 +39,8 @@ def test_a_head_is_taken_apart_only_where_it_gives_the_logits(built: Built, fami
     ids = torch.arange(2, 26).view(2, 12)
     with torch.no_grad():
         hidden = 2 * torch.randn(*ids.shape, skeleton.first_hidden(ids).shape[-1])
-        found = skeleton.nll(hidden, ids)
-        assert (skeleton._linear_head is not None) == linear
+        found = skeleton.head.nll(hidden, ids)
+        assert (skeleton.head.linear is not None) == linear
         torch.testing.assert_close(found, token_nll(skeleton.logits(hidden, ids), ids), rtol=1e-5, atol=1e-5)
 
 
@@ -52,4 +52,6 @@ def test_the_gradient_of_the_loss_is_autograds(built: Built, family: str) -> Non
     scale = torch.tensor([0.3, 0.7], dtype=torch.float64)
     hidden = skeleton.first_hidden(ids).clone().requires_grad_(True)
     (token_nll(skeleton.logits(hidden, ids), ids).sum(dim=1) * scale).sum().backward()
-    torch.testing.assert_close(skeleton.nll_gradient(hidden.detach(), ids, scale), hidden.grad, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        skeleton.head.nll_gradient(hidden.detach(), ids, scale), hidden.grad, rtol=1e-4, atol=1e-7
+    )

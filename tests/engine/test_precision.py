@@ -1,4 +1,4 @@
-"""`--dtype auto` on a CPU: measured, at most the checkpoint's own precision, said, and kept."""
+"""`--dtype auto` on a CPU: by what it is and what is stored, at most the checkpoint's own precision, and said."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 
 from shortstack.artifacts.scores import Scores
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine import cpu as precision
 from shortstack.families.open_model import open_checkpoint
+from shortstack.runtime import devices
 from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score_windows
 from tests import pico
@@ -41,49 +41,53 @@ def scored(model: Path, said: Lines, **options: Any) -> Scores:
     return score_windows(open_checkpoint(model), windows, parse_criteria("ppl"), progress=said, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("speed", "chosen"), [(1.29, "float32"), (1.31, "bfloat16")])
-def test_bfloat16_is_taken_where_it_is_clearly_faster(
-    built: Built, monkeypatch: pytest.MonkeyPatch, speed: float, chosen: str
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Makes the CPU one that can do what is named."""
+    monkeypatch.setattr(devices, "_CPU", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "_cpu", devices._cpu.__wrapped__)
+
+    def make(flags: str) -> None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu vme {flags} sse\n\nprocessor\t: 1\n")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("flags", "stored", "chosen"),
+    [
+        ("avx512f", torch.bfloat16, "float32"),
+        ("avx512f avx512_bf16", torch.bfloat16, "bfloat16"),
+        ("amx_bf16 avx512_bf16", torch.bfloat16, "bfloat16"),
+        ("amx_bf16 avx512_bf16", torch.float32, "float32"),
+        ("amx_bf16 avx512_bf16", torch.float16, "float32"),
+    ],
+)
+def test_the_cpu_decides_and_nothing_is_measured(
+    cpu: Callable[[str], None], built: Built, flags: str, stored: torch.dtype, chosen: str
 ) -> None:
-    monkeypatch.setattr(precision, "_LONG_RUN", 1.0)
-    monkeypatch.setattr(precision, "bfloat16_speed", lambda *_: speed)
+    """A person can predict it, and the same command gives the same numbers."""
+    cpu(flags)
     said = Lines()
-    found = scored(built("llama", dtype=torch.bfloat16), said)
-    assert found.settings["dtype"] == chosen
-    assert [line for line in said.said if line.startswith(f"--dtype auto: {chosen}; ") and "1.3 times" in line]
+    assert scored(built("llama", dtype=stored), said).settings["dtype"] == chosen
+    unit = flags.split()[0] if chosen == "bfloat16" and "amx" in flags else "avx512_bf16"
+    line = f"--dtype auto: bfloat16, which the checkpoint is stored in and this CPU has units for ({unit})"
+    assert said.said == [line] * (chosen == "bfloat16")
 
 
-def test_what_is_stored_in_float32_and_what_is_short_is_not_measured(
-    built: Built, monkeypatch: pytest.MonkeyPatch
+def test_a_machine_that_does_not_say_what_it_can_do_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, built: Built, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(precision, "bfloat16_speed", lambda *_: pytest.fail("measured"))
-    assert scored(built("llama", dtype=torch.bfloat16), Lines()).settings["dtype"] == "float32"  # short
-    monkeypatch.setattr(precision, "_LONG_RUN", 1.0)
-    assert scored(built("llama"), Lines()).settings["dtype"] == "float32"
-    assert scored(built("llama", dtype=torch.float16), Lines()).settings["dtype"] == "float32"
+    monkeypatch.setattr(devices, "_CPU", tmp_path / "none")
+    monkeypatch.setattr(devices, "_cpu", devices._cpu.__wrapped__)
+    assert scored(built("llama", dtype=torch.bfloat16), Lines()).settings["dtype"] == "float32"
 
 
-def test_a_run_that_goes_on_keeps_its_precision(built: Built, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A second measurement could come out otherwise, and would throw the saved state away."""
-    monkeypatch.setattr(precision, "_LONG_RUN", 1.0)
-    monkeypatch.setattr(precision, "bfloat16_speed", lambda *_: 2.0)
-    model = built("llama", dtype=torch.bfloat16)
-    first = scored(model, Lines(), work_folder=tmp_path / "work", save_every=0.0)
-    monkeypatch.setattr(precision, "bfloat16_speed", lambda *_: pytest.fail("measured again"))
+def test_a_precision_that_is_asked_for_is_taken(cpu: Callable[[str], None], built: Built) -> None:
+    cpu("avx512_bf16")
     said = Lines()
-    second = scored(model, said, work_folder=tmp_path / "work", save_every=0.0)
-    assert second.settings["dtype"] == "bfloat16"
-    assert second.criteria == first.criteria
-    assert any("going on" in line for line in said.said)
-
-
-def test_measuring_takes_half_a_second_and_gives_a_ratio() -> None:
-    import time
-
-    started = time.perf_counter()
-    ratio = precision.bfloat16_speed(256, 96)
-    assert 0.01 < ratio < 100
-    assert time.perf_counter() - started < 30  # half a second, on a machine that does other things too
+    assert scored(built("llama", dtype=torch.bfloat16), said, dtype="float32").settings["dtype"] == "float32"
+    assert said.said == []
 
 
 def test_scores_say_what_they_were_computed_in(built: Built, tmp_path: Path) -> None:
@@ -93,7 +97,10 @@ def test_scores_say_what_they_were_computed_in(built: Built, tmp_path: Path) -> 
 
 @pytest.mark.fault(106)
 @pytest.mark.parametrize(("stored", "lines"), [(torch.float64, 1), (torch.float32, 0), (torch.bfloat16, 0)])
-def test_less_precision_than_is_stored_is_reported(built: Built, stored: torch.dtype, lines: int) -> None:
+def test_less_precision_than_is_stored_is_reported(
+    cpu: Callable[[str], None], built: Built, stored: torch.dtype, lines: int
+) -> None:
+    cpu("avx512f")
     said = Lines()
     assert scored(built("llama", dtype=stored), said).settings["dtype"] == "float32"
     assert said.said == ["--dtype auto: float32 on cpu; the checkpoint is stored in F64"] * lines

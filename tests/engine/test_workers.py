@@ -40,13 +40,12 @@ def test_each_has_its_share_of_the_cores_and_no_gradients() -> None:
 def test_threads_use_the_same_library_and_the_same_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     if not linear._available():
         pytest.skip("this build of torch has no oneDNN")
-    monkeypatch.setattr(linear, "_onednn_is_faster", lambda *_: True)
-    monkeypatch.setattr(linear, "_WORTH_MEASURING", 1)
+    monkeypatch.setattr(linear, "_WORTH_PACKING", range(1, 1 << 24))
     packed = []
     real = torch.ops.mkldnn._reorder_linear_weight
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda *a: packed.append(1) or real(*a))
     layer, x = torch.nn.Linear(48, 32), torch.randn(3, 48)
-    with linear.fast_linear(torch.float32, CPU, (32, 48)), workers(CPU) as side_by_side:
+    with linear.computing(torch.float32, CPU, "onednn"), workers(CPU) as side_by_side:
         found = list(side_by_side(lambda _: layer(x), range(8)))
     assert len(packed) == 1
     for result in found:

@@ -67,7 +67,7 @@ ROWS: dict[int, tuple[str, str]] = {
     57: ("the output lies in the hub's cache", "refused"),
     58: ("two runs on one output", "the second ends at once, naming the first; a dead one's lock is taken"),
     59: ("the input changes while it is read", "an error; nothing is published"),
-    60: ("a file shrinks while it is read", "an error in words: positioned reads; SIGBUS is handled where files are mapped"),
+    60: ("a file shrinks while it is read", "an error in words: positioned reads, and no file is mapped"),
     61: ("a file system that cannot rename", "copied file by file, config.json last; nothing is left where that fails"),
     62: ("umask and modes", "0644 less the umask"),
     63: ("out of memory while scoring", "less at a time down to one window, then block by block, then a clear error"),

@@ -16,7 +16,7 @@ import torch
 
 from shortstack.cli.app import run
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine import block_model, select
+from shortstack.engine import losses, select
 from shortstack.engine.block_model import NotSeparableError
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_checkpoint
@@ -116,7 +116,7 @@ def test_logits_come_in_slices_that_fit(built: Built, monkeypatch: pytest.Monkey
     model, whole = built("llama"), scored(built("llama"), "divergence", memory="streamed")
     seen = []
     real = Divergence.on_logits
-    monkeypatch.setattr(block_model, "_LOGITS_BYTES", tokens * pico.VOCABULARY * 4)
+    monkeypatch.setattr(losses, "_LOGITS_BYTES", tokens * pico.VOCABULARY * 4)
 
     def on_logits(self: Divergence, logits: LogitsPass) -> None:
         seen.append(logits.ids_BT.numel())

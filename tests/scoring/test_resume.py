@@ -137,8 +137,8 @@ def test_the_state_of_another_run_is_not_used(
 
 @pytest.mark.fault(53)
 @pytest.mark.parametrize("damage", ["half", "empty", "garbage"])
-def test_a_state_that_cannot_be_read_is_as_good_as_none(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+def test_a_state_that_cannot_be_read_is_as_good_as_none_and_reported(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
         cut_off_after(patched, 3)
@@ -147,7 +147,9 @@ def test_a_state_that_cannot_be_read_is_as_good_as_none(
     path = tmp_path / "work/state.safetensors"
     data = path.read_bytes()
     path.write_bytes({"half": data[: len(data) // 2], "empty": b"", "garbage": b"x" * 100}[damage])
-    assert figures(scored(built("llama"), tmp_path / "work")) == figures(scored(built("llama"), None))
+    found = figures(scored(built("llama"), tmp_path / "work", progress=Progress()))
+    assert capsys.readouterr().err.count("cannot be read and is not used") == 1
+    assert found == figures(scored(built("llama"), None))
 
 
 @pytest.mark.fault(53)

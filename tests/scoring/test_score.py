@@ -13,6 +13,7 @@ import torch
 
 from shortstack.artifacts.scores import Scores, load_scores
 from shortstack.common.formatting import parse_size
+from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationSet
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
@@ -93,7 +94,12 @@ def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
     [("ppl", 3, 1), ("ppl", 4, 2), ("ppl,taylor", 7 + 5, 3), ("ppl", 7, 6), ("ppl", 99, 6)],
 )
 def test_a_limit_of_memory_makes_groups(
-    built: Built, criteria: str, streams: int, group: int, monkeypatch: pytest.MonkeyPatch
+    built: Built,
+    criteria: str,
+    streams: int,
+    group: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The streams share the limit with what a backward sweep needs kept: an input per block, and the last output."""
     from shortstack.engine.streamed import StreamedModel
@@ -109,8 +115,11 @@ def test_a_limit_of_memory_makes_groups(
     monkeypatch.setattr(StreamedModel, "forward", forward)
     one_stream = len(windows) * len(windows[0]) * 32 * 4
     together = scored(model, windows, criteria)
-    limited = scored(model, windows, criteria, memory_bytes=streams * one_stream)
+    limited = scored(model, windows, criteria, memory_bytes=streams * one_stream, progress=Progress())
     assert seen == [6, group]
+    assert limited.settings.get("group", 6) == group
+    line = f"{group} are swept at a time, and the weights read {-(-6 // group)} times\n"
+    assert capsys.readouterr().err.count(line) == (group < 6)
     for name in criteria.split(","):
         assert limited.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
     with pytest.raises(ShortstackError, match=r"--memory-limit .*: hidden states of all windows take"):
@@ -189,9 +198,9 @@ def test_gradients_are_accumulated_before_absolute_values(built: Built) -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_bfloat16_checkpoint_is_computed_in_float32(built: Built) -> None:
+def test_a_bfloat16_checkpoint_computed_in_float32(built: Built) -> None:
     model, windows = built("llama", dtype=torch.bfloat16), pico.windows()
-    found = scored(model, windows, memory="streamed")
+    found = scored(model, windows, memory="streamed", dtype="float32")
     assert found.settings["dtype"] == "float32"
     assert_equals_oracle(found, model, windows)
 

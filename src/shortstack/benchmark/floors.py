@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from shortstack.benchmark.timing import best_seconds
 from shortstack.benchmark.work import Work
-from shortstack.engine.cpu import best_seconds
 from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from shortstack.artifacts.results import Figure
 
 UNSTEADY = 0.05  # coefficient of variation from which a figure is flagged
 _MEDIAN_ERROR = math.sqrt(math.pi / 2)  # standard error of a median over that of a mean, of many normal values
+
+
+def best_seconds(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[float]:
+    """The least time that each call took, of several rounds in which they take turns."""
+    best = [float("inf")] * len(calls)
+    for _ in range(rounds):
+        for which, call in enumerate(calls):
+            begun = time.perf_counter()
+            call()
+            best[which] = min(best[which], time.perf_counter() - begun)
+    return best
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -121,7 +121,10 @@ def read_exactly(descriptor: int, buffer: memoryview, offset: int, path: Path) -
     while done < len(buffer):
         count = _read_at(descriptor, buffer[done : done + _AT_ONCE], offset + done)
         if count == 0:
-            raise ShortstackError(f"{path}: ended at byte {offset + done} while it was read; it was changed meanwhile")
+            raise ShortstackError(
+                f"{path}: ended at byte {offset + done} while it was read; it was changed meanwhile",
+                hint="download or copy the checkpoint again, then run the same command",
+            )
         done += count
 
 

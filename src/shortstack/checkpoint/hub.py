@@ -15,6 +15,7 @@ from shortstack.checkpoint.downloads import shown_download
 from shortstack.checkpoint.headers import INDEX, PICKLED_INDEX, PICKLED_SINGLE, SINGLE, TensorInfo
 from shortstack.common.assets import ASSETS
 from shortstack.common.phases import is_watched
+from shortstack.common.process_state import logging_at
 from shortstack.errors import ShortstackError, did_you_mean, first_line
 
 EMBEDDED_MODEL = ASSETS / "model"
@@ -110,29 +111,29 @@ def _downloaded(
     from huggingface_hub import constants, hf_hub_download, snapshot_download
 
     # The library says each of its retries; what it comes to in the end is said here, once.
-    logging.getLogger("huggingface_hub").setLevel(logging.WARNING if is_watched() else logging.ERROR)
-    fetch = functools.partial(hf_hub_download, name, "config.json", revision=revision)
-    if constants.HF_HUB_OFFLINE:
-        return Path(asked(source, fetch)).parent  # what else must be there is checked when it is read
-    unreachable = unreachable_hub()
-    if unreachable is not None:  # the library would try for half a minute
-        with contextlib.suppress(Exception):
-            return Path(fetch(local_files_only=True)).parent
-        message, hint = _no_answer(unreachable)
-        raise ShortstackError(f"{source}: {message}", hint=hint)
-    config = Path(asked(source, fetch))
-    before_weights(config.parent)
-    sizes = asked(source, lambda: file_sizes(name, revision))
-    chosen = _weight_patterns(source, list(sizes))  # also where they are not wanted now: nothing there is an error
-    patterns = [*_SMALL_FILES, *(chosen if weights or chosen[0].endswith(".bin") else [])]
-    missing = sum(
-        nbytes
-        for file, nbytes in sizes.items()
-        if any(fnmatch.fnmatch(file, pattern) for pattern in patterns) and not (config.parent / file).exists()
-    )
-    with shown_download(source, missing) as shown:
-        whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns, **shown)
-        return Path(asked(source, whole))
+    with logging_at("huggingface_hub", logging.WARNING if is_watched() else logging.ERROR):
+        fetch = functools.partial(hf_hub_download, name, "config.json", revision=revision)
+        if constants.HF_HUB_OFFLINE:
+            return Path(asked(source, fetch)).parent  # what else must be there is checked when it is read
+        unreachable = unreachable_hub()
+        if unreachable is not None:  # the library would try for half a minute
+            with contextlib.suppress(Exception):
+                return Path(fetch(local_files_only=True)).parent
+            message, hint = _no_answer(unreachable)
+            raise ShortstackError(f"{source}: {message}", hint=hint)
+        config = Path(asked(source, fetch))
+        before_weights(config.parent)
+        sizes = asked(source, lambda: file_sizes(name, revision))
+        chosen = _weight_patterns(source, list(sizes))  # also where they are not wanted now: nothing there is an error
+        patterns = [*_SMALL_FILES, *(chosen if weights or chosen[0].endswith(".bin") else [])]
+        missing = sum(
+            nbytes
+            for file, nbytes in sizes.items()
+            if any(fnmatch.fnmatch(file, pattern) for pattern in patterns) and not (config.parent / file).exists()
+        )
+        with shown_download(source, missing) as shown:
+            whole = functools.partial(snapshot_download, name, revision=revision, allow_patterns=patterns, **shown)
+            return Path(asked(source, whole))
 
 
 def file_sizes(name: str, revision: str | None, *, repo_type: str = "model") -> dict[str, int]:
@@ -147,15 +148,15 @@ def file_sizes(name: str, revision: str | None, *, repo_type: str = "model") -> 
 def _downloaded_tokenizer(source: str, name: str, revision: str | None) -> Path:
     from huggingface_hub import constants, snapshot_download
 
-    logging.getLogger("huggingface_hub").setLevel(logging.WARNING if is_watched() else logging.ERROR)
-    fetch = functools.partial(snapshot_download, name, revision=revision, allow_patterns=[*_SMALL_FILES])
-    unreachable = None if constants.HF_HUB_OFFLINE else unreachable_hub()
-    if unreachable is not None:
-        with contextlib.suppress(Exception):
-            return Path(fetch(local_files_only=True))
-        message, hint = _no_answer(unreachable)
-        raise ShortstackError(f"{source}: {message}", hint=hint)
-    return Path(asked(source, fetch, what="tokenizer"))
+    with logging_at("huggingface_hub", logging.WARNING if is_watched() else logging.ERROR):
+        fetch = functools.partial(snapshot_download, name, revision=revision, allow_patterns=[*_SMALL_FILES])
+        unreachable = None if constants.HF_HUB_OFFLINE else unreachable_hub()
+        if unreachable is not None:
+            with contextlib.suppress(Exception):
+                return Path(fetch(local_files_only=True))
+            message, hint = _no_answer(unreachable)
+            raise ShortstackError(f"{source}: {message}", hint=hint)
+        return Path(asked(source, fetch, what="tokenizer"))
 
 
 def unreachable_hub() -> Exception | None:

@@ -16,10 +16,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from shortstack.engine.block_model import Skeleton, gradient_of
+from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.forward import ForwardResult, finished
 from shortstack.engine.journal import Journal
+from shortstack.engine.losses import gradient_of
 
 Result = TypeVar("Result")
 Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, and what came out with its graph
@@ -161,7 +162,7 @@ def backward_sweep(
             return  # done by the earlier run
         gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
     else:
-        gradient_WTD = skeleton.nll_gradient(last_WTD, ids_WT, loss_scale_W)
+        gradient_WTD = skeleton.head.nll_gradient(last_WTD, ids_WT, loss_scale_W)
     forward_state, forward_record = finished(forward)
     rows = skeleton.rows_at_a_time(ids_WT)
     order = range(start, last - 1, -1)

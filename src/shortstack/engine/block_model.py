@@ -12,17 +12,17 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from shortstack.checkpoint.anatomy import Anatomy
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.cpu import USUAL_COUNT, worker_count
 from shortstack.engine.load import experts_for
-from shortstack.engine.losses import head_gradient, head_nll, token_nll
-from shortstack.engine.stand_ins import BlockCall, Injector, Normed, Recorded, Recorder, find_blocks
+from shortstack.engine.losses import Head
 from shortstack.engine.weight_conversion import Conversion
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
@@ -31,10 +31,6 @@ from shortstack.runtime.libraries import import_transformers
 # enough; a GPU wants more.
 TOKENS_AT_A_TIME = {"cpu": 1280, "cuda": 16384}
 _BUILDING = threading.Lock()
-# Logits held at once, float32. Below 32 MiB the allocator keeps the pages; where they are made in slices of the
-# vocabulary, a slice is to stay in the cache.
-_LOGITS_BYTES = 31 << 20
-_SLICE = {"cpu": 5 << 19, "cuda": 1 << 27}
 
 
 class NotSeparableError(ShortstackError):
@@ -56,6 +52,7 @@ class Skeleton:
         blocks: the block modules, their parameters on the meta device, in order.
         blocks_name: what the model calls their list.
         conversion: how stored tensors become parameters.
+        head: makes losses of last hidden states.
         dtype, device: what everything is computed in and on.
     """
 
@@ -80,15 +77,12 @@ class Skeleton:
         self._model.eval()
         self.blocks_name, self._layers = find_blocks(self._model, checkpoint.anatomy)
         self.blocks: list[nn.Module] = list(self._layers)
-        for block in self.blocks:
-            if any(buffer.is_meta for buffer in block.buffers()):
-                raise NotSeparableError(
-                    checkpoint.source, "its blocks hold tables that cannot be built without the model"
-                )
         self.conversion = Conversion(self._model, checkpoint)
+        _compute_tables(self._model, self.conversion, checkpoint.source)
         load_outside_blocks(
             self._model, self.conversion, checkpoint, dtype=dtype, device=device, blocks_name=self.blocks_name
         )
+        self.head = Head(self)
         self._returns_tuple = False
         self._calls: dict[tuple[int, int], list[BlockCall]] = {}
 
@@ -140,63 +134,6 @@ class Skeleton:
         hidden: torch.Tensor = result[0] if isinstance(result, (tuple, list)) else result
         return hidden
 
-    @torch.no_grad()
-    def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-        """From last hidden states to negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32. No gradients.
-
-        Where logits are what a linear head gives they are made for a slice of the vocabulary at a time, else for as many
-        windows at a time as 31 MiB hold.
-        """
-        head = self._linear_head
-        rows = self.logit_rows(ids_BT.shape[1]) if head is None else self.rows_at_a_time(ids_BT)
-        at_once = _SLICE.get(self.device.type, _SLICE["cpu"])
-        found = []
-        for start in range(0, len(ids_BT), rows):
-            hidden, ids = hidden_BTD[start : start + rows], ids_BT[start : start + rows]
-            if head is None:
-                found.append(token_nll(self.logits(hidden, ids), ids))
-            else:
-                found.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
-        return torch.cat(found)
-
-    def nll_gradient(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
-        """d (sum over windows of scale * the window's summed loss) / d last hidden states, [B, T, D].
-
-        Logits are made for as many windows at a time as 31 MiB hold.
-        """
-        gradient_BTD = torch.empty_like(hidden_BTD)
-        head, rows = self._linear_head, self.logit_rows(ids_BT.shape[1])
-        for start in range(0, len(ids_BT), rows):
-            part = slice(start, start + rows)
-            hidden = hidden_BTD[part].detach().requires_grad_(True)
-            if head is None:
-                nll = token_nll(self.logits(hidden, ids_BT[part]), ids_BT[part])
-                torch.autograd.backward((nll.sum(dim=1) * scale_B[part].to(nll)).sum())
-            else:
-                normed = self._normed(head, hidden, ids_BT[part])
-                with torch.no_grad():
-                    outer = head_gradient(normed.detach(), head.weight, head.bias, ids_BT[part], scale_B[part])
-                torch.autograd.backward(normed, outer)
-            gradient_BTD[part] = gradient_of(hidden)
-        return gradient_BTD
-
-    def logit_rows(self, seq_len: int) -> int:
-        """How many windows' logits are held at once."""
-        return max(1, self._logit_tokens // seq_len)
-
-    def logit_slices(self, ids_WT: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-        """(windows, tokens) whose logits 31 MiB hold: whole windows, or a part of one."""
-        windows, seq_len = ids_WT.shape
-        rows, tokens = self.logit_rows(seq_len), min(seq_len, max(1, self._logit_tokens))
-        for row in range(0, windows, rows):
-            for start in range(0, seq_len, tokens):
-                yield slice(row, min(row + rows, windows)), slice(start, min(start + tokens, seq_len))
-
-    @property
-    def _logit_tokens(self) -> int:
-        vocabulary = self.checkpoint.tensors[self.checkpoint.anatomy.embedding].shape[0]
-        return _LOGITS_BYTES // (vocabulary * 4)
-
     def logits(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
         """Final norm and head on last hidden states, [B, T, V], as the model itself computes them."""
         stand_ins = [Injector(block, self._returns_tuple) for block in self.blocks]
@@ -205,37 +142,11 @@ class Skeleton:
             logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits
         return logits
 
-    @cached_property
-    def _linear_head(self) -> nn.Linear | None:
-        """The head, where it is a linear map and the model gives on what it gives as it is; this is tried once."""
-        head = self._model.get_output_embeddings()  # type: ignore[operator]
-        if type(head) is not nn.Linear:
-            return None
-        made: list[torch.Tensor] = []
-        handle = head.register_forward_hook(lambda _, __, output: made.append(output))
-        ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-        try:
-            with torch.no_grad():
-                logits = self.logits(self.first_hidden(ids_BT), ids_BT)
-        finally:
-            handle.remove()
-        same = len(made) == 1 and logits.shape == made[0].shape and logits.data_ptr() == made[0].data_ptr()
-        return head if same else None
-
-    def _normed(self, head: nn.Linear, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-        """What the head is given for last hidden states."""
-
-        def stop(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            raise Normed(given[0])
-
-        handle = head.register_forward_pre_hook(stop)
-        try:
-            self.logits(hidden_BTD, ids_BT)
-        except Normed as reached:
-            return reached.hidden_BTD
-        finally:
-            handle.remove()
-        raise RuntimeError("the model did not call its head")
+    @property
+    def output_embeddings(self) -> nn.Module | None:
+        """The model's head, where it has one of its own."""
+        found: nn.Module | None = self._model.get_output_embeddings()  # type: ignore[operator]
+        return found
 
     def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
         log, failure = self._recorded(ids_BT)
@@ -282,6 +193,101 @@ class Skeleton:
                 self._layers[index] = block
 
 
+def find_blocks(model: nn.Module, anatomy: Anatomy) -> tuple[str, nn.ModuleList]:
+    """(name, list of blocks) of a model: the module list as long as the checkpoint is deep, the one named as on disk if
+    there are several.
+
+    Raises:
+        ShortstackError: there is none.
+    """
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == anatomy.depth and "vision" not in name
+    ]
+    if not lists:
+        raise ShortstackError(f"transformers built no list of {anatomy.depth} blocks in {type(model).__name__}")
+    last = anatomy.prefix.rstrip(".").rpartition(".")[2]
+    # The outermost one: lists inside blocks (of experts, say) have longer names.
+    return min(lists, key=lambda found: (found[0].rpartition(".")[2] != last, found[0].count("."), found[0]))
+
+
+class StandIn(nn.Module):
+    """Takes a block's place; what the model reads from the block (its attention type, say) is passed on."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "_block", block)  # not a submodule: the model's parameters stay what they are
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._block, name)
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """What one block is called with beside its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Recorded(Exception):  # noqa: N818 - a signal, not an error
+    """Raised after the last block: final norm and head are not needed to learn arguments."""
+
+
+class Recordable(StandIn):
+    """A stand-in that gives hidden states in the form in which the model expects them."""
+
+    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
+        super().__init__(block)
+        self.returns_tuple = returns_tuple
+
+    def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...]]:
+        """(hidden states, other positional arguments); some models give hidden states by keyword."""
+        return (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+
+    def _result(self, hidden_BTD: torch.Tensor) -> Any:
+        return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
+
+
+class Recorder(Recordable):
+    """Gives its hidden states back as they came, and notes what else it was called with."""
+
+    def __init__(
+        self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool
+    ) -> None:
+        super().__init__(block, returns_tuple)
+        self._log = log
+        self._last = last
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """In the block's place."""
+        hidden_BTD, args = self._split(args, kwargs)
+        self._log.append((hidden_BTD, BlockCall(args, {key: _without_cache(value) for key, value in kwargs.items()})))
+        if self._last:
+            raise Recorded
+        return self._result(hidden_BTD)
+
+
+class Injector(Recordable):
+    """The first block's place-holder: whatever comes in, `hidden_BTD` goes on."""
+
+    hidden_BTD: torch.Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """In the block's place."""
+        given_BTD, _ = self._split(args, kwargs)
+        return self._result(given_BTD if self.hidden_BTD is None else self.hidden_BTD)
+
+
+def _without_cache(value: Any) -> Any:
+    """Some families pass a live cache although it is switched off; a replayed call would append to it."""
+    return None if type(value).__name__.endswith("Cache") else value
+
+
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:
     import_transformers()
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -289,8 +295,9 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: 
     try:
         config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=trust_remote_code)
         # Skeleton and blocks are built at once, so that they agree about attention: a block at eager attention, called
-        # with the mask of sdpa (none), would not be causal and would say nothing.
-        with _parameters_on_meta():
+        # with the mask of sdpa (none), would not be causal and would say nothing. One at a time: transformers sets torch's
+        # default precision meanwhile, for all threads.
+        with _BUILDING, torch.random.fork_rng(devices=[]), torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, trust_remote_code=trust_remote_code, **experts_for(dtype)
             )
@@ -298,35 +305,37 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: 
         raise ShortstackError(
             f"{checkpoint.source}: transformers cannot build this model: {first_line(error)}"
         ) from None
+    for name, parameter in list(model.named_parameters()):
+        if not parameter.is_meta:  # drawn at random, which the device does not catch
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner)._parameters[last] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
     return model
 
 
-@contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Build modules whose parameters take no memory while their tables (rotary frequencies) are real.
+def _compute_tables(model: nn.Module, conversion: Conversion, source: str) -> None:
+    """Make the tables that no checkpoint holds (rotary frequencies), with the model's own code, as transformers does.
 
-    Building on the meta device would lose the tables, which no checkpoint holds.
+    Raises:
+        NotSeparableError: a table is not made so.
     """
-    original = nn.Module.register_parameter
+    places = [
+        (module, name, buffer)
+        for prefix, module in model.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_meta and not conversion.makes(f"{prefix}.{name}".removeprefix("."))
+    ]
 
-    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
-        original(self, name, param)
+    def made(fill: int) -> list[torch.Tensor]:
+        for module, name, buffer in places:
+            module._is_hf_initialized = False
+            module._buffers[name] = torch.full_like(buffer, fill, device="cpu")
+        model.initialize_weights()  # type: ignore[operator]
+        return [getattr(module, name) for module, name, _ in places]
 
-    with _BUILDING:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.register_parameter = original  # type: ignore[method-assign]
-
-
-def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What backward left for a tensor."""
-    if tensor.grad is None:
-        raise RuntimeError("backward left no gradient")
-    return tensor.grad
+    with torch.random.fork_rng(devices=[]):
+        is_made = all(map(torch.equal, made(0), made(1)))
+    if not is_made:  # something is still there of what was there before
+        raise NotSeparableError(source, "it holds tables that cannot be built without the model")
 
 
 def _equal(first: Any, second: Any) -> bool:

@@ -1,8 +1,8 @@
 """Bring one block's weights in, the next one in the background, let the last one go.
 
-Streamed weights come by positioned reads into two reusable buffers (`reading.py`), never by mmap. On CUDA the buffers are
-pinned, and a second stream copies from them. Resident means that blocks, once read, are kept: on a CPU as pages of their
-file where that can be.
+Weights come by positioned reads (`storage.py`), never by mmap: a file that shrinks is an error in words. Streamed, they come
+into two reusable buffers; on CUDA the buffers are pinned, and a second stream copies from them. Resident means that blocks,
+once read, are kept.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.mapped import MappedFiles
 from shortstack.engine.storage import Arrived, Buffer, OpenFiles
 from shortstack.engine.weight_conversion import Conversion, Part
 from shortstack.errors import ShortstackError
@@ -54,7 +52,6 @@ class BlockWeights:
         self._device = skeleton.device
         self._resident = resident
         self._files = OpenFiles(past_cache=past_cache and not resident)
-        self._mapped = MappedFiles()
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shortstack-weights")
         self._kept: dict[int, Arrived] = {}
         self._targets: dict[str, torch.Tensor] = {}
@@ -72,7 +69,6 @@ class BlockWeights:
         """Let files and the reading thread go."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._files.close()
-        self._mapped.close()
 
     def each(self, order: Sequence[int], *, gradients: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield (index, block with its weights in) in this order; a block is let go when the next one is asked for.
@@ -123,10 +119,8 @@ class BlockWeights:
             transfer.wait_for_pinned(slot)
             arrived = transfer.send(buffers[slot].fill(tensors, self._files), slot, keep=self._resident)
         elif self._resident:
-            raw = self._mapped.views(tensors)
-            if raw is None:  # what stays is no other block's memory
-                raw = Buffer(self._files.buffer_bytes(tensors)).fill(tensors, self._files)
-            arrived = Arrived(self._as_computed(raw, tensors))
+            raw = Buffer(self._files.buffer_bytes(tensors)).fill(tensors, self._files)  # no other block's memory
+            arrived = Arrived({name: value.to(self._computed(value.dtype)) for name, value in raw.items()})
         else:
             arrived = Arrived(buffers[slot].fill(tensors, self._files))
         if self._resident:
@@ -137,12 +131,6 @@ class BlockWeights:
         from shortstack.engine.cuda_prefetch import Transfer
 
         return Transfer(self._device, self._computed, self._within_block)
-
-    def _as_computed(self, raw: dict[str, torch.Tensor], tensors: Sequence[TensorInfo]) -> dict[str, torch.Tensor]:
-        """What stays is kept as it is computed with; pages that it was made from are not."""
-        made = {name: value.to(self._computed(value.dtype)) for name, value in raw.items()}
-        self._mapped.release([tensor for tensor in tensors if made[tensor.name] is not raw[tensor.name]])
-        return made
 
     def _computed(self, stored: torch.dtype) -> torch.dtype:
         return self._dtype if stored.is_floating_point else stored
@@ -219,7 +207,7 @@ def load_outside_blocks(
             hint="download the checkpoint again",
         )
     for name, buffer in list(model.named_buffers()):
-        if buffer.device != device:
+        if buffer.device != device and not buffer.is_meta:  # those that come with blocks
             _set(model, name, buffer.to(device))
 
 

@@ -1,9 +1,9 @@
-"""What makes a CPU fast: the faster library for linear layers, batches side by side, and the faster precision.
+"""What a CPU computes with: the library of its float32 products, and batches side by side.
 
-torch sends float32 matrix products on x86 to MKL, which on some CPUs (AMD's with AVX-512) reaches half of what oneDNN,
-also inside torch, does with the same float32 arithmetic. Which one is faster here is measured once, in milliseconds.
-Within one product all cores wait for the slowest at every step; batches on cores of their own never do. And bfloat16 is
-slower than float32 on some CPUs, twice as fast on others: a long run measures that, too.
+torch sends float32 matrix products on x86 to MKL, which on AMD's CPUs reaches half to nine tenths of what oneDNN, also
+inside torch, does with the same float32 arithmetic; on Intel's it is the faster one. So the maker of the CPU decides, and
+not a stopwatch: the same command on the same machine gives the same numbers. Within one product all cores wait for the
+slowest at every step; batches on cores of their own never do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -21,58 +20,63 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from shortstack.checkpoint.reader import Checkpoint
+from shortstack.errors import UsageError
 from shortstack.runtime.cgroups import processors
-from shortstack.runtime.devices import DType, pick_dtype
+from shortstack.runtime.devices import Kernels, cpu_maker
 
-_WORTH_MEASURING = 1 << 18  # weights of a matrix; below this the calls cost more than the products
-_WORTH_PACKING = 1 << 24  # below this many weights: packing is 3 to 6 % faster, and takes the memory of a second copy
-_CLEARLY_FASTER = 1.05
-_ROWS = 640  # of what is multiplied when they are compared, between a sweep's batches and those with gradients
-_BUDGET_SECONDS = 0.2
+# Weights of a matrix that is packed: packing smaller ones costs more than it saves, larger ones the memory of a copy.
+_WORTH_PACKING = range(1 << 18, 1 << 24)
 _PACKED_AT = 3  # the batch, of those that go through a block
-_choices: dict[tuple[int, int], bool] = {}
-_entered: list[_ThroughOneDNN] = []
+_thread = threading.local()  # `mode`: the one that this thread has entered
 
 
 @contextlib.contextmanager
-def fast_linear(
-    dtype: torch.dtype, device: torch.device, shape: tuple[int, int], *, chosen: str | None = None
-) -> Iterator[str]:
-    """Within, linear layers on the CPU in float32 go through oneDNN if it is faster; gradients work.
+def computing(dtype: torch.dtype, device: torch.device, kernels: Kernels = "auto") -> Iterator[str]:
+    """Within, the CPU computes with all cores that this process may use, and float32 products of linear layers go through one
+    library; gradients work. What belongs to the process is put back.
 
     Args:
         dtype, device: what the model is computed in and on.
-        shape: output and input features of a typical weight, on which the two are compared.
-        chosen: the library to use where both can be, instead of comparing: what an earlier run decided.
+        kernels: the library; `auto` is oneDNN on CPUs of AMD and torch's own choice on all others.
 
     Yields:
         The library used: "onednn" or "torch".
+
+    Raises:
+        UsageError: oneDNN was asked for where it cannot be used.
+    """
+    before, outer = torch.get_num_threads(), getattr(_thread, "mode", None)
+    library = library_for(dtype, device, kernels)
+    if device.type == "cpu" and usable_threads() != before:
+        torch.set_num_threads(usable_threads())
+    try:
+        with _ThroughOneDNN() if library == "onednn" else contextlib.nullcontext() as mode:
+            _thread.mode = mode
+            yield library
+    finally:
+        _thread.mode = outer
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def library_for(dtype: torch.dtype, device: torch.device, kernels: Kernels) -> str:
+    """ "onednn" or "torch", for float32 products of linear layers.
+
+    Raises:
+        UsageError: oneDNN was asked for where it cannot be used.
     """
     possible = _available() and device.type == "cpu" and dtype == torch.float32
-    if not possible or not (chosen == "onednn" if chosen else _onednn_is_faster(*shape)):
-        yield "torch"
-        return
-    mode = _ThroughOneDNN()
-    with mode:
-        _entered.append(mode)
-        try:
-            yield "onednn"
-        finally:
-            _entered.pop()
+    if kernels == "onednn" and not possible:
+        place = f"{str(dtype).removeprefix('torch.')} on {device}"
+        raise UsageError(f"--cpu-kernels onednn: for float32 on a CPU, not for {place}", hint="leave it out")
+    wanted = kernels == "onednn" or (kernels == "auto" and cpu_maker() == "AuthenticAMD")
+    return "onednn" if possible and wanted else "torch"
 
 
-def inherited() -> Callable[[], object]:
+def _inherited() -> Callable[[], object]:
     """What a thread calls first to use the library that the calling thread uses now: modes are a thread's own."""
-    packed = _entered[-1].packed if _entered else None
-    return (lambda: None) if packed is None else (lambda: _ThroughOneDNN(packed).__enter__())  # type: ignore[no-untyped-call]
-
-
-def largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Shape of the first block's largest matrix, on which libraries are compared."""
-    matrices = [tensor for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
-    largest = max(matrices, key=lambda tensor: tensor.numel, default=None)
-    return (largest.shape[0], largest.shape[1]) if largest is not None else (1, 1)
+    mode = getattr(_thread, "mode", None)
+    return (lambda: None) if mode is None else (lambda: _ThroughOneDNN(mode.packed).__enter__())  # type: ignore[no-untyped-call]
 
 
 _packing = threading.Lock()
@@ -90,13 +94,14 @@ class _ThroughOneDNN(TorchFunctionMode):
         if func is functional.linear and not kwargs and args[1].dtype == args[0].dtype == torch.float32:
             bias = args[2] if len(args) > 2 else None
             if torch.is_grad_enabled():
-                return _Linear.apply(args[0], args[1], bias)  # type: ignore[no-untyped-call]
+                rows = _Linear.apply(args[0].reshape(-1, args[0].shape[-1]), args[1], bias)  # type: ignore[no-untyped-call]
+                return rows.view(*args[0].shape[:-1], -1)  # a view of what it gave: models may change it in place
             return _product(args[0], self._arranged(args[1], args[0].numel() // args[0].shape[-1]), bias)
         return func(*args, **(kwargs or {}))
 
     def _arranged(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
         """The weight; from its third batch on in oneDNN's own order: packing costs what a batch or two save."""
-        if not isinstance(weight, torch.nn.Parameter) or not _WORTH_MEASURING <= weight.numel() < _WORTH_PACKING:
+        if not isinstance(weight, torch.nn.Parameter) or weight.numel() not in _WORTH_PACKING:
             return weight
         with _packing:  # several threads come to a block's batches together
             known: torch.Tensor | int = self.packed.get(weight, 0)  # type: ignore[no-untyped-call]
@@ -109,7 +114,7 @@ class _ThroughOneDNN(TorchFunctionMode):
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W' + b with its gradients, all three products through oneDNN."""
+    """y = x W' + b of rows x with its gradients, all three products through oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -121,13 +126,12 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradients[0].contiguous()
         for_x = for_weight = for_bias = None
-        rows = gradient.flatten(0, -2)
         if ctx.needs_input_grad[0]:
             for_x = _product(gradient, weight.T, None)
         if ctx.needs_input_grad[1]:
-            for_weight = _product(rows.T, x.flatten(0, -2).T, None)
+            for_weight = _product(gradient.T, x.T, None)
         if ctx.needs_input_grad[2]:
-            for_bias = rows.sum(dim=0)
+            for_bias = gradient.sum(dim=0)
         return for_x, for_weight, for_bias
 
 
@@ -139,41 +143,6 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 def _available() -> bool:
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def _onednn_is_faster(outputs: int, inputs: int) -> bool:
-    key = (outputs, inputs)
-    if key not in _choices:
-        _choices[key] = outputs * inputs >= _WORTH_MEASURING and _measured_ratio(outputs, inputs) > _CLEARLY_FASTER
-    return _choices[key]
-
-
-@torch.no_grad()
-def _measured_ratio(outputs: int, inputs: int) -> float:
-    """Time of torch's own product over that of oneDNN, the best of a few each, taking turns."""
-    x, weight = (
-        torch.ones(_ROWS, inputs),
-        torch.ones(outputs, inputs),
-    )  # not random: the caller's generator stays as it is
-    calls: list[Callable[[], torch.Tensor]] = [lambda: functional.linear(x, weight), lambda: _product(x, weight, None)]
-    torchs, onednns = best_seconds(calls, rounds=8, budget_seconds=_BUDGET_SECONDS)
-    return torchs / onednns
-
-
-def best_seconds(
-    calls: Sequence[Callable[[], object]], *, rounds: int, budget_seconds: float = float("inf")
-) -> list[float]:
-    """The least time that each call took, of several rounds in which they take turns; at least two, whatever the budget."""
-    best = [float("inf")] * len(calls)
-    started = time.perf_counter()
-    for number in range(rounds):
-        if number >= 2 and time.perf_counter() - started > budget_seconds:
-            break
-        for which, call in enumerate(calls):
-            begun = time.perf_counter()
-            call()
-            best[which] = min(best[which], time.perf_counter() - begun)
-    return best
 
 
 Item = TypeVar("Item")
@@ -216,7 +185,7 @@ def workers(device: torch.device) -> Iterator[SideBySide]:
     if count == 1:
         yield map
         return
-    enter = inherited()
+    enter = _inherited()
 
     def begin() -> None:
         torch.set_num_threads(threads // count)  # of this thread; torch gives the number to those that start later, too
@@ -229,60 +198,3 @@ def workers(device: torch.device) -> Iterator[SideBySide]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)
-
-
-WORTH_IT = 1.3  # how many times as fast bfloat16 must be
-_LONG_RUN = 1e12  # operations: some seconds on a laptop; below, measuring would take longer than it can save
-_PRECISION_BUDGET_SECONDS = 0.5
-_TOKENS = 128
-
-
-def chosen_dtype(
-    name: DType, checkpoint: Checkpoint, device: torch.device, operations: float, *, say: Callable[[str], object]
-) -> torch.dtype:
-    """What a scoring run computes in.
-
-    Args:
-        name: what was asked for. `auto` on a GPU is bfloat16, which GPUs are made for, also where the checkpoint is stored
-            in float32, and float16 where it is float16. On a CPU it is float32, or bfloat16 where the checkpoint is stored
-            in it, the run is long, and it measures at least 1.3 times as fast.
-        operations: of the whole run, about.
-        say: is given a line with what was measured and chosen.
-    """
-    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
-    asked = name
-    if name == "auto" and device.type == "cpu" and stored == "BF16" and operations >= _LONG_RUN:
-        ratio = bfloat16_speed(*largest_matrix(checkpoint))
-        name = "bfloat16" if ratio >= WORTH_IT else "float32"
-        say(
-            f"--dtype auto: {name}; bfloat16, which the checkpoint is stored in, is {ratio:.2g} times as fast as float32 here"
-        )
-    elif name == "auto" and device.type == "cuda" and stored != "F16":
-        name = "bfloat16"
-    computed = pick_dtype(name, stored, device)
-    if asked == "auto" and computed.itemsize < {"F32": 4, "F64": 8}.get(stored, 0):
-        say(f"--dtype auto: {str(computed).removeprefix('torch.')} on {device}; the checkpoint is stored in {stored}")
-    return computed
-
-
-@torch.no_grad()
-def bfloat16_speed(outputs: int, inputs: int) -> float:
-    """How many times as fast bfloat16 is, for a feed-forward layer of this shape on some tokens: the best of what half a
-    second allows, taking turns."""
-    cpu = torch.device("cpu")
-    outputs, inputs = min(outputs, 4096), min(inputs, 4096)  # larger ones say the same and take seconds
-
-    def layer(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-        shapes = ((_TOKENS, inputs), (outputs, inputs), (inputs, outputs))
-        x, up, down = (torch.ones(shape, dtype=dtype) for shape in shapes)
-
-        def run() -> torch.Tensor:
-            wide = functional.linear(x, up)
-            return functional.linear(functional.silu(wide) * wide, down) + x
-
-        return run
-
-    with fast_linear(torch.float32, cpu, (outputs, inputs)):  # bfloat16 is passed on as it is
-        calls = [layer(torch.float32), layer(torch.bfloat16)]
-        exact, half = best_seconds(calls, rounds=50, budget_seconds=_PRECISION_BUDGET_SECONDS)
-    return exact / half

@@ -10,18 +10,18 @@ Legend: W windows, T tokens, D hidden size, S streams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from shortstack.engine.block_model import Skeleton
+from shortstack.engine.block_model import BlockCall, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
-from shortstack.engine.journal import Journal, SavedState
-from shortstack.engine.stand_ins import BlockCall
+from shortstack.engine.journal import SavedState
 from shortstack.runtime.devices import exact_place
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
@@ -70,41 +70,105 @@ class ForwardResult:
     graphs: Graphs | None = None
 
 
-def finished(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A finished forward sweep, as its state is saved."""
-    inputs = forward.inputs or []
-    state = ForwardState(torch.empty(0), inputs, first=len(inputs), next=len(inputs))
-    state.base_nll, state.last_WTD = forward.base_nll_W, forward.last_WTD
-    state.candidates = list(forward.candidate_nll_NW) if forward.candidate_nll_NW is not None else []
-    return state.saved()
+@dataclass
+class Streams:
+    """Hidden states on their way through the blocks: those of the candidates, and behind them the base stream's.
+
+    After block i the base stream's go one place up, and what stays in its place is what block i was given, which is the
+    candidate that skips block i. Nothing is ever copied.
+
+    Attributes:
+        held_SWTD: all of them, with places for those to come.
+        active: how many candidates there are so far.
+        next: the block that they come to next.
+    """
+
+    held_SWTD: torch.Tensor
+    active: int = 0
+    next: int = 0
+
+    @property
+    def base(self) -> torch.Tensor:
+        """The model's own, [W, T, D]."""
+        return self.held_SWTD[self.active]
+
+    @property
+    def candidates(self) -> torch.Tensor:
+        """Those that have skipped a block, [S, W, T, D]."""
+        return self.held_SWTD[: self.active]
+
+    def make_room(self, candidates: int) -> None:
+        """Have places for so many candidates and the base stream."""
+        held_SWTD = self.held_SWTD.new_empty((candidates + 1, *self.held_SWTD.shape[1:]))
+        held_SWTD[: self.active + 1] = self.held_SWTD[: self.active + 1]
+        self.held_SWTD = held_SWTD
+
+
+def sweep(
+    weights: BlockWeights,
+    streams: Streams,
+    order: Sequence[int],
+    members: Collection[int],
+    run: Callable[[nn.Module, int, bool], object],
+    keeping: Callable[[int, nn.Module, bool], AbstractContextManager[None]],
+    *,
+    gradients: bool = False,
+) -> None:
+    """Bring a block in; run the base and the candidates through it; keep what the criteria asked for.
+
+    Args:
+        weights: gives blocks with their weights in.
+        streams: taken from block to block, in place.
+        order: the blocks.
+        members: those that a candidate skips: there the base stream branches.
+        run: takes the streams through a block, given the block, its index, and whether the base stream branches.
+        keeping: given the same, what is done around that.
+        gradients: make the weights ask for gradients.
+    """
+    for index, block in weights.each(order, gradients=gradients):
+        branching = index in members
+        with keeping(index, block, branching):
+            run(block, index, branching)
+            streams.active += branching
+            streams.next = index + 1
 
 
 @dataclass
 class ForwardState:
-    """Where a forward sweep is: in the group of candidates from `first` on, before block `next`."""
+    """How far a forward sweep is: all that a run which was cut off needs to resume.
 
-    base_WTD: torch.Tensor  # what goes into block `first`; once in the streams, the first of them
+    Attributes:
+        streams: of the group of candidates that is swept.
+        inputs: what the base stream brought to each block so far; None where it is not kept.
+        first: the block where the group begins.
+        next_base_WTD: what goes into the block where the next group begins.
+        candidates: the NLL of each window without a block, for each candidate of the groups that are done.
+        base_nll, last_WTD: as in `ForwardResult`, once the first group is done.
+    """
+
+    streams: Streams
     inputs: list[torch.Tensor] | None
     first: int = 0
-    next: int = 0
-    active: int = 0  # candidates so far in this group; the base stream lies behind them
-    streams_SWTD: torch.Tensor | None = None
     next_base_WTD: torch.Tensor | None = None
     candidates: list[torch.Tensor] = field(default_factory=list)
     base_nll: torch.Tensor | None = None
     last_WTD: torch.Tensor | None = None
 
+    def begin_group(self, first: int) -> None:
+        """What is left of a group is where the next one begins."""
+        base_WTD = self.next_base_WTD
+        held_SWTD = self.streams.held_SWTD.new_empty(0) if base_WTD is None else base_WTD[None]
+        self.streams, self.first, self.next_base_WTD = Streams(held_SWTD, next=first), first, None
+
     def saved(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """For the journal."""
-        if self.streams_SWTD is not None and self.next > self.first:
-            tensors = {"streams": self.streams_SWTD[: self.active + 1]}
-        else:
-            tensors = {"base": self.base_WTD}
+        streams = self.streams
+        tensors = {"streams": streams.held_SWTD[: streams.active + 1]}
         tensors |= {f"inputs.{index:05d}": tensor for index, tensor in enumerate(self.inputs or [])}
         tensors |= {f"candidates.{index:05d}": tensor for index, tensor in enumerate(self.candidates)}
         optional = {"next_base": self.next_base_WTD, "base_nll": self.base_nll, "last": self.last_WTD}
         tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-        record = {"phase": "forward", "first": self.first, "next": self.next, "active": self.active}
+        record = {"phase": "forward", "first": self.first, "next": streams.next, "active": streams.active}
         return tensors, {**record, "keeps_inputs": self.inputs is not None}
 
     @staticmethod
@@ -116,130 +180,27 @@ class ForwardState:
             for kind in ("inputs", "candidates")
         }
         return ForwardState(
-            base_WTD=tensors["base"] if "base" in tensors else tensors["streams"][0],
-            inputs=numbered["inputs"] if saved.record["keeps_inputs"] else None,
-            first=saved.record["first"],
-            next=saved.record["next"],
-            active=saved.record["active"],
-            streams_SWTD=tensors.get("streams"),
-            next_base_WTD=tensors.get("next_base"),
-            candidates=[tensor.cpu() for tensor in numbered["candidates"]],
-            base_nll=tensors["base_nll"].cpu() if "base_nll" in tensors else None,
-            last_WTD=tensors.get("last"),
+            Streams(tensors["streams"], saved.record["active"], saved.record["next"]),
+            numbered["inputs"] if saved.record["keeps_inputs"] else None,
+            saved.record["first"],
+            tensors.get("next_base"),
+            [tensor.cpu() for tensor in numbered["candidates"]],
+            tensors["base_nll"].cpu() if "base_nll" in tensors else None,
+            tensors.get("last"),
         )
 
 
-@dataclass(frozen=True)
-class Group:
-    """Candidates that are swept together.
-
-    Attributes:
-        members: the blocks that they skip.
-        following: the block where the next group begins.
-        graphs: where to keep what a backward sweep needs.
-        side_by_side: runs batches.
-        hooks: called with what is there at a block.
-        watched: the blocks whose hidden states are shown: in the first group alone, which the base stream goes all through.
-    """
-
-    members: Sequence[int]
-    following: int
-    graphs: Graphs | None
-    side_by_side: SideBySide
-    hooks: Hooks
-    watched: Sequence[int]
-
-
-def sweep_group(
-    skeleton: Skeleton,
-    weights: BlockWeights,
-    ids_WT: torch.Tensor,
-    state: ForwardState,
-    group: Group,
-    on_progress: Callable[[int], object],
-    journal: Journal,
-) -> None:
-    """A group's candidates, from block `state.next` to the last."""
-    depth, first = len(skeleton.blocks), state.first
-    is_first = state.base_nll is None
-    # The base stream lies behind the candidates: after block i its output goes one place up, and what stays in its
-    # place is what block i was given, which is the candidate that skips block i. Nothing is ever copied.
-    streams_SWTD = state.base_WTD.new_empty((len(group.members) + 1, *state.base_WTD.shape))
-    if state.streams_SWTD is not None and state.next > first:
-        streams_SWTD[: state.active + 1] = state.streams_SWTD
-    else:
-        streams_SWTD[0] = state.base_WTD
-    state.streams_SWTD = streams_SWTD
-    state.base_WTD = streams_SWTD[0]  # what it held is among the streams: not held twice
-    for index, block in weights.each(range(state.next, depth), gradients=group.graphs is not None):
-        if is_first and state.inputs is not None:
-            state.inputs.append(streams_SWTD[state.active].clone())
-        if index == group.following:
-            state.next_base_WTD = streams_SWTD[state.active].clone()  # where the next group begins
-        if is_first and group.hooks.on_weights is not None:
-            group.hooks.on_weights(index, dict(block.named_parameters()))
-        branching = index in group.members
-        given_WTD = _watched_input(index, state, group, streams_SWTD, branching)
-        if not _kept_graph(skeleton, block, index, state, group, ids_WT):
-            _through_block(skeleton, group.side_by_side, block, index, streams_SWTD, state.active, ids_WT, branching)
-        if given_WTD is not None and group.hooks.on_hidden is not None:
-            left_WTD = streams_SWTD[state.active + branching]
-            group.hooks.on_hidden(index, dict(block.named_parameters()), slice(0, len(ids_WT)), given_WTD, left_WTD)
-        on_progress(state.active + 1)
-        state.active += branching
-        state.next = index + 1
-        if journal.due():
-            journal.save(*state.saved())
-
-
-def _watched_input(
-    index: int, state: ForwardState, group: Group, streams_SWTD: torch.Tensor, branching: bool
-) -> torch.Tensor | None:
-    """What the base stream brings to a block whose hidden states are shown, where it stays while the block is run."""
-    if group.hooks.on_hidden is None or index not in group.watched:
-        return None
-    if state.inputs is not None:
-        return state.inputs[-1]
-    return streams_SWTD[state.active] if branching else streams_SWTD[state.active].clone()
-
-
-def _kept_graph(
-    skeleton: Skeleton, block: nn.Module, index: int, state: ForwardState, group: Group, ids_WT: torch.Tensor
-) -> bool:
-    """Run the base stream alone through a block and keep its graph; False, with nothing done, where that is not wanted."""
-    if group.graphs is None or not state.inputs or state.streams_SWTD is None:
-        return False
-    return group.graphs.through(skeleton, block, index, state.inputs[-1], state.streams_SWTD[0], ids_WT)
-
-
-def losses_of_group(skeleton: Skeleton, ids_WT: torch.Tensor, state: ForwardState, group: Group) -> None:
-    """What the streams that came through the last block say; the next group takes over."""
-    streams_SWTD = state.streams_SWTD
-    assert streams_SWTD is not None
-    if state.base_nll is None and state.inputs is not None:
-        state.last_WTD = streams_SWTD[state.active].clone()
-    if state.base_nll is None and (group.members or state.inputs is None):  # before a backward sweep alone: no losses
-        state.base_nll = _window_nll(skeleton, streams_SWTD[state.active :][:1], ids_WT)[0]
-    if state.active:
-        state.candidates += list(_window_nll(skeleton, streams_SWTD[: state.active], ids_WT))
-        if group.hooks.on_logits is not None:
-            _show_logits(skeleton, streams_SWTD, ids_WT, group.members, group.hooks.on_logits)
-    state.streams_SWTD = None
-    if state.next_base_WTD is not None:
-        state.base_WTD, state.next_base_WTD = state.next_base_WTD, None
-
-
-def _show_logits(
-    skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor, members: Sequence[int], on_logits: OnLogits
-) -> None:
-    """Logits of the base stream, which lies behind the candidates, and of each candidate, of the same tokens."""
-    dense_WTD = streams_SWTD[len(members)]
-    for windows, tokens in skeleton.logit_slices(ids_WT):
-        ids_BT = ids_WT[windows, tokens]
-        dense_BTV = skeleton.logits(dense_WTD[windows, tokens], ids_BT)
-        for place, index in enumerate(members):
-            on_logits(index, windows, tokens, dense_BTV, skeleton.logits(streams_SWTD[place][windows, tokens], ids_BT))
-    return_free_memory()
+def finished(forward: ForwardResult) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A finished forward sweep, as its state is saved."""
+    depth, candidates = len(forward.inputs or []), forward.candidate_nll_NW
+    return ForwardState(
+        Streams(torch.empty(0), next=depth),
+        forward.inputs or [],
+        depth,
+        candidates=[] if candidates is None else list(candidates),
+        base_nll=forward.base_nll_W,
+        last_WTD=forward.last_WTD,
+    ).saved()
 
 
 def embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
@@ -254,19 +215,30 @@ def embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
     return base_WTD
 
 
-def _through_block(
+def show_logits(
+    skeleton: Skeleton, streams: Streams, ids_WT: torch.Tensor, members: Sequence[int], on_logits: OnLogits
+) -> None:
+    """Logits of the base stream and of each candidate, of the same tokens."""
+    for windows, tokens in skeleton.head.slices(ids_WT):
+        ids_BT = ids_WT[windows, tokens]
+        dense_BTV = skeleton.logits(streams.base[windows, tokens], ids_BT)
+        for index, hidden_WTD in zip(members, streams.candidates, strict=True):
+            on_logits(index, windows, tokens, dense_BTV, skeleton.logits(hidden_WTD[windows, tokens], ids_BT))
+    return_free_memory()
+
+
+def through_block(
     skeleton: Skeleton,
     side_by_side: SideBySide,
+    streams: Streams,
+    ids_WT: torch.Tensor,
     block: nn.Module,
     index: int,
-    streams_SWTD: torch.Tensor,
-    active: int,
-    ids_WT: torch.Tensor,
     branching: bool,
 ) -> None:
-    """Candidates 0 to active-1 in place; the base stream from place `active` to the next one up when it branches."""
-    windows = len(ids_WT)
-    rows_RTD = streams_SWTD.flatten(0, 1)
+    """Candidates in place; the base stream to the next place up when it branches. In smaller batches once memory runs out."""
+    windows, active = len(ids_WT), streams.active
+    rows_RTD = streams.held_SWTD.flatten(0, 1)
     base_start = active * windows
     shift = windows if branching else 0
 
@@ -316,10 +288,10 @@ def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, sto
     return parts
 
 
-def _window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:
+def window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:
     """Mean NLL per predicted token, [S, W], float64, on the CPU."""
     streams = len(streams_SWTD)
-    nll_RT = skeleton.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(streams, 1))
+    nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(streams, 1))
     return_free_memory()
     return exact_place(nll_RT).double().mean(dim=1).view(streams, -1).cpu()
 

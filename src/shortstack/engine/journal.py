@@ -19,7 +19,7 @@ from shortstack.checkpoint.headers import TensorInfo, write_header
 from shortstack.common.json_text import json_text, read_json
 from shortstack.runtime.atomic_output import write_file
 
-_STATE = "state.safetensors"
+STATE = "state.safetensors"
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
@@ -62,7 +62,7 @@ class Journal:
         if self.folder is None:
             return
         whole = {**record, "key": self.key, "extra": self.extra()}
-        path = self.folder / _STATE
+        path = self.folder / STATE
         cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         listed = [
             TensorInfo(name, _NAMES[tensor.dtype], tuple(tensor.shape), path, 0, tensor.nbytes)
@@ -80,7 +80,7 @@ def read_state(folder: Path) -> SavedState | None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / _STATE, "pt") as file:
+        with safe_open(folder / STATE, "pt") as file:
             record = read_json((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError, ValueError, KeyError):

@@ -5,12 +5,21 @@ Legend: B windows in a batch, T tokens, D hidden size, V vocabulary, R tokens of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    from shortstack.engine.block_model import Skeleton
+
+# Logits held at once, float32. Below 32 MiB the allocator keeps the pages; where they are made in slices of the
+# vocabulary, a slice is to stay in the cache.
+_LOGITS_BYTES = 31 << 20
+_SLICE = {"cpu": 5 << 19, "cuda": 1 << 27}
 _NARROWER = 16  # columns
 _SMALL = 4 << 20  # numbers; up to here a second copy costs less than the passes in place
 
@@ -123,3 +132,117 @@ def head_gradient(
     difference[:, -1] = 0  # the last position predicts nothing
     difference *= scale_B.to(difference)[:, None, None]
     return (difference.to(weight_VD.dtype).flatten(0, 1) @ weight_VD).view_as(hidden_BTD)
+
+
+class Head:
+    """From last hidden states to losses, through a model's own final norm and head.
+
+    Args:
+        skeleton: the model without its blocks.
+    """
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        self._skeleton = skeleton
+
+    @torch.no_grad()
+    def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihoods of tokens 1 to T-1, [B, T-1] in float32. No gradients.
+
+        Where logits are what a linear head gives they are made for a slice of the vocabulary at a time, else for as many
+        windows at a time as 31 MiB hold.
+        """
+        head = self.linear
+        rows = self._rows(ids_BT.shape[1]) if head is None else self._skeleton.rows_at_a_time(ids_BT)
+        at_once = _SLICE.get(ids_BT.device.type, _SLICE["cpu"])
+        found = []
+        for start in range(0, len(ids_BT), rows):
+            hidden, ids = hidden_BTD[start : start + rows], ids_BT[start : start + rows]
+            if head is None:
+                found.append(token_nll(self._skeleton.logits(hidden, ids), ids))
+            else:
+                found.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
+        return torch.cat(found)
+
+    def nll_gradient(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
+        """d (sum over windows of scale * the window's summed loss) / d last hidden states, [B, T, D].
+
+        Logits are made for as many windows at a time as 31 MiB hold.
+        """
+        gradient_BTD = torch.empty_like(hidden_BTD)
+        head, rows = self.linear, self._rows(ids_BT.shape[1])
+        for start in range(0, len(ids_BT), rows):
+            part = slice(start, start + rows)
+            hidden = hidden_BTD[part].detach().requires_grad_(True)
+            if head is None:
+                nll = token_nll(self._skeleton.logits(hidden, ids_BT[part]), ids_BT[part])
+                torch.autograd.backward((nll.sum(dim=1) * scale_B[part].to(nll)).sum())
+            else:
+                normed = self._normed(head, hidden, ids_BT[part])
+                with torch.no_grad():
+                    outer = head_gradient(normed.detach(), head.weight, head.bias, ids_BT[part], scale_B[part])
+                torch.autograd.backward(normed, outer)
+            gradient_BTD[part] = gradient_of(hidden)
+        return gradient_BTD
+
+    def slices(self, ids_WT: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+        """(windows, tokens) whose logits 31 MiB hold: whole windows, or a part of one."""
+        windows, seq_len = ids_WT.shape
+        rows, tokens = self._rows(seq_len), min(seq_len, max(1, self._tokens))
+        for row in range(0, windows, rows):
+            for start in range(0, seq_len, tokens):
+                yield slice(row, min(row + rows, windows)), slice(start, min(start + tokens, seq_len))
+
+    @cached_property
+    def linear(self) -> nn.Linear | None:
+        """The head, where it is a linear map and the model gives on what it gives as it is; this is tried once."""
+        head = self._skeleton.output_embeddings
+        if type(head) is not nn.Linear:
+            return None
+        made: list[torch.Tensor] = []
+        handle = head.register_forward_hook(lambda _, __, output: made.append(output))
+        ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self._skeleton.device)
+        try:
+            with torch.no_grad():
+                logits = self._skeleton.logits(self._skeleton.first_hidden(ids_BT), ids_BT)
+        finally:
+            handle.remove()
+        same = len(made) == 1 and logits.shape == made[0].shape and logits.data_ptr() == made[0].data_ptr()
+        return head if same else None
+
+    def _normed(self, head: nn.Linear, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
+        """What the head is given for last hidden states."""
+
+        def stop(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+            raise _NormedError(given[0])
+
+        handle = head.register_forward_pre_hook(stop)
+        try:
+            self._skeleton.logits(hidden_BTD, ids_BT)
+        except _NormedError as reached:
+            return reached.hidden_BTD
+        finally:
+            handle.remove()
+        raise RuntimeError("the model did not call its head")
+
+    def _rows(self, seq_len: int) -> int:
+        """How many windows' logits are held at once."""
+        return max(1, self._tokens // seq_len)
+
+    @property
+    def _tokens(self) -> int:
+        checkpoint = self._skeleton.checkpoint
+        return _LOGITS_BYTES // (checkpoint.tensors[checkpoint.anatomy.embedding].shape[0] * 4)
+
+
+class _NormedError(Exception):
+    """Raised where the head would be called, with what it would be given."""
+
+    def __init__(self, hidden_BTD: torch.Tensor) -> None:
+        self.hidden_BTD = hidden_BTD
+
+
+def gradient_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What backward left for a tensor."""
+    if tensor.grad is None:
+        raise RuntimeError("backward left no gradient")
+    return tensor.grad

@@ -69,7 +69,7 @@ def nll_without(
         running = [stream for stream, belonging in enumerate(shared) if index not in belonging[0]]
         _through_block(skeleton, side_by_side, block, index, streams_SWTD, running, ids_WT)
         on_progress(len(running))
-    nll_RT = skeleton.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(len(sets), 1))
+    nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(len(sets), 1))
     return_free_memory()
     nll_SW = exact_place(nll_RT).double().mean(dim=1).view(len(sets), -1).cpu()
     found = {belonging[0]: nll_W for belonging, nll_W in zip(shared, nll_SW, strict=True)}

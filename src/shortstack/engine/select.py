@@ -193,6 +193,11 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
             weights = sum(checkpoint.block_parameters()) * options.dtype.itemsize if resident else 0
             limit = _left_for_streams(checkpoint, stream_bytes, candidates, weights, options)
         group = options.group or _group_size(candidates, stream_bytes, limit)
+        if group < candidates:
+            options.say(
+                f"hidden states of {candidates} candidates take {size((candidates + 1) * stream_bytes)}: "
+                f"{group} are swept at a time, and the weights read {-(-candidates // group)} times"
+            )
         graph_bytes = limit - 2 * stream_bytes if resident else 0
     return StreamedModel(
         skeleton, resident=resident, group=group, candidates=options.candidates, graph_bytes=graph_bytes

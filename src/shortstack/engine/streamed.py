@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.backward import Graphs, OnGradients, backward_sweep
@@ -14,21 +18,25 @@ from shortstack.engine.cpu import workers
 from shortstack.engine.forward import (
     ForwardResult,
     ForwardState,
-    Group,
     Hooks,
     OnWeights,
+    Streams,
     block_evaluations,
     embedded,
     groups_of,
-    losses_of_group,
-    sweep_group,
+    show_logits,
+    sweep,
+    through_block,
+    window_nll,
 )
 from shortstack.engine.journal import Journal
 from shortstack.engine.removal_sets import RemovalSet, groups_that_fit, nll_without
-from shortstack.runtime.memory import installed_bytes, keep_free_memory, return_free_memory
+from shortstack.runtime.memory import installed_bytes, return_free_memory
 
 _NO_HOOKS = Hooks()
-_CACHED_SHARE = 0.5  # of the machine's memory: what is larger may not stay in the page cache until it is read again
+# Of the machine's memory: what is larger may not stay in the page cache until it is read again, and is read past it. A
+# 7B-shaped checkpoint took 18 to 20 s so, and 30 to 32 s through the cache (docs/experiments.md, 2026-11-26).
+_CACHED_SHARE = 0.5
 
 
 class StreamedModel:
@@ -105,20 +113,24 @@ class StreamedModel:
         if saved is not None:
             state = ForwardState.restored(saved, ids_WT.device)
         else:
-            state = ForwardState(base_WTD=embedded(self.skeleton, ids_WT), inputs=[] if keep_inputs else None)
+            state = ForwardState(Streams(embedded(self.skeleton, ids_WT)[None]), [] if keep_inputs else None)
         graphs = self._graphs(ids_WT) if keep_inputs and not branches else None
         groups = groups_of(self.candidates, self.group) if branches else [[]]
         with workers(self.device) as side_by_side:
             for number, members in enumerate(groups):
                 following = groups[number + 1][0] if number + 1 < len(groups) else depth
-                if state.first < following:  # not done by an earlier run
-                    watched = () if number else self.candidates
-                    group = Group(members, following, graphs, side_by_side, hooks, watched)
-                    sweep_group(self.skeleton, self.weights, ids_WT, state, group, on_progress, journal)
-                    losses_of_group(self.skeleton, ids_WT, state, group)
-                    state.first = state.next = following
-                    state.active = 0
-                    journal.save(*state.saved())
+                if state.first >= following:  # done by an earlier run
+                    continue
+                watched = () if number else self.candidates
+                group = _Group(state, ids_WT, following, hooks, watched, on_progress, journal)
+                state.streams.make_room(len(members))
+                run = functools.partial(through_block, self.skeleton, side_by_side, state.streams, ids_WT)
+                kept = run if graphs is None else functools.partial(group.run_or_keep, graphs, self.skeleton, run)
+                order = range(state.streams.next, depth)
+                sweep(self.weights, state.streams, order, members, kept, group.keeping, gradients=graphs is not None)
+                self._losses(group, members)
+                state.begin_group(following)
+                journal.save(*state.saved())
         stacked = torch.stack(state.candidates) if branches else None
         return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, graphs)
 
@@ -137,14 +149,24 @@ class StreamedModel:
                 found |= dict(zip(group, nll_SW, strict=True))
         return torch.stack([found[removed] for removed in sets])
 
+    def _losses(self, group: _Group, members: Sequence[int]) -> None:
+        """What the streams that came through the last block say."""
+        skeleton, state, ids_WT = self.skeleton, group.state, group.ids_WT
+        streams = state.streams
+        if state.base_nll is None and state.inputs is not None:
+            state.last_WTD = streams.base.clone()
+        if state.base_nll is None and (members or state.inputs is None):  # before a backward sweep alone: no losses
+            state.base_nll = window_nll(skeleton, streams.base[None], ids_WT)[0]
+        if members:
+            state.candidates += list(window_nll(skeleton, streams.candidates, ids_WT))
+            if group.hooks.on_logits is not None:
+                show_logits(skeleton, streams, ids_WT, members, group.hooks.on_logits)
+
     def _graphs(self, ids_WT: torch.Tensor) -> Graphs | None:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""
         last = self.candidates[0]
         if self.memory == "resident":
-            if self._graph_bytes <= 0:
-                return None
-            keep_free_memory()
-            return Graphs(self._graph_bytes, last=last)
+            return Graphs(self._graph_bytes, last=last) if self._graph_bytes > 0 else None
         one_batch = len(ids_WT) <= self.skeleton.rows_at_a_time(ids_WT)
         return Graphs(first=len(self.blocks) - 1, last=last) if one_batch else None
 
@@ -179,6 +201,72 @@ class StreamedModel:
         """Let files and threads go."""
         self.weights.close()
         return_free_memory()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Candidates that are swept together, and what is done at each block beside running it.
+
+    Attributes:
+        state: how far the sweep is.
+        ids_WT: the windows.
+        following: the block where the next group begins.
+        hooks: called with what is there at a block.
+        watched: the blocks whose hidden states are shown: in the first group alone, which the base stream goes all through.
+        on_progress: called with the number of block evaluations just done.
+        journal: where the state is saved.
+    """
+
+    state: ForwardState
+    ids_WT: torch.Tensor
+    following: int
+    hooks: Hooks
+    watched: Collection[int]
+    on_progress: Callable[[int], object]
+    journal: Journal
+
+    @contextlib.contextmanager
+    def keeping(self, index: int, block: nn.Module, branching: bool) -> Iterator[None]:
+        """Within, a block is run."""
+        state, streams, is_first = self.state, self.state.streams, self.state.base_nll is None
+        if is_first and state.inputs is not None:
+            state.inputs.append(streams.base.clone())
+        if index == self.following:
+            state.next_base_WTD = streams.base.clone()
+        if is_first and self.hooks.on_weights is not None:
+            self.hooks.on_weights(index, dict(block.named_parameters()))
+        came_WTD, evaluations = self._shown(index, branching), streams.active + 1
+        yield
+        if came_WTD is not None and self.hooks.on_hidden is not None:
+            windows = slice(0, len(self.ids_WT))
+            self.hooks.on_hidden(index, dict(block.named_parameters()), windows, came_WTD, streams.base)
+        self.on_progress(evaluations)
+        if self.journal.due():
+            self.journal.save(*state.saved())
+
+    def run_or_keep(
+        self,
+        graphs: Graphs,
+        skeleton: Skeleton,
+        run: Callable[[nn.Module, int, bool], object],
+        block: nn.Module,
+        index: int,
+        branching: bool,
+    ) -> None:
+        """Run a block, and keep its graph where that fits."""
+        state = self.state
+        if not state.inputs or not graphs.through(
+            skeleton, block, index, state.inputs[-1], state.streams.base, self.ids_WT
+        ):
+            run(block, index, branching)
+
+    def _shown(self, index: int, branching: bool) -> torch.Tensor | None:
+        """What the base stream brings to a block whose hidden states are shown, where it stays while the block is run."""
+        if self.hooks.on_hidden is None or index not in self.watched:
+            return None
+        if self.state.inputs is not None:
+            return self.state.inputs[-1]
+        return self.state.streams.base if branching else self.state.streams.base.clone()
 
 
 def _too_large_to_stay(skeleton: Skeleton) -> bool:

@@ -93,6 +93,10 @@ class Conversion:
         base = anatomy.prefix.partition(".")[0]
         return bool(family.nested) and not name.startswith((base, anatomy.head))
 
+    def makes(self, name: str) -> bool:
+        """Whether stored tensors make this parameter or buffer of the model, as one that begins a part."""
+        return name in self._parts
+
     def parts(self, tensors: Iterable[TensorInfo]) -> list[Part]:
         """The parts that some stored tensors make; all of a part's tensors are among them."""
         found = {self._part_of[t.name].target: self._part_of[t.name] for t in tensors if t.name in self._part_of}

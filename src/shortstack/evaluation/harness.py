@@ -6,11 +6,9 @@ computed by `logprobs.py`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import math
-import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,6 @@ from typing import Any
 import datasets
 import lm_eval.tasks
 import numpy as np
-import torch
 import yaml
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -28,7 +25,8 @@ from lm_eval.tasks import TaskManager
 
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.phases import is_watched
-from shortstack.engine.cpu import fast_linear, largest_matrix
+from shortstack.common.process_state import logging_at, same_random_state
+from shortstack.engine.cpu import computing
 from shortstack.errors import ShortstackError, UsageError, first_line
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.logprobs import continuation_logprobs
@@ -81,8 +79,8 @@ def load_tasks(names: Sequence[str], rows: dict[str, LocalRows], num_fewshot: in
     Raises:
         ShortstackError: the harness knows no such task, or its rows cannot be had.
     """
-    logging.getLogger("lm_eval").setLevel(logging.INFO if is_watched() else logging.ERROR)
-    with _same_random_state():
+    level = logging.INFO if is_watched() else logging.ERROR
+    with same_random_state(), logging_at("lm_eval", level):
         return _loaded(names, rows, num_fewshot)
 
 
@@ -174,7 +172,7 @@ def run_task(lm: HarnessModel, loaded: LoadedTask, *, limit: int | None) -> Task
         ShortstackError: a row's text has tokens that the model has no embedding for, or a log-likelihood is not finite.
     """
     task, subject = loaded.task, lm.subject
-    with _same_random_state(), fast_linear(subject.dtype, subject.place, largest_matrix(subject.checkpoint)):
+    with same_random_state(), computing(subject.dtype, subject.place):
         try:
             found = evaluate(lm, {"tasks": {loaded.name: task}}, limit=limit, bootstrap_iters=1000, log_samples=True)
         except _UnknownTokenError as error:
@@ -263,15 +261,3 @@ class HarnessModel(HFLM):  # type: ignore[misc]
                 batch=None if batch == "auto" else batch,
                 advance=advance,
             )
-
-
-@contextlib.contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Within, the harness may seed what it likes: the caller's generators are left as they were."""
-    python, array = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)

@@ -237,7 +237,7 @@ def window_nll(
     import torch
 
     from shortstack.data.collators import Batch, window_batches
-    from shortstack.engine.cpu import fast_linear, largest_matrix
+    from shortstack.engine.cpu import computing
     from shortstack.engine.losses import losses_over, token_nll
 
     check_windows(checkpoint, windows)
@@ -247,7 +247,7 @@ def window_nll(
     fitting = max(1, _FEWEST_TOKENS // length, min(by_logits, _MOST_TOKENS // length))
     at_once = fitting if batch == "auto" else batch
     bar = (progress or Progress(quiet=True)).bar("windows", len(windows))
-    with bar as advance, fast_linear(model.dtype, device, largest_matrix(checkpoint)):
+    with bar as advance, computing(model.dtype, device):
 
         def nll_of(model: Any, batch: Batch) -> torch.Tensor:
             ids_WT = batch["input_ids"]

@@ -19,6 +19,7 @@ from shortstack.errors import first_line
 from shortstack.evaluation.cache import kept_folder
 from shortstack.inspection.findings import CheckResult, Findings
 from shortstack.runtime import cgroups
+from shortstack.runtime.devices import bfloat16_units
 from shortstack.runtime.memory import available_bytes, installed_bytes
 
 # Engines that are programs of their own -> what they may be called on PATH.
@@ -128,11 +129,19 @@ def _requirements(extra: str) -> Iterator[tuple[str, str | None, Any]]:
 def _devices() -> Findings:
     import torch
 
+    from shortstack.engine.cpu import library_for
+
     findings = Findings()
     memory = f"{size(available_bytes())} of {size(installed_bytes())} free"
     limit = cgroups.memory_limit()
     limited = f", limited to {size(limit)}" if limit is not None else ""
     findings.add("cpu", "ok", f"{cgroups.processors()} of {os.cpu_count()} processors, memory: {memory}{limited}")
+    library = {"onednn": "oneDNN", "torch": "torch's own library"}[
+        library_for(torch.float32, torch.device("cpu"), "auto")
+    ]
+    units = bfloat16_units()
+    scored = f"score computes bfloat16 checkpoints in {f'bfloat16 ({units})' if units else 'float32'}"
+    findings.add("cpu arithmetic", "ok", f"float32 products by {library}; {scored}")
     try:
         names = [(f"cuda:{at}", torch.cuda.get_device_properties(at)) for at in range(torch.cuda.device_count())]
     except Exception as error:  # a driver can fail in many ways

@@ -25,7 +25,7 @@ from shortstack.data.calibration import CalibrationSet, check_windows
 from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError, did_you_mean
 from shortstack.pruning.plan import first_that_may_go
-from shortstack.runtime.devices import pick_device
+from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.scoring.options import ScoreOptions
@@ -271,7 +271,7 @@ def opened_search(
         work: where losses are kept, so that a search that was killed resumes; None keeps them in memory.
     """
     import_transformers()
-    from shortstack.engine.cpu import chosen_dtype
+    from shortstack.engine.cpu import computing
     from shortstack.engine.forward import windows_tensor
     from shortstack.engine.select import choose_engine
     from shortstack.scoring.search.measured_sets import MeasuredSets
@@ -280,8 +280,9 @@ def opened_search(
     check_windows(checkpoint, drawn.windows)
     half = len(drawn.windows) // 2
     own, place = process.part(half), process.own_device(pick_device(options.device))
+    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
     how = EngineOptions(
-        chosen_dtype(options.dtype, checkpoint, place, 0.0, say=progress.say),
+        pick_scoring_dtype(options.dtype, stored, place, say=progress.say),
         place,
         options.memory,
         trust_remote_code=options.trust_remote_code,
@@ -301,7 +302,8 @@ def opened_search(
         file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
         return MeasuredSets(engine, windows_tensor(windows[own], place), len(windows), process, file, key)
 
-    with contextlib.closing(engine), together(process):
+    linear = computing(how.dtype, place, options.cpu_kernels)
+    with contextlib.closing(engine), together(process), linear as settings["linear"]:
         yield (
             SetSearch(
                 checkpoint,

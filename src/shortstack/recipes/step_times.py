@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from shortstack.benchmark.work import Work
 from shortstack.checkpoint.forecast import Estimate, Passes
-from shortstack.runtime.devices import pick_device, pick_dtype
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.runtime.devices import pick_device, pick_dtype, pick_scoring_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -55,15 +56,13 @@ class StepTimes:
         return found
 
     def _rate(self, one: Passes, values: Mapping[str, Any], *, fastest: bool) -> float:
-        from shortstack.engine.cpu import chosen_dtype, largest_matrix
-
         checkpoint, name = one.model.checkpoint, cast("DType", values.get("dtype") or "auto")
         device = pick_device(str(values.get("device") or "auto"))
         stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
         dtype = pick_dtype(name, stored, device)
         if fastest:
-            dtype = chosen_dtype(name, checkpoint, device, _operations(one), say=lambda _: None)
-        key = (device, dtype, largest_matrix(checkpoint))
+            dtype = pick_scoring_dtype(name, stored, device, say=lambda _: None)
+        key = (device, dtype, _largest_matrix(checkpoint))
         if key not in self.rates:
             from shortstack.benchmark.floors import product_rate
 
@@ -73,6 +72,13 @@ class StepTimes:
 
 def _work(one: Passes) -> Work:
     return Work.of(one.model.checkpoint, 4)
+
+
+def _largest_matrix(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Shape of the first block's largest matrix."""
+    matrices = [tensor for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
+    largest = max(matrices, key=lambda tensor: tensor.numel, default=None)
+    return (largest.shape[0], largest.shape[1]) if largest is not None else (1, 1)
 
 
 def _operations(one: Passes) -> float:

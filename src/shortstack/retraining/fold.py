@@ -14,6 +14,7 @@ from torch import nn
 
 from shortstack.checkpoint.adapter import check_blocks, read_adapter_config
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.process_state import same_random_state
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, first_line
 from shortstack.retraining.export import stored_model
@@ -28,6 +29,7 @@ _BESIDE = "load it beside the model, with PEFT"
 _TRAINED_ON = "--base MODEL: the very checkpoint that it was trained on"
 
 
+@same_random_state()  # PEFT draws an adapter's beginning before it reads the adapter
 def merged_model(
     checkpoint: Checkpoint, adapter: Path, *, trust_remote_code: bool = False, progress: Progress | None = None
 ) -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.util
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +16,6 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.load import from_directory, load_model, refuse_missing
 from shortstack.errors import ShortstackError, UsageError, did_you_mean, first_line
 from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.run_folder import Session
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.distributed import Process
 
@@ -179,17 +176,6 @@ class Place:
         if self.is_sharded and self.device.type == "cpu":
             _shard_on_cpu(arguments)
         return arguments
-
-    @contextlib.contextmanager
-    def fast_products(self, checkpoint: Checkpoint, session: Session | None) -> Iterator[None]:
-        """Within, float32 products on a CPU go through the faster library; a resumed run takes what the first one took."""
-        from shortstack.engine.cpu import fast_linear, largest_matrix
-
-        chosen = session.recall("linear") if session is not None else None
-        with fast_linear(self.dtype, self.device, largest_matrix(checkpoint), chosen=chosen) as library:
-            if session is not None:
-                session.remember("linear", library)
-            yield
 
     def peak_flops(self, process: Process) -> float:
         """What all devices together reach in matrix products in this precision; processes on a CPU share it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_packages
 from shortstack.common.json_text import read_json
 from shortstack.common.phases import phase
+from shortstack.common.process_state import logging_at, same_random_state
 from shortstack.common.progress import Progress
 from shortstack.data.row_prompt import AS_PUBLISHED
 from shortstack.data.tokenizer import load_tokenizer
@@ -43,6 +45,8 @@ MakeObjective = Callable[[Any, Checkpoint, "torch.dtype", "torch.device"], "Obje
 OpenFeed = Callable[[Hyperparameters], "Feed"]
 
 
+@same_random_state()  # the Trainer seeds the process's generators, and sets the level of transformers' logger
+@logging_at("transformers", logging.ERROR)
 def retrain(
     model: str,
     data: str | None,
@@ -298,7 +302,9 @@ class Run:
         )
         self.trainer.restore_best()
         self.trainer.guard.tokens = max((line.get("tokens", 0) for line in self.session.read_metrics()), default=0)
-        with self.place.fast_products(self.checkpoint, self.session):
+        from shortstack.engine.cpu import computing
+
+        with computing(self.place.dtype, self.place.device):
             if done < self.steps or self.place.is_sharded:
                 with phase("training"):
                     self.trainer.train(resume_from_checkpoint=str(self.resumed) if self.resumed else None)

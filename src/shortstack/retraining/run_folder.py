@@ -119,16 +119,6 @@ class Session:
         """The folder of the checkpoint after `step` steps."""
         return self.checkpoints / f"checkpoint-{step}"
 
-    def remember(self, name: str, value: str) -> None:
-        """Keep a choice that a resumed run must make again."""
-        if self.process.leads:
-            write_file(self.folder / f"{name}.txt", value.encode())
-
-    def recall(self, name: str) -> str | None:
-        """A choice that an earlier process of this run made, or None."""
-        path = self.folder / f"{name}.txt"
-        return path.read_text() if path.is_file() else None
-
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
         if self.process.leads:

@@ -1,24 +1,14 @@
-"""Import the large libraries without what none of this needs: start-up is part of every run's time."""
+"""Import the large libraries, ready for threads."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import gc
-import importlib
-import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
-# What transformers takes of other libraries whenever a model is imported: a function for speculative decoding, one for
-# finding objects in images, a class for masks that are compiled. They cost a second and half of all modules.
-_LEFT_OUT = {
-    "sklearn.metrics": "roc_curve",
-    "scipy.optimize": "linear_sum_assignment",
-    "torch._dynamo._trace_wrapped_higher_order_op": "TransformGetItemToIndex",
-}
+# What is put around the import: the command line's own process, and nobody else, has something (cli/quick_start.py).
+importing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
 _VECTOR_FUNCTIONS = (
     "acos", "asin", "atan", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "expm1", "log", "log10", "log1p", "log2",
@@ -28,11 +18,8 @@ _VECTOR_FUNCTIONS = (
 
 @functools.cache
 def import_transformers() -> None:
-    """Import torch and what all language models of transformers share; afterwards everything is as if it were whole.
-
-    What is left out imports its library when it is called.
-    """
-    with _without_collection(), _stand_ins():
+    """Import torch and what all language models of transformers share."""
+    with importing():
         import transformers.generation.utils
         import transformers.loss.loss_utils
         import transformers.modeling_utils  # noqa: F401
@@ -51,51 +38,3 @@ def _settle_vector_functions() -> None:
         number = torch.full((1,), 0.5, dtype=dtype)
         for name in _VECTOR_FUNCTIONS:
             getattr(number, name)()
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Imports make a million objects and no garbage: to look for it again and again is a tenth of their time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def _stand_ins() -> Iterator[None]:
-    """Within, modules stand in for those that are left out, are installed, and are not imported yet."""
-    for name, wanted in _LEFT_OUT.items():
-        package = name.partition(".")[0]
-        if name not in sys.modules and (package in sys.modules or find_spec(package) is not None):
-            sys.modules[name] = _StandIn(name, wanted)
-    try:
-        yield
-    finally:
-        _forget_all()
-
-
-def _forget_all() -> None:
-    for name in _LEFT_OUT:
-        if isinstance(sys.modules.get(name), _StandIn):
-            del sys.modules[name]
-
-
-class _StandIn(ModuleType):
-    """Takes a module's place until something of it is needed, other than one thing to call later."""
-
-    def __init__(self, name: str, wanted: str) -> None:
-        super().__init__(name)
-        setattr(self, wanted, lambda *args, **kwargs: getattr(self._real(), wanted)(*args, **kwargs))
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked of every module by what looks through all of them
-            raise AttributeError(name)
-        return getattr(self._real(), name)
-
-    def _real(self) -> ModuleType:
-        _forget_all()
-        return importlib.import_module(self.__name__)

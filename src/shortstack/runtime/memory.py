@@ -18,8 +18,6 @@ from shortstack.runtime import cgroups
 if TYPE_CHECKING:
     import torch
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-
 
 def peak_rss_bytes() -> int:
     """The most memory that this process held so far, or since `used` began to measure."""
@@ -75,19 +73,6 @@ def return_free_memory() -> None:
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)
-
-
-@functools.cache
-def keep_free_memory() -> None:
-    """Keep memory that was freed, for this process, until it is given back with `return_free_memory`.
-
-    Where graphs of a gigabyte are made and let go, taking the same pages from the system again and again may be a fifth
-    of the time.
-    """
-    library = _glibc()
-    if library is not None:
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc allows
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @functools.cache

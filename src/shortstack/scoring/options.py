@@ -8,7 +8,7 @@ from shortstack.checkpoint.tokenizer_files import TokenizerOptions
 from shortstack.common.option_values import Amount
 from shortstack.common.options import Options
 from shortstack.engine.select import MemoryMode
-from shortstack.runtime.devices import DType
+from shortstack.runtime.devices import DType, Kernels
 from shortstack.scoring.early_stopping import Rounds, Until
 
 
@@ -37,11 +37,12 @@ class ScoreOptions(TokenizerOptions):
     """How a scoring run goes.
 
     Attributes:
-        dtype: The data type to compute in. `auto` is bfloat16 on a GPU (float16 where the checkpoint is) and float32 on
-            a CPU, unless the checkpoint is bfloat16, the run is long, and bfloat16 measures at least 1.3 times as fast
-            there.
+        dtype: The data type to compute in. `auto` is bfloat16 on a GPU (float16 where the checkpoint is), and float32 on a
+            CPU unless the checkpoint is bfloat16 and the CPU has units for it (`avx512_bf16` or `amx_bf16`).
         device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
             else the CPU.
+        cpu_kernels: The library of float32 products on a CPU. `auto` is oneDNN on CPUs of AMD, and on all others what
+            torch chooses (MKL on Intel's).
         memory: How the model is held: `streamed` holds two blocks at a time, `resident` keeps all of it, `auto` keeps a
             model that fits well.
         memory_limit: The most memory that hidden states may take, such as `4GB`. By default it is 60 % of what is free.
@@ -55,6 +56,7 @@ class ScoreOptions(TokenizerOptions):
 
     dtype: DType = "auto"
     device: str = "auto"
+    cpu_kernels: Kernels = "auto"
     memory: MemoryMode = "auto"
     memory_limit: Amount | None = None
     save_every: float = 60.0

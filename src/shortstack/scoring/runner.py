@@ -20,6 +20,7 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.engine.select import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
+from shortstack.runtime.devices import Kernels
 from shortstack.runtime.distributed import ALONE, Process
 from shortstack.runtime.memory import is_out_of_memory
 from shortstack.scoring.criteria import (
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from shortstack.engine.forward import ForwardResult, Hooks
-    from shortstack.engine.journal import Journal, SavedState
+    from shortstack.engine.journal import Journal
     from shortstack.engine.select import Engine
 
 
@@ -56,8 +57,8 @@ class ScoringRun:
         requested: the criteria.
         work_folder: where the state of the run is saved; None saves nothing.
         save_every: at least this many seconds between two saved states.
-        left: the state that an earlier run left.
-        linear: the library of matrix products that it used.
+        left: the key of the state that an earlier run left.
+        kernels: the library of float32 products on a CPU.
         rounds, stability: add windows in rounds until they are enough.
         engine, settings: what the run used.
         found: the scores, in the order of the criteria.
@@ -69,8 +70,8 @@ class ScoringRun:
     progress: Progress
     work_folder: Path | None = None
     save_every: float = 60.0
-    left: SavedState | None = None
-    linear: str | None = None
+    left: dict[str, Any] | None = None
+    kernels: Kernels = "auto"
     process: Process = ALONE
     rounds: Rounds | None = None
     stability: Stability | None = None
@@ -116,7 +117,7 @@ class ScoringRun:
     @contextlib.contextmanager
     def _prepared(self, options: EngineOptions) -> Iterator[tuple[Engine, Journal]]:
         """Within, there are an engine, criteria that have seen nothing, and where the state is saved."""
-        from shortstack.engine.cpu import fast_linear, largest_matrix
+        from shortstack.engine.cpu import computing
         from shortstack.engine.journal import Journal
         from shortstack.engine.select import choose_engine
 
@@ -131,20 +132,16 @@ class ScoringRun:
             "device": str(options.device),
             "memory": engine.memory,
             **({"whole_model": engine.reason} if engine.reason else {}),
+            **({"group": engine.group} if not engine.reason and engine.group < len(engine.candidates) else {}),
             **({"processes": self.process.world} if self.process.world > 1 else {}),
             "versions": versions(),
         }
         self._criteria = [asked.start() for asked in self.requested]
         self._scored = {index: scored_parameters(engine.blocks[index]) for index in engine.candidates}
-        shape = largest_matrix(self.checkpoint)
-        with (
-            contextlib.closing(engine),
-            fast_linear(options.dtype, options.device, shape, chosen=self.linear) as linear,
-        ):
+        with contextlib.closing(engine), computing(options.dtype, options.device, self.kernels) as linear:
             self.settings["linear"] = linear
             key = self._key(engine, windows if self.rounds is None else self.windows)
-            if self.left is not None:
-                self._say_what_becomes_of(self.left.record["key"], key)
+            self._say_what_becomes_of_state(key)
             yield engine, Journal(self.work_folder, key, self.save_every)
 
     def _key(self, engine: Engine, windows: Sequence[Sequence[int]] | None) -> dict[str, Any]:
@@ -162,8 +159,14 @@ class ScoringRun:
             "threads": usable_threads(),
         }
 
-    def _say_what_becomes_of(self, left: dict[str, Any], key: dict[str, Any]) -> None:
-        differs = [name for name in key if left.get(name) != key[name]]
+    def _say_what_becomes_of_state(self, key: dict[str, Any]) -> None:
+        from shortstack.engine.journal import STATE
+
+        if self.left is None:
+            if self.work_folder is not None and (self.work_folder / STATE).is_file():
+                self.progress.say(f"the saved state in {self.work_folder} cannot be read and is not used")
+            return
+        differs = [name for name in key if self.left.get(name) != key[name]]
         if differs:
             others = ", ".join(differs)
             self.progress.say(

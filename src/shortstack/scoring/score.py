@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 import time
@@ -30,13 +31,12 @@ from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.runtime.atomic_output import check_writable_file, locked
-from shortstack.runtime.devices import pick_device
+from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
 from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_text, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
-from shortstack.scoring.estimate import block_passes
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
 from shortstack.scoring.runner import ScoringRun
 
@@ -214,7 +214,6 @@ def _scored(
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
     import_transformers()
-    from shortstack.engine.cpu import chosen_dtype
     from shortstack.engine.journal import read_state
 
     started = time.perf_counter()
@@ -232,18 +231,17 @@ def _scored(
         process.part(len(windows))  # raises where there are too few
     if work_folder is not None and process.world > 1:
         work_folder = work_folder / f"process-{process.rank}"
-    left = read_state(work_folder) if work_folder is not None else None
-    decided = left.record["key"] if left is not None else {}
+    state = read_state(work_folder) if work_folder is not None else None
+    left = state.record["key"] if state is not None else None
+    decided = left or {}
+    del state  # as large as the streams
     if decided.get("fingerprint") != checkpoint.fingerprint:
         decided = {}
-    # What an earlier run decided by measuring (memory, speed) must stay, or the figures would differ in the last bits.
-    group, tokens, linear = (decided.get(name) for name in ("group", "tokens", "linear"))
-    dtype = decided.get("dtype", "auto") if options.dtype == "auto" else options.dtype
-    # Processes that shared a machine would disturb each other's measurement, and might not agree.
-    work = _operations(checkpoint, windows, criteria, request.candidates) if process.world == 1 else 0.0
-    computed = chosen_dtype(dtype, checkpoint, place, work, say=progress.say)
+    # What an earlier run decided by the memory that was free must stay, or the figures would differ in the last bits.
+    group, tokens = decided.get("group"), decided.get("tokens")
+    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
     engine = EngineOptions(
-        computed,
+        pick_scoring_dtype(options.dtype, stored, place, say=progress.say),
         place,
         options.memory,
         request.stream_bytes,
@@ -254,7 +252,7 @@ def _scored(
         keeps_inputs=any("gradients" in asked.needs for asked in criteria),
         shows_hidden=any("hidden" in asked.needs for asked in criteria),
         candidates=request.candidates,
-        say=progress.say,
+        say=functools.cache(progress.say),  # each line once, however often the run is tried again
     )
     rounds = request.rounds
     stability = rounds.stability(checkpoint, request.candidates) if rounds is not None else None
@@ -266,7 +264,7 @@ def _scored(
         work_folder,
         options.save_every,
         left,
-        linear,
+        options.cpu_kernels,
         process,
         rounds,
         stability,
@@ -290,20 +288,6 @@ def _scored(
 
 
 score_windows = takes_fields(_scored)  # for callers that name fields of the records
-
-
-def _operations(
-    checkpoint: Checkpoint,
-    windows: Sequence[Sequence[int]] | None,
-    criteria: Sequence[RequestedCriterion],
-    candidates: tuple[int, ...] | None,
-) -> float:
-    """Operations of the products with block weights, of all windows."""
-    if windows is None:
-        return 0.0
-    passes, depth = block_passes(checkpoint.depth, criteria, candidates), checkpoint.depth
-    tokens = sum(len(window) for window in windows)
-    return 2.0 * tokens * passes * sum(checkpoint.block_parameters()) / depth
 
 
 def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> None:
