@@ -134,6 +134,7 @@ ROWS: dict[int, tuple[str, str]] = {
     130: ("a prompt template that is none, or has other fields", "refused: file, what it holds, what is expected"),
     131: ("a target module that no layer is", "refused with those that exist"),
     132: ("a tokenizer that is none, of another model, or changed since", "refused, or another result: never mixed up"),
+    133: ("an output that is an input, or lies inside a checkpoint that is read", "refused before anything runs"),
     140: ("results that were measured with other limits", "no difference; the line names both limits"),
     141: ("a difference on a few rows that looks large", "exact tests: within noise where chance alone does as much"),
     142: ("a recipe whose path is spelt otherwise, or another of its name", "resumed; refused: file and content count"),

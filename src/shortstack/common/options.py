@@ -20,6 +20,7 @@ from shortstack.common.clock import timed
 from shortstack.common.docstrings import described, flattened_doc
 from shortstack.common.keywords import as_typed, errors_in_python, is_typed
 from shortstack.common.option_values import fitted
+from shortstack.common.own_inputs import refuse_own_inputs
 from shortstack.errors import UsageError, did_you_mean
 
 _Result = TypeVar("_Result")
@@ -109,7 +110,8 @@ def stage(function: Callable[..., _Result]) -> Callable[..., _Result]:
     """The stage function of a command: its options are checked, and fields of its records are keywords, too.
 
     A field overrides what the record given beside it, or the function's default record, says. A value that is not of its
-    option's type, or none of its choices, is refused by name (`option_values.fitted`).
+    option's type, or none of its choices, is refused by name (`option_values.fitted`), and so is an output that is one of
+    the inputs (`own_inputs`).
     """
 
     @functools.wraps(function)
@@ -118,6 +120,7 @@ def stage(function: Callable[..., _Result]) -> Callable[..., _Result]:
         names = _positional(function, len(positional))
         values = [fitted(name, types[name], value) for name, value in zip(names, positional, strict=False)]
         checked = {name: fitted(name, types[name], value) if name in types else value for name, value in given.items()}
+        refuse_own_inputs({"by position": [*values, *positional[len(names) :]], **checked})
         with timed():
             return function(*values, *positional[len(names) :], **_gathered(function, checked))
 

@@ -326,3 +326,25 @@ def test_plots_alone(tmp_path: Path) -> None:
     for path in found.plots:
         assert path.read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "work/report.html").exists()
+
+
+@pytest.mark.fault(133)
+@pytest.mark.parametrize("name", ["ppl.json", "run.json"])
+def test_a_file_of_the_folder_is_not_written_over(name: str, tmp_path: Path) -> None:
+    """The folder alone was given; what is found in it is an input, too."""
+    save(tmp_path / "ppl.json", ppl("org/tiny", DENSE))
+    if name == "run.json":
+        (tmp_path / name).write_text(
+            '{"recipe": "r", "order": ["eval"], "steps": {"eval": {"state": "done", "output": "ppl.json"}}}'
+        )
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(ShortstackError, match="is the input, which is never touched"):
+        report(tmp_path, out=tmp_path / name)
+    assert (tmp_path / name).read_bytes() == before
+
+
+def test_links_in_a_circle_are_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to("b.json")
+    (tmp_path / "b.json").symlink_to("a.json")
+    with pytest.raises(ShortstackError, match="cannot be read"):
+        report(tmp_path / "a.json", out=tmp_path / "page.html")

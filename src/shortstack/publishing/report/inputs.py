@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from shortstack.artifacts.scores import load_scores
 from shortstack.artifacts.training import load_training
 from shortstack.common.json_fields import block_numbers, mapping, nested, text
 from shortstack.common.json_text import read_json
+from shortstack.common.own_inputs import refuse_inputs
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.publishing.report.material import History, Material, UsedFile
@@ -25,8 +27,12 @@ _AGAIN = "make it again, or leave it out of the report"
 FileKind = Literal["results", "scores", "plan", "comparison", "checkpoint", "run", "other"]
 
 
-def read_material(places: Sequence[Path]) -> Material:
+def read_material(places: Sequence[Path], out: Path | None = None) -> Material:
     """Read files and folders: run folders, checkpoints, and folders of such files.
+
+    Args:
+        places: what to read.
+        out: the page that is to be written; none of the files.
 
     Raises:
         ShortstackError: there is nothing to report, a file is damaged, or they are about different models.
@@ -37,6 +43,8 @@ def read_material(places: Sequence[Path]) -> Material:
             reader.folder(place)
         else:
             reader.file(place, place.name, given=True)
+    if out is not None:
+        refuse_inputs(out, sorted(reader.found))
     material = reader.material
     material.plan = one_plan(material, reader.plans)
     if material.is_empty:
@@ -49,7 +57,7 @@ class _Reader:
     def __init__(self) -> None:
         self.material = Material()
         self.plans: list[PrunePlan] = []
-        self._read: set[Path] = set()
+        self.found: set[Path] = set()
 
     def folder(self, place: Path) -> None:
         """A run's folder, a checkpoint, or a folder of files and checkpoints."""
@@ -66,9 +74,9 @@ class _Reader:
 
     def file(self, path: Path, name: str, *, given: bool = False) -> None:
         """One file; what is no part of a report is refused where it was given by name, else noted."""
-        if path.resolve() in self._read:
+        if _real(path) in self.found:
             return
-        self._read.add(path.resolve())
+        self.found.add(_real(path))
         data, kind = _kind_of(path)
         if kind == "run":
             self._run(path.parent)
@@ -98,6 +106,7 @@ class _Reader:
     def _run(self, place: Path) -> None:
         """The outputs of a run's steps that are done, in order."""
         path = place / RUN_FILE
+        self.found.add(_real(path))
         data = _bytes(path)
         try:
             record = read_json(data)
@@ -110,9 +119,9 @@ class _Reader:
         self._note(RUN_FILE, "run", data)
         for name in order:
             output = place / done[name]
-            if not output.resolve().is_relative_to(place.resolve()):
+            if not _real(output).is_relative_to(_real(place)):
                 raise ShortstackError(f"{path}: {done[name]} of step {name} lies outside of the run's folder")
-            name = str(output.resolve().relative_to(place.resolve()))
+            name = str(_real(output).relative_to(_real(place)))
             if output.is_dir():
                 self._checkpoint(output)
             elif output.is_file():
@@ -125,10 +134,10 @@ class _Reader:
 
     def _checkpoint(self, place: Path) -> None:
         """Its history, and what training left beside it."""
-        if place.resolve() in self._read:
+        if _real(place) in self.found:
             return
-        self._read.add(place.resolve())
-        name = place.resolve().name
+        self.found.add(_real(place))
+        name = _real(place).name
         record = provenance.read(place) if (place / "config.json").is_file() or _tells_blocks(place) else None
         if record is not None:
             _check_history(record, place / provenance.FILE_NAME)
@@ -142,6 +151,11 @@ class _Reader:
 
     def _note(self, name: str, kind: str, data: bytes) -> None:
         self.material.files.append(UsedFile(name, kind, hashlib.sha256(data).hexdigest()))
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; of links in a circle, somewhere that is not there."""
+    return Path(os.path.realpath(path))
 
 
 def _bytes(path: Path) -> bytes:

@@ -96,7 +96,7 @@ def report(
     if png is not None:
         need_packages("report --png", "matplotlib", extra="report")
     names = [name.strip() for name in published.split(",") if name.strip()] if published else []
-    made = make_report(read_material([Path(source) for source in sources]), names)
+    made = make_report(read_material([Path(source) for source in sources], out), names)
     data = page(made).encode() if out is not None else b""
     if out is not None:
         write_file(Path(out), data)
