@@ -11,6 +11,7 @@ from typing import Any
 from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
 from shortstack.common.formatting import aligned_left, seconds, size
+from shortstack.common.keywords import as_typed
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.errors import ShortstackError
@@ -115,7 +116,8 @@ def rehearsed(recipe: Recipe, out: Path) -> Rehearsal:
     Raises:
         ShortstackError: something else than a run lies in `out`.
     """
-    return _Rehearser(recipe, RunFolder.open(out)).rehearsal()
+    with as_typed():  # values are a recipe's or an estimate's, and problems are read as typed
+        return _Rehearser(recipe, RunFolder.open(out)).rehearsal()
 
 
 @dataclass
