@@ -141,3 +141,13 @@ def test_ensemble_needs_two_others(criteria: str) -> None:
 
 def test_all_is_every_criterion(built: Built) -> None:
     assert list(scored(built("llama"), "all")) == list(CRITERIA)
+
+
+def test_errors_are_named_by_what_they_are_of(built: Built) -> None:
+    """Those of ppl are in NLL, those of the others in the score's own unit."""
+    calibration = CalibrationSet(pico.windows(5), {})
+    text = score_windows(open_checkpoint(built("llama")), calibration, parse_criteria("ppl,bi")).to_text()
+    of_ppl, of_bi = text.split("bi: lowest")
+    assert "s.e. (NLL)" in of_ppl
+    assert "s.e." in of_bi
+    assert "NLL" not in of_bi

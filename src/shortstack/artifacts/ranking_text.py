@@ -91,12 +91,13 @@ def ranking_table(found: CriterionScores, protected: Collection[int] = ()) -> Ta
             change = value / dense
             row.append(f"{change - 1:+.1%}" if change < 10 else f"x{change:.0f}")
         if found.stderr is not None:
-            row.append(f"{found.stderr[found.blocks.index(index)]:.4f}")
+            error = found.stderr[found.blocks.index(index)]
+            row.append(f"{error:.4f}" if dense is not None else f"{error:.2g}")
         rows.append(row)
     header = ["rank", "block"]
     header += [] if not values else ["score" if dense is None else f"{found.name} without"]
     header += [] if dense is None else ["change"]
-    header += ["s.e. (NLL)"] if found.stderr is not None else []
+    header += [] if found.stderr is None else ["s.e." if dense is None else "s.e. (NLL)"]
     title = f"{found.name}: lowest = least important = removed first"
     if dense is not None:
         title += f"; dense {found.name} {dense:.6g}"

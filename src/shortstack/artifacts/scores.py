@@ -49,8 +49,8 @@ class CriterionScores:
         scores: one number per block that was scored, in the order of the checkpoint's blocks; lower is removed first. Empty
             where only an order is known.
         blocks: the original index of each block that was scored.
-        stderr: standard errors of the scores, or None where the criterion has none. For ppl: of the paired difference
-            to the dense model over windows, as mean NLL per token.
+        stderr: standard errors of the scores over windows, or None where the criterion has none. For ppl: of the paired
+            difference to the dense model, as mean NLL per token.
         dense_ppl: the dense model's own perplexity, where the scores are perplexities without each block (`base` in
             scores.json); None for every other criterion: as text and as CSV such scores are shown as perplexities.
         tensors: per block (original index) the score of each tensor, for criteria that score tensors.
