@@ -1,4 +1,4 @@
-"""bi, update, kl, accept and ensemble against naive versions: hooks on the whole model, and the model without each block."""
+"""The criteria of hidden states and logits against naive versions: hooks on the whole model, the model without each block."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+from shortstack.artifacts.scores import load_scores
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine import select
+from shortstack.engine import select, whole_model
 from shortstack.engine.block_model import NotSeparableError
-from shortstack.errors import UsageError
+from shortstack.engine.journal import Journal
+from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
+from shortstack.pruning.plan import plan_for
 from shortstack.scoring.criteria import CRITERIA, parse_criteria
+from shortstack.scoring.criteria.angular import angle
+from shortstack.scoring.criteria.cluster import how_many, order_of, spectral
 from shortstack.scoring.criteria.ensemble import mean_ranks
 from shortstack.scoring.score import score_windows
 from tests import oracle, pico
@@ -151,3 +156,130 @@ def test_errors_are_named_by_what_they_are_of(built: Built) -> None:
     assert "s.e. (NLL)" in of_ppl
     assert "s.e." in of_bi
     assert "NLL" not in of_bi
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("name", "run", "last"), [("angular", 1, True), ("angular:n=3,tokens=all", 3, False)])
+def test_angles_equal_naive_ones(built: Built, family: str, memory: Any, name: str, run: int, last: bool) -> None:
+    model, ids = built(family), torch.tensor(pico.windows(5))
+    found = scored(model, name, memory=memory)[name]
+    at = [given for given, _ in states(model, ids)] + [states(model, ids)[-1][1]]
+    expected = []
+    for begin in range(6 - run + 1):
+        before, after = (at[place][:, -1:] if last else at[place] for place in (begin, begin + run))
+        cosine = (before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1)
+        expected.append(float(cosine.clamp(-1, 1).arccos().mean() / torch.pi))
+    assert found.blocks == tuple(range(6 - run + 1))
+    assert list(found.scores) == pytest.approx(expected, rel=1e-4)
+
+
+def test_states_beside_gradients_and_branches_are_the_same(built: Built, memory: Any) -> None:
+    """Kept inputs serve both, and graphs that are kept for gradients do not change them."""
+    model, names = built("llama"), "ppl,taylor,kl,angular,cluster"
+    found = scored(model, names, memory=memory)
+    for name in names.split(","):
+        alone = scored(model, name, memory=memory)[name]
+        assert list(found[name].scores) == pytest.approx(list(alone.scores), rel=1e-5)
+
+
+def test_an_angle_of_nearly_equal_states_is_not_lost_in_rounding() -> None:
+    first = torch.tensor([[[1.0, 0.0]]])
+    for small in (1e-3, 1e-5, 1e-7):
+        second = torch.tensor([[[1.0, small]]])
+        assert float(angle(first, second)) == pytest.approx(small / torch.pi, rel=1e-3)
+
+
+def test_a_run_longer_than_the_model(built: Built) -> None:
+    with pytest.raises(ShortstackError, match="no run of 7 blocks fits"):
+        scored(built("llama"), "angular:n=7")
+
+
+def test_scores_of_runs_choose_a_run(built: Built) -> None:
+    model = built("llama")
+    calibration = CalibrationSet(pico.windows(5), {})
+    found = score_windows(open_checkpoint(model), calibration, parse_criteria("angular:n=3"))
+    one = found.criteria["angular:n=3"]
+    begin = min(range(4), key=lambda place: one.scores[place])
+    made = plan_for(open_checkpoint(model), scores=found, remove=3, strategy="contiguous").plan
+    assert made.removed == (begin, begin + 1, begin + 2)
+    for options in ({"remove": 3}, {"remove": 2, "strategy": "contiguous"}):
+        with pytest.raises(UsageError, match="scores runs of 3 adjacent blocks") as caught:
+            plan_for(open_checkpoint(model), scores=found, **options)  # type: ignore[arg-type]
+        assert "3" in (caught.value.hint or "")
+
+
+def test_scores_of_runs_are_read_back(built: Built, tmp_path: Path) -> None:
+    calibration = CalibrationSet(pico.windows(5), {})
+    found = score_windows(open_checkpoint(built("llama")), calibration, parse_criteria("angular:n=3,ppl"))
+    found.save(tmp_path / "scores.json")
+    assert load_scores(tmp_path / "scores.json").criteria["angular:n=3"].run == 3
+    assert load_scores(tmp_path / "scores.json").criteria["ppl"].run == 1
+
+
+def groups(*sizes: int, within: float = 0.95, between: float = 0.1) -> torch.Tensor:
+    """Similarities of blocks in groups of these sizes."""
+    of = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    alike = torch.where(of[:, None] == of[None], within, between)
+    alike.fill_diagonal_(1.0)
+    return alike.double()
+
+
+def test_clusters_are_the_groups() -> None:
+    found = spectral(groups(3, 4, 5), 3)
+    assert [len(set(found[start:stop])) for start, stop in ((0, 3), (3, 7), (7, 12))] == [1, 1, 1]
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(("mean", "clusters"), [(0.2, 2), (0.5, 2), (0.55, 3), (0.61, 3), (0.63, 4), (0.99, 4)])
+def test_how_many_clusters_follows_from_the_mean_similarity(mean: float, clusters: int) -> None:
+    alike = torch.full((8, 8), mean, dtype=torch.float64)
+    alike.fill_diagonal_(1.0)
+    assert how_many(alike) == clusters
+
+
+def test_what_is_most_alike_goes_first_and_one_of_each_kind_stays() -> None:
+    alike = groups(3, 4, 5)
+    alike[3:7, 3:7] = 0.99  # the second group is the most alike
+    order = order_of(alike, [0] * 3 + [1] * 4 + [2] * 5)
+    assert set(order[:3]) < {3, 4, 5, 6}
+    assert sorted(order) == list(range(12))
+    assert set(order[-2:]) == {0, 11}
+    last_inner = order[-5:-2]
+    assert len({0 if place < 3 else 1 if place < 7 else 2 for place in last_inner}) == 3
+
+
+def test_cluster_gives_the_places_of_its_order(built: Built, memory: Any) -> None:
+    model, ids = built("llama"), torch.tensor(pico.windows(5))
+    given = [state for state, _ in states(model, ids)]
+    alike = torch.stack(
+        [torch.stack([torch.cosine_similarity(one, other, dim=-1).mean() for other in given]) for one in given]
+    )
+    order = order_of(alike, spectral(alike, how_many(alike)))
+    found = scored(model, "cluster", memory=memory)["cluster"]
+    assert list(found.order) == order
+    assert sorted(found.scores) == list(map(float, range(6)))
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_states_of_a_run_that_was_cut_off(built: Built, tmp_path: Path, memory: Any, after: int) -> None:
+    """Every saved state is a place to go on from: what criteria have seen of states is neither lost nor counted twice."""
+    names, calibration = "angular:n=2,cluster,taylor,bi", CalibrationSet(pico.windows(5), {})
+    model = open_checkpoint(built("llama"))
+    whole = score_windows(model, calibration, parse_criteria(names), memory=memory)
+    saves, real = [], Journal.save
+
+    def save(self: Journal, *arguments: Any) -> None:
+        real(self, *arguments)
+        saves.append(1)
+        if len(saves) == after:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "save", save)
+        patch.setattr(Journal, "due", lambda self: True)
+        patch.setattr(whole_model, "TOKENS_AT_A_TIME", {"cpu": 32})  # two windows at a time
+        with pytest.raises(KeyboardInterrupt):
+            score_windows(model, calibration, parse_criteria(names), memory=memory, work_folder=tmp_path)
+    again = score_windows(model, calibration, parse_criteria(names), memory=memory, work_folder=tmp_path)
+    for name in names.split(","):
+        assert list(again.criteria[name].scores) == pytest.approx(list(whole.criteria[name].scores), rel=1e-6)

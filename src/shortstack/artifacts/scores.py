@@ -55,6 +55,7 @@ class CriterionScores:
             scores.json); None for every other criterion: as text and as CSV such scores are shown as perplexities.
         tensors: per block (original index) the score of each tensor, for criteria that score tensors.
         known_order: the order, where a file gave nothing else.
+        run: a score is that of a run of so many adjacent blocks, which begins with the block.
     """
 
     name: str
@@ -64,6 +65,7 @@ class CriterionScores:
     dense_ppl: float | None = None
     tensors: dict[int, dict[str, float]] = field(default_factory=dict)
     known_order: tuple[int, ...] | None = None
+    run: int = 1
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -182,6 +184,8 @@ class Scores(Shown):
             }
             if found.dense_ppl is not None:
                 entry["base"] = found.dense_ppl
+            if found.run > 1:
+                entry["run"] = found.run
             if found.tensors:
                 entry["tensors"] = {str(index): tensors for index, tensors in found.tensors.items()}
             criteria[name] = entry
@@ -298,7 +302,8 @@ def _from_json(path: Path, record: Any) -> Scores:
         if dense_ppl is not None and min(dense_ppl, *values) <= 0:
             raise TypeError(f"{name} holds a perplexity that is not above 0")
         tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
-        criteria[name] = CriterionScores(name, values, scored, stderr, dense_ppl, tensors)
+        run = int(records.number(entry.get("run", 1), "run"))
+        criteria[name] = CriterionScores(name, values, scored, stderr, dense_ppl, tensors, run=run)
     if not criteria:
         raise TypeError("criteria is empty")
     return Scores(

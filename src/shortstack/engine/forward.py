@@ -22,6 +22,7 @@ from shortstack.engine.block_model import BlockCall, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
 from shortstack.engine.journal import SavedState
+from shortstack.engine.losses import Predictions
 from shortstack.runtime.devices import exact_place
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
 # Called with (block index, its weights by name, which windows, what goes into it, what comes out of it) of the dense model.
 OnHidden = Callable[[int, dict[str, torch.Tensor], slice, torch.Tensor, torch.Tensor], None]
-# Called with (index of the block skipped, which windows, which of their tokens, dense logits, logits without the block).
-OnLogits = Callable[[int, slice, slice, torch.Tensor, torch.Tensor], None]
+# Called with (index of the block skipped, which windows, which of their tokens, what the dense model predicts, what the model
+# without the block predicts).
+OnLogits = Callable[[int, slice, slice, Predictions, Predictions], None]
 
 
 @dataclass(frozen=True)
@@ -215,16 +217,25 @@ def embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
     return base_WTD
 
 
-def show_logits(
+def shown_nll(
     skeleton: Skeleton, streams: Streams, ids_WT: torch.Tensor, members: Sequence[int], on_logits: OnLogits
-) -> None:
-    """Logits of the base stream and of each candidate, of the same tokens."""
+) -> torch.Tensor:
+    """Mean NLL per predicted token of the base stream and of each candidate, [1 + S, W], float64, on the CPU.
+
+    The logits are shown on the way: those of the base stream and of a candidate, of the same tokens.
+    """
+    windows_count, seq_len = ids_WT.shape
+    sums_SW = torch.zeros(1 + len(members), windows_count, dtype=torch.float64)
     for windows, tokens in skeleton.head.slices(ids_WT):
-        ids_BT = ids_WT[windows, tokens]
-        dense_BTV = skeleton.logits(streams.base[windows, tokens], ids_BT)
-        for index, hidden_WTD in zip(members, streams.candidates, strict=True):
-            on_logits(index, windows, tokens, dense_BTV, skeleton.logits(hidden_WTD[windows, tokens], ids_BT))
+        ids_BT, targets_BT = ids_WT[windows, tokens], ids_WT[windows, tokens.start + 1 : tokens.stop + 1]
+        dense = Predictions(skeleton.logits(streams.base[windows, tokens], ids_BT))
+        sums_SW[0, windows] += dense.summed_nll(targets_BT)
+        for place, (index, hidden_WTD) in enumerate(zip(members, streams.candidates, strict=True), start=1):
+            without = Predictions(skeleton.logits(hidden_WTD[windows, tokens], ids_BT))
+            sums_SW[place, windows] += without.summed_nll(targets_BT)
+            on_logits(index, windows, tokens, dense, without)
     return_free_memory()
+    return sums_SW / (seq_len - 1)
 
 
 def through_block(

@@ -6,12 +6,15 @@ Legend: B windows in a batch, T tokens, D hidden size, V vocabulary, R tokens of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from shortstack.runtime.devices import exact_place
 
 if TYPE_CHECKING:
     from shortstack.engine.block_model import Skeleton
@@ -48,6 +51,36 @@ def losses_over(
             ]
     finally:
         model.train(was_training)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicts after each token of a slice. All is made when it is first asked for, and kept.
+
+    Attributes:
+        logits_BTV: in the precision computed in. They are lent, and must not be changed.
+    """
+
+    logits_BTV: torch.Tensor
+
+    @cached_property
+    def log_probabilities(self) -> torch.Tensor:
+        """Log-probabilities, [B, T, V], in float32."""
+        return self.logits_BTV.float().log_softmax(dim=-1)
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """Probabilities, [B, T, V], in float32."""
+        return self.log_probabilities.exp()
+
+    def summed_nll(self, targets_BT: torch.Tensor) -> torch.Tensor:
+        """The summed negative log-likelihood of the tokens that follow the first ones of the slice, [B], float64, on the CPU.
+
+        Args:
+            targets_BT: what follows; as many of the slice's tokens as there are of these predict.
+        """
+        predicting = self.log_probabilities[:, : targets_BT.shape[1]]
+        return -exact_place(predicting.gather(-1, targets_BT[..., None])[..., 0]).double().sum(dim=1).cpu()
 
 
 def token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

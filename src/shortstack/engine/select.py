@@ -65,6 +65,7 @@ class Engine(Protocol):
         *,
         branches: bool,
         keep_inputs: bool,
+        keep_graphs: bool,
         hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,

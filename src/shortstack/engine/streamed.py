@@ -24,7 +24,7 @@ from shortstack.engine.forward import (
     block_evaluations,
     embedded,
     groups_of,
-    show_logits,
+    shown_nll,
     sweep,
     through_block,
     window_nll,
@@ -94,6 +94,7 @@ class StreamedModel:
         *,
         branches: bool,
         keep_inputs: bool = False,
+        keep_graphs: bool = False,
         hooks: Hooks = _NO_HOOKS,
         on_progress: Callable[[int], object] = lambda _: None,
         journal: Journal | None = None,
@@ -103,7 +104,8 @@ class StreamedModel:
         Args:
             ids_WT: the windows.
             branches: run the candidate streams too.
-            keep_inputs: keep what the base stream brings to each block, for a backward sweep.
+            keep_inputs: keep what the base stream brings to each block.
+            keep_graphs: keep more of what a backward sweep needs, as far as that fits.
             hooks: called with what is there at a block.
             on_progress: called with the number of block evaluations (one stream through one block) just done.
             journal: where the state is saved, and where an earlier run's state is.
@@ -114,7 +116,7 @@ class StreamedModel:
             state = ForwardState.restored(saved, ids_WT.device)
         else:
             state = ForwardState(Streams(embedded(self.skeleton, ids_WT)[None]), [] if keep_inputs else None)
-        graphs = self._graphs(ids_WT) if keep_inputs and not branches else None
+        graphs = self._graphs(ids_WT) if keep_graphs and keep_inputs and not branches else None
         groups = groups_of(self.candidates, self.group) if branches else [[]]
         with workers(self.device) as side_by_side:
             for number, members in enumerate(groups):
@@ -155,12 +157,15 @@ class StreamedModel:
         streams = state.streams
         if state.base_nll is None and state.inputs is not None:
             state.last_WTD = streams.base.clone()
+        if members and group.hooks.on_logits is not None:
+            base_nll, *of_members = shown_nll(skeleton, streams, ids_WT, members, group.hooks.on_logits)
+            state.base_nll = base_nll if state.base_nll is None else state.base_nll
+            state.candidates += of_members
+            return
         if state.base_nll is None and (members or state.inputs is None):  # before a backward sweep alone: no losses
             state.base_nll = window_nll(skeleton, streams.base[None], ids_WT)[0]
         if members:
             state.candidates += list(window_nll(skeleton, streams.candidates, ids_WT))
-            if group.hooks.on_logits is not None:
-                show_logits(skeleton, streams, ids_WT, members, group.hooks.on_logits)
 
     def _graphs(self, ids_WT: torch.Tensor) -> Graphs | None:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""

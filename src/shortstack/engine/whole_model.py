@@ -21,7 +21,7 @@ from shortstack.engine.backward import OnGradients
 from shortstack.engine.block_model import TOKENS_AT_A_TIME, StandIn, find_blocks
 from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
 from shortstack.engine.journal import Journal
-from shortstack.engine.losses import token_nll
+from shortstack.engine.losses import Predictions, token_nll
 from shortstack.engine.removal_sets import RemovalSet
 from shortstack.runtime.devices import exact_place
 
@@ -82,19 +82,24 @@ class WholeModel:
         *,
         branches: bool,
         keep_inputs: bool,
+        keep_graphs: bool,
         hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,
     ) -> ForwardResult:
         """Losses of the dense model, and with `branches` without each block; a state is saved after each pass.
 
+        `keep_graphs` keeps nothing: a backward sweep runs the model again.
+
         As many windows as are run at a time go through the model once for each pass: what hooks compare is there together.
         """
         skipped = self.candidates if branches else ()
         passes, parts = 1 + len(skipped), self._parts(ids_WT)
-        saved = journal.found()
+        saved, states = journal.found(), _States(len(self.blocks)) if keep_inputs else None
         if saved is not None:
             nll_PW, done = saved.tensors["nll"], int(saved.record["passes"])
+            if states is not None:
+                states.restore(saved.tensors)
         else:
             nll_PW, done = torch.zeros(passes, len(ids_WT), dtype=torch.float64), 0
             if hooks.on_weights is not None:
@@ -102,13 +107,18 @@ class WholeModel:
         on_progress(done // len(parts))
         for number, part in enumerate(parts):
             first = min(passes, max(0, done - number * passes))  # those of this part that an earlier run made
-            for place, nll_B in self._passes(ids_WT[part], part, skipped, first, hooks):
+            for place, nll_B in self._passes(ids_WT[part], part, skipped, first, hooks, states):
                 nll_PW[place, part] = nll_B
                 now = number * passes + place + 1
                 on_progress(now // len(parts) - (now - 1) // len(parts))
                 if journal.due() or now == len(parts) * passes:
-                    journal.save({"nll": nll_PW}, {"phase": "whole", "passes": now})
-        return ForwardResult(nll_PW[0], nll_PW[1:] if branches else None, None, None)
+                    kept = states.saved() if states is not None else {}
+                    journal.save({"nll": nll_PW, **kept}, {"phase": "whole", "passes": now})
+        without = nll_PW[1:] if branches else None
+        if states is None:
+            return ForwardResult(nll_PW[0], without, None, None)
+        *inputs, last_WTD = states.whole()
+        return ForwardResult(nll_PW[0], without, inputs, last_WTD)
 
     @torch.no_grad()
     def nll_without(
@@ -122,28 +132,38 @@ class WholeModel:
         for place, removed in enumerate(sets):
             with self._bypass.over(sorted(removed), run=not removed.isdisjoint(self._unremovable)):
                 for part in self._parts(ids_WT):
-                    nll_SW[place, part] = _mean_nll(self._logits(ids_WT[part]), ids_WT[part])
+                    nll_SW[place, part] = _mean_nll(Predictions(self._logits(ids_WT[part])), ids_WT[part])
             on_progress(len(self.blocks) - len(removed))
         return nll_SW
 
     def _passes(
-        self, ids_BT: torch.Tensor, windows: slice, skipped: Sequence[int], first: int, hooks: Hooks
+        self,
+        ids_BT: torch.Tensor,
+        windows: slice,
+        skipped: Sequence[int],
+        first: int,
+        hooks: Hooks,
+        states: _States | None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(0, mean NLL of each window in float64), then (place, the same without each block), from pass `first` on."""
-        dense_BTV: torch.Tensor | None = None
-        if first == 0 or (hooks.on_logits is not None and first <= len(skipped)):
-            with self._watched(hooks.on_hidden if first == 0 else None, windows, ids_BT):
-                dense_BTV = self._logits(ids_BT)
-        if first == 0 and dense_BTV is not None:
-            yield 0, _mean_nll(dense_BTV, ids_BT)
+        on_logits, dense = hooks.on_logits, None
+        if first == 0 or (on_logits is not None and first <= len(skipped)):
+            with contextlib.ExitStack() as watching:
+                if first == 0:
+                    watching.enter_context(self._watched(hooks.on_hidden, windows, ids_BT))
+                if first == 0 and states is not None:
+                    watching.enter_context(states.watching(self.blocks, ids_BT))
+                dense = Predictions(self._logits(ids_BT))
+        if first == 0 and dense is not None:
+            yield 0, _mean_nll(dense, ids_BT, shown=on_logits is not None)
         for place, index in enumerate(skipped, start=1):
             if place < first:
                 continue
             with self._bypass.over([index], run=index in self._unremovable):
-                logits_BTV = self._logits(ids_BT)
-            if hooks.on_logits is not None and dense_BTV is not None:
-                hooks.on_logits(index, windows, slice(0, ids_BT.shape[1]), dense_BTV, logits_BTV)
-            yield place, _mean_nll(logits_BTV, ids_BT)
+                without = Predictions(self._logits(ids_BT))
+            if on_logits is not None and dense is not None:
+                on_logits(index, windows, slice(0, ids_BT.shape[1]), dense, without)
+            yield place, _mean_nll(without, ids_BT, shown=on_logits is not None)
 
     @contextlib.contextmanager
     def _watched(self, on_hidden: OnHidden | None, windows: slice, ids_BT: torch.Tensor) -> Iterator[None]:
@@ -225,9 +245,56 @@ def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
     return hidden[:, -tokens:].flatten(2)
 
 
-def _mean_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
-    """Mean NLL per predicted token of each window, float64, on the CPU; the logits stay as they are."""
-    return exact_place(token_nll(logits_BTV.clone(), ids_BT)).double().mean(dim=1).cpu()
+def _mean_nll(predictions: Predictions, ids_BT: torch.Tensor, *, shown: bool = False) -> torch.Tensor:
+    """Mean NLL per predicted token of each window, float64, on the CPU.
+
+    Args:
+        shown: the logits are shown to criteria too: they stay as they are.
+    """
+    if shown:
+        return predictions.summed_nll(ids_BT[:, 1:]) / (ids_BT.shape[1] - 1)
+    return exact_place(token_nll(predictions.logits_BTV, ids_BT)).double().mean(dim=1).cpu()
+
+
+class _States:
+    """What went into each block of the dense model so far, and what came out of the last one; windows behind one another."""
+
+    def __init__(self, depth: int) -> None:
+        self._parts: list[list[torch.Tensor]] = [[] for _ in range(depth + 1)]
+
+    @contextlib.contextmanager
+    def watching(self, blocks: Sequence[nn.Module], ids_BT: torch.Tensor) -> Iterator[None]:
+        """Within, a pass over some windows is kept."""
+
+        def keep(index: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+                came = args[0] if args else given["hidden_states"]
+                self._parts[index].append(_of_text(came, ids_BT).clone())
+                if index == len(blocks) - 1:
+                    left = output[0] if isinstance(output, (tuple, list)) else output
+                    self._parts[index + 1].append(_of_text(left, ids_BT).clone())
+
+            return hook
+
+        handles = [block.register_forward_hook(keep(index), with_kwargs=True) for index, block in enumerate(blocks)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def whole(self) -> list[torch.Tensor]:
+        """What goes into each block, and behind them what comes out of the last one, [W, T, D] each."""
+        return [torch.cat(parts) for parts in self._parts]
+
+    def saved(self) -> dict[str, torch.Tensor]:
+        """For the journal."""
+        return {f"states.{index:05d}": torch.cat(parts) for index, parts in enumerate(self._parts) if parts}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """From the journal."""
+        for index, parts in enumerate(self._parts):
+            parts += [tensors[name] for name in (f"states.{index:05d}",) if name in tensors]
 
 
 def bypassed_logits(model: nn.Module, anatomy: Anatomy, skipped: Collection[int], ids_BT: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from shortstack.artifacts.plan import PrunePlan, load_plan
 from shortstack.artifacts.protected import protected_blocks
-from shortstack.artifacts.scores import Scores
+from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.artifacts.sources import PlanSource
 from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
@@ -107,8 +107,9 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
         raise too_many(wanted, limit, checkpoint, protected, chosen.order)
+    _check_run(chosen, wanted, choice)
     if choice.strategy == "contiguous":
-        removed = _cheapest_run(checkpoint, protected, chosen.by_block(), wanted)
+        removed = _cheapest_run(checkpoint, protected, chosen, wanted)
         notes = [note]
     else:
         removed, passed_by = first_that_may_go(checkpoint, order, wanted)
@@ -206,23 +207,35 @@ def first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int)
     return tuple(chosen), "\n".join(lines)
 
 
+def _check_run(chosen: CriterionScores, wanted: int, choice: BlockChoice) -> None:
+    """Refuse to take single blocks, or another number of them, by scores of runs."""
+    if chosen.run > 1 and (wanted != chosen.run or choice.strategy != "contiguous"):
+        raise UsageError(
+            f"{chosen.name} scores runs of {chosen.run} adjacent blocks, not single ones",
+            hint=f"--strategy contiguous --remove {chosen.run}",
+        )
+
+
 def _cheapest_run(
-    checkpoint: Checkpoint, protected: Sequence[int], scores: dict[int, float] | None, wanted: int
+    checkpoint: Checkpoint, protected: Sequence[int], chosen: CriterionScores, wanted: int
 ) -> tuple[int, ...]:
+    scores = chosen.by_block()
     if scores is None:
         raise ShortstackError(
             "--strategy contiguous adds up scores, but a block order has none", hint="give scores.json"
         )
     blocks = checkpoint.original_blocks
     runs = [tuple(blocks[start : start + wanted]) for start in range(len(blocks) - wanted + 1)]
-    free = [run for run in runs if set(run) <= scores.keys() - set(protected)]
+    # A criterion of runs has one score for a whole run, under the block that it begins with.
+    of_run = {run: run[:1] if chosen.run > 1 else run for run in runs}
+    free = [run for run in runs if set(of_run[run]) <= scores.keys() and not set(run) & set(protected)]
     if not free:
         kept = sorted(set(protected).union(set(blocks) - scores.keys()))
         raise ShortstackError(
             f"no run of {wanted} adjacent blocks avoids those that are protected or not scored ({ranges(kept)})",
             hint="--no-plus, or remove fewer",
         )
-    for run in sorted(free, key=lambda run: (sum(scores[index] for index in run), run)):
+    for run in sorted(free, key=lambda run: (sum(scores[index] for index in of_run[run]), run)):
         if _reason_against(checkpoint, run) is None:
             return run
     raise ShortstackError(

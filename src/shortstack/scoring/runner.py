@@ -28,9 +28,9 @@ from shortstack.scoring.criteria import (
     Criterion,
     LogitsPass,
     Need,
-    Predictions,
     RequestedCriterion,
     ScoredParameter,
+    StatesPass,
     Swept,
     scored_parameters,
 )
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from shortstack.engine.forward import ForwardResult, Hooks
     from shortstack.engine.journal import Journal
+    from shortstack.engine.losses import Predictions
     from shortstack.engine.select import Engine
 
 
@@ -191,15 +192,23 @@ class ScoringRun:
             return
         ids_WT = windows_tensor(self.windows[self.process.part(len(self.windows))], engine.device)
         branches = bool(self._that_need("branches", "logits"))
+        states, gradients = self._that_need("states"), self._that_need("gradients")
         with self.progress.bar("forward", engine.forward_work(branches=branches)) as advance:
             forward = engine.forward(
                 ids_WT,
                 branches=branches,
-                keep_inputs=bool(self._that_need("gradients")),
+                keep_inputs=bool(states or (gradients and not engine.reason)),  # a whole model runs again for gradients
+                keep_graphs=bool(gradients),
                 hooks=self._hooks(ids_WT),
                 on_progress=advance,
                 journal=journal,
             )
+        for criterion in states:
+            if not criterion.kept:  # else it has seen them before the run was cut off
+                inputs, last = forward.inputs, forward.last_WTD
+                assert inputs is not None
+                assert last is not None
+                criterion.on_states(StatesPass(engine.candidates, slice(0, len(ids_WT)), inputs, last))
         self._backward(engine, ids_WT, forward, journal)
         self._finish(engine, self._of_all(forward, len(self.windows)), len(self.windows))
 
@@ -224,7 +233,13 @@ class ScoringRun:
                 ids_WT = windows_tensor(windows[start : start + size][self.process.part(size)], engine.device)
                 with self.progress.bar(f"round {number + 1}", engine.forward_work(branches=True)) as advance:
                     forward = engine.forward(
-                        ids_WT, branches=True, keep_inputs=False, hooks=Hooks(), on_progress=advance, journal=of_round
+                        ids_WT,
+                        branches=True,
+                        keep_inputs=False,
+                        keep_graphs=False,
+                        hooks=Hooks(),
+                        on_progress=advance,
+                        journal=of_round,
                     )
                 forward = self._of_all(forward, size)
                 assert forward.base_nll_W is not None
@@ -251,7 +266,6 @@ class ScoringRun:
 
         hidden, logits = self._that_need("hidden"), self._that_need("logits")
         weights = [criterion for criterion in self._that_need("weights") if criterion not in hidden]
-        dense: Predictions | None = None
 
         def on_weights(index: int, named: dict[str, torch.Tensor]) -> None:
             for criterion in weights if index in self._scored else ():
@@ -264,16 +278,9 @@ class ScoringRun:
             for criterion in hidden:
                 criterion.on_block(shown)
 
-        def on_logits(
-            index: int, windows: slice, tokens: slice, dense_BTV: torch.Tensor, without_BTV: torch.Tensor
-        ) -> None:
-            nonlocal dense
+        def on_logits(index: int, windows: slice, tokens: slice, dense: Predictions, without: Predictions) -> None:
             assert ids_WT is not None
-            if dense is None or dense.logits_BTV is not dense_BTV:
-                dense = Predictions(dense_BTV)  # kept while the logits without one block after another are shown
-            shown = LogitsPass(
-                index, windows, tokens, dense, Predictions(without_BTV), ids_WT[windows, tokens], ids_WT.shape[1]
-            )
+            shown = LogitsPass(index, windows, tokens, dense, without, ids_WT[windows, tokens], ids_WT.shape[1])
             for criterion in logits:
                 criterion.on_logits(shown)
 

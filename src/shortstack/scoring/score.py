@@ -249,7 +249,7 @@ def _scored(
         tokens,
         options.trust_remote_code,
         request.memory_bytes,
-        keeps_inputs=any("gradients" in asked.needs for asked in criteria),
+        keeps_inputs=any(asked.needs & {"gradients", "states"} for asked in criteria),
         shows_hidden=any("hidden" in asked.needs for asked in criteria),
         candidates=request.candidates,
         say=functools.cache(progress.say),  # each line once, however often the run is tried again

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import UsageError, did_you_mean
@@ -22,12 +21,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shortstack.artifacts.scores import CriterionScores
+    from shortstack.engine.losses import Predictions
     from shortstack.runtime.distributed import Process
 
 # weights: `on_block`, once per block. hidden: `on_block` with what goes in and comes out. gradients: `on_block` with those of
 # the block's weights. branches: the losses without each block, in `finish`. logits: `on_logits`, dense and without a block.
-# others: the scores of all other criteria that were asked for, in `finish`.
-Need = Literal["weights", "hidden", "gradients", "branches", "logits", "others"]
+# states: `on_states`, what goes into every block. others: the scores of all other criteria that were asked for, in `finish`.
+Need = Literal["weights", "hidden", "states", "gradients", "branches", "logits", "others"]
 Reduction = Literal["sum", "mean", "max", "prod"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "prod")
 
@@ -104,6 +104,12 @@ CRITERIA: dict[str, Row] = {
     "magnitude": Row("shortstack.scoring.criteria.magnitude:Magnitude", frozenset({"weights"}), _REDUCED),
     "bi": Row("shortstack.scoring.criteria.bi:BlockInfluence", frozenset({"hidden"}), _FIRST_TOKEN),
     "update": Row("shortstack.scoring.criteria.update:RelativeUpdate", frozenset({"hidden"}), _FIRST_TOKEN),
+    "angular": Row(
+        "shortstack.scoring.criteria.angular:AngularDistance",
+        frozenset({"states"}),
+        {"n": WholeNumber(1), "tokens": OneOf("last", ("last", "all")), **_FIRST_TOKEN},
+    ),
+    "cluster": Row("shortstack.scoring.criteria.cluster:Clusters", frozenset({"states"})),
     "kl": Row("shortstack.scoring.criteria.kl:Divergence", frozenset({"logits"})),
     "accept": Row("shortstack.scoring.criteria.accept:Rejection", frozenset({"logits"})),
     "ensemble": Row("shortstack.scoring.criteria.ensemble:Ensemble", frozenset({"others"})),
@@ -176,24 +182,29 @@ class BlockPass:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What a model predicts after each token of a slice. All is made when it is first asked for, and kept.
+class StatesPass:
+    """What goes into every block of the dense model, and what comes out of the last one. Tensors are lent for the call.
 
     Attributes:
-        logits_BTV: in the precision computed in. They are lent for the call, and must not be changed.
+        candidates: positions of the blocks that are scored, ascending.
+        windows: which of this process's windows: all of them.
+        inputs: what goes into each block, [W, T, D] or, where a family has several states of a token, more dimensions.
+        last: what comes out of the last block, before the final norm.
     """
 
-    logits_BTV: torch.Tensor
+    candidates: tuple[int, ...]
+    windows: slice
+    inputs: Sequence[torch.Tensor]
+    last: torch.Tensor
 
-    @cached_property
-    def log_probabilities(self) -> torch.Tensor:
-        """Log-probabilities, [B, T, V], in float32."""
-        return self.logits_BTV.float().log_softmax(dim=-1)
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.inputs)
 
-    @cached_property
-    def probabilities(self) -> torch.Tensor:
-        """Probabilities, [B, T, V], in float32."""
-        return self.log_probabilities.exp()
+    def at(self, place: int) -> torch.Tensor:
+        """What goes into the block at a position, [W, T, D]; for the number of blocks, what comes out of the last one."""
+        return (self.inputs[place] if place < self.depth else self.last).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -246,6 +257,16 @@ class Swept:
     without_nll_NW: torch.Tensor | None = None
     others: Mapping[str, CriterionScores] = field(default_factory=dict)
 
+    def of_some(self, places: Sequence[int]) -> Swept:
+        """The same for some of the candidates, by their places among them."""
+        nll = self.without_nll_NW
+        return replace(
+            self,
+            candidates=tuple(self.candidates[place] for place in places),
+            blocks=tuple(self.blocks[place] for place in places),
+            without_nll_NW=None if nll is None else nll[list(places)],
+        )
+
     def per_window(self, criterion: Criterion) -> torch.Tensor:
         """What a criterion has added up (`Criterion.add`), [N, W], of all processes' windows in their order."""
         import torch
@@ -276,6 +297,9 @@ class Criterion:
 
     def on_block(self, block: BlockPass) -> None:
         """A sweep is at a block: once per block, or, with hidden states, once per block and some windows."""
+
+    def on_states(self, states: StatesPass) -> None:
+        """What goes into every block is there: once."""
 
     def on_logits(self, logits: LogitsPass) -> None:
         """Logits with and without a block are there: once per block and slice."""

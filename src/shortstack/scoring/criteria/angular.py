@@ -1,7 +1,7 @@
 """angular: the angle between what goes into a run of n blocks and what comes out of it (Gromov et al. 2024, eq. 4).
 
-d(l, n) = arccos(cos(x_l, x_(l+n))) / pi, at the last token of each window, or averaged over tokens. Needs states. They are those
-at the blocks, of the dense model: after the last block, those before the final norm.
+d(l, n) = arccos(cos(x_l, x_(l+n))) / pi, at the last token of each window, or averaged over tokens. Needs states. They are
+those at the blocks, of the dense model: after the last block, those before the final norm.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from shortstack.artifacts.scores import CriterionScores
 from shortstack.errors import ShortstackError
+from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import Criterion, StatesPass, Swept
 from shortstack.scoring.criteria.windows_mean import mean_scores
 
@@ -27,7 +28,7 @@ class AngularDistance(Criterion):
         for index in states.candidates:
             if index + run <= states.depth:
                 before, after = (states.at(place)[:, last].float() for place in (index, index + run))
-                self.add(index, states.windows, angle(before, after).double().mean(dim=1))
+                self.add(index, states.windows, exact_place(angle(before, after)).double().mean(dim=1))
 
     def finish(self, swept: Swept) -> CriterionScores:
         """Mean over windows of the runs that fit, by the block that each begins with.

@@ -1,10 +1,10 @@
 """cluster: blocks that are given alike states are taken to do alike work; one of each kind stays (LoRP, arXiv 2605.27786).
 
-S is the mean over tokens of the cosine of what goes into two blocks. Spectral clustering of (S + 1) / 2 finds two to four kinds
-of blocks. Blocks go one by one, from the kind whose members are most alike; the last of each kind, and the first and the last
-block of the model, go at the very end. Needs states.
+S is the mean over tokens of the cosine of what goes into two blocks. Spectral clustering of (S + 1) / 2 finds two to four
+kinds of blocks. Blocks go one by one, from the kind whose members are most alike; the last of each kind, and the first and
+the last block of the model, go at the very end. Needs states.
 
-Legend: N blocks, K clusters.
+Legend: N blocks, K clusters, W windows, T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from shortstack.artifacts.scores import CriterionScores
+from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import Criterion, StatesPass, Swept
 
 
@@ -23,24 +24,19 @@ class Clusters(Criterion):
     """The place of a block in the order in which blocks go."""
 
     def on_states(self, states: StatesPass) -> None:
-        """Add up the cosines of every pair of blocks, a row per block."""
-        windows, rows = states.windows, [states.at(index) for index in range(states.depth)]
+        """Keep the cosine of every pair of blocks, [N][W] for each block."""
         for index in states.candidates:
-            sums = []
-            for other in states.candidates:
-                cosine_BT = functional.cosine_similarity(rows[index].float(), rows[other].float(), dim=-1)
-                sums.append(cosine_BT.double().mean(dim=1))
-            self.kept.setdefault(index, []).append([windows.start, torch.stack(sums, dim=1).tolist()])
+            own_WTD = states.at(index).float()
+            alike = [
+                exact_place(functional.cosine_similarity(own_WTD, states.at(other).float(), dim=-1)).double().mean(dim=1)
+                for other in states.candidates
+            ]
+            self.kept[index] = torch.stack(alike).tolist()
 
     def finish(self, swept: Swept) -> CriterionScores:
         """Places in the order, from 0."""
-        rows = []
-        for index in swept.candidates:
-            of_windows = [row for _, some in sorted(self.kept[index]) for row in some]  # [W][N]
-            rows.append(
-                swept.process.gathered(torch.tensor(of_windows, dtype=torch.float64).T, swept.windows).mean(dim=1)
-            )
-        similarity_NN = torch.stack(rows)
+        cosine_NNW = torch.tensor([self.kept[index] for index in swept.candidates], dtype=torch.float64)
+        similarity_NN = swept.process.gathered(cosine_NNW, swept.windows).mean(dim=-1)
         order = order_of(similarity_NN, spectral(similarity_NN, how_many(similarity_NN)))
         return CriterionScores(self.name, tuple(float(order.index(place)) for place in range(len(order))), swept.blocks)
 
@@ -84,7 +80,7 @@ def spectral(similarity_NN: torch.Tensor, clusters: int) -> list[int]:
 def order_of(similarity_NN: torch.Tensor, clusters: Sequence[int]) -> list[int]:
     """Blocks in the order in which they go.
 
-    Of the cluster with the largest mean similarity goes the block that is most like the others of it.
+    Of the cluster with the largest mean similarity goes the block that is most like the others of it, the first of equals.
     """
     last = len(clusters) - 1
     inner = [place for place in range(len(clusters)) if place not in (0, last)]
@@ -92,7 +88,11 @@ def order_of(similarity_NN: torch.Tensor, clusters: Sequence[int]) -> list[int]:
     order: list[int] = []
     while any(len(members) > 1 for members in left.values()):
         members = max((some for some in left.values() if len(some) > 1), key=lambda some: _alike(similarity_NN, some))
-        gone = max(members, key=lambda place: (float(similarity_NN[place, members].sum()), -place))
+        # Of two blocks each is as much like the other: what is left of rounding must not choose.
+        alike = {
+            one: round(sum(float(similarity_NN[one, other]) for other in members if other != one), 6) for one in members
+        }
+        gone = max(members, key=lambda place: (alike[place], -place))
         members.remove(gone)
         order.append(gone)
     alone = sorted(place for members in left.values() for place in members)

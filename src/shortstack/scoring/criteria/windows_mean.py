@@ -31,13 +31,14 @@ class WindowsMean(Criterion):
         return mean_scores(self.name, swept, swept.per_window(self))
 
 
-def mean_scores(name: str, swept: Swept, values_NW: torch.Tensor) -> CriterionScores:
+def mean_scores(name: str, swept: Swept, values_NW: torch.Tensor, run: int = 1) -> CriterionScores:
     """Means over windows, and their standard errors where there are two windows.
 
     Args:
         name: of the criterion, as the user wrote it.
         swept: what the sweeps gave.
         values_NW: a number per scored block and window.
+        run: of how many adjacent blocks a number is.
     """
     windows = values_NW.shape[1]
     errors = values_NW.std(dim=1, correction=1) / math.sqrt(windows) if windows > 1 else None
@@ -46,4 +47,5 @@ def mean_scores(name: str, swept: Swept, values_NW: torch.Tensor) -> CriterionSc
         tuple(values_NW.mean(dim=1).tolist()),
         swept.blocks,
         stderr=tuple(errors.tolist()) if errors is not None else None,
+        run=run,
     )
