@@ -28,7 +28,9 @@ class Clusters(Criterion):
         for index in states.candidates:
             own_WTD = states.at(index).float()
             alike = [
-                exact_place(functional.cosine_similarity(own_WTD, states.at(other).float(), dim=-1)).double().mean(dim=1)
+                exact_place(functional.cosine_similarity(own_WTD, states.at(other).float(), dim=-1))
+                .double()
+                .mean(dim=1)
                 for other in states.candidates
             ]
             self.kept[index] = torch.stack(alike).tolist()
