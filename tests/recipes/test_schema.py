@@ -65,7 +65,7 @@ def test_the_schema_command_prints_the_schema(capsys: pytest.CaptureFixture[str]
     schema = json.loads(capsys.readouterr().out)
     assert schema == json.loads(json.dumps(json_schema()))
     rank = schema["$defs"]["retrain-lora"]["properties"]["rank"]
-    assert rank["description"] == "of the adapter."
+    assert rank["description"] == "The rank of the adapter."
     assert rank["default"] == 8
     assert {"type": "integer"} in rank["anyOf"]
 

@@ -51,8 +51,8 @@ def test_four_bits_need_their_package(retrained: Retrained, without: Callable[[s
 
 
 CASES: list[tuple[dict[str, Any], str]] = [
-    ({"save_every": 0}, "--save-every 0: expected at least 1"),
-    ({"max_steps": 0}, "--max-steps 0: expected at least 1"),
+    ({"save_every": 0}, "save_every=0: expected at least 1"),
+    ({"max_steps": 0}, "max_steps=0: expected at least 1"),
     ({"lr": 0.0}, "--lr 0.0: expected a number between 0 and 1"),
     ({"lr": 3.0}, "--lr 3.0"),
     ({"tokens": "many"}, "--tokens"),
@@ -85,8 +85,8 @@ NONSENSE: list[tuple[str, dict[str, Any], str]] = [
     ("distill", {"temperature": math.nan}, "--temperature nan: expected a number above 0"),
     ("distill", {"kl_weight": math.nan}, "--kl-weight nan .*expected none below 0"),
     ("distill", {"epochs": 0}, "--epochs 0: expected a number above 0"),
-    ("cpt", {"validation": -1}, "--validation -1: expected at least 0"),
-    ("cpt", {"eval_windows": 0}, "--eval-windows 0: expected at least 1"),
+    ("cpt", {"validation": -1}, "validation=-1: expected at least 0"),
+    ("cpt", {"eval_windows": 0}, "eval_windows=0: expected at least 1"),
     ("cpt", {"warmup": -1}, "--warmup -1: expected at least 0"),
     ("cpt", {"weight_decay": -0.1}, "--weight-decay -0.1: expected"),
     ("cpt", {"seq_len": 1}, "--seq-len 1: expected at least 2"),
@@ -121,8 +121,8 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("lora", {"data": "text", "add_eos": False}, "--no-add-eos: no effect on .*text"),
     ("distill", {"target_modules": "q_proj"}, "--target-modules q_proj: no effect with --train all"),
-    ("cpt", {"eval_windows": 3}, "--eval-windows 3: no effect without --eval-data"),
-    ("cpt", {"restart": True, "weights_only_resume": True}, "--weights-only-resume: no effect with --restart"),
+    ("cpt", {"eval_windows": 3}, "eval_windows=3: no effect without eval_data"),
+    ("cpt", {"restart": True, "weights_only_resume": True}, "weights_only_resume=True: no effect with restart=True"),
 ]
 
 

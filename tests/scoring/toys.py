@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from shortstack.artifacts.scores import CriterionScores
-from shortstack.scoring.criteria import CRITERIA, BlockPass, Criterion, LogitsPass, Row, Swept, WholeNumber
+from shortstack.scoring.criteria import CRITERIA, BlockPass, Criterion, LogitsPass, Row, Swept
+from shortstack.scoring.parameters import WholeNumber
 
 ROWS = {
     "change": Row("tests.scoring.toys:Change", frozenset({"weights", "hidden"}), {"power": WholeNumber(2, at_most=4)}),

@@ -9,12 +9,12 @@ Legend: B windows that are shown together, W all windows, T tokens, D hidden siz
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import UsageError, did_you_mean
+from shortstack.scoring.parameters import OneOf, WholeNumber
 
 if TYPE_CHECKING:
     import torch
@@ -30,42 +30,6 @@ if TYPE_CHECKING:
 Need = Literal["weights", "hidden", "states", "gradients", "branches", "logits", "others"]
 Reduction = Literal["sum", "mean", "max", "prod"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "prod")
-
-
-@dataclass(frozen=True)
-class WholeNumber:
-    """A parameter that is a whole number from 1 to `at_most`."""
-
-    default: int | None
-    at_most: int = 10**6
-
-    def read(self, text: str) -> int:
-        """Its value.
-
-        Raises:
-            ValueError: with what was expected.
-        """
-        if not re.fullmatch(r"\d{1,9}", text) or not 1 <= int(text) <= self.at_most:
-            raise ValueError(f"a whole number from 1 to {self.at_most}")
-        return int(text)
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """A parameter that is one of some words."""
-
-    default: str
-    words: tuple[str, ...]
-
-    def read(self, text: str) -> str:
-        """Its value.
-
-        Raises:
-            ValueError: with what was expected.
-        """
-        if text not in self.words:
-            raise ValueError(f"one of {', '.join(self.words)}")
-        return text
 
 
 Parameters = Mapping[str, WholeNumber | OneOf]
