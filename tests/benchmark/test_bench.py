@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import shortstack
 from shortstack.artifacts.results import Result, load_results
 from shortstack.benchmark import floors, memory, sweep
+from shortstack.benchmark.bench import _ids_of_length
 from shortstack.benchmark.engines import EngineError
 from shortstack.benchmark.engines import transformers as in_process
 from shortstack.benchmark.floors import Machine
@@ -432,6 +434,15 @@ def test_a_model_without_tokenizer_can_be_timed(
         ({"engine": "exllama"}, ["engine", "exllama", "unknown"]),
         ({"batch": "-1"}, ["batch", "-1", "expected whole numbers from 1 up"]),
         ({"draft": "embedded", "engine": "vllm"}, ["drafts are run by transformers"]),
+        ({"draft": "embedded", "compare": True}, ["compare", "no effect with", "draft"]),
+        ({"draft": "embedded", "batch": "2"}, ["batch", "2", "no effect with", "draft"]),
+        (
+            {"draft": "embedded", "prompt_tokens": None, "new_tokens": "4,8"},
+            ["4,8", "expected one number"],
+        ),
+        ({"draft_tokens": 3}, ["draft", "3", "no effect without"]),
+        ({"compare": True}, ["compare", "there is one model"]),
+        ({"runs": 0}, ["runs", "0", "expected at least one run"]),
     ],
 )
 def test_what_cannot_be_run_is_refused_first(
@@ -449,6 +460,19 @@ def test_what_cannot_be_run_is_refused_first(
     foreseen = shortstack.run(str(recipe), out=tmp_path / "run", dry_run=True)
     assert isinstance(foreseen, Rehearsal)
     assert any(all(words in problem for words in says) for problem in foreseen.problems)
+
+
+def test_options_of_engines_that_are_none_of_ours(models: list[str], tmp_path: Path) -> None:
+    """They were taken without a word where nothing else runs."""
+    with pytest.raises(UsageError, match="engine_binary=.*: no effect with engine='?transformers"):
+        shortstack.bench(models[0], engine_binary=tmp_path, memory=False, **FEW)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("length", [3, 40_000])
+def test_a_prompt_has_as_many_tokens_as_were_requested(length: int) -> None:
+    """The text in the package is shorter than the longest prompts: it is repeated."""
+    subject: Any = SimpleNamespace(tokenizer=pico.tokenizer())
+    assert len(_ids_of_length(subject, length)) == length
 
 
 def test_usage(models: list[str]) -> None:

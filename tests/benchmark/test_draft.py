@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ def test_the_text_is_the_dense_models(models: tuple[str, str], tmp_path: Path) -
     assert 0 <= figures["accepted_length"] <= 3
     assert figures["break_even_length"] == pytest.approx(3 * figures["draft_cost"] + figures["verify_cost"] - 1)
     assert (one.settings["draft"], one.settings["draft_tokens"]) == (models[1], 3)
-    assert "break even length" in result.to_text()
+    text = result.to_text()
+    assert re.search(r"^dense rate, tokens/s +\d", text, re.MULTILINE)
+    assert (
+        "\nbreak even length: of 3, from the models' times" in text
+        or "\nbreak even length: of 3: it cannot pay" in text
+    )
+    assert max(map(len, text.splitlines()[1:])) <= 100
 
 
 def test_a_draft_that_is_the_model_is_always_accepted(models: tuple[str, str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from shortstack.benchmark.options import EngineOptions
 from shortstack.cli.app import run
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.inspection.check import check
-from shortstack.inspection.check_engines import _TEXTS, NEW_TOKENS, _new_tokens, _prompts, others
+from shortstack.inspection.check_engines import _TEXTS, NEW_TOKENS, EngineCheck, _new_tokens, _prompts, others
 from shortstack.inspection.findings import Finding
 from tests.benchmark.engines.fake import environments, programs
 from tests.benchmark.material import subject
@@ -45,7 +45,8 @@ def gguf(model: Path, tmp_path: Path) -> Path:
 
 def engines(model: Path, **options: Any) -> dict[str, Finding]:
     """The lines of a check that are about engines."""
-    options.setdefault("time_limit", LIMIT)
+    if options.get("engine") != "transformers" or options.get("engine_python"):  # else no program is started
+        options.setdefault("time_limit", LIMIT)
     return {finding.what: finding for finding in check(str(model), quiet=True, **options).findings}
 
 
@@ -283,3 +284,16 @@ def test_transformers_of_another_environment(model: Path) -> None:
     """The worker itself, run by a real Python: ours."""
     found = engines(model, engine="transformers", engine_python=Path(sys.executable), time_limit=300.0)["transformers"]
     assert found.status == "ok", found.says
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"engine_binary": Path("bin")}, "--engine-binary bin"), ({"time_limit": 1.0}, "--time-limit 1.0")],
+)
+def test_options_that_transformers_has_no_use_for(options: dict[str, Any], says: str) -> None:
+    """They were taken without a word."""
+    with pytest.raises(UsageError) as refused:
+        EngineCheck.of("transformers", EngineOptions(**options))
+    assert refused.value.message.startswith(f"{says}: no effect with --engine transformers")
+    EngineCheck.of("transformers", EngineOptions(engine_python=Path("python"), time_limit=1.0))
+    EngineCheck.of("vllm", EngineOptions(**options))

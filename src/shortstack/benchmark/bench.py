@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from shortstack.checkpoint.forecast import Estimate, Forecast
 from shortstack.common.clock import command_seconds
 from shortstack.common.extras import need_packages
 from shortstack.common.option_values import Listed
-from shortstack.common.options import Options, stage
+from shortstack.common.options import Options, records_of, refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.runtime.atomic_output import check_writable_file
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from shortstack.evaluation.evaluated_model import Subject
 
 _ENGINE = "transformers"
+_OWN = ("transformers", "compiled")  # engines that are part of this environment
 _SWEEP, _ENGINES, _MEASURING = SweepOptions(), EngineOptions(), MeasuringOptions()
 
 
@@ -93,6 +95,7 @@ def bench(
     chosen, names = Sweep.of(sweep), measured_engines(engine)
     if report.draft is not None:
         need_one_model(models, engine, report.draft_tokens)
+    refuse_without_effect(models, names, sweep, engines, report)
     _check_outputs(report, out)
     subjects = _opened(models, options)
     if report.draft is not None:
@@ -112,6 +115,28 @@ def need_one_model(models: Sequence[Any], engine: str, draft_tokens: int) -> Non
         raise UsageError(f"--draft with --engine {engine}: drafts are run by transformers", hint="leave --engine out")
     if draft_tokens < 1:
         raise UsageError(f"--draft-tokens {draft_tokens}: expected at least 1")
+
+
+def refuse_without_effect(
+    models: Sequence[Any], names: Sequence[str], sweep: SweepOptions, engines: EngineOptions, report: ReportOptions
+) -> None:
+    """Refuse options that nothing would come of.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if not set(names) - set(_OWN):
+        refuse_idle(engines, (one.name for one in dataclasses.fields(engines)), f"with --engine {','.join(names)}")
+    if report.draft is None:
+        refuse_idle(report, ["draft_tokens"], "without --draft")
+        if report.compare and len(models) == 1:
+            raise UsageError("--compare: there is one model", hint="name the dense model first, then the others")
+        return
+    refuse_idle(report, ["compare", "csv", "plot"], "with --draft")
+    why = "with --draft, which writes one text at a time after prompts of its own, greedily"
+    refuse_idle(sweep, ["preset", "batch", "prompt_tokens", "sampling"], why)
+    if sweep.new_tokens is not None and "," in sweep.new_tokens:
+        raise UsageError(f"--new-tokens {sweep.new_tokens}: expected one number, with --draft", hint="--new-tokens 64")
 
 
 def _check_outputs(report: ReportOptions, out: Path | None) -> None:
@@ -234,7 +259,7 @@ def _ids_of_length(subject: Subject, length: int) -> list[int]:
         subject.progress.say(f"{error.message}; the prompt's tokens are counted up")
         return [at % subject.rows for at in range(length)]
     ids: list[int] = []
-    for document in heldout_documents():
+    for document in itertools.cycle(heldout_documents()):  # a long prompt is the text again and again
         ids += tokenizer(document.text, add_special_tokens=not ids, verbose=False)["input_ids"]
         if len(ids) >= length:
             break
@@ -278,10 +303,13 @@ def check_bench(values: Mapping[str, Any]) -> list[str]:
     from shortstack.benchmark.engines import measured_engines
 
     sweep = _sweep_of(values)
-    measured_engines(str(values.get("engine", _ENGINE)))
+    names = measured_engines(str(values.get("engine", _ENGINE)))
     models: list[Forecast | None] = values.get("models") or []
     if values.get("draft") is not None:
         need_one_model(models, values.get("engine", _ENGINE), values.get("draft_tokens", _REPORT.draft_tokens))
+    given = {name: value for name, value in values.items() if name != "models"}
+    records = records_of(bench, given | ({"draft": str(given["draft"])} if given.get("draft") is not None else {}))
+    refuse_without_effect(models, names, records["sweep"], records["engines"], records["report"])
     if values.get("plot") is not None:
         need_packages("plot", "matplotlib", extra="report")
     for model in models:

@@ -123,14 +123,17 @@ class Sweep:
             )
             for field in fields(SweepOptions)
         }
-        runs, warmup = chosen["runs"] or 30, 10 if chosen["warmup"] is None else chosen["warmup"]
+        runs, warmup = (
+            30 if chosen["runs"] is None else chosen["runs"],
+            10 if chosen["warmup"] is None else chosen["warmup"],
+        )
         if not 0 <= warmup < runs:
             raise UsageError(f"--runs {runs} --warmup {warmup}: expected at least one run after the warm-up")
         if chosen["prompt_tokens"] is not None and chosen["prompt_tokens"] < 1:
             raise UsageError(f"--prompt-tokens {chosen['prompt_tokens']}: expected at least 1")
         return cls(
-            numbers("--batch", chosen["batch"] or "1"),
-            numbers("--new-tokens", chosen["new_tokens"] or "128"),
+            numbers("--batch", "1" if chosen["batch"] is None else chosen["batch"]),
+            numbers("--new-tokens", "128" if chosen["new_tokens"] is None else chosen["new_tokens"]),
             chosen["prompt_tokens"],
             chosen["sampling"] or "greedy",
             runs - warmup,

@@ -219,6 +219,11 @@ def ideal_speedups(dense: Measured, one: Measured) -> tuple[dict[str, float], st
 
 
 def _draft_text(result: Result) -> str:
-    rows = [[name.replace("_", " "), shown_figure(figure), figure.note] for name, figure in result.figures.items()]
+    names = {name: name.replace("_", " ") for name in result.figures}
+    rows = [
+        [names[name] + (", tokens/s" if figure.unit == "tokens/s" else ""), shown_figure(figure)]
+        for name, figure in result.figures.items()
+    ]
+    notes = [f"{names[name]}: {figure.note}" for name, figure in result.figures.items() if figure.note]
     head = f"{result.model} with {result.settings['draft']} as its draft, {result.settings['draft_tokens']} tokens at a time"
-    return "\n".join([head, table(["", "", ""], rows)])
+    return "\n".join([head, table(["", "value"], rows), *notes])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from shortstack.artifacts.results import Figure, Result, shown_figure
 from shortstack.benchmark.timing import UNSTEADY
-from shortstack.common.formatting import seconds, size
+from shortstack.common.formatting import counted, seconds, size
 from shortstack.common.tables import Table
 
 SPEEDS = ("latency", "prefill", "decode")  # of which --compare gives speed-ups
@@ -18,10 +18,10 @@ def _head(results: Sequence[Result]) -> str:
     settings = results[0].settings
     where = f"{settings['dtype']} on {settings['device']}"
     if settings["device"] == "cpu":
-        where += f", {settings['threads']} threads"
+        where += f", {counted(settings['threads'], 'thread')}"
     version = f" {settings['engine_version']}" if settings.get("engine_version") else ""
     lines = [
-        f"{settings['engine']}{version}, {where}; {settings['runs']} runs after {settings['warmup']} of warm-up; "
+        f"{settings['engine']}{version}, {where}; {counted(settings['runs'], 'run')} after {settings['warmup']} of warm-up; "
         f"{settings['sampling']} sampling; {settings['prompt']}"
     ]
     machine = settings.get("machine")

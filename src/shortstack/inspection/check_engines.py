@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.benchmark.engines import ENGINES, Engine, engine_names, open_engine
 from shortstack.benchmark.options import EngineOptions
 from shortstack.common.formatting import size
+from shortstack.common.options import refuse_idle
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.evaluated_model import Subject
@@ -80,6 +81,10 @@ class EngineCheck:
                 f"--engine {engine!r}: --engine-python and --engine-binary say where one engine is",
                 hint="one engine at a time; or SHORTSTACK_ENGINES=DIR, which `make engines` fills",
             )
+        if names == ["transformers"]:
+            refuse_idle(where, ["engine_binary", "engine_args"], "with --engine transformers")
+            if where.engine_python is None:
+                refuse_idle(where, ["time_limit"], "with --engine transformers, which is not started as a program")
         return cls(names, False, where, gguf)
 
 

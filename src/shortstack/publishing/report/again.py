@@ -97,7 +97,8 @@ def _measured(what: str, results: Sequence[Result], models: str) -> list[str]:
             for name in ("batch", "new_tokens")
         }
         options = _options({**both, **{name: settings.get(name) for name in _BENCH}})
-        return [f"shortstack bench {models}{options} --engine {_word(settings['engine'])} --compare --out bench.json"]
+        compare = " --compare" if len({one.model for one in timed}) > 1 else ""
+        return [f"shortstack bench {models}{options} --engine {_word(settings['engine'])}{compare} --out bench.json"]
     if what not in _SETTINGS:
         return []
     options = _options({name: settings.get(name) for name in _SETTINGS[what]})
