@@ -76,6 +76,12 @@ def test_an_unknown_error_of_one_figure_is_an_unknown_error_of_the_mean() -> Non
         ("parameters", 0, "parameters is 0, expected a size"),
         ("bytes", 1e300, "bytes is 1e+300, expected a size"),
         ("data", {"sha256": ["s"]}, "sha256 of data is no text"),
+        ("seconds", math.nan, "seconds is nan, expected a number from 0 up"),
+        ("command_seconds", -1, "command_seconds is -1, expected a number from 0 up"),
+        ("peak_rss_bytes", math.inf, "peak_rss_bytes is inf, expected a number from 0 up"),
+        ("peak_device_bytes", "4 GB", "peak_device_bytes is '4 GB', expected a number"),
+        ("figures", {"ppl_128": {"value": 2.0, "unit": "ppl", "n": math.inf}}, "n is inf, expected a number from 0 up"),
+        ("figures", {"ppl_128": {"value": 2.0, "unit": "ppl", "n": 2, "note": [1]}}, "note is [1], expected a string"),
     ],
 )
 def test_what_no_comparison_could_use_is_refused(tmp_path: Path, entry: str, value: object, says: str) -> None:

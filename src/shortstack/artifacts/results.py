@@ -12,7 +12,7 @@ from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.task_table import task_table
 from shortstack.artifacts.units import unlike_notes
 from shortstack.common.formatting import count, legend, seconds, short_names, size
-from shortstack.common.json_fields import mapping, number, text
+from shortstack.common.json_fields import amount, mapping, number, text
 from shortstack.common.json_text import read_json
 from shortstack.common.keywords import said_in_python
 from shortstack.common.shown import Shown
@@ -58,7 +58,10 @@ class Figure:
         found = {key: record.get(key) for key in ("value", "stderr")} if isinstance(record, dict) else {}
         checked = {key: None if value is None else number(value, key) for key, value in found.items()}
         return cls(
-            **checked, unit=text(record, "unit"), n=int(number(record.get("n"), "n")), note=record.get("note", "")
+            **checked,
+            unit=text(record, "unit"),
+            n=int(amount(record.get("n"), "n")),
+            note=text({"note": "", **record}, "note"),
         )
 
 
@@ -187,6 +190,7 @@ class Result:
         for name in ("parameters", "bytes"):
             if not 1 <= number(record.get(name), name) < 1e18:
                 raise TypeError(f"{name} is {record[name]}, expected a size")
+        on_device, taken = record.get("peak_device_bytes"), record.get("command_seconds")
         return cls(
             model=text(record, "model"),
             fingerprint=text(record, "fingerprint"),
@@ -196,14 +200,12 @@ class Result:
             figures=figures,
             parameters=int(number(record.get("parameters"), "parameters")),
             nbytes=int(number(record.get("bytes"), "bytes")),
-            seconds=number(record.get("seconds"), "seconds"),
-            peak_rss_bytes=int(number(record.get("peak_rss_bytes"), "peak_rss_bytes")),
-            peak_device_bytes=record.get("peak_device_bytes"),
+            seconds=amount(record.get("seconds"), "seconds"),
+            peak_rss_bytes=int(amount(record.get("peak_rss_bytes"), "peak_rss_bytes")),
+            peak_device_bytes=None if on_device is None else int(amount(on_device, "peak_device_bytes")),
             per_item=per_item,
             notes=[str(note) for note in record.get("notes", [])],
-            command_seconds=None
-            if record.get("command_seconds") is None
-            else number(record["command_seconds"], "command_seconds"),
+            command_seconds=None if taken is None else amount(taken, "command_seconds"),
         )
 
 

@@ -56,6 +56,17 @@ def number(value: Any, key: str) -> float:
     return float(value)
 
 
+def amount(value: Any, key: str) -> float:
+    """A number from 0 up that can be shown: a time, a size, a count.
+
+    Raises:
+        TypeError: it is something else, such as NaN.
+    """
+    if not 0 <= number(value, key) < 1e18:
+        raise TypeError(f"{key} is {value!r:.60}, expected a number from 0 up")
+    return float(value)
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """What differs between two records, as `name: old, now new`."""
     found = []
