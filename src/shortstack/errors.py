@@ -44,8 +44,10 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def system_reason(error: OSError) -> str:
-    """What the system refused, such as `no space left on device`."""
+def system_reason(error: Exception) -> str:
+    """What the system refused, such as `no space left on device`; what any other error states."""
+    if not isinstance(error, OSError):
+        return str(error)
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 

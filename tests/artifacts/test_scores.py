@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortstack.artifacts.ranking_text import ranking_table
 from shortstack.artifacts.scores import CriterionScores, Scores, load_scores
 from shortstack.artifacts.scores_csv import write_scores_csv
 from shortstack.baselines.orders import open_scores
@@ -150,3 +151,12 @@ def test_scores_that_no_ranking_could_show_are_refused(tmp_path: Path, entry: st
     (tmp_path / "scores.json").write_text(json.dumps(record))
     with pytest.raises(ShortstackError, match=says):
         load_scores(tmp_path / "scores.json")
+
+
+def test_errors_are_named_in_the_unit_of_the_scores() -> None:
+    """Those of perplexities are of the NLL; other criteria's are of the score itself."""
+    ppl = CriterionScores("ppl", (12.0, 11.0), (0, 1), (0.1, 0.1), 10.0)
+    kl = CriterionScores("kl", (0.2, 0.1), (0, 1), (0.01, 0.01))
+    assert "s.e. (NLL)" in ranking_table(ppl).head
+    assert "s.e." in ranking_table(kl).head
+    assert not any("NLL" in cell for cell in ranking_table(kl).head)

@@ -162,6 +162,13 @@ def test_the_whole_way(built: Built, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["frobnicate"], 2, ""),
         (["score"], 2, ""),
         (["score", "MODEL", "--criterion", "taylr"], 2, "error: unknown criterion 'taylr'"),
+        (["score", "MODEL", "--criterion", "all,ppl"], 2, "hint: `all` stands alone: --criterion all"),
+        (["info", ""], 2, "error: '' names no model"),
+        (["score", "MODEL", "--data", ""], 2, "error: '' names no text"),
+        (["eval", "ppl", "MODEL", "--data", ""], 2, "error: --data '': names no text"),
+        (["eval", "ppl", "MODEL", "--data", " , "], 2, "error: --data ' , ': names no text"),
+        (["prune", "MODEL", "--plan", ".", "--out", "p"], 1, "error: .: not a plan of shortstack (is a directory)"),
+        (["plan", "MODEL", "--scores", ".", "--remove", "1"], 1, "error: .: cannot be read (is a directory)"),
         (["score", "MODEL", "--criterion", "taylor:q=2"], 2, "error: criterion 'taylor:q=2': no parameter 'q' here"),
         (
             ["score", "MODEL", "--criterion", "taylor:p=²"],

@@ -13,7 +13,7 @@ import torch
 
 import shortstack
 from shortstack.artifacts.curve import Curve, CurvePoint, bend
-from shortstack.errors import UsageError
+from shortstack.errors import ShortstackError, UsageError
 from tests import oracle, pico
 
 Built = Callable[..., Path]
@@ -72,7 +72,10 @@ def test_it_is_written_and_half_of_the_blocks_is_the_default(built: Built, tmp_p
 
 
 def made(*ppl: float, one_token: float = 100.0) -> Curve:
-    points = tuple(CurvePoint((number,), 100 - number, value, value / 10 - 1, 0.01) for number, value in enumerate(ppl))
+    points = tuple(
+        CurvePoint(tuple(range(number)), 100 - number, value, value / 10 - 1, 0.01)
+        for number, value in enumerate(ppl, start=1)
+    )
     return Curve("m", "f", "greedy", 10.0, one_token, points)
 
 
@@ -89,6 +92,20 @@ def test_knee_and_point_of_no_return() -> None:
     assert made(math.inf, math.inf).knee is None
 
 
+def test_sizes_that_no_set_has_are_not_counted() -> None:
+    """A family whose blocks go by twos: the numbers are those of blocks, not of points."""
+    ppl = {2: 10.5, 4: 11.0, 6: 30.0}
+    points = tuple(CurvePoint(tuple(range(n)), 100, value, value / 10.0 - 1, None) for n, value in ppl.items())
+    found = Curve("m", "f", "greedy", 10.0, 20.0, points)
+    assert (found.knee, found.point_of_no_return) == (4, 6)
+    assert [row["blocks removed"] for row in found.table_rows()] == [2, 4, 6]
+    lines = {line.split()[0]: line for line in found.to_text().splitlines()[3:7]}
+    assert list(lines) == ["0", "2", "4", "6"]
+    assert "knee" in lines["4"]
+    assert "no return" in lines["6"]
+    assert "+10.0%" in lines["4"]
+
+
 def test_a_straight_or_bulging_curve_has_no_knee() -> None:
     assert bend([0.0, 1.0, 2.0, 3.0]) is None
     assert bend([0.0, 3.0, 4.0, 4.5]) is None
@@ -101,3 +118,5 @@ def test_what_cannot_be_asked(built: Built, tmp_path: Path) -> None:
         drawn(built("llama"), tmp_path, selection="evolution")
     with pytest.raises(UsageError, match="most=6: expected 1 to 5"):
         drawn(built("llama"), tmp_path, most=6)
+    with pytest.raises(ShortstackError, match="none of its 1 block is removable"):
+        drawn(built("llama", num_hidden_layers=1), tmp_path)

@@ -224,3 +224,27 @@ def test_figures_of_retraining_are_in_the_table(model: Path) -> None:
         (model / "retraining.json").write_text(damaged)
         card(model, quiet=True)
         assert "Retraining" not in (model / "README.md").read_text()
+
+
+def test_speed_beside_the_dense_models_which_has_other_blocks(model: Path, tmp_path: Path) -> None:
+    own, dense = fingerprints(model)
+    machines = [{"bytes_per_second": rate} for rate in (1e9, 2e9)]
+    rows = [
+        result(
+            fingerprint, "bench", settings={"dtype": "float32", "blocks": blocks, "machine": machine}, figures=figures
+        )
+        for fingerprint, blocks, machine, figures in (
+            (dense, 6, machines[0], {"latency": Figure(0.25, None, "s", 10)}),
+            (own, 5, machines[1], {"latency": Figure(0.125, None, "s", 10)}),
+        )
+    ]
+    card(model, saved(tmp_path / "b.json", *rows), quiet=True)
+    assert "| latency | 0.125 | 0.25 |" in (model / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["", "MIT licence", "mit\nlicense_link: x"])
+def test_a_licence_that_the_hub_cannot_name(name: str, model: Path) -> None:
+    before = (model / "README.md").read_bytes()
+    with pytest.raises(UsageError, match="expected the hub's name of a licence"):
+        card(model, license=name, quiet=True)
+    assert (model / "README.md").read_bytes() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,8 +56,6 @@ def made(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(made: Path, tmp_path: Path) -> Path:
     """A copy that a test may break."""
-    import shutil
-
     return Path(shutil.copytree(made, tmp_path / "p"))
 
 
@@ -89,6 +88,14 @@ def test_a_dry_run_is_the_default_and_asks_nobody(hub: Hub, model: Path, monkeyp
 
 
 @pytest.mark.usefixtures("quick_check")
+def test_commands_in_the_text_can_be_pasted(model: Path, quick_check: None) -> None:
+    spaced = Path(shutil.move(model, model.parent / "a model"))
+    shown = push(spaced, "org/name", quiet=True).to_text()
+    assert f"shortstack push '{spaced}' org/name --yes" in shown
+    (spaced / "README.md").unlink()
+    assert f"shortstack card '{spaced}' writes it" in push(spaced, "org/name", quiet=True).to_text()
+
+
 def test_all_files_in_one_commit_private_with_no_path_and_the_name_in_the_card(
     hub: Hub, model: Path, tmp_path: Path
 ) -> None:

@@ -124,7 +124,7 @@ def test_settings_that_cannot_be(setting: str, message: str, tmp_path: Path) -> 
         ("model: 3\nsteps: {info: {}}", "model is 3, expected text", ""),
         ("model: embedded\nsteps: [info]", "expected a mapping", ""),
         ("- a", "expected a mapping", ""),
-        ("", "expected a mapping", ""),
+        ("", "found nothing, expected a mapping", ""),
         ("model: embedded", "has no steps", ""),
         ("steps: {info: {}}", "names no model to begin with", "--model"),
         ("model: embedded\nsteps: {info: 3}", "found 3, expected a mapping", ""),

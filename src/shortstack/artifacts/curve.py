@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shortstack.common.formatting import count, ranges
+from shortstack.common.formatting import count, counted, ranges
 from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
 
@@ -31,6 +31,11 @@ class CurvePoint:
     ppl: float
     increase: float
     stderr: float | None
+
+    @property
+    def number(self) -> int:
+        """How many blocks are removed: a size that no set of the family has is left out of a curve."""
+        return len(self.removed)
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,15 +68,12 @@ class Curve(Shown):
         heights = [
             math.log(point.ppl / self.dense_ppl) if math.isfinite(point.ppl) else math.inf for point in self.points
         ]
-        return bend([0.0, *heights])
+        return bend([0.0, *heights], [0, *(point.number for point in self.points)])
 
     @property
     def point_of_no_return(self) -> int | None:
         """With how many blocks gone the model first predicts no better than the dense one that sees one token; or None."""
-        for number, point in enumerate(self.points, start=1):
-            if not point.ppl < self.one_token_ppl:
-                return number
-        return None
+        return next((point.number for point in self.points if not point.ppl < self.one_token_ppl), None)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form (schema 1)."""
@@ -90,8 +92,7 @@ class Curve(Shown):
     def table_rows(self) -> list[dict[str, Any]]:
         """A row per number of blocks."""
         return [
-            {"blocks removed": number, **vars(point), "removed": ranges(point.removed)}
-            for number, point in enumerate(self.points, start=1)
+            {"blocks removed": point.number, **vars(point), "removed": ranges(point.removed)} for point in self.points
         ]
 
     def to_text(self) -> str:
@@ -100,23 +101,23 @@ class Curve(Shown):
         if self.knee is not None and self.knee == self.point_of_no_return:
             marks = {self.knee: "knee, no return"}
         rows = [["0", "none", "", f"{self.dense_ppl:.4g}", "", ""]]
-        for number, point in enumerate(self.points, start=1):
-            error = f" ± {100 * point.stderr:.1f}" if point.stderr is not None else ""
-            change = f"{100 * point.increase:+.1f} %{error}"
+        for point in self.points:
+            error = f" ±{100 * point.stderr:.1f}" if point.stderr is not None else ""
+            change = f"{point.increase:+.1%}{error}"
             rows.append(
                 [
-                    str(number),
+                    str(point.number),
                     ranges(point.removed),
                     count(point.parameters),
                     f"{point.ppl:.4g}",
                     change,
-                    marks.get(number, ""),
+                    marks.get(point.number, ""),
                 ]
             )
         one_token = f"the dense model that sees one token ({self.one_token_ppl:.4g})"
         notes = [
-            f"knee: up to {self.knee} blocks the curve is flatter than after" if self.knee else "no knee",
-            f"no return: from {self.point_of_no_return} blocks on it predicts no better than {one_token}"
+            f"knee: up to {counted(self.knee, 'block')} the curve is flatter than after" if self.knee else "no knee",
+            f"no return: from {counted(self.point_of_no_return, 'block')} on it predicts no better than {one_token}"
             if self.point_of_no_return
             else f"always better than {one_token}",
         ]
@@ -124,11 +125,17 @@ class Curve(Shown):
         return Table(["blocks", "removed", "parameters", "perplexity", "change", ""], rows, title, notes).to_text()
 
 
-def bend(heights: Sequence[float]) -> int | None:
-    """The place where a rising curve is furthest below the straight line between its ends; None where it never is."""
-    last = len(heights) - 1
-    if last < 2 or not math.isfinite(heights[-1]):
+def bend(heights: Sequence[float], places: Sequence[int] | None = None) -> int | None:
+    """The place where a rising curve is furthest below the straight line between its ends; None where it never is.
+
+    Args:
+        heights: of the curve.
+        places: where they are, rising from 0; by default 0, 1, 2, ...
+    """
+    places = range(len(heights)) if places is None else places
+    if len(heights) < 3 or not math.isfinite(heights[-1]):
         return None
-    below = [heights[0] + (heights[-1] - heights[0]) * place / last - height for place, height in enumerate(heights)]
-    place = max(range(len(below)), key=lambda one: below[one])
+    slope = (heights[-1] - heights[0]) / places[-1]
+    below = {place: heights[0] + slope * place - height for place, height in zip(places, heights, strict=True)}
+    place = max(below, key=below.__getitem__)
     return place if below[place] > 1e-9 * abs(heights[-1]) and place else None

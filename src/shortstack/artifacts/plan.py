@@ -13,7 +13,7 @@ from shortstack.common.json_text import read_json
 from shortstack.common.keywords import said_in_python
 from shortstack.common.shown import Shown
 from shortstack.common.tables import Table
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, system_reason
 
 SCHEMA = 1
 
@@ -154,8 +154,8 @@ class PrunePlan(Shown):
 
 
 def _change(share: float, error: float | None = None) -> str:
-    """`+14.2 %`, with its error where one is known: `+14.2 % ± 1.9`."""
-    return f"{100 * share:+.1f} %" + (f" ± {100 * error:.1f}" if error is not None else "")
+    """`+14.2%`, with its error where one is known: `+14.2% ±1.9`."""
+    return f"{share:+.1%}" + (f" ±{100 * error:.1f}" if error is not None else "")
 
 
 def blocks_text(blocks: Sequence[int]) -> str:
@@ -199,7 +199,9 @@ def load_plan(path: str | Path) -> PrunePlan:
             f"{path}: no such file", hint="shortstack plan MODEL --out plan.json writes one"
         ) from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ShortstackError(f"{path}: not a plan of shortstack ({error})", hint="make the plan again") from None
+        raise ShortstackError(
+            f"{path}: not a plan of shortstack ({system_reason(error)})", hint="make the plan again"
+        ) from None
 
 
 def _sizes(record: dict[str, Any], key: str) -> dict[str, int | None]:

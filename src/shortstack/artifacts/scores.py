@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.ranking_text import ranking_text
 from shortstack.common import json_fields as records
-from shortstack.common.formatting import ranges, seconds, size
+from shortstack.common.formatting import counted, ranges, seconds, size
 from shortstack.common.json_fields import nested
 from shortstack.common.json_text import read_json
 from shortstack.common.keywords import said_in_python
 from shortstack.common.shown import Shown
-from shortstack.errors import ShortstackError, did_you_mean
+from shortstack.errors import ShortstackError, did_you_mean, system_reason
 from shortstack.runtime.atomic_output import write_json
 
 SCHEMA = 1
@@ -227,8 +227,8 @@ class Scores(Shown):
         if not_scored:
             parts.append(f"not scored: {ranges(not_scored)}")
         if self.calibration:
-            windows = f"{self.calibration.get('samples')} windows of {self.calibration.get('seq_len')} tokens from "
-            windows += str(self.calibration.get("source"))
+            windows = counted(self.calibration.get("samples") or 0, "window")
+            windows += f" of {self.calibration.get('seq_len')} tokens from {self.calibration.get('source')}"
             windows = windows if self.calibration.get("samples") else "from the weights alone"
             used = f"; {seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}" if self.seconds else ""
             parts.append(f"{self.source}: {windows}{used}")
@@ -258,7 +258,7 @@ def load_scores(path: str | Path) -> Scores:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ShortstackError(
-            f"{path}: cannot be read ({error})", hint="give a scores.json or a block_order.csv"
+            f"{path}: cannot be read ({system_reason(error)})", hint="give a scores.json or a block_order.csv"
         ) from None
     if path.suffix.lower() == ".csv":
         return _from_block_order(path, text)

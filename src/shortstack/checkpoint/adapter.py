@@ -16,7 +16,7 @@ from shortstack.checkpoint.renumber_names import Renumbering, renumbered
 from shortstack.common.formatting import ranges
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, system_reason
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -200,7 +200,9 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
             f"{adapter}: not an adapter (no {CONFIG})", hint="give a directory that PEFT wrote"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ShortstackError(f"{path}: cannot be read ({error})", hint="get the adapter again") from None
+        raise ShortstackError(
+            f"{path}: cannot be read ({system_reason(error)})", hint="get the adapter again"
+        ) from None
     if not isinstance(config, dict):
         raise ShortstackError(f"{path}: expected a JSON object, found {type(config).__name__}")
     if config.get("layer_replication"):

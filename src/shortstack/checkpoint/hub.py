@@ -16,7 +16,7 @@ from shortstack.checkpoint.headers import INDEX, PICKLED_INDEX, PICKLED_SINGLE, 
 from shortstack.common.assets import ASSETS
 from shortstack.common.phases import is_watched
 from shortstack.common.process_state import logging_at
-from shortstack.errors import ShortstackError, did_you_mean, first_line
+from shortstack.errors import ShortstackError, UsageError, did_you_mean, first_line
 
 EMBEDDED_MODEL = ASSETS / "model"
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)?)(?:@(?P<revision>[\w][\w./-]*))?")
@@ -46,6 +46,8 @@ def locate(
     """
     if source == "embedded":
         return EMBEDDED_MODEL
+    if not source.strip():  # as a path, it would be the working folder
+        raise UsageError(f"{source!r} names no {what}", hint="give a directory, a hub id such as org/name, or embedded")
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -121,6 +121,16 @@ def size(number: int) -> str:
     return f"{number} B"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with what it counts: `1 block`, `2 blocks`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def named_blocks(numbers: Sequence[int]) -> str:
+    """Blocks by number: `block 2`, `blocks 2-4, 7`."""
+    return f"block{'' if len(numbers) == 1 else 's'} {ranges(numbers)}"
+
+
 def ranges(numbers: Iterable[int]) -> str:
     """Whole numbers as a person writes them: `0-3, 7, 9-10`."""
     parts: list[list[int]] = []

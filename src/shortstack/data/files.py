@@ -14,7 +14,7 @@ from typing import IO, Literal
 
 from shortstack.common.progress import Progress
 from shortstack.data.decompressed import COMPRESSED, Decompressed, Entries
-from shortstack.errors import ShortstackError, system_reason
+from shortstack.errors import ShortstackError, UsageError, system_reason
 
 TEXT_SUFFIXES = (".txt", ".raw", ".tokens", ".text")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz", ".jsonl.zst")
@@ -44,6 +44,8 @@ def source_files(source: str, *, role: Role, progress: Progress | None = None) -
     Raises:
         ShortstackError: nothing there, or nothing that goes with the role.
     """
+    if not source.strip():  # as a path, it would be the working folder
+        raise UsageError(f"{source!r} names no text", hint="give a file, a folder, a hub set, or embedded")
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder_files(source, path, role, progress)

@@ -41,7 +41,19 @@ def evaluation_texts(data: str, data_dir: Path | None, progress: Progress | None
     """
     if data_dir is not None and not Path(data_dir).is_dir():
         raise UsageError(f"--data-dir {data_dir}: no such folder")
-    return [_text(source.strip(), data_dir, progress) for source in data.split(",") if source.strip()]
+    return [_text(source, data_dir, progress) for source in text_names(data)]
+
+
+def text_names(data: str) -> list[str]:
+    """`wikitext2,ptb` -> two names.
+
+    Raises:
+        UsageError: there is none.
+    """
+    names = [source.strip() for source in data.split(",") if source.strip()]
+    if not names:
+        raise UsageError(f"--data {data!r}: names no text", hint="--data embedded, or a file, folder or hub set")
+    return names
 
 
 def _text(source: str, data_dir: Path | None, progress: Progress | None) -> Corpus:

@@ -19,7 +19,7 @@ from shortstack.common.json_fields import nested
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import check_windows, marked_windows
-from shortstack.data.ppl_datasets import LOCAL_COPIES, evaluation_texts
+from shortstack.data.ppl_datasets import LOCAL_COPIES, evaluation_texts, text_names
 from shortstack.data.preview import preview
 from shortstack.data.sources import Corpus
 from shortstack.errors import ShortstackError, UsageError
@@ -332,7 +332,7 @@ def check_texts(values: Mapping[str, Any]) -> list[str]:
     Windows.read(_TEXTS, values.get("limit"))
     notes = []
     folder = Path(values["data_dir"]) if values.get("data_dir") else None
-    for text in values.get("data", _TEXTS.data).split(","):
+    for text in text_names(values.get("data", _TEXTS.data)):
         look = functools.partial(evaluation_texts, text, folder)
         if folder is not None and text in LOCAL_COPIES:
             look()

@@ -15,6 +15,7 @@ from shortstack.artifacts.curve import Curve, CurvePoint
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import counted
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions
@@ -114,6 +115,12 @@ def curve(
 def _most(checkpoint: Checkpoint, protected: int, asked: int | None) -> int:
     """How far the curve goes."""
     limit = min(checkpoint.depth - protected, checkpoint.depth - 1)
+    if limit < 1:
+        raise ShortstackError(
+            f"{checkpoint.source}: none of its {counted(checkpoint.depth, 'block')} is removable "
+            f"({f'{protected} are protected' if protected else 'one must stay'})",
+            hint="--no-plus" if protected and checkpoint.depth > 1 else "take a model with more blocks",
+        )
     if asked is None:
         return max(1, -(-limit // 2))
     if not 1 <= asked <= limit:

@@ -16,7 +16,7 @@ from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.packed import weights_in
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import count, parse_blocks, ranges
+from shortstack.common.formatting import count, counted, parse_blocks, ranges
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
@@ -136,8 +136,8 @@ def too_many(
     hints = [f"--remove {limit} or fewer"] if limit else []
     hints += [f"up to {without_plus} with --no-plus"] if without_plus > limit else []
     return ShortstackError(
-        f"{wanted} blocks to remove, but only {limit} of {checkpoint.depth} are removable ({kept})",
-        hint="; ".join(hints) or "score more blocks",
+        f"{counted(wanted, 'block')} to remove, but only {limit} of {checkpoint.depth} are removable ({kept})",
+        hint="; ".join(hints) or ("score more blocks" if not_scored else "take a model with more blocks"),
     )
 
 

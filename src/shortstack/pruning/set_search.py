@@ -18,7 +18,7 @@ from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.drop_blocks import reason_against
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import parse_size, ranges
+from shortstack.common.formatting import named_blocks, parse_size, ranges
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationSet, check_windows
@@ -231,7 +231,7 @@ class SetSearch:
     def _say_step(self, ranked: Ranked) -> None:
         if ranked.sets:
             gone = self.blocks(ranked.sets[0])
-            self.progress.say(f"{len(gone)} gone: {ranges(gone)}, perplexity {perplexity(ranked.costs[0]):.4g}")
+            self.progress.say(f"without {named_blocks(gone)}: perplexity {perplexity(ranked.costs[0]):.4g}")
 
     def _reason_against(self, removed: RemovalSet) -> str | None:
         kept = [place for place in range(self.checkpoint.depth) if place not in removed]

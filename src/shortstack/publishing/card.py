@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +94,7 @@ def card(
     own, dense, notes = _chosen(results, checkpoint, record)
     carried = carried_over(directory / CARD)
     if license is not None:
-        carried["license"] = license
+        carried["license"] = _hub_license(license)
     if base_model is not None:
         record["base_model"] = _hub_id(base_model)
     entries = benchmark_entries(own) if eval_results else []
@@ -153,7 +155,7 @@ def _chosen(
             models = ", ".join(dict.fromkeys(result.model for result in loaded))
             raise ShortstackError(
                 f"{file}: holds no result of {checkpoint.source} as it is now (results of: {models})",
-                hint=f"shortstack eval ppl {checkpoint.source} --out {file} measures it",
+                hint=f"shortstack eval ppl {shlex.quote(checkpoint.source)} --out own-results.json measures it",
             )
         own += found
         dense += others
@@ -169,6 +171,12 @@ def _refuse_edited(directory: Path, record: dict[str, Any], force: bool) -> None
         raise ShortstackError(
             f"{path}: was edited since it was written", hint="--force replaces it; keep a copy of your text"
         )
+
+
+def _hub_license(given: str) -> str:
+    if not re.fullmatch(r"[\w.+-]+", given):
+        raise UsageError(f"--license {given!r}: expected the hub's name of a licence, such as apache-2.0 or other")
+    return given
 
 
 def _hub_id(given: str) -> str:

@@ -115,11 +115,16 @@ def _counterpart(result: Result, dense: Sequence[Result]) -> Result | None:
             other
             for other in dense
             if (other.what, other.data.get("sha256")) == (result.what, result.data.get("sha256"))
-            and other.settings == result.settings
+            and _conditions(other) == _conditions(result)
             and not unit_differences(result, other)
         ),
         None,
     )
+
+
+def _conditions(result: Result) -> dict[str, Any]:
+    """The settings, but for what is the model's own: its depth, and what the machine reached while it was measured."""
+    return {name: value for name, value in result.settings.items() if name not in ("blocks", "machine")}
 
 
 def _model_index(result: Result) -> list[EvalResult]:

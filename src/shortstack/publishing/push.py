@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class PushResult(Shown):
         if self.exit_code:
             return "\n".join([*lines, "dry run: it cannot be pushed like this; mend what failed"])
         public = "" if self.private else " --public"
-        again = f"shortstack push {self.directory} {self.repository}{public} --yes"
+        again = f"shortstack push {shlex.quote(str(self.directory))} {self.repository}{public} --yes"
         return "\n".join([*lines, f"dry run: nothing was pushed. Into {whose}: {again}"])
 
 
@@ -135,17 +136,15 @@ def push(
 
 def _findings(directory: Path, record: dict[str, Any], contents: Contents) -> Findings:
     """What was found about card and contents."""
-    findings = Findings()
-    _check_card(findings, directory / CARD)
+    findings, renewed = Findings(), f"shortstack card {shlex.quote(str(directory))}"
+    _check_card(findings, directory / CARD, renewed)
     if not base_model_of(record):
-        findings.add(
-            "base model", "note", f"its id on the hub is not known: shortstack card {directory} --base-model ORG/NAME"
-        )
+        findings.add("base model", "note", f"its id on the hub is not known: {renewed} --base-model ORG/NAME")
     if contents.paths:
         findings.add(
             "paths",
             "fail",
-            f"{CARD} shows {contents.paths[0]}, a place on this disk: shortstack card {directory} makes it anew",
+            f"{CARD} shows {contents.paths[0]}, a place on this disk: {renewed} makes it anew",
         )
     if contents.secrets:
         listed = ", ".join(contents.secrets)
@@ -155,11 +154,11 @@ def _findings(directory: Path, record: dict[str, Any], contents: Contents) -> Fi
     return findings
 
 
-def _check_card(findings: Findings, path: Path) -> None:
+def _check_card(findings: Findings, path: Path, renewed: str) -> None:
     from huggingface_hub import ModelCard
 
     if not path.is_file():
-        findings.add("card", "fail", f"there is no {CARD}: shortstack card {path.parent} writes it")
+        findings.add("card", "fail", f"there is no {CARD}: {renewed} writes it")
         return
     try:
         data = ModelCard.load(path).data
@@ -168,4 +167,4 @@ def _check_card(findings: Findings, path: Path) -> None:
         return
     findings.add("card", "ok", f"{len(data.to_dict())} entries of metadata")
     if not data.get("license"):
-        findings.add("licence", "note", f"not stated: shortstack card {path.parent} --license NAME")
+        findings.add("licence", "note", f"not stated: {renewed} --license NAME")

@@ -140,7 +140,8 @@ def _mapping(
                 f"{_place(path, loaded, place)}: found a list, expected a mapping",
                 hint=f"write `name:` instead of `- name:`; {expected}",
             )
-        raise ShortstackError(f"{_place(path, loaded, place)}: found {found!r:.60}, expected a mapping", hint=expected)
+        shown = "nothing" if found is None else f"{found!r:.60}"
+        raise ShortstackError(f"{_place(path, loaded, place)}: found {shown}, expected a mapping", hint=expected)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from shortstack.common.json_fields import differences
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.options import option_text
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, system_reason
 from shortstack.recipes.cache_keys import output_identity
 from shortstack.recipes.merge import MODEL, RUN
 from shortstack.recipes.resolve import Recipe, Reference, Step
@@ -61,7 +61,8 @@ class RunFolder:
                 raise ValueError(f"schema {record['schema']!r}, expected {SCHEMA}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ShortstackError(
-                f"{file}: cannot be read ({error})", hint="choose another --out, or remove it: the run begins anew"
+                f"{file}: cannot be read ({system_reason(error)})",
+                hint="choose another --out, or remove it: the run begins anew",
             ) from None
         return cls(path, record)
 

@@ -88,12 +88,14 @@ def test_printed_or_written(built: Built, tmp_path: Path, capsys: pytest.Capture
     prune(str(built()), out=tmp_path / "p", blocks="1", quiet=True)
     assert run(["export", "mergekit", str(tmp_path / "p")]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["merge_method"] == "passthrough"
-    out = tmp_path / "m.yaml"
+    out = tmp_path / "m y.yaml"
     assert run(["export", "mergekit", str(tmp_path / "p"), "--out", str(out), "--json"]) == 0
+    assert out.read_text().startswith("# block 1 of 6 left out")
     assert json.loads(capsys.readouterr().out)["layer_ranges"] == [[0, 1], [2, 6]]
     assert run(["export", "mergekit", str(tmp_path / "p"), "--out", str(out)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert run(["export", "mergekit", str(tmp_path / "p"), "--out", str(out), "--force"]) == 0
+    assert f"mergekit-yaml '{out}' MERGED" in capsys.readouterr().out  # a command that can be pasted
     assert shortstack.export_mergekit(str(tmp_path / "p")).yaml == out.read_text()  # type: ignore[attr-defined]
 
 

@@ -52,6 +52,8 @@ def test_printed_or_written(built: Built, tmp_path: Path, capsys: pytest.Capture
     assert run(["export", "prune-layers", str(tmp_path / "p"), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["layers"] == [1, 3, 4]
     assert out.read_text() == "1,3,4\n"
+    spaced = shortstack.export_prune_layers(str(tmp_path / "p"), out=tmp_path / "a list")  # type: ignore[attr-defined]
+    assert f"$(cat '{tmp_path / 'a list'}')" in spaced.to_text()
     with pytest.raises(ShortstackError, match="exists already"):
         shortstack.export_prune_layers(str(tmp_path / "p"), out=out)  # type: ignore[attr-defined]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import ranges
+from shortstack.common.formatting import counted, named_blocks
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
 from shortstack.publishing.export.removal import Removal, RemovalOptions, find_removal
@@ -41,8 +42,8 @@ class MergekitExport(Shown):
     def to_text(self) -> str:
         """What a person reads on the terminal."""
         head = [self.yaml.rstrip()] if self.out is None else [
-            f"{self.out}: {len(self.layer_ranges)} slices of {self.model}",
-            f"mergekit-yaml {self.out} MERGED rebuilds the checkpoint",
+            f"{self.out}: {counted(len(self.layer_ranges), 'slice')} of {self.model}",
+            f"mergekit-yaml {shlex.quote(str(self.out))} MERGED rebuilds the checkpoint",
         ]  # fmt: skip
         return "\n".join([*head, *self.says])
 
@@ -89,7 +90,7 @@ def merge_yaml(removal: Removal, comments: list[str]) -> str:
         {"sources": [{"model": {"model": _named(dense)}, "layer_range": [first, end]}]} for first, end in removal.runs
     ]
     head = [
-        f"block {ranges(removal.removed)} of {dense.depth} left out; layer_range counts blocks from 0, its end is excluded",
+        f"{named_blocks(removal.removed)} of {dense.depth} left out; layer_range counts blocks from 0, its end is excluded",
         *comments,
     ]
     body = yaml.safe_dump({"merge_method": "passthrough", "slices": slices}, sort_keys=False, allow_unicode=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class PruneLayersExport(Shown):
 
     def to_text(self) -> str:
         """What a person reads on the terminal."""
-        given = self.listed if self.out is None else f"$(cat {self.out})"
+        given = self.listed if self.out is None else f"$(cat {shlex.quote(str(self.out))})"
         return "\n".join(
             [
                 self.listed,

@@ -351,7 +351,10 @@ def parse_criteria(text: str) -> list[RequestedCriterion]:
 def _parse_one(name: str) -> RequestedCriterion:
     known, _, listed = name.partition(":")
     if known not in CRITERIA:
-        raise UsageError(f"unknown criterion {known!r}", hint=did_you_mean(known, CRITERIA))
+        alone = "`all` stands alone: --criterion all"
+        raise UsageError(
+            f"unknown criterion {known!r}", hint=alone if known == "all" else did_you_mean(known, CRITERIA)
+        )
     row = CRITERIA[known]
     given: dict[str, Any] = {}
     for item in listed.split(",") if listed else []:
