@@ -98,7 +98,10 @@ def locked(target: Path) -> Iterator[None]:
     except OSError as error:
         raise _explained(target, error) from error
     try:
-        path.write_text(f"{os.getpid()} {socket.gethostname()} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        try:
+            path.write_text(f"{os.getpid()} {socket.gethostname()} {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        except OSError as error:  # a disk that is full
+            raise _explained(target, error) from error
         yield
     finally:
         path.unlink(missing_ok=True)
