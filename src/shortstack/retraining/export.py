@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -79,7 +78,6 @@ def write_checkpoint(
         model.save_pretrained(directory, max_shard_size=_LARGEST_SHARD)
     for written in (*directory.glob("*.jinja"), directory / "generation_config.json"):
         written.unlink(missing_ok=True)  # the input's own is copied
-    _as_usual(directory)
     files = _check_written(checkpoint, directory, save_dtype)
     tie_undone = checkpoint.tied and not getattr(model.config, "tie_word_embeddings", True)
     config = _untied(checkpoint) if tie_undone else dict(checkpoint.config)
@@ -92,15 +90,6 @@ def write_adapter(model: Any, directory: Path) -> None:
     """PEFT's own form of an adapter, without its card of blanks."""
     model.save_pretrained(directory)
     (directory / "README.md").unlink(missing_ok=True)
-    _as_usual(directory)
-
-
-def _as_usual(directory: Path) -> None:
-    """Give files the rights that a new file has here; libraries that write by a temporary file leave 0600."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in directory.rglob("*.safetensors"):
-        path.chmod(0o644 & ~mask)
 
 
 def _cast(checkpoint: Checkpoint, model: Any, save_dtype: str | None) -> None:

@@ -120,6 +120,7 @@ def _staged(target: Path, force: bool) -> Iterator[Path]:
     stage.mkdir()
     try:
         yield stage
+        _as_usual(stage)
         record_hashes(stage)
         sync_tree(stage)
         if os.path.lexists(target):
@@ -134,6 +135,13 @@ def _staged(target: Path, force: bool) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _as_usual(folder: Path) -> None:
+    """Give weights the rights that a new file has here: libraries that write by a temporary file leave 0600."""
+    rights = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(rights)
 
 
 def _renamed(stage: Path, target: Path) -> None:
