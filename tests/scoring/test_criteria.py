@@ -16,8 +16,7 @@ import torch
 
 from shortstack.cli.app import run
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine import losses, select
-from shortstack.engine.block_model import NotSeparableError
+from shortstack.engine import losses
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.criteria import CRITERIA, Criterion, LogitsPass, parse_criteria
@@ -34,18 +33,6 @@ TOYS = "change,divergence"
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, row in ROWS.items():
         monkeypatch.setitem(CRITERIA, name, row)
-
-
-@pytest.fixture(params=["streamed", "resident", "whole"])
-def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param != "whole":
-        return request.param
-
-    def refuse(checkpoint: Any, *_: Any) -> Any:
-        raise NotSeparableError(checkpoint.source, "a test holds it whole")
-
-    monkeypatch.setattr(select, "_streamed", refuse)
-    return "auto"
 
 
 def scored(model: Path, criteria: str = TOYS, windows: int = 5, **options: Any) -> dict[str, list[float]]:

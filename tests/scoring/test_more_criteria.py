@@ -11,8 +11,7 @@ import torch
 
 from shortstack.artifacts.scores import load_scores
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine import select, whole_model
-from shortstack.engine.block_model import NotSeparableError
+from shortstack.engine import whole_model
 from shortstack.engine.journal import Journal
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
@@ -26,18 +25,6 @@ from tests import oracle, pico
 
 Built = Callable[..., Path]
 FAMILIES = ["llama", "falcon", "gemma2", "gpt2"]
-
-
-@pytest.fixture(params=["streamed", "resident", "whole"])
-def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param != "whole":
-        return request.param
-
-    def refuse(checkpoint: Any, *_: Any) -> Any:
-        raise NotSeparableError(checkpoint.source, "a test holds it whole")
-
-    monkeypatch.setattr(select, "_streamed", refuse)
-    return "auto"
 
 
 def scored(model: Path, criteria: str, **options: Any) -> dict[str, Any]:

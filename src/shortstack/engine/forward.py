@@ -10,6 +10,7 @@ Legend: W windows, T tokens, D hidden size, S streams.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -253,30 +254,56 @@ def through_block(
     base_start = active * windows
     shift = windows if branching else 0
 
-    def run(part: _Part) -> bool:
-        """Whether memory was enough; where not, nothing of the part has been written."""
+    def run(part: Part) -> None:
+        result = skeleton.run_block(block, rows_RTD[part.start : part.stop], part.call)
+        split = min(max(base_start - part.start, 0), part.stop - part.start)
+        rows_RTD[part.start : part.start + split] = result[:split]
+        rows_RTD[part.start + split + shift : part.stop + shift] = result[split:]
+
+    parts_of = functools.partial(_parts, skeleton, index, ids_WT)
+    in_parts(skeleton, side_by_side, run, parts_of, (active + 1) * windows, ids_WT.shape[1])
+
+
+def in_parts(
+    skeleton: Skeleton,
+    side_by_side: SideBySide,
+    run: Callable[[Part], None],
+    parts_of: Callable[[int, int], list[Part]],
+    rows: int,
+    seq_len: int,
+) -> None:
+    """Run all rows in parts, and again in smaller ones what memory was not enough for.
+
+    Args:
+        run: takes a part through a block; where memory runs out, nothing of the part has been written.
+        parts_of: the parts of the rows from one to another.
+        rows: how many there are.
+        seq_len: tokens of each.
+
+    Raises:
+        torch.OutOfMemoryError: one row does not fit.
+    """
+
+    def fits(part: Part) -> bool:
         try:
-            result = skeleton.run_block(block, rows_RTD[part.start : part.stop], part.call)
+            run(part)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return False
-        split = min(max(base_start - part.start, 0), part.stop - part.start)
-        rows_RTD[part.start : part.start + split] = result[:split]
-        rows_RTD[part.start + split + shift : part.stop + shift] = result[split:]
         return True
 
-    left = [(0, (active + 1) * windows)]
+    left = [(0, rows)]
     while left:
-        parts = [part for start, stop in left for part in _parts(skeleton, index, ids_WT, start, stop)]
-        fitted = list(side_by_side(run, parts))
-        left = [(part.start, part.stop) for part, fits in zip(parts, fitted, strict=True) if not fits]
-        if left and not skeleton.with_fewer_tokens(ids_WT.shape[1]):
-            raise torch.OutOfMemoryError(f"{ids_WT.shape[1]} tokens, one window, do not fit")
+        parts = [part for start, stop in left for part in parts_of(start, stop)]
+        fitted = list(side_by_side(fits, parts))
+        left = [(part.start, part.stop) for part, enough in zip(parts, fitted, strict=True) if not enough]
+        if left and not skeleton.with_fewer_tokens(seq_len):
+            raise torch.OutOfMemoryError(f"{seq_len} tokens, one window, do not fit")
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Windows of streams, as rows, that go through a block together."""
 
     start: int
@@ -284,7 +311,7 @@ class _Part:
     call: BlockCall
 
 
-def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, stop: int) -> list[_Part]:
+def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, stop: int) -> list[Part]:
     """Rows `start` to `stop` in parts: several whole streams together, or one stream, or a part of one."""
     windows, rows = len(ids_WT), skeleton.rows_side_by_side(ids_WT, stop - start)
     parts = []
@@ -294,7 +321,7 @@ def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, sto
         limit = min(stop, start + rows // windows * windows) if whole else min(stop, ends, start + rows)
         first, repeats = start % windows, -(-(limit - start) // windows)
         ids = ids_WT.repeat(repeats, 1) if repeats > 1 else ids_WT[first : first + limit - start]
-        parts.append(_Part(start, limit, skeleton.calls(ids)[index]))
+        parts.append(Part(start, limit, skeleton.calls(ids)[index]))
         start = limit
     return parts
 

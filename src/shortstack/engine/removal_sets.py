@@ -17,9 +17,7 @@ from torch import nn
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
-from shortstack.engine.forward import embedded
-from shortstack.runtime.devices import exact_place
-from shortstack.runtime.memory import is_out_of_memory, return_free_memory
+from shortstack.engine.forward import Part, embedded, in_parts, window_nll
 
 RemovalSet = frozenset[int]  # positions of blocks
 
@@ -69,9 +67,7 @@ def nll_without(
         running = [stream for stream, belonging in enumerate(shared) if index not in belonging[0]]
         _through_block(skeleton, side_by_side, block, index, streams_SWTD, running, ids_WT)
         on_progress(len(running))
-    nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(len(sets), 1))
-    return_free_memory()
-    nll_SW = exact_place(nll_RT).double().mean(dim=1).view(len(sets), -1).cpu()
+    nll_SW = window_nll(skeleton, streams_SWTD, ids_WT)
     found = {belonging[0]: nll_W for belonging, nll_W in zip(shared, nll_SW, strict=True)}
     return torch.stack([found[removed] for removed in sets])
 
@@ -90,32 +86,16 @@ def _through_block(
     rows_RTD = streams_SWTD.flatten(0, 1)
     going_R = torch.cat([torch.arange(windows) + stream * windows for stream in running]).to(ids_WT.device)
 
-    def run(part: slice) -> bool:
-        """Whether memory was enough; where not, nothing of the part has been written."""
-        rows = going_R[part]
-        try:
-            rows_RTD[rows] = skeleton.run_block(block, rows_RTD[rows], skeleton.calls(ids_WT[rows % windows])[index])
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        return True
+    def run(part: Part) -> None:
+        rows_R = going_R[part.start : part.stop]
+        rows_RTD[rows_R] = skeleton.run_block(block, rows_RTD[rows_R], part.call)
 
-    left = [slice(0, len(going_R))]
-    while left:
-        parts = [part for whole in left for part in _parts(skeleton, ids_WT, whole)]
-        for part in parts:  # what a block is called with is found out once per shape, not by several threads at once
-            skeleton.calls(ids_WT[going_R[part] % windows])
-        fitted = list(side_by_side(run, parts))
-        left = [part for part, fits in zip(parts, fitted, strict=True) if not fits]
-        if left and not skeleton.with_fewer_tokens(ids_WT.shape[1]):
-            raise torch.OutOfMemoryError(f"{ids_WT.shape[1]} tokens, one window, do not fit")
+    def parts_of(start: int, stop: int) -> list[Part]:
+        at_once = skeleton.rows_side_by_side(ids_WT, stop - start)
+        ends = [(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
+        return [Part(first, end, skeleton.calls(ids_WT[going_R[first:end] % windows])[index]) for first, end in ends]
 
-
-def _parts(skeleton: Skeleton, ids_WT: torch.Tensor, whole: slice) -> Iterator[slice]:
-    rows = skeleton.rows_side_by_side(ids_WT, whole.stop - whole.start)
-    for start in range(whole.start, whole.stop, rows):
-        yield slice(start, min(start + rows, whole.stop))
+    in_parts(skeleton, side_by_side, run, parts_of, len(going_R), ids_WT.shape[1])
 
 
 def _below(removed: RemovalSet, index: int) -> RemovalSet:

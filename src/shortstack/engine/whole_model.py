@@ -8,6 +8,7 @@ Legend: W windows, T tokens, N blocks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -149,10 +150,11 @@ class WholeModel:
         on_logits, dense = hooks.on_logits, None
         if first == 0 or (on_logits is not None and first <= len(skipped)):
             with contextlib.ExitStack() as watching:
-                if first == 0:
-                    watching.enter_context(self._watched(hooks.on_hidden, windows, ids_BT))
+                if first == 0 and hooks.on_hidden is not None:
+                    shown = functools.partial(self._shown, hooks.on_hidden, windows)
+                    watching.enter_context(self._watched(self.candidates, ids_BT, shown))
                 if first == 0 and states is not None:
-                    watching.enter_context(states.watching(self.blocks, ids_BT))
+                    watching.enter_context(self._watched(range(len(self.blocks)), ids_BT, states.keep))
                 dense = Predictions(self._logits(ids_BT))
         if first == 0 and dense is not None:
             yield 0, _mean_nll(dense, ids_BT, shown=on_logits is not None)
@@ -166,27 +168,30 @@ class WholeModel:
             yield place, _mean_nll(without, ids_BT, shown=on_logits is not None)
 
     @contextlib.contextmanager
-    def _watched(self, on_hidden: OnHidden | None, windows: slice, ids_BT: torch.Tensor) -> Iterator[None]:
-        """Within, what goes into each block that is scored, and what comes out, is shown."""
-        handles = []
+    def _watched(
+        self, indices: Sequence[int], ids_BT: torch.Tensor, shown: Callable[[int, torch.Tensor, torch.Tensor], None]
+    ) -> Iterator[None]:
+        """Within, `shown` is given what goes into each of these blocks, and what comes out."""
 
-        def shown(index: int) -> Callable[..., None]:
-            def hook(block: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+        def hook_of(index: int) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
                 came = args[0] if args else given["hidden_states"]
                 left = output[0] if isinstance(output, (tuple, list)) else output
-                if on_hidden is not None:
-                    came_BTD, left_BTD = _of_text(came, ids_BT), _of_text(left, ids_BT)
-                    on_hidden(index, dict(block.named_parameters()), windows, came_BTD, left_BTD)
+                shown(index, _of_text(came, ids_BT), _of_text(left, ids_BT))
 
             return hook
 
-        if on_hidden is not None:
-            handles = [self.blocks[i].register_forward_hook(shown(i), with_kwargs=True) for i in self.candidates]
+        handles = [self.blocks[index].register_forward_hook(hook_of(index), with_kwargs=True) for index in indices]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _shown(
+        self, on_hidden: OnHidden, windows: slice, index: int, came_BTD: torch.Tensor, left_BTD: torch.Tensor
+    ) -> None:
+        on_hidden(index, dict(self.blocks[index].named_parameters()), windows, came_BTD, left_BTD)
 
     def backward(
         self,
@@ -262,26 +267,11 @@ class _States:
     def __init__(self, depth: int) -> None:
         self._parts: list[list[torch.Tensor]] = [[] for _ in range(depth + 1)]
 
-    @contextlib.contextmanager
-    def watching(self, blocks: Sequence[nn.Module], ids_BT: torch.Tensor) -> Iterator[None]:
-        """Within, a pass over some windows is kept."""
-
-        def keep(index: int) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-                came = args[0] if args else given["hidden_states"]
-                self._parts[index].append(_of_text(came, ids_BT).clone())
-                if index == len(blocks) - 1:
-                    left = output[0] if isinstance(output, (tuple, list)) else output
-                    self._parts[index + 1].append(_of_text(left, ids_BT).clone())
-
-            return hook
-
-        handles = [block.register_forward_hook(keep(index), with_kwargs=True) for index, block in enumerate(blocks)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def keep(self, index: int, came_BTD: torch.Tensor, left_BTD: torch.Tensor) -> None:
+        """Keep what a pass over some windows brings to a block, and what the last one gives."""
+        self._parts[index].append(came_BTD.clone())
+        if index == len(self._parts) - 2:
+            self._parts[index + 1].append(left_BTD.clone())
 
     def whole(self) -> list[torch.Tensor]:
         """What goes into each block, and behind them what comes out of the last one, [W, T, D] each."""

@@ -5,9 +5,6 @@ Legend: S sets, W windows, T tokens.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +14,11 @@ from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import counted
 from shortstack.common.options import stage
-from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.families.open_model import open_model
 from shortstack.pruning.options import CurveOptions
-from shortstack.pruning.set_search import Selection, SetSearch, opened_search, parse_selection, refuse_quantized
-from shortstack.runtime.atomic_output import check_writable_file, locked, write_json
-from shortstack.runtime.distributed import Process
+from shortstack.pruning.set_search import Judged, SetSearch, opened, opened_search, parse_selection
 from shortstack.scoring.options import ScoreOptions
-from shortstack.scoring.score import calibration_windows
 
 if TYPE_CHECKING:
     from shortstack.engine.removal_sets import RemovalSet
@@ -65,51 +57,25 @@ def curve(
     selection = parse_selection(choice.selection)
     if selection.kind == "evolution":
         raise UsageError("--selection evolution: a search for one size", hint="--selection greedy, or beam:4")
-    if out is not None:
-        check_writable_file(Path(out))
-    process = Process.from_environment()
-    progress = Progress(quiet=options.quiet or not process.leads)
-    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
-    refuse_quantized(checkpoint)
+    checkpoint, progress = opened(model, out, options)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     most = _most(checkpoint, len(protected), choice.most)
-    drawn = calibration_windows(
-        checkpoint,
-        replace(calibration, samples=2 * calibration.samples),
-        trust_remote_code=options.trust_remote_code,
-        progress=progress,
-    )
-    if note:
-        progress.say(note)
-    work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
-    with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
-        with opened_search(checkpoint, drawn, selection, protected, options, work, progress) as (sets, settings):
-            dense_ppl, judged = sets.judged({str(len(one)): one for one in _sets(sets, selection, most)})
-            sets.say_refused()
-            one_token = perplexity(float(sets.judging.nll_after_one_token().mean()))
-        sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
-        points = [
-            CurvePoint(
-                one.removed,
-                checkpoint.parameters() - sum(sizes[block] for block in one.removed),
-                one.ppl,
-                one.increase,
-                one.stderr,
-            )
-            for one in judged
-        ]
-        why = {
-            "plus": bool(protected),
-            "calibration": drawn.first(len(drawn.windows) // 2).record,
-            "settings": settings,
-        }
-        found = Curve(
-            checkpoint.source, checkpoint.fingerprint, selection.name, dense_ppl, one_token, tuple(points), why
-        )
-        if out is not None and work is not None and process.leads:
-            write_json(Path(out), found.to_json())
-            shutil.rmtree(work, ignore_errors=True)
+    with opened_search(checkpoint, calibration, selection, protected, out, options, progress) as (sets, why):
+        if note:
+            progress.say(note)
+        dense_ppl, judged = sets.judged({str(len(one)): one for one in _sets(sets, most)})
+        sets.say_refused()
+        one_token = perplexity(float(sets.judging.nll_after_one_token().mean()))
+        points = tuple(_point(checkpoint, one) for one in judged)
+        found = Curve(checkpoint.source, checkpoint.fingerprint, selection.name, dense_ppl, one_token, points, why)
+        sets.write(out, found.to_json())
     return found
+
+
+def _point(checkpoint: Checkpoint, judged: Judged) -> CurvePoint:
+    sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
+    left = checkpoint.parameters() - sum(sizes[block] for block in judged.removed)
+    return CurvePoint(judged.removed, left, judged.ppl, judged.increase, judged.stderr)
 
 
 def _most(checkpoint: Checkpoint, protected: int, asked: int | None) -> int:
@@ -128,9 +94,9 @@ def _most(checkpoint: Checkpoint, protected: int, asked: int | None) -> int:
     return asked
 
 
-def _sets(sets: SetSearch, selection: Selection, most: int) -> list[RemovalSet]:
+def _sets(sets: SetSearch, most: int) -> list[RemovalSet]:
     """The chosen set of each size, rising; sizes that no set of this family has are left out."""
-    if selection.kind in ("greedy", "beam"):
+    if sets.selection.kind in ("greedy", "beam"):
         return [step.sets[0] for step in sets.steps(most) if step.sets]
     found = []
     for size in range(1, most + 1):

@@ -94,9 +94,7 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         return planned(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
         raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
-    if len(amounts) != 1:
-        found = "none" if not amounts else " and ".join(amounts)
-        raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
+    check_one_amount(choice)
     ranking = scores if isinstance(scores, Scores) else open_scores(scores, checkpoint)
     ranking.check_belongs_to(checkpoint)
     chosen = ranking.criterion(choice.criterion)
@@ -123,6 +121,18 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     note = "\n".join(filter(None, notes))
     why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
     return planned(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
+
+
+def check_one_amount(choice: BlockChoice) -> None:
+    """Refuse a choice that does not say how much goes, or says it twice.
+
+    Raises:
+        UsageError: it does not, or does.
+    """
+    amounts = choice.amounts
+    if len(amounts) != 1:
+        found = "none" if not amounts else " and ".join(amounts)
+        raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
 
 
 def too_many(

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,21 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import named_blocks, parse_size, ranges
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationSet, check_windows
+from shortstack.data.calibration import CalibrationOptions, check_windows
 from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError, did_you_mean
+from shortstack.families.open_model import open_model
 from shortstack.pruning.plan import first_that_may_go
+from shortstack.runtime.atomic_output import check_writable_file, resumable_file, write_json
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.scoring.options import ScoreOptions
+from shortstack.scoring.score import calibration_windows
 
 if TYPE_CHECKING:
     from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.select import Engine
     from shortstack.scoring.search.beam import Ranked
     from shortstack.scoring.search.measured_sets import MeasuredSets
 
@@ -185,6 +189,11 @@ class SetSearch:
             found.append(Judged(name, self.blocks(removed), perplexity(float(nll_W.mean())), ratio - 1, error))
         return perplexity(float(dense_W.mean())), found
 
+    def write(self, out: Path | None, record: dict[str, Any]) -> None:
+        """Write what was found, where that was requested; one process does."""
+        if out is not None and self.choosing.process.leads:
+            write_json(Path(out), record)
+
     def say_refused(self) -> None:
         """How many sets were passed by, and why."""
         if self.refused:
@@ -241,34 +250,42 @@ class SetSearch:
         return reason
 
 
-def refuse_quantized(checkpoint: Checkpoint) -> None:
-    """Refuse a model that is quantized.
+def opened(model: str, out: Path | None, options: ScoreOptions) -> tuple[Checkpoint, Progress]:
+    """The checkpoint, opened, and where to say what happens; nothing was read of its weights.
 
     Raises:
-        ShortstackError: it is.
+        ShortstackError: it cannot be read or is quantized, or `out` cannot be written.
     """
+    if out is not None:
+        check_writable_file(Path(out))
+    progress = Progress(quiet=options.quiet or not Process.from_environment().leads)
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; sets are measured on full weights",
             hint="measure the checkpoint that it was made from; its blocks are the same",
         )
+    return checkpoint, progress
 
 
 @contextlib.contextmanager
 def opened_search(
     checkpoint: Checkpoint,
-    drawn: CalibrationSet,
+    calibration: CalibrationOptions,
     selection: Selection,
     protected: Collection[int],
+    out: Path | None,
     options: ScoreOptions,
-    work: Path | None,
     progress: Progress,
 ) -> Iterator[tuple[SetSearch, dict[str, Any]]]:
-    """A search on a model, and what it computes with: the first half of the windows choose, the others judge.
+    """A search on a model, and what a record says of it.
+
+    Twice as many windows are drawn as were requested: the first half chooses, the others judge. With `out`, losses are kept
+    beside it until the body ends well, so that a search that was killed resumes.
 
     Args:
         protected: blocks of the original model that stay.
-        work: where losses are kept, so that a search that was killed resumes; None keeps them in memory.
+        out: the file that the body writes; None where none is.
     """
     import_transformers()
     from shortstack.engine.cpu import computing
@@ -277,6 +294,12 @@ def opened_search(
     from shortstack.scoring.search.measured_sets import MeasuredSets
 
     process = Process.from_environment()
+    drawn = calibration_windows(
+        checkpoint,
+        replace(calibration, samples=2 * calibration.samples),
+        trust_remote_code=options.trust_remote_code,
+        progress=progress,
+    )
     check_windows(checkpoint, drawn.windows)
     half = len(drawn.windows) // 2
     own, place = process.part(half), process.own_device(pick_device(options.device))
@@ -289,10 +312,9 @@ def opened_search(
         memory_bytes=None if options.memory_limit is None else parse_size(options.memory_limit, "--memory-limit"),
         say=progress.say,
     )
-    engine = choose_engine(checkpoint, drawn.windows[:half][own], how)
-    settings = {"dtype": str(how.dtype).removeprefix("torch."), "device": str(place), "memory": engine.memory}
+    settings = {"dtype": str(how.dtype).removeprefix("torch."), "device": str(place)}
 
-    def measured(windows: Sequence[Sequence[int]], what: str) -> MeasuredSets:
+    def measured(engine: Engine, windows: Sequence[Sequence[int]], what: str, work: Path | None) -> MeasuredSets:
         key = {
             "fingerprint": checkpoint.fingerprint,
             "windows": hashlib.sha256(json_text(windows).encode()).hexdigest(),
@@ -302,16 +324,13 @@ def opened_search(
         file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
         return MeasuredSets(engine, windows_tensor(windows[own], place), len(windows), process, file, key)
 
-    linear = computing(how.dtype, place, options.cpu_kernels)
-    with contextlib.closing(engine), together(process), linear as settings["linear"]:
-        yield (
-            SetSearch(
-                checkpoint,
-                selection,
-                [place for place, block in enumerate(checkpoint.original_blocks) if block not in protected],
-                measured(drawn.windows[:half], "choosing"),
-                measured(drawn.windows[half:], "judging"),
-                progress,
-            ),
-            settings,
-        )
+    why = {"plus": bool(protected), "calibration": drawn.first(half).record, "settings": settings}
+    free = [place for place, block in enumerate(checkpoint.original_blocks) if block not in protected]
+    with resumable_file(out, leads=process.leads) as work, contextlib.ExitStack() as using:
+        engine = using.enter_context(contextlib.closing(choose_engine(checkpoint, drawn.windows[:half][own], how)))
+        settings["memory"] = engine.memory
+        using.enter_context(together(process))
+        settings["linear"] = using.enter_context(computing(how.dtype, place, options.cpu_kernels))
+        choosing = measured(engine, drawn.windows[:half], "choosing", work)
+        judging = measured(engine, drawn.windows[half:], "judging", work)
+        yield SetSearch(checkpoint, selection, free, choosing, judging, progress), why

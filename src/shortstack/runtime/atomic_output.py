@@ -61,6 +61,27 @@ def published(
         raise _explained(target, error) from error
 
 
+@contextlib.contextmanager
+def resumable_file(output: Path | None, *, leads: bool = True) -> Iterator[Path | None]:
+    """Be the only process that makes a file; gives the folder beside it for the state of a run that may be killed.
+
+    The folder stays where the body fails, and goes when it ends well.
+
+    Args:
+        output: the file; None, where nothing is written, gives no folder and no lock.
+        leads: whether this is the process that writes, of those that share the work.
+    """
+    if output is None:
+        yield None
+        return
+    target = Path(output).absolute()
+    work = target.parent / f".{target.name}.shortstack-work"
+    with locked(target) if leads else contextlib.nullcontext():
+        yield work
+        if leads:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def absolute(output: str | Path) -> Path:
     """An output's path in full; links in it stay as they are."""
     return Path(os.path.abspath(Path(output).expanduser()))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -30,7 +28,7 @@ from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.runtime.atomic_output import check_writable_file, locked
+from shortstack.runtime.atomic_output import check_writable_file, resumable_file
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
@@ -104,17 +102,15 @@ def score(
         )
     elif calibration != CalibrationOptions() or options.tokenizer is not None:
         progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
-    work = None if out is None else Path(out).absolute().parent / f".{Path(out).name}.shortstack-work"
-    with contextlib.nullcontext() if out is None or not process.leads else locked(Path(out).absolute()):
+    with resumable_file(out, leads=process.leads) as work:
         rounds = None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus)
         request = SweepRequest(candidates, rounds, memory_bytes)
         scores = _scored(
             checkpoint, windows, criteria, request=request, options=options, progress=progress, work_folder=work
         )
         scores = replace(scores, seconds=command_seconds())
-        if out is not None and work is not None and process.leads:
+        if out is not None and process.leads:
             scores.save(out)
-            shutil.rmtree(work, ignore_errors=True)
     if csv is not None and process.leads:
         total = checkpoint.parameters()
         without = [total - size for size in checkpoint.block_parameters()]

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.engine import select
-from shortstack.engine.block_model import NotSeparableError
 from shortstack.engine.removal_sets import groups_that_fit, streams_at
 from shortstack.engine.select import EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
@@ -21,18 +19,6 @@ from shortstack.scoring.search.measured_sets import MeasuredSets
 from tests import oracle, pico
 
 Built = Callable[..., Path]
-
-
-@pytest.fixture(params=["streamed", "resident", "whole"])
-def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param != "whole":
-        return request.param
-
-    def refuse(checkpoint: Any, *_: Any) -> Any:
-        raise NotSeparableError(checkpoint.source, "a test holds it whole")
-
-    monkeypatch.setattr(select, "_streamed", refuse)
-    return "auto"
 
 
 def measured(model: Path, memory: Any = "streamed", windows: int = 5, **options: Any) -> MeasuredSets:

@@ -8,6 +8,7 @@ Legend: S sets, W windows, T tokens.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,11 +111,9 @@ class MeasuredSets:
 def _lines(file: Path) -> list[Any]:
     """What a file holds, a value per line, up to the first that is not whole: whoever wrote it may have been killed there."""
     found = []
-    try:
+    with contextlib.suppress(OSError, ValueError):
         for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
             if not line.endswith("\n"):
                 break
             found.append(read_json(line))
-    except (OSError, ValueError):
-        pass
     return found
