@@ -4,8 +4,8 @@
 
 Run it on a quiet machine, with as many threads as it has cores. Blocks are chosen by `ppl` with the + rule. It writes into
 DIR (default: serving) the pruned checkpoints, bench-*.json, draft-*.json, serving.md (the tables) and pictures, and prints a
-JSON line per figure. The goal: prefill and decoding at least 95 % of the ideal. What an earlier run has made is used again;
-a sweep that was interrupted resumes.
+JSON line per figure. The goal: prefill and decoding at least 95 % of the ideal. What an earlier run has made or measured is
+used again (delete its file to measure it again); a sweep that was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def sweep(models: dict[int, Path], folder: Path, engine: str, quick: bool) -> li
     shape = {"batch": "1", "new_tokens": "8", "runs": 5, "warmup": 2} if quick else {
         "batch": "1,8", "new_tokens": "64", "runs": 25, "warmup": 5
     }  # fmt: skip
-    print(
-        shortstack.bench(
+    if not out.is_file():
+        measured = shortstack.bench(
             *map(str, models.values()), engine=engine, prompt_tokens=128, compare=True, out=out, plot=folder, **shape
-        ).to_text(),
-        file=sys.stderr,
-    )
+        )
+        print(measured.to_text(), file=sys.stderr)
     return list(load_results(out).results)
 
 
@@ -83,10 +82,12 @@ def drafts(models: dict[int, Path], folder: Path, quick: bool) -> list[str]:
     for removed in REMOVED:
         for tokens in (3,) if quick else (2, 4):
             out = folder / f"draft-{removed}-{tokens}.json"
-            shortstack.bench(
-                str(models[0]), draft=str(models[removed]), draft_tokens=tokens, out=out,
-                **({"new_tokens": "16", "runs": 4, "warmup": 1} if quick else {"new_tokens": "64", "runs": 22, "warmup": 2}),
-            )  # fmt: skip
+            if not out.is_file():
+                shortstack.bench(
+                    str(models[0]), draft=str(models[removed]), draft_tokens=tokens, out=out,
+                    **({"new_tokens": "16", "runs": 4, "warmup": 1} if quick
+                       else {"new_tokens": "64", "runs": 22, "warmup": 2}),
+                )  # fmt: skip
             figures = load_results(out).results[0].figures
             say(f"draft without {removed}, {tokens} at a time", **{name: one.value for name, one in figures.items()})
             names = (

@@ -81,3 +81,16 @@ def test_texts_beside_names_are_wrapped() -> None:
     shown = wrapped([("a", "word " * 40), ("longer", "short")])
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.splitlines()[-1] == "longer  short"
+
+
+def test_every_part_of_a_wide_table_says_which_row_it_is() -> None:
+    """Rows of one model at two batch sizes looked alike in the parts below the first."""
+    head = ["model", "batch", *(f"figure {number}" for number in range(10))]
+    shown = Table(head, [["pruned", "1", *"0123456789"], ["pruned", "8", *"abcdefghij"]], keys=2).to_text()
+    assert max(map(len, shown.splitlines())) <= 80
+    parts = shown.split("\n\n")
+    assert len(parts) > 1
+    assert [[line.split()[:2] for line in part.splitlines()[2:]] for part in parts] == [
+        [["pruned", "1"], ["pruned", "8"]]
+    ] * len(parts)
+    assert "".join(line.split()[2] for line in parts[-1].splitlines()[2:]) == "6g"

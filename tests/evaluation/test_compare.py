@@ -143,6 +143,17 @@ def test_figures_without_items_are_compared_with_both_errors() -> None:
     assert difference.stderr == pytest.approx(math.exp(0.5) * math.hypot(error, error), rel=1e-6)
 
 
+def test_times_have_their_unit_and_bytes_are_sizes() -> None:
+    """`latency 3.837` and a difference of `-1.28e+08` bytes could not be read."""
+    found = [
+        result(name, "bench", {}, {"latency": Figure(seconds, None, "s", 1), "rss": Figure(held, None, "bytes", 1)})
+        for name, seconds, held in (("d", 2.0, 1.5e9), ("p", 1.5, 1.25e9))
+    ]
+    rows = [line.split("  ") for line in compared(found, None, []).to_text().splitlines()]
+    assert ["latency, s", "2", "1.5", "-0.5"] in [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    assert ["rss", "1.5 GB", "1.25 GB", "-250 MB"] in [[cell.strip() for cell in row if cell.strip()] for row in rows]
+
+
 def test_other_settings_are_not_compared_and_other_text_stands_apart() -> None:
     dense = ppl("d", NLL, settings={"limit": None, "dtype": "float32"})
     limited = ppl("p", NLL, settings={"limit": 3, "dtype": "float32"})

@@ -61,7 +61,7 @@ def latency_table(results: Sequence[Result]) -> Table:
             f"{_UNSTEADY} the spread (standard deviation over mean) is above {UNSTEADY:.0%}: repeat it on a quiet machine"
         )
     lines.append("floor: how much of the measured time the machine's bandwidth or matrix products need at least")
-    return Table(header, rows, _head(results), lines)
+    return Table(header, rows, _head(results), lines, keys=3)
 
 
 def speedup_table(results: Sequence[Result]) -> Table | None:
@@ -83,7 +83,7 @@ def speedup_table(results: Sequence[Result]) -> Table | None:
     header = ["times as fast as " + results[0].model, "batch", "new", "blocks"]
     for name in SPEEDS:
         header += [name, "ideal", "of it"]
-    return Table(header, rows)
+    return Table(header, rows, keys=3)
 
 
 def _time(figures: dict[str, Figure], name: str) -> str:

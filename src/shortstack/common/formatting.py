@@ -25,17 +25,19 @@ def terminal_width() -> int:
     return max(_NARROWEST, shutil.get_terminal_size((_NARROWEST, 24)).columns)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> str:
     """Columns under their headings; the first is left-aligned, figures are right-aligned.
 
-    Columns that do not fit beside one another stand below, after the first column again.
+    Columns that do not fit beside one another stand below, after the first `keys` columns again: those name the row.
     """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    room, parts, used = terminal_width(), [[0]], widths[0]
-    for column in range(1, len(header)):
-        if used + 2 + widths[column] > room and len(parts[-1]) > 1:
-            parts, used = [*parts, [0]], widths[0]
-        parts[-1].append(column)
+    named = list(range(keys))
+    naming = sum(widths[:keys]) + 2 * (keys - 1)
+    room, parts, used = terminal_width(), [named], naming
+    for column in range(keys, len(header)):
+        if used + 2 + widths[column] > room and len(parts[-1]) > keys:
+            parts, used = [*parts, named], naming
+        parts[-1] = [*parts[-1], column]
         used += 2 + widths[column]
 
     def line(row: Sequence[str], columns: Sequence[int]) -> str:

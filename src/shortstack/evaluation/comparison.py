@@ -14,6 +14,7 @@ from shortstack.common.significance import LEVEL, MANY, student_errors
 from shortstack.common.tables import Table
 
 _SAME = "≈"
+_MEASURES = ("s", "tokens/s", "W", "MHz", "degrees Celsius")  # units that a figure alone does not show
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Comparison(Shown):
             cells += [shown_figure(figure), _shown(difference, unit)]
         unit = next((figure.unit for figure in one.figures if figure is not None), "")
         published = ["" if value is None else shown_figure(Figure(value, None, unit, 0)) for value in one.published]
-        return [one.name, *cells, *published]
+        return [f"{one.name}, {unit}" if unit in _MEASURES else one.name, *cells, *published]
 
 
 def _shown(difference: Difference | None, unit: str) -> str:
@@ -186,5 +187,7 @@ def _shown(difference: Difference | None, unit: str) -> str:
         error = "" if difference.stderr is None else f" ±{100 * difference.stderr:.2g}"
         sign = "%" if unit == "ppl" else " points"
         return f"{mark}{100 * difference.value:+z.1f}{sign}{error}"
+    if unit == "bytes":
+        return f"{mark}{'-' if difference.value < 0 else '+'}{size(round(abs(difference.value)))}"
     error = "" if difference.stderr is None else f" ±{difference.stderr:.2g}"
     return f"{mark}{difference.value:+.3g}{error}"
