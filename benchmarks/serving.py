@@ -1,6 +1,6 @@
 """The pruned model at work: speed-ups against the ideal, memory, sizes, and pruned drafts of the dense model.
 
-    make real && python benchmarks/serving.py real/smollm2 [--folder DIR] [--engine transformers,compiled] [--quick]
+    make real && python benchmarks/serving.py real/smollm2 [--folder DIR] [--engine transformers,compiled] [--runs 25]
 
 Run it on a quiet machine, with as many threads as it has cores. Blocks are chosen by `ppl` with the + rule. It writes into
 DIR (default: serving) the pruned checkpoints, bench-*.json, draft-*.json, serving.md (the tables) and pictures, and prints a
@@ -38,13 +38,16 @@ def cuts(dense: Path, folder: Path) -> dict[int, Path]:
     return found
 
 
-def sweep(models: dict[int, Path], folder: Path, engine: str, quick: bool) -> list[Result]:
+def sweep(models: dict[int, Path], folder: Path, engine: str, runs: int, quick: bool) -> list[Result]:
     """Every model in turns: batch 1 and 8, a prompt of 128 tokens, 64 new ones."""
     out = folder / f"bench-{engine.replace('.', '')}.json"
     shape = {"batch": "1", "new_tokens": "8", "runs": 5, "warmup": 2} if quick else {
-        "batch": "1,8", "new_tokens": "64", "runs": 25, "warmup": 5
+        "batch": "1,8", "new_tokens": "64", "runs": runs, "warmup": max(1, runs // 5)
     }  # fmt: skip
     if not out.is_file():
+        for path in models.values() if engine == "llama.cpp" else ():  # it runs NAME.gguf beside the checkpoint NAME
+            if not (file := path.with_name(f"{path.name}.gguf")).is_file():
+                shortstack.export_gguf(str(path), out=file)
         measured = shortstack.bench(
             *map(str, models.values()), engine=engine, prompt_tokens=128, compare=True, out=out, plot=folder, **shape
         )
@@ -102,6 +105,8 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("serving"))
     parser.add_argument("--engine", default="transformers,compiled")
+    parser.add_argument("--runs", type=int, default=25)
+    parser.add_argument("--drafts", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true", help="try the script out: the figures mean nothing")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -112,14 +117,15 @@ def main() -> None:
         "|---" * 15 + "|",
     ]
     for engine in given.engine.split(","):
-        lines += reported(sweep(models, given.folder, engine, given.quick), models, goals)
-    lines += [
-        "",
-        "| blocks removed | tokens at a time | accepted | tokens a pass | break-even | dense tokens/s | with the draft "
-        "| times as fast | same text |",
-        "|---" * 9 + "|",
-        *drafts(models, given.folder, given.quick),
-    ]
+        lines += reported(sweep(models, given.folder, engine, given.runs, given.quick), models, goals)
+    if given.drafts:
+        lines += [
+            "",
+            "| blocks removed | tokens at a time | accepted | tokens a pass | break-even | dense tokens/s | with the draft "
+            "| times as fast | same text |",
+            "|---" * 9 + "|",
+            *drafts(models, given.folder, given.quick),
+        ]
     (given.folder / "serving.md").write_text("\n".join([*lines, ""]))
     print("\n".join(lines), file=sys.stderr)
     if not given.quick:

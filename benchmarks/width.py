@@ -73,7 +73,7 @@ def timings(model: str, made: dict[tuple[str, int], Path], blocks: list[int], wo
         own = {"dense": Path(model), **{kind: made[kind, removed] for kind in TIMED}}
         out = work / f"bench-{removed}.json"
         results = bench(
-            *map(str, own.values()), batch="1,8", new_tokens="128", runs=8, warmup=2, compare=True, out=out
+            *map(str, own.values()), batch="1,8", new_tokens="64", runs=5, warmup=1, compare=True, out=out
         ).results
         kinds = {str(path): kind for kind, path in own.items()}
         for result in results:
@@ -91,19 +91,19 @@ def timings(model: str, made: dict[tuple[str, int], Path], blocks: list[int], wo
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Perplexity, latency and memory against the share of parameters that was removed."""
+    """Perplexity, memory and speed (beside the dense model of the same run) against the share of parameters removed."""
     from matplotlib.figure import Figure
 
     dense = next(row for row in found["ppl"] if row["kind"] == "dense")
     share = {row["blocks"]: 1 - row["parameters"] / dense["parameters"] for row in found["ppl"] if row["kind"] in DEPTH}
     panels = [("perplexity", "ppl", None)]
-    panels += [(f"latency (s), batch {batch}", "latency", batch) for batch in (1, 8) if found["bench"]]
+    panels += [(f"times as fast, batch {batch}", "latency_speedup", batch) for batch in (1, 8) if found["bench"]]
     panels += [("peak memory (MB), batch 8", "peak_rss_bytes", 8)] if found["bench"] else []
     figure = Figure(figsize=(5 * len(panels), 4.2), layout="constrained")
     for axes, (label, key, batch) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         rows = found["ppl" if batch is None else "bench"]
         own = [row for row in rows if batch is None or row["batch"] == batch]
-        first = [row[key] for row in own if row["kind"] == "dense"]
+        first = [row.get(key, 1.0) for row in own if row["kind"] == "dense"]
         scale = 1e-6 if key == "peak_rss_bytes" else 1
         for number, kind in enumerate([*DEPTH, *WIDTH]):
             points = sorted((share[row["blocks"]], row[key] * scale) for row in own if row["kind"] == kind)
