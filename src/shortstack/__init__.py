@@ -25,6 +25,7 @@ RECORDS = {
     "Info": "inspection.info",
     "LoRA": "retraining.options",
     "MergeResult": "retraining.merge",
+    "PruneChoice": "pruning.options",
     "PruneOptions": "pruning.options",
     "PrunePlan": "artifacts.plan",
     "PruneResult": "pruning.prune",

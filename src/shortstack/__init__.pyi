@@ -35,6 +35,7 @@ from shortstack.inspection.info import Info as Info
 from shortstack.inspection.info import info as info
 from shortstack.pruning.curve import curve as curve
 from shortstack.pruning.options import BlockChoice as BlockChoice
+from shortstack.pruning.options import PruneChoice as PruneChoice
 from shortstack.pruning.options import PruneOptions as PruneOptions
 from shortstack.pruning.plan import plan as plan
 from shortstack.pruning.prune import PruneResult as PruneResult

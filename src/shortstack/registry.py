@@ -97,6 +97,7 @@ _ROWS = [
         "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
         "shortstack prune MODEL --plan plan.json --verify --out PRUNED",
         makes={"checkpoint": ""},
+        check="shortstack.pruning.search:check_prune",
         estimate="shortstack.pruning.estimate:estimate_prune",
     ),
     Command(

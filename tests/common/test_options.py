@@ -207,6 +207,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "LoRA": [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"target_modules": "q_proj,"}],
     "MeasuringOptions": [{"memory": 1}],
     "PromptOptions": [{"instruction": False, "prompt_template": "own.json"}],
+    "PruneChoice": [{"selection": 4}],
     "PruneOptions": [{"verify": "yes"}],
     "QuantizeOptions": [{"device": 3}],
     "RemovalOptions": [{"plan": "p.json", "dense": "m"}],

@@ -17,6 +17,8 @@ FILE_NAME = RECORD_NAME
 SCHEMA = 1
 # What retraining leaves beside the weights: about one run, and not copied when the checkpoint is worked on further.
 RETRAINING_FILES = ("metrics.jsonl", "loss.png", "retraining.json")
+# What pruning leaves there of the search that chose the blocks; as little copied.
+PLAN_FILE = "plan.json"
 
 
 def read(directory: Path) -> dict[str, Any] | None:

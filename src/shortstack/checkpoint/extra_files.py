@@ -44,7 +44,7 @@ _WEIGHTS = (
     ".npz", ".npy", ".pb", ".tflite", ".mlmodel", ".nemo", ".engine", ".plan", ".llamafile", ".pkl", ".data", ".index",
     ".index.json", ".distcp", ".tar", ".zip",
 )  # fmt: skip
-_OWN = ("config.json", "README.md", provenance.FILE_NAME, *provenance.RETRAINING_FILES)
+_OWN = ("config.json", "README.md", provenance.FILE_NAME, provenance.PLAN_FILE, *provenance.RETRAINING_FILES)
 # Quantization's own records: names of modules and nothing else that depends on the blocks.
 _RENUMBERED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _COPIED_FOLDERS = ("additional_chat_templates",)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from shortstack.artifacts import provenance
-from shortstack.artifacts.provenance import RETRAINING_FILES
+from shortstack.artifacts.provenance import PLAN_FILE, RETRAINING_FILES
 from shortstack.checkpoint.byte_copy import first_nonfinite, read_through, values_are_known
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.hub import is_not_downloaded
@@ -101,7 +101,8 @@ def _say_hashes(findings: Findings, standing: dict[Standing, list[str]]) -> None
     if changed:
         verb = "is not the file that shortstack.json records" if len(changed) == 1 else "are not as recorded"
         findings.add(what, "fail", f"{_listed(changed)} {verb}")
-    aside = [name for name in missing if name in RETRAINING_FILES or name == "README.md" or name.startswith("adapter/")]
+    known = (*RETRAINING_FILES, PLAN_FILE, "README.md")
+    aside = [name for name in missing if name in known or name.startswith("adapter/")]
     if aside:  # beside the checkpoint, and a user's to take away
         missing = [name for name in missing if name not in aside]
         findings.add(what, "note", f"no longer there: {_listed(aside)}")

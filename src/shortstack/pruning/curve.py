@@ -18,6 +18,7 @@ from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.pruning.options import CurveOptions
 from shortstack.pruning.set_search import Judged, SetSearch, opened, opened_search, parse_selection
+from shortstack.runtime.atomic_output import resumable_file, write_json
 from shortstack.scoring.options import ScoreOptions
 
 if TYPE_CHECKING:
@@ -57,18 +58,20 @@ def curve(
     selection = parse_selection(choice.selection)
     if selection.kind == "evolution":
         raise UsageError("--selection evolution: a search for one size", hint="--selection greedy, or beam:4")
-    checkpoint, progress = opened(model, out, options)
+    checkpoint, progress, leads = opened(model, out, options)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     most = _most(checkpoint, len(protected), choice.most)
-    with opened_search(checkpoint, calibration, selection, protected, out, options, progress) as (sets, why):
-        if note:
-            progress.say(note)
-        dense_ppl, judged = sets.judged({str(len(one)): one for one in _sets(sets, most)})
-        sets.say_refused()
-        one_token = perplexity(float(sets.judging.nll_after_one_token().mean()))
+    with resumable_file(out, leads=leads) as work:
+        with opened_search(checkpoint, calibration, selection, protected, work, options, progress) as (sets, why):
+            if note:
+                progress.say(note)
+            dense_ppl, judged = sets.judged({str(len(one)): one for one in _sets(sets, most)})
+            sets.say_refused()
+            one_token = perplexity(float(sets.judging.nll_after_one_token().mean()))
         points = tuple(_point(checkpoint, one) for one in judged)
         found = Curve(checkpoint.source, checkpoint.fingerprint, selection.name, dense_ppl, one_token, points, why)
-        sets.write(out, found.to_json())
+        if out is not None and leads:
+            write_json(Path(out), found.to_json())
     return found
 
 

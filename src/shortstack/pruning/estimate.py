@@ -29,6 +29,10 @@ def estimate_plan(values: Mapping[str, Any]) -> Estimate:
 
 def estimate_prune(values: Mapping[str, Any]) -> Estimate:
     """The checkpoint that pruning makes."""
+    if values.get("selection") is not None:
+        found = estimate_search(values)
+        nbytes = 0 if found.forecast is None else found.forecast.nbytes
+        return dataclasses.replace(found, makes="checkpoint" if found.forecast is None else found.makes, nbytes=nbytes)
     forecast = _cut(values)
     if forecast is None:
         return Estimate("checkpoint")
@@ -42,7 +46,7 @@ def estimate_search(values: Mapping[str, Any]) -> Estimate:
         return Estimate("plan")
     names = {field.name for field in dataclasses.fields(SearchOptions)}
     choice = SearchOptions(**{name: value for name, value in values.items() if name in names})
-    wanted = amount_to_remove(model.block_parameters(), model.parameters, choice.as_choice())
+    wanted = amount_to_remove(model.block_parameters(), model.parameters, choice)
     forecast = _without(model, wanted)
     steps = wanted if parse_selection(choice.selection).kind in ("greedy", "beam") else 1
     return Estimate(_described(forecast), forecast=forecast, passes=(_of_steps(model, steps, choice.plus, values),))

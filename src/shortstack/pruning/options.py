@@ -11,10 +11,40 @@ from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import Options
 
 Strategy = Literal["one-shot", "contiguous"]
+AMOUNTS = ("remove", "ratio", "params")  # options of which one says how much goes
 
 
 @dataclass(frozen=True)
-class BlockChoice(Options):
+class Budget(Options):
+    """How much to remove: one of these amounts; and which blocks stay in any case.
+
+    Attributes:
+        remove: The number of blocks to remove.
+        ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
+        params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
+        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
+            10 blocks.
+    """
+
+    # What one of them, chosen by hand, takes the place of in a recipe.
+    REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        name: tuple(other for other in AMOUNTS if other != name) for name in AMOUNTS
+    }
+
+    remove: int | None = None
+    ratio: float | None = None
+    params: Amount | None = None
+    plus: bool | None = None
+
+    @property
+    def amounts(self) -> dict[str, int | float | str]:
+        """The options that say how much to remove, by name, as far as they are given."""
+        given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in AMOUNTS}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class BlockChoice(Budget):
     """Which blocks to remove: the blocks themselves, or scores and how much to remove.
 
     Attributes:
@@ -22,37 +52,37 @@ class BlockChoice(Options):
         scores: Choose by these scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first
             removed first), or `published:[MODEL:]CRITERION`.
         criterion: Choose by this criterion. It may be left out where the scores hold only one.
-        remove: The number of blocks to remove.
-        ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
-        params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
-        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
-            10 blocks.
         strategy: How the blocks are chosen: `one-shot` removes those with the lowest scores, `contiguous` the adjacent
             ones with the lowest sum.
     """
 
-    # What one of them, chosen by hand, takes the place of in a recipe.
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "blocks": ("scores", "criterion", "remove", "ratio", "params", "plus", "strategy"),
-        "remove": ("ratio", "params", "blocks"),
-        "ratio": ("remove", "params", "blocks"),
-        "params": ("remove", "ratio", "blocks"),
+        "blocks": ("scores", "criterion", *AMOUNTS, "plus", "strategy"),
+        **{name: (*others, "blocks") for name, others in Budget.REPLACES.items()},
     }
 
     blocks: Listed | None = None
     scores: ScoresSource | None = None
     criterion: str | None = None
-    remove: int | None = None
-    ratio: float | None = None
-    params: Amount | None = None
-    plus: bool | None = None
     strategy: Strategy = "one-shot"
 
-    @property
-    def amounts(self) -> dict[str, int | float | str]:
-        """The options that say how much to remove, by name, as far as they are given."""
-        given = {"--remove": self.remove, "--ratio": self.ratio, "--params": self.params}
-        return {name: value for name, value in given.items() if value is not None}
+
+@dataclass(frozen=True)
+class PruneChoice(BlockChoice):
+    """Which blocks to remove: the blocks themselves, scores and how much to remove, or a search.
+
+    Attributes:
+        selection: Search the set of blocks by measuring sets, as `shortstack search` does: `greedy`, `beam:4`,
+            `evolution:20`, `contiguous` or `one-shot`.
+    """
+
+    REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        **BlockChoice.REPLACES,
+        "blocks": (*BlockChoice.REPLACES["blocks"], "selection"),
+        "selection": ("blocks", "scores", "criterion", "strategy"),
+    }
+
+    selection: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +103,7 @@ class CurveOptions(Options):
 
 
 @dataclass(frozen=True)
-class SearchOptions(Options):
+class SearchOptions(Budget):
     """How many blocks go, and how the set of them is searched.
 
     Attributes:
@@ -81,28 +111,9 @@ class SearchOptions(Options):
             `beam:4` continues with the four cheapest sets of each step; `evolution:20` changes sets by swaps for 20
             generations; `one-shot` and `contiguous` take what single blocks cost, and the cheapest run of adjacent
             ones.
-        remove: The number of blocks to remove.
-        ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
-        params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
-        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
-            10 blocks.
     """
 
-    REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "remove": ("ratio", "params"),
-        "ratio": ("remove", "params"),
-        "params": ("remove", "ratio"),
-    }
-
     selection: str = "greedy"
-    remove: int | None = None
-    ratio: float | None = None
-    params: Amount | None = None
-    plus: bool | None = None
-
-    def as_choice(self) -> BlockChoice:
-        """The same as `plan` has it: how many blocks go, and which are kept."""
-        return BlockChoice(remove=self.remove, ratio=self.ratio, params=self.params, plus=self.plus)
 
 
 @dataclass(frozen=True)
@@ -114,12 +125,8 @@ class PruneOptions(Options):
             Logits that cannot be compared are reported.
         force: Replace an output that shortstack made before.
         allow_nonfinite: Copy tensors that hold NaN or infinity.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
 
     verify: bool = False
     force: bool = False
     allow_nonfinite: bool = False
-    allow_links: bool = False
-    quiet: bool = False

@@ -21,7 +21,7 @@ from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.close_scores import close_scores
-from shortstack.pruning.options import BlockChoice
+from shortstack.pruning.options import BlockChoice, Budget
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 _CHOICE = BlockChoice()
@@ -123,7 +123,7 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     return planned(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
 
 
-def check_one_amount(choice: BlockChoice) -> None:
+def check_one_amount(choice: Budget) -> None:
     """Refuse a choice that does not say how much goes, or says it twice.
 
     Raises:
@@ -166,7 +166,7 @@ def parse_amount(text: str, option: str = "--params", what: str = "parameters") 
     return round(float(match.group(1)) * 10.0**power)
 
 
-def amount_to_remove(sizes: Sequence[int], total: int, choice: BlockChoice) -> int:
+def amount_to_remove(sizes: Sequence[int], total: int, choice: Budget) -> int:
     """How many of the blocks of these sizes (in the order of removal) go, of a model of `total` parameters."""
     if choice.remove is not None:
         if choice.remove < 0:

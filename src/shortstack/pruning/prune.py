@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.plan import PrunePlan
-from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.provenance import PLAN_FILE, versions
 from shortstack.artifacts.sources import PlanSource
 from shortstack.checkpoint.adapter import carry_adapter
 from shortstack.checkpoint.byte_copy import TensorCopy, copy_tensors, new_header, write_hashed
@@ -20,14 +20,18 @@ from shortstack.common.json_text import json_text
 from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
+from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
-from shortstack.pruning.options import BlockChoice, PruneOptions
+from shortstack.pruning.options import BlockChoice, Budget, PruneChoice, PruneOptions, SearchOptions
 from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
+from shortstack.pruning.search import check_choice, searched
+from shortstack.pruning.set_search import check_measurable
 from shortstack.publishing.model_card import write_beside_weights
-from shortstack.runtime.atomic_output import published
+from shortstack.runtime.atomic_output import check_output, published, resumable_file
+from shortstack.scoring.options import ScoreOptions
 
-_CHOICE, _OPTIONS = BlockChoice(), PruneOptions()
+_CHOICE, _OPTIONS, _CALIBRATION, _MEASURING = PruneChoice(), PruneOptions(), CalibrationOptions(), ScoreOptions()
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,13 +93,16 @@ def prune(
     out: Path,
     plan: PlanSource | None = None,
     choice: BlockChoice = _CHOICE,
+    calibration: CalibrationOptions = _CALIBRATION,
     adapter: Path | None = None,
     options: PruneOptions = _OPTIONS,
+    measuring: ScoreOptions = _MEASURING,
 ) -> PruneResult:
     """Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.
 
     Tokenizer, chat template, generation config and the other files are copied; shards stay as the input has them. The
-    output appears whole or not at all.
+    output appears whole or not at all. With `selection` the blocks are chosen as `shortstack search` chooses them, and its
+    plan is OUT/plan.json; a search that was killed resumes.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
@@ -103,9 +110,11 @@ def prune(
         plan: Remove the blocks of this plan.json of `shortstack plan`. Without it, the options of `shortstack plan`
             choose them.
         choice: which blocks to remove.
+        calibration: with `selection`, the windows that choose; as many again judge.
         adapter: A PEFT adapter that was trained on the model. What it holds for the remaining blocks is written to
             OUT/adapter.
         options: how the checkpoint is written.
+        measuring: with `selection`, how sets are measured.
 
     Returns:
         What was written where.
@@ -113,37 +122,69 @@ def prune(
     Raises:
         ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
     """
-    progress = Progress(quiet=options.quiet)
-    checkpoint = open_model(model, allow_links=options.allow_links, progress=progress)
-    if plan is not None:
-        if choice.amounts or choice.blocks is not None or choice.scores is not None:
-            raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
-        refuse_idle(choice, ["criterion", "plus", "strategy"], "with --plan, which says which blocks go")
-        planned = open_plan(checkpoint, plan)
+    search = _search_of(plan, choice, calibration, measuring)
+    progress = Progress(quiet=measuring.quiet)
+    checkpoint = open_model(model, allow_links=measuring.allow_links, tokenizer=measuring.tokenizer, progress=progress)
+    inputs = [checkpoint.directory, *([adapter] if adapter else [])]
+    if search is None:
+        planned = open_plan(checkpoint, plan) if plan is not None else plan_for(checkpoint, choice)
     else:
-        planned = plan_for(checkpoint, choice)
+        check_measurable(checkpoint)
+        check_output(out, inputs=inputs, force=options.force)
     for line in (checkpoint.repair.says if checkpoint.repair else "", dropped_further_prediction(checkpoint)):
         if line:
             progress.say(line)
-    nbytes = planned.plan.after["bytes"] or 0
     says, logits = None, None
-    inputs = [checkpoint.directory, *([adapter] if adapter else [])]
-    with published(out, inputs=inputs, nbytes=nbytes, force=options.force) as folder:
-        files = write_pruned(
-            checkpoint,
-            planned,
-            folder,
-            allow_nonfinite=options.allow_nonfinite,
-            progress=progress,
-        )
-        if adapter is not None:
-            carried = carry_adapter(Path(adapter), checkpoint, planned.cut.kept, str(out), folder / "adapter", progress)
-            files |= {f"adapter/{name}": digest for name, digest in carried.items()}
-        if options.verify:
-            from shortstack.pruning.verify import verify_pruned
+    with resumable_file(out) as work:
+        if search is not None:
+            planned = searched(checkpoint, calibration, search, measuring, progress, work)
+        nbytes = planned.plan.after["bytes"] or 0
+        with published(out, inputs=inputs, nbytes=nbytes, force=options.force, is_locked=True) as folder:
+            files = write_pruned(
+                checkpoint, planned, folder, allow_nonfinite=options.allow_nonfinite, progress=progress
+            )
+            if search is not None:
+                plan_text = json_text(planned.plan.to_json(), indent=1) + "\n"
+                files[PLAN_FILE] = write_hashed(folder / PLAN_FILE, plan_text.encode())
+            if adapter is not None:
+                carried = carry_adapter(
+                    Path(adapter), checkpoint, planned.cut.kept, str(out), folder / "adapter", progress
+                )
+                files |= {f"adapter/{name}": digest for name, digest in carried.items()}
+            if options.verify:
+                from shortstack.pruning.verify import verify_pruned
 
-            says, logits = verify_pruned(checkpoint, planned, folder)
+                says, logits = verify_pruned(checkpoint, planned, folder)
     return PruneResult(Path(out), planned.plan, files, command_seconds(), says, logits)
+
+
+def _search_of(
+    plan: PlanSource | None, choice: BlockChoice, calibration: CalibrationOptions, measuring: ScoreOptions
+) -> SearchOptions | None:
+    """The search that chooses the blocks; None where a plan, scores or the blocks themselves do.
+
+    Raises:
+        UsageError: options contradict one another, or have no effect.
+    """
+    selection = choice.selection if isinstance(choice, PruneChoice) else None
+    if plan is not None:
+        if choice.amounts or choice.blocks is not None or choice.scores is not None or selection is not None:
+            raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
+        refuse_idle(choice, ["criterion", "plus", "strategy"], "with --plan, which says which blocks go")
+    if selection is None:
+        why = "without --selection, which measures sets of blocks"
+        refuse_idle(calibration, [field.name for field in fields(CalibrationOptions)], why)
+        used = ("allow_links", "quiet")
+        refuse_idle(measuring, [field.name for field in fields(ScoreOptions) if field.name not in used], why)
+        return None
+    if choice.blocks is not None or choice.scores is not None:
+        given = "--blocks" if choice.blocks is not None else "--scores"
+        raise UsageError(f"--selection searches the blocks; {given} contradicts it", hint="give one of them")
+    refuse_idle(choice, ["criterion", "strategy"], "with --selection, which measures sets of blocks")
+    budget = {field.name: getattr(choice, field.name) for field in fields(Budget)}
+    search = SearchOptions(selection=selection, **budget)
+    check_choice(search)
+    return search
 
 
 def write_pruned(

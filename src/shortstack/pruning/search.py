@@ -10,12 +10,15 @@ from typing import Any
 from shortstack.artifacts.plan import PrunePlan
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.checkpoint.forecast import Forecast
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.options import stage
+from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, check_enough
 from shortstack.data.preview import preview
-from shortstack.pruning.options import BlockChoice, SearchOptions
-from shortstack.pruning.plan import amount_to_remove, check_one_amount, planned, too_many
+from shortstack.pruning.options import Budget, SearchOptions
+from shortstack.pruning.plan import PlannedCut, amount_to_remove, check_one_amount, planned, too_many
 from shortstack.pruning.set_search import SetSearch, opened, opened_search, parse_selection
+from shortstack.runtime.atomic_output import resumable_file, write_json
 from shortstack.scoring.options import ScoreOptions
 
 _CALIBRATION, _SEARCH, _OPTIONS = CalibrationOptions(), SearchOptions(), ScoreOptions()
@@ -48,19 +51,45 @@ def search(
     Raises:
         ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can go exactly.
     """
-    selection, amount = parse_selection(choice.selection), choice.as_choice()
-    check_one_amount(amount)
-    checkpoint, progress = opened(model, out, options)
-    protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
-    with opened_search(checkpoint, calibration, selection, protected, out, options, progress) as (sets, why):
-        found = _found(sets, amount, protected, note, why)
-        sets.write(out, found.to_json())
+    check_choice(choice)
+    checkpoint, progress, leads = opened(model, out, options)
+    with resumable_file(out, leads=leads) as work:
+        found = searched(checkpoint, calibration, choice, options, progress, work).plan
+        if out is not None and leads:
+            write_json(Path(out), found.to_json())
     return found
 
 
-def _found(
-    sets: SetSearch, choice: BlockChoice, protected: tuple[int, ...], note: str, why: dict[str, Any]
-) -> PrunePlan:
+def check_choice(choice: SearchOptions) -> None:
+    """Refuse a search that cannot be understood.
+
+    Raises:
+        UsageError: no such selection, or not one amount.
+    """
+    parse_selection(choice.selection)
+    check_one_amount(choice)
+
+
+def searched(
+    checkpoint: Checkpoint,
+    calibration: CalibrationOptions,
+    choice: SearchOptions,
+    options: ScoreOptions,
+    progress: Progress,
+    work: Path | None,
+) -> PlannedCut:
+    """The set that a search chooses for a checkpoint that is open already: what `search` and `prune` share.
+
+    Args:
+        work: where losses are kept, so that a search that was killed resumes; None keeps them nowhere.
+    """
+    selection = parse_selection(choice.selection)
+    protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
+    with opened_search(checkpoint, calibration, selection, protected, work, options, progress) as (sets, why):
+        return _found(sets, choice, protected, note, why)
+
+
+def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: str, why: dict[str, Any]) -> PlannedCut:
     checkpoint, name, sizes = sets.checkpoint, sets.selection.name, sets.checkpoint.block_parameters()
     wanted = amount_to_remove([sizes[place] for place in sets.order()], checkpoint.parameters(), choice)
     limit = min(len(sets.free), checkpoint.depth - 1)
@@ -79,7 +108,16 @@ def _found(
         "sets": [one.to_json() for one in judged],
     }
     why = {"strategy": name, "measured": measured, **why}
-    return planned(checkpoint, judged[0].removed, protected=protected, criterion=name, why=why, note=note).plan
+    return planned(checkpoint, judged[0].removed, protected=protected, criterion=name, why=why, note=note)
+
+
+def check_prune(values: Mapping[str, Any]) -> list[str]:
+    """What `check_search` looks at, where pruning searches.
+
+    Raises:
+        ShortstackError: as there.
+    """
+    return [] if values.get("selection") is None else check_search(values)
 
 
 def check_search(values: Mapping[str, Any]) -> list[str]:

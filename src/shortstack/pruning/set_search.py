@@ -26,7 +26,7 @@ from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError, did_you_mean
 from shortstack.families.open_model import open_model
 from shortstack.pruning.plan import first_that_may_go
-from shortstack.runtime.atomic_output import check_writable_file, resumable_file, write_json
+from shortstack.runtime.atomic_output import check_writable_file
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
@@ -189,11 +189,6 @@ class SetSearch:
             found.append(Judged(name, self.blocks(removed), perplexity(float(nll_W.mean())), ratio - 1, error))
         return perplexity(float(dense_W.mean())), found
 
-    def write(self, out: Path | None, record: dict[str, Any]) -> None:
-        """Write what was found, where that was requested; one process does."""
-        if out is not None and self.choosing.process.leads:
-            write_json(Path(out), record)
-
     def say_refused(self) -> None:
         """How many sets were passed by, and why."""
         if self.refused:
@@ -250,22 +245,32 @@ class SetSearch:
         return reason
 
 
-def opened(model: str, out: Path | None, options: ScoreOptions) -> tuple[Checkpoint, Progress]:
-    """The checkpoint, opened, and where to say what happens; nothing was read of its weights.
+def opened(model: str, out: Path | None, options: ScoreOptions) -> tuple[Checkpoint, Progress, bool]:
+    """The checkpoint, opened; where to say what happens; whether this process writes. Nothing was read of its weights.
 
     Raises:
         ShortstackError: it cannot be read or is quantized, or `out` cannot be written.
     """
     if out is not None:
         check_writable_file(Path(out))
-    progress = Progress(quiet=options.quiet or not Process.from_environment().leads)
+    leads = Process.from_environment().leads
+    progress = Progress(quiet=options.quiet or not leads)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
+    check_measurable(checkpoint)
+    return checkpoint, progress, leads
+
+
+def check_measurable(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint without which sets of blocks cannot be measured.
+
+    Raises:
+        ShortstackError: it is quantized.
+    """
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; sets are measured on full weights",
             hint="measure the checkpoint that it was made from; its blocks are the same",
         )
-    return checkpoint, progress
 
 
 @contextlib.contextmanager
@@ -274,18 +279,17 @@ def opened_search(
     calibration: CalibrationOptions,
     selection: Selection,
     protected: Collection[int],
-    out: Path | None,
+    work: Path | None,
     options: ScoreOptions,
     progress: Progress,
 ) -> Iterator[tuple[SetSearch, dict[str, Any]]]:
     """A search on a model, and what a record says of it.
 
-    Twice as many windows are drawn as were requested: the first half chooses, the others judge. With `out`, losses are kept
-    beside it until the body ends well, so that a search that was killed resumes.
+    Twice as many windows are drawn as were requested: the first half chooses, the others judge.
 
     Args:
         protected: blocks of the original model that stay.
-        out: the file that the body writes; None where none is.
+        work: the folder where losses are kept, so that a search that was killed resumes; None keeps them in memory alone.
     """
     import_transformers()
     from shortstack.engine.cpu import computing
@@ -326,7 +330,7 @@ def opened_search(
 
     why = {"plus": bool(protected), "calibration": drawn.first(half).record, "settings": settings}
     free = [place for place, block in enumerate(checkpoint.original_blocks) if block not in protected]
-    with resumable_file(out, leads=process.leads) as work, contextlib.ExitStack() as using:
+    with contextlib.ExitStack() as using:
         engine = using.enter_context(contextlib.closing(choose_engine(checkpoint, drawn.windows[:half][own], how)))
         settings["memory"] = engine.memory
         using.enter_context(together(process))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shortstack.artifacts.provenance import FILE_NAME
+from shortstack.artifacts.provenance import FILE_NAME, PLAN_FILE
 from shortstack.checkpoint.headers import ADAPTER_FILE, checked_link
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.paths import is_path, without_paths
@@ -30,7 +30,7 @@ _SECRET = re.compile(
 )
 _TEXT_LIMIT = 1_000_000  # bytes; what is larger is a tokenizer or weights
 _WEIGHTS = (".safetensors", ".png", ".jpg", ".jpeg", ".gif", ".webp")
-_JSON_OF_OURS = (FILE_NAME, "retraining.json")
+_JSON_OF_OURS = (FILE_NAME, PLAN_FILE, "retraining.json")
 # Fields of our records that name a model; of two parts, `runs/pruned` is a folder and `org/name` an id.
 _MODELS = ("source", "teacher", "adapter", "base", "dense")
 _TEXTS = ("data", "calibration", "taught")
