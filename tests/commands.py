@@ -34,6 +34,7 @@ _SHORTER = {
     "score": ["--samples", "4"],
     "search": ["--samples", "3"],
     "prune-width": ["--samples", "4"],
+    "repair": ["--samples", "4", "--seq-len", "32"],
     "quantize": ["--samples", "4", "--seq-len", "32"],
     "teach": ["--tokens", "200", "--seq-len", "32", "--validation", "1"],
     "eval zeroshot": ["--limit", "2"],

@@ -60,6 +60,9 @@ CALLS: dict[str, Callable[[Path, str], object]] = {
     "prune_width": lambda at, model: shortstack.prune_width(
         model, ratio=0.2, data=str(at / "t.jsonl"), samples=2, seq_len=16, out=at / "narrow", **QUIET
     ),
+    "repair": lambda at, model: shortstack.repair(
+        str(at / "pruned"), of=model, data=str(at / "t.jsonl"), samples=2, seq_len=16, out=at / "repaired", **QUIET
+    ),
     "retrain_lora": lambda at, _: shortstack.retrain_lora(
         str(at / "pruned"), data=str(at / "rows.json"), out=at / "healed", **STEPS
     ),

@@ -40,6 +40,7 @@ from shortstack.pruning.options import PruneOptions as PruneOptions
 from shortstack.pruning.plan import plan as plan
 from shortstack.pruning.prune import PruneResult as PruneResult
 from shortstack.pruning.prune import prune as prune
+from shortstack.pruning.repair.repair import repair as repair
 from shortstack.pruning.search import search as search
 from shortstack.pruning.width.prune_width import prune_width as prune_width
 from shortstack.publishing.card import card as card

@@ -111,6 +111,15 @@ _ROWS = [
         estimate="shortstack.pruning.width.prune_width:estimate_prune_width",
     ),
     Command(
+        "repair",
+        "shortstack.pruning.repair.repair:repair",
+        "Repair a pruned checkpoint without training: fold what a cut changes in hidden states into the weights beside it.",
+        "shortstack repair PRUNED --of MODEL --data calibration.txt --out REPAIRED",
+        makes={"checkpoint": ""},
+        check="shortstack.pruning.repair.repair:check_repair",
+        estimate="shortstack.pruning.repair.repair:estimate_repair",
+    ),
+    Command(
         "retrain lora",
         "shortstack.retraining.lora:retrain_lora",
         "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",

@@ -73,6 +73,9 @@ FROZEN = {
     "prune": "--adapter --allow-links "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
     "--force --allow-nonfinite --quiet",
+    "repair": "--of --out --method --data --samples --seq-len --seed --sampling --bos-every --chat-template --behind "
+    "--first-token --padding --force --tokenizer --dtype --device --cpu-kernels --memory --trust-remote-code --allow-links "
+    "--quiet",
     "prune-width": "--out --ratio --params --only --head-unit --multiple-of --data --samples --seq-len --seed --sampling "
     "--bos-every --chat-template --tokenizer --verify --force --allow-nonfinite --dtype --device --memory --memory-limit "
     "--save-every --trust-remote-code --allow-links --quiet",

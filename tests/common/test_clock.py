@@ -15,6 +15,7 @@ import pytest
 import shortstack.common.clock as clock
 from shortstack.artifacts.results import Results, load_results
 from shortstack.common.options import stage
+from shortstack.pruning.prune import prune
 from shortstack.registry import COMMANDS
 
 Built = Callable[..., Path]
@@ -75,6 +76,15 @@ RUN: dict[str, Callable[[str, Path], Any]] = {
     "prune": lambda model, at: COMMANDS["prune"].stage(model, blocks="1", out=at / "p", quiet=True),
     "prune-width": lambda model, at: COMMANDS["prune-width"].stage(
         model, ratio=0.2, data=str(at / "t.txt"), samples=2, seq_len=16, out=at / "w", quiet=True
+    ),
+    "repair": lambda model, at: COMMANDS["repair"].stage(
+        str(prune(model, blocks="1", out=at / "pruned", quiet=True).out),
+        of=model,
+        data=str(at / "t.txt"),
+        samples=2,
+        seq_len=16,
+        out=at / "repaired",
+        quiet=True,
     ),
     "retrain cpt": lambda model, at: COMMANDS["retrain cpt"].stage(
         model,

@@ -68,6 +68,31 @@ class Widths:
 
 
 @dataclass(frozen=True)
+class Residual:
+    """Of a family whose blocks add to one stream of hidden states: what writes into it, by names within a block.
+
+    A name stands for its `.weight` and `.bias`; `*` in it stands for an expert's number.
+
+    Attributes:
+        attention, mlp: the projections whose outputs are added.
+        norms: norms behind these projections, whose weights take a factor in their place. Where there are some, no linear
+            map can be folded into a projection.
+        one_plus: those norms multiply by 1 + weight.
+        readers: the projections that read the stream with no norm ahead.
+        transposed: projections are stored as [inputs, outputs].
+        refusal: why a checkpoint with this config is different, or None.
+    """
+
+    attention: tuple[str, ...] = ("self_attn.o_proj",)
+    mlp: tuple[str, ...] = ("mlp.down_proj",)
+    norms: tuple[str, ...] = ()
+    one_plus: bool = False
+    readers: tuple[str, ...] = ()
+    transposed: bool = False
+    refusal: Callable[[Config], str | None] | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One row: how the checkpoints of one `model_type` are laid out.
 
@@ -97,6 +122,7 @@ class Family:
         carried: the keyword by which a block is given what the block before it returned beside hidden states.
         causal: a decoder-only causal language model; False for encoders and decoders of other models.
         widths: how its blocks are made narrower; None where they cannot be.
+        residual: where a repair is folded into its blocks; None where that is not known.
     """
 
     model_type: str
@@ -124,6 +150,7 @@ class Family:
     carried: str = ""
     causal: bool = True
     widths: Widths | None = None
+    residual: Residual | None = None
 
     def text(self, config: Config) -> Config:
         """The language model's own config: a nested one in a composite."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shortstack.engine.forward import ForwardResult, Hooks, OnWeights
     from shortstack.engine.journal import Journal
     from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.streamed import StreamedModel
 
 MemoryMode = Literal["auto", "resident", "streamed"]
 
@@ -168,7 +169,20 @@ def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | Non
     return _whole(checkpoint, windows, options, reason)
 
 
-def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> Engine:
+def open_blocks(checkpoint: Checkpoint, options: EngineOptions) -> StreamedModel:
+    """A model whose blocks are run one at a time.
+
+    Raises:
+        NotSeparableError: they cannot be.
+    """
+    from shortstack.engine.block_model import NotSeparableError
+
+    if reason := checkpoint.anatomy.family.resident:
+        raise NotSeparableError(checkpoint.source, reason)
+    return _streamed(checkpoint, None, options)
+
+
+def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> StreamedModel:
     from shortstack.engine.block_model import Skeleton
     from shortstack.engine.forward import windows_tensor
     from shortstack.engine.streamed import StreamedModel

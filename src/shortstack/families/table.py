@@ -12,6 +12,7 @@ import dataclasses
 from shortstack.checkpoint.anatomy import FULL, LINEAR, Config, Family, Widths
 from shortstack.errors import ShortstackError
 from shortstack.families import lists, refusals, rewrites, tensors
+from shortstack.families.residual import RESIDUALS
 
 # Where the language model of a composite has its weights; transformers takes them for some text models, too.
 _OF_COMPOSITE = (("model.language_model.layers.", "model.language_model.embed_tokens.weight", "lm_head.weight"),)
@@ -312,7 +313,10 @@ _WIDTHS = {
     **dict.fromkeys(("cwm", "gemma2", "gemma3_text", "llama"), Widths(heads_divide_hidden=True)),
     "arcee": Widths(inner=("mlp.up_proj",), heads_divide_hidden=True),
 }  # fmt: skip
-_ROWS = [dataclasses.replace(row, widths=_WIDTHS.get(row.model_type)) for row in _ROWS]
+_ROWS = [
+    dataclasses.replace(row, widths=_WIDTHS.get(row.model_type), residual=RESIDUALS.get(row.model_type))
+    for row in _ROWS
+]
 
 
 def _composite(

@@ -132,8 +132,9 @@ def _title(record: Mapping[str, Any], stages: Sequence[str]) -> str:
     removed, depth = _removed(record), record["original_depth"]
     shorter = f" without {len(removed)} of its {depth} Transformer blocks" if removed else ""
     narrower = ", narrowed" * ("prune-width" in stages)
+    repaired = ", repaired" * ("repair" in stages)
     trained = ", retrained" * bool({"retrain", "merge"} & set(stages))
-    return f"{_name(record['source'])}{shorter}{narrower}{trained}{', quantized' * ('quantize' in stages)}"
+    return f"{_name(record['source'])}{shorter}{narrower}{repaired}{trained}{', quantized' * ('quantize' in stages)}"
 
 
 def _what_it_is(record: Mapping[str, Any], stages: Sequence[str]) -> str:
@@ -153,6 +154,12 @@ def _what_it_is(record: Mapping[str, Any], stages: Sequence[str]) -> str:
         lines.append(
             "Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect worse text "
             "than the original's until it is retrained."
+        )
+    elif set(stages) == {"prune", "repair"}:
+        changed = sum(len(nested(step, "tensors") or ()) for step in record["steps"] if step.get("stage") == "repair")
+        lines.append(
+            f"{changed} tensors were repaired in closed form; every other one has the bytes it had there. Nothing was "
+            "trained: expect worse text than the original's until it is retrained."
         )
     elif set(stages) <= {"prune", "prune-width"}:
         lines.append(
@@ -180,6 +187,8 @@ def _described(step: Mapping[str, Any]) -> str:
             f"made narrower, from {before} to {after} parameters: {heads} heads and {channels} channels in every block; "
             f"chosen by: {_name(step.get('criterion'))}, calibration text: {calibration}"
         )
+    if stage == "repair":
+        return _repair(step)
     if stage == "retrain":
         data = _name(nested(step, "data", "source"))
         return f"retrained ({_name(step.get('method'))}) for {step.get('steps')} steps, {step.get('tokens')} tokens of {data}"
@@ -191,6 +200,15 @@ def _described(step: Mapping[str, Any]) -> str:
         )
         return f"quantized to {_name(step.get('scheme'))} ({_name(step.get('method'))}){text if calibration else ''}"
     return "merge: an adapter was folded into the weights" if stage == "merge" else _name(stage)
+
+
+def _repair(step: Mapping[str, Any]) -> str:
+    before, after = (nested(step, "ppl", which) for which in ("pruned", "repaired"))
+    text = f"repaired in closed form ({_name(step.get('method'))})"
+    if not isinstance(before, float) or not isinstance(after, float):
+        return text
+    source = _name(nested(step, "calibration", "source"))
+    return f"{text}: perplexity {before:.4g} before and {after:.4g} after, on windows of {source} that chose the repair"
 
 
 def _blocks(record: Mapping[str, Any]) -> str:

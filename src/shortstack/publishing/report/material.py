@@ -29,7 +29,9 @@ class History:
     @property
     def role(self) -> str:
         """What the checkpoint is: pruned, retrained, quantized; the last step that says so."""
-        words = {"prune": "pruned", "prune-width": "pruned", "retrain": "retrained", "merge": "retrained"}
+        words = {
+            "prune": "pruned", "prune-width": "pruned", "repair": "repaired", "retrain": "retrained", "merge": "retrained",
+        }  # fmt: skip
         stages = [str(step.get("stage")) for step in self.record["steps"]]
         return (
             "quantized" if "quantize" in stages else next((words[one] for one in reversed(stages) if one in words), "")

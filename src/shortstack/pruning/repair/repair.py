@@ -1,0 +1,208 @@
+"""Pruned checkpoint and its dense model -> the same checkpoint repaired, in closed form, whole or not at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint.drop_blocks import cut_blocks
+from shortstack.checkpoint.forecast import Estimate, Forecast, Passes
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.clock import command_seconds
+from shortstack.common.formatting import seconds, table
+from shortstack.common.options import refuse_idle, stage
+from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
+from shortstack.data.calibration import CalibrationOptions, check_enough
+from shortstack.data.preview import preview
+from shortstack.families.open_model import open_model
+from shortstack.pruning.prune import copy_weights
+from shortstack.pruning.repair.fitted import check_repairable, fitted
+from shortstack.pruning.repair.options import Method, RepairOptions
+from shortstack.pruning.repair.write import Folded, fold_into
+from shortstack.publishing.model_card import write_beside_weights
+from shortstack.runtime.atomic_output import check_output, published
+from shortstack.scoring.options import ScoreOptions
+
+# A map of the states of hundreds of channels needs many tokens: what is fitted on 2,048 is worse than nothing.
+_CALIBRATION = CalibrationOptions(samples=128, seq_len=256)
+_REPAIR, _OPTIONS = RepairOptions(), ScoreOptions()
+
+
+@dataclass(frozen=True, repr=False)
+class RepairResult(Shown):
+    """What was repaired, and what it gave.
+
+    Attributes:
+        out: the new checkpoint.
+        source: what was repaired.
+        dense: the model that it was pruned from.
+        places: what was done at each cut: `removed`, `method`, `factor`, `ridge`, and `ppl` by method.
+        ppl: perplexity on the validation windows: `dense`, `pruned`, `repaired` (as written), `unfolded` (before rounding).
+        tensors: how many tensors changed.
+        calibration: the windows.
+        files: sha256 of every file written, by name.
+        seconds: wall-clock time.
+    """
+
+    out: Path
+    source: str
+    dense: str
+    places: list[dict[str, Any]]
+    ppl: dict[str, float]
+    tensors: int
+    calibration: dict[str, Any]
+    files: dict[str, str]
+    seconds: float
+
+    @property
+    def share_back(self) -> float | None:
+        """Share of the log-perplexity that the removal had cost and that is back; None where it had cost nothing."""
+        dense, pruned, repaired = (math.log(self.ppl[name]) for name in ("dense", "pruned", "repaired"))
+        return (pruned - repaired) / (pruned - dense) if pruned > dense else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"schema": 1, **vars(self), "out": str(self.out), "share_back": self.share_back}
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row for each model."""
+        return [{"model": name, "ppl": self.ppl[name]} for name in ("dense", "pruned", "repaired")]
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        back, tensors = self.share_back, f"{self.tensors} tensor{'' if self.tensors == 1 else 's'}"
+        lines = [
+            f"{self.out}: {self.source} repaired in {seconds(self.seconds)}: {tensors} changed, the others are as they were",
+            *places_table(self.places),
+            table(["", "perplexity"], [(name, f"{self.ppl[name]:.4g}") for name in ("dense", "pruned", "repaired")]),
+        ]
+        if back is not None:
+            lines.append(
+                f"{back:.0%} of the log-perplexity that was lost is back, on validation windows that chose the repair"
+            )
+        return "\n".join([*lines, *fold_cost(self.ppl)])
+
+
+def places_table(places: list[dict[str, Any]]) -> list[str]:
+    """Perplexity by method at each place, with the repairs before it and without those behind it."""
+    methods = list(dict.fromkeys(method for place in places for method in place["ppl"]))
+    rows = [
+        (
+            place["where"],
+            *(f"{place['ppl'][one]:.4g}" if one in place["ppl"] else "-" for one in methods),
+            place["method"],
+        )
+        for place in places
+    ]
+    return [table(["perplexity", *methods, "chosen"], rows)]
+
+
+def fold_cost(ppl: Mapping[str, float]) -> list[str]:
+    """What folding itself cost, where that is more than a thousandth."""
+    cost = math.log(ppl["repaired"]) - math.log(ppl["unfolded"])
+    if abs(cost) < 1e-3:
+        return []
+    return [
+        f"in the weights the repair gives {ppl['repaired']:.4g} instead of {ppl['unfolded']:.4g}: rounding to the stored "
+        "precision, and the norms' eps, which a factor does not go through"
+    ]
+
+
+@stage
+def repair(
+    model: str,
+    *,
+    of: str,
+    out: Path,
+    method: Method = "auto",
+    calibration: CalibrationOptions = _CALIBRATION,
+    fitting: RepairOptions = _REPAIR,
+    force: bool = False,
+    options: ScoreOptions = _OPTIONS,
+) -> RepairResult:
+    """Repair a pruned checkpoint without training: fold what a cut changes in hidden states into the weights beside it.
+
+    Dense and pruned model are run side by side, block by block; neither is ever held whole unless it is small. The result is
+    a plain checkpoint of the same family with the same config. Nothing is trained.
+
+    Source: Prune&Comp (scale), ReplaceMe (linear, arXiv 2505.02819), Ghosted Layers (what `full` is compared with, arXiv
+    2605.15491). docs/how-it-works.md has the formulas.
+
+    Args:
+        model: The pruned checkpoint: a directory that shortstack made, or a hub id.
+        of: The dense model that it was pruned from.
+        out: Write the checkpoint to this directory.
+        method: The repair. `scale` multiplies hidden states at a cut by one number; `linear` maps what the MLP before the
+            cut adds; `full` fits that MLP's last projection anew, with such a number; `auto` takes at each cut what gives
+            the lowest loss on validation windows, or nothing.
+        calibration: the windows to fit on; a quarter as many others choose.
+        fitting: how maps are fitted.
+        force: Replace an output that shortstack made before.
+        options: how the models are run.
+
+    Returns:
+        What was done, and perplexity before and after.
+
+    Raises:
+        ShortstackError: the dense model is another one, the family has no place for the repair, there is too little text,
+            states are not finite, or the output may not be written.
+    """
+    refuse_idle(
+        options, ["memory_limit", "save_every"], "here: a repair keeps two streams of hidden states, and no state"
+    )
+    progress = Progress(quiet=options.quiet)
+    dense = open_model(of, allow_links=options.allow_links, progress=progress)
+    pruned = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
+    inputs = [pruned.directory, dense.directory]
+    check_output(out, inputs=inputs, force=force)
+    check_repairable(dense, pruned, method, fitting.behind)
+    found = fitted(dense, pruned, method, calibration, fitting, options, progress)
+    with published(out, inputs=inputs, nbytes=pruned.nbytes, force=force) as folder:
+
+        def copied() -> dict[str, str]:
+            return copy_weights(pruned, cut_blocks(pruned, range(pruned.depth)), folder, False, progress)
+
+        files = write_beside_weights(
+            pruned, folder, config=dict(pruned.config), step={"stage": "repair"}, files=copied(), progress=progress
+        )
+        folded = fold_into(folder, pruned, dense, method, found, files, copied)
+    return result_of(Path(out), pruned, dense, folded)
+
+
+def result_of(out: Path, pruned: Checkpoint, dense: Checkpoint, folded: Folded) -> RepairResult:
+    """The record of what was written."""
+    return RepairResult(
+        out, pruned.source, dense.source, folded.step["places"], folded.step["ppl"], len(folded.step["tensors"]),
+        folded.step["calibration"], folded.files, command_seconds(),
+    )  # fmt: skip
+
+
+def check_repair(values: Mapping[str, Any]) -> list[str]:
+    """Look at what would be read, before it runs; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: the text cannot be used, or windows are longer than the model takes.
+    """
+    given = {name: values[name] for name in ("data", "samples", "seq_len") if name in values}
+    calibration = CalibrationOptions(**{"samples": _CALIBRATION.samples, "seq_len": _CALIBRATION.seq_len, **given})
+    notes = preview(calibration.data, "calibration", lambda: check_enough(calibration))
+    model: Forecast | None = values.get("model")
+    if model is not None:
+        model.check_positions("seq_len", calibration.seq_len)
+    return notes
+
+
+def estimate_repair(values: Mapping[str, Any]) -> Estimate:
+    """The checkpoint that a repair makes."""
+    model: Forecast | None = values.get("model")
+    if model is None:
+        return Estimate("checkpoint")
+    tokens = values.get("samples", _CALIBRATION.samples) * values.get("seq_len", _CALIBRATION.seq_len)
+    passes = Passes(
+        model, 4 * tokens * len(model.kept), 2 * tokens
+    )  # both models, and the validation windows' candidates
+    return Estimate("a checkpoint of the same size", model.nbytes, forecast=model, passes=(passes,))
