@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.api_reference import reference_page  # noqa: E402
+from scripts.rooms import picture  # noqa: E402
 from tests.faults.rows import LATER, ROWS  # noqa: E402
 
 import shortstack  # noqa: E402
@@ -32,6 +33,7 @@ def documents() -> dict[Path, str]:
     return {
         ROOT / "docs/families.md": families_page(),
         ROOT / "docs/faults.md": faults_page(),
+        ROOT / "docs/images/rooms.svg": picture(),
         ROOT / "docs/reference/commands.md": commands_page(),
         ROOT / "docs/reference/python.md": reference_page(),
         ROOT / "docs/reference/recipes.md": recipes_page(),
