@@ -238,12 +238,13 @@ def _forked(job: dict[str, Any]) -> dict[str, Any]:
 
 def _child(job: dict[str, Any], told: int) -> int:
     from shortstack.checkpoint import byte_copy as copying
+    from shortstack.checkpoint import pieces
     from shortstack.cli.app import run
 
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    copying._PIECE = job["piece"]
+    copying.PIECE = pieces.PIECE = job["piece"]
     copying._SYNC_EVERY = 4 * job["piece"]
     count = _killing_at(job["kill_at"])
     code = run(job["argv"])

@@ -35,20 +35,79 @@ def test_the_digest_is_that_of_the_file(built: Built, tmp_path: Path, monkeypatc
     assert digest == hashlib.sha256((tmp_path / "x.safetensors").read_bytes()).hexdigest()
 
 
+def one_bit(data: bytearray) -> None:
+    data[len(data) // 2] ^= 1
+
+
+def two_words_exchanged(data: bytearray) -> None:
+    """What a sum of the words would not see."""
+    data[0:8], data[8:16] = data[8:16], data[0:8]
+
+
+def all_zeros(data: bytearray) -> None:
+    data[:] = bytes(len(data))
+
+
+@pytest.mark.parametrize("damage", [one_bit, two_words_exchanged, all_zeros])
 def test_read_back_sees_what_the_disk_did_not_keep(
-    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytearray], None]
 ) -> None:
+    """One write of many is damaged on its way, and in just one place."""
+    for module in (copying, pieces):
+        monkeypatch.setattr(module, "PIECE", 1000)
     real = os.pwrite
+    damaged: list[bool] = []
 
     def lossy(descriptor: int, data: Any, offset: int) -> int:
         changed = bytearray(data)
-        if offset > 5000:
-            changed[0] ^= 1
+        if offset > 20_000 and not damaged and len(changed) > 100:
+            damage(changed)
+            damaged.append(changed != data)
         return real(descriptor, changed, offset)
 
     monkeypatch.setattr(os, "pwrite", lossy)
-    with pytest.raises(ShortstackError, match="read back is not what was written"):
+    with pytest.raises(ShortstackError, match="read back, at byte .* is not what was written"):
         copy_all(built("llama"), tmp_path / "x.safetensors")
+    assert damaged == [True]
+
+
+def test_a_bit_that_flips_in_memory_while_it_waits_is_seen(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check of a piece and its way to the disk: what is hashed and written is wrong, and agrees."""
+
+    def damaged(pipeline: copying._CopyPipeline) -> None:
+        for number, sent in enumerate(iter(pipeline._sent.get, None)):
+            if number == 2:
+                sent[0][0] ^= 4
+            pipeline.sha256.update(sent[0])
+            pipeline._hashed.put(sent)
+
+    monkeypatch.setattr(copying._CopyPipeline, "_hash_pieces", damaged)
+    with pytest.raises(ShortstackError, match="read back, at byte .* is not what was written"):
+        copy_all(built("llama"), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("size", [3, 4096, 5000, 64 << 10, (1 << 20) + 13])
+def test_the_checksum_sees_what_disks_and_memory_do(size: int) -> None:
+    data = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    made = {data.tobytes()}
+
+    def add(parts: dict[int, bytes]) -> None:
+        changed = bytearray(data.tobytes())
+        for place, part in parts.items():
+            changed[place : place + len(part)] = part
+        made.add(bytes(changed))
+
+    for place in range(0, size, max(1, size // 50)):
+        add({place: bytes([data[place] ^ 1 << place % 8])})
+    for length in (1, 8, 512, 4096):
+        for start in (length, size - length):
+            if size >= 2 * length:  # exchanged with what is next to it or at the end; or lost
+                add({0: data[start : start + length].tobytes(), start: data[:length].tobytes()})
+                add({start: bytes(length)})
+    assert len(made) > min(size, 50)
+    assert len({copying._checksum(memoryview(one)) for one in made}) == len(made)
 
 
 @pytest.mark.fault(59)
