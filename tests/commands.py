@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shortstack.cli.app import run
 from shortstack.registry import COMMANDS, GROUPS
+from tests.kills import recorded_hashes
 
 _FENCE = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]*) -->\n)?```(?P<kind>\w+)?(?P<more>[^\n]*)\n(?P<body>.*?)\n```", re.DOTALL
@@ -117,6 +118,8 @@ def run_command(command: str, place: str, left_out: dict[str, str]) -> bool:
         Path(out).unlink(missing_ok=True)
     code = run(_shortened(verb, arguments))
     assert code == 0, f"{place}: {command}: exit code {code}"
+    if out is not None and "checkpoint" in COMMANDS[verb].makes:
+        recorded_hashes(Path(out))  # whatever writes a checkpoint records the sha256 of all that it wrote
     return True
 
 

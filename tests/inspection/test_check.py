@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shortstack.cli.app import run
+from shortstack.common.progress import Progress
 from shortstack.inspection.check import check
 from shortstack.pruning.prune import prune
 
@@ -212,6 +214,37 @@ def test_what_was_not_recorded_is_said(pruned: Path) -> None:
     del record["files"]
     (pruned / "shortstack.json").write_text(json.dumps(record))
     assert [status for status, _ in said(pruned)] == ["skip"]
+    (pruned / "shortstack.json").unlink()
+    assert [status for status, _ in said(pruned)] == ["note"]
+
+
+@pytest.mark.fault(107)
+def test_files_that_came_later_are_said(pruned: Path) -> None:
+    (pruned / "adapter").mkdir()
+    (pruned / "adapter/adapter_model.safetensors").write_bytes(b"x")
+    (pruned / ".gitattributes").write_text("the hub adds it")
+    (ok, skipped) = said(pruned)
+    assert ok[0] == "ok"
+    assert skipped == ("skip", "shortstack.json records no hash of adapter/adapter_model.safetensors")
+
+
+def test_progress_reaches_the_size_of_all_that_is_hashed(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar for the weights and one for every other recorded file: each ends at its total."""
+    bars: dict[str, tuple[int, list[int]]] = {}
+
+    @contextlib.contextmanager
+    def bar(_: Progress, what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        bars[what] = total, []
+        yield bars[what][1].append
+
+    monkeypatch.setattr(Progress, "bar", bar)
+    check(str(pruned), quiet=True)
+    shards = sum(path.stat().st_size for path in pruned.glob("*.safetensors"))
+    others = sum((pruned / name).stat().st_size for name in recorded(pruned)) - shards
+    assert bars["hashes"] == (others, bars["hashes"][1])
+    assert sum(bars["hashes"][1]) == others
+    assert bars["values"][0] == shards
+    assert 0.9 * shards < sum(bars["values"][1]) <= shards
 
 
 def test_a_card_may_be_edited(pruned: Path) -> None:

@@ -5,7 +5,7 @@ A weight file is read once for both. What is not read is said: nothing else abou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -57,15 +57,35 @@ def check_bytes(
             else:
                 broken = broken or first_nonfinite(held, advance)
     _say_values(findings, broken, unread, len(list(shards)), tensors.values())
-    if not record:
-        return
+    if record:
+        _compare_recorded(findings, directory, recorded, hashes, quick, progress)
+    elif not (directory / provenance.FILE_NAME).is_file():
+        findings.add("recorded hashes", "note", f"no {provenance.FILE_NAME}: there are none to compare the files with")
+
+
+def _compare_recorded(
+    findings: Findings,
+    directory: Path,
+    recorded: dict[str, Any],
+    known: dict[str, str],
+    quick: bool,
+    progress: Progress,
+) -> None:
+    """Compare every recorded hash that was not computed yet, and say which files have none."""
     standing: dict[Standing, list[str]] = {kind: [] for kind in get_args(Standing)}
-    for name, digest in recorded.items():
-        standing[_standing(directory, name, digest, hashes, quick)].append(name)
+    present = [
+        path.relative_to(directory).as_posix()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    ]
+    left = sum((directory / name).stat().st_size for name in present if name in recorded and name not in known)
+    with progress.bar("hashes", left, "B") as advance:
+        for name, digest in recorded.items():
+            standing[_standing(directory, name, digest, known, quick, advance)].append(name)
     _say_hashes(findings, standing)
-    unrecorded = [name for name in ("config.json", *(path.name for path in shards)) if name not in recorded]
+    unrecorded = [name for name in present if name not in recorded and name != provenance.FILE_NAME]
     if unrecorded:
-        findings.add("recorded hashes", "skip", f"shortstack.json records no hash of {_listed(unrecorded)}")
+        findings.add("recorded hashes", "skip", f"{provenance.FILE_NAME} records no hash of {_listed(unrecorded)}")
 
 
 def _record(findings: Findings, directory: Path) -> dict[str, Any]:
@@ -117,7 +137,9 @@ def _say_hashes(findings: Findings, standing: dict[Standing, list[str]]) -> None
         findings.add(what, "skip", f"not in the cache of the hub: {_listed(standing['elsewhere'])}")
 
 
-def _standing(directory: Path, name: str, digest: Any, known: dict[str, str], quick: bool) -> Standing:
+def _standing(
+    directory: Path, name: str, digest: Any, known: dict[str, str], quick: bool, advance: Callable[[int], object]
+) -> Standing:
     """How a recorded file stands: as it was written, changed, missing, or not compared."""
     path = directory / name
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -126,7 +148,7 @@ def _standing(directory: Path, name: str, digest: Any, known: dict[str, str], qu
         return "elsewhere" if is_not_downloaded(directory, name) else "missing"
     if name not in known and quick and path.stat().st_size >= LARGE:
         return "large"
-    return "same" if (known.get(name) or file_sha256(path)) == digest else "changed"
+    return "same" if (known.get(name) or file_sha256(path, advance)) == digest else "changed"
 
 
 def _listed(names: list[str]) -> str:
