@@ -71,7 +71,7 @@ FROZEN = {
     "--chat-template --tokenizer --dtype --device --memory --memory-limit --save-every --trust-remote-code --allow-links "
     "--quiet",
     "prune": "--adapter --allow-links "
-    "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify "
+    "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify --repair "
     "--force --allow-nonfinite --quiet",
     "repair": "--of --out --method --data --samples --seq-len --seed --sampling --bos-every --chat-template --behind "
     "--first-token --padding --force --tokenizer --dtype --device --cpu-kernels --memory --trust-remote-code --allow-links "

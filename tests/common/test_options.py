@@ -217,6 +217,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "SampleRequest": [{"count": 0}, {"top_p": 2.0}, {"temperature": -1.0}],
     "ScoreOptions": [{"memory": "strem"}, {"dtype": "float23"}],
     "SearchOptions": [{"remove": "x"}],
+    "RepairOptions": [{"behind": -1}],
     "StoppingOptions": [{"until": "stabl"}],
     "SweepOptions": [{"sampling": "pub"}],
     "TaskOptions": [{"tasks": 1.5}],

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from shortstack.artifacts.sources import ScoresSource
 from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import Options
+from shortstack.pruning.repair.options import Method
 
 Strategy = Literal["one-shot", "contiguous"]
 AMOUNTS = ("remove", "ratio", "params")  # options of which one says how much goes
@@ -123,10 +124,13 @@ class PruneOptions(Options):
     Attributes:
         verify: Load the result and compare it with the original with those blocks skipped: bytes, config, logits.
             Logits that cannot be compared are reported.
+        repair: Repair the cuts without training, as `shortstack repair` does by this method. The calibration windows are
+            those to fit on; 128 of 256 tokens where nothing is said.
         force: Replace an output that shortstack made before.
         allow_nonfinite: Copy tensors that hold NaN or infinity.
     """
 
     verify: bool = False
+    repair: Method | None = None
     force: bool = False
     allow_nonfinite: bool = False

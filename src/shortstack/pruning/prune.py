@@ -45,6 +45,7 @@ class PruneResult(Shown):
         seconds: wall-clock time.
         verified: what the comparison with the original found, and what it left out; None where none was requested.
         logits_compared: whether that comparison went as far as the logits; None where none was requested.
+        repaired: what a repair did at each cut (`places`) and gave (`ppl`); None where none was requested.
     """
 
     out: Path
@@ -53,6 +54,7 @@ class PruneResult(Shown):
     seconds: float
     verified: str | None = None
     logits_compared: bool | None = None
+    repaired: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -67,6 +69,7 @@ class PruneResult(Shown):
             "seconds": self.seconds,
             "verified": self.verified,
             "logits_compared": self.logits_compared,
+            **({"repaired": self.repaired} if self.repaired is not None else {}),
         }
 
     def to_text(self) -> str:
@@ -81,6 +84,10 @@ class PruneResult(Shown):
             f"({self.plan.removal_ratio:.1%} of parameters) in {seconds(self.seconds)}",
             table(["", "before", "after"], rows),
         ]
+        if self.repaired is not None:
+            from shortstack.pruning.repair.text import repair_text
+
+            lines += repair_text(self.repaired["places"], self.repaired["ppl"])
         if self.verified:
             lines.append(f"{'verified' if self.logits_compared else 'verified in part'}: {self.verified}")
         return "\n".join([*lines, *([self.plan.note] if self.plan.note else [])])
@@ -102,7 +109,7 @@ def prune(
 
     Tokenizer, chat template, generation config and the other files are copied; shards stay as the input has them. The
     output appears whole or not at all. With `selection` the blocks are chosen as `shortstack search` chooses them, and its
-    plan is OUT/plan.json; a search that was killed resumes.
+    plan is OUT/plan.json; a search that was killed resumes. With `repair` a few tensors beside the cuts are changed.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
@@ -110,11 +117,11 @@ def prune(
         plan: Remove the blocks of this plan.json of `shortstack plan`. Without it, the options of `shortstack plan`
             choose them.
         choice: which blocks to remove.
-        calibration: with `selection`, the windows that choose; as many again judge.
+        calibration: with `selection`, the windows that choose; as many again judge. With `repair`, those to fit on.
         adapter: A PEFT adapter that was trained on the model. What it holds for the remaining blocks is written to
             OUT/adapter.
         options: how the checkpoint is written.
-        measuring: with `selection`, how sets are measured.
+        measuring: with `selection` or `repair`, how models are run.
 
     Returns:
         What was written where.
@@ -122,7 +129,7 @@ def prune(
     Raises:
         ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
     """
-    search = _search_of(plan, choice, calibration, measuring)
+    search = _search_of(plan, choice, calibration, measuring, repairs=options.repair is not None)
     progress = Progress(quiet=measuring.quiet)
     checkpoint = open_model(model, allow_links=measuring.allow_links, tokenizer=measuring.tokenizer, progress=progress)
     inputs = [checkpoint.directory, *([adapter] if adapter else [])]
@@ -131,10 +138,14 @@ def prune(
     else:
         check_measurable(checkpoint)
         check_output(out, inputs=inputs, force=options.force)
+    if options.repair is not None:
+        from shortstack.pruning.repair.fitted import check_family
+
+        check_family(checkpoint, options.repair)
     for line in (checkpoint.repair.says if checkpoint.repair else "", dropped_further_prediction(checkpoint)):
         if line:
             progress.say(line)
-    says, logits = None, None
+    says, logits, repaired = None, None, None
     with resumable_file(out) as work:
         if search is not None:
             planned = searched(checkpoint, calibration, search, measuring, progress, work)
@@ -155,11 +166,21 @@ def prune(
                 from shortstack.pruning.verify import verify_pruned
 
                 says, logits = verify_pruned(checkpoint, planned, folder)
-    return PruneResult(Path(out), planned.plan, files, command_seconds(), says, logits)
+            if options.repair is not None:
+                from shortstack.pruning.repair.repair import repaired_in
+
+                how = (options.repair, calibration, measuring, progress)
+                repaired, files, says = repaired_in(folder, str(out), checkpoint, planned.cut, files, how, says)
+    return PruneResult(Path(out), planned.plan, files, command_seconds(), says, logits, repaired)
 
 
 def _search_of(
-    plan: PlanSource | None, choice: BlockChoice, calibration: CalibrationOptions, measuring: ScoreOptions
+    plan: PlanSource | None,
+    choice: BlockChoice,
+    calibration: CalibrationOptions,
+    measuring: ScoreOptions,
+    *,
+    repairs: bool,
 ) -> SearchOptions | None:
     """The search that chooses the blocks; None where a plan, scores or the blocks themselves do.
 
@@ -172,7 +193,10 @@ def _search_of(
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
         refuse_idle(choice, ["criterion", "plus", "strategy"], "with --plan, which says which blocks go")
     if selection is None:
-        why = "without --selection, which measures sets of blocks"
+        why = "without --selection or --repair, which run the model"
+        if repairs:
+            refuse_idle(measuring, ["memory_limit", "save_every"], "without --selection, which measures sets of blocks")
+            return None
         refuse_idle(calibration, [field.name for field in fields(CalibrationOptions)], why)
         used = ("allow_links", "quiet")
         refuse_idle(measuring, [field.name for field in fields(ScoreOptions) if field.name not in used], why)

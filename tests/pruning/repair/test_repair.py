@@ -19,6 +19,7 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
 from shortstack.pruning.repair.repair import RepairResult, repair
+from shortstack.runtime.hashes import file_sha256
 from tests import pico
 
 Built = Callable[..., Path]
@@ -139,7 +140,7 @@ def test_a_family_with_norms_behind_takes_a_factor_alone(cut: Callable[..., Any]
     pair = cut("gemma2")
     result = repaired(pair, tmp_path / "out", rows, method="scale")
     assert result.places[0]["method"] == "scale"
-    with pytest.raises(ShortstackError, match="--method linear has no place in gemma2 models"):
+    with pytest.raises(ShortstackError, match="the repair `linear` has no place in gemma2 models"):
         repaired(pair, tmp_path / "other", rows, method="linear")
     assert not (tmp_path / "other").exists()
 
@@ -171,7 +172,7 @@ def test_a_cut_at_the_first_block(cut: Callable[..., Any], rows: Path, tmp_path:
     assert repaired(pair, tmp_path / "out", rows).places[0]["ppl"].keys() == {"none", "scale"}
     with pytest.raises(ShortstackError, match="no block comes before it") as caught:
         repaired(pair, tmp_path / "other", rows, method="linear")
-    assert caught.value.hint == "--method scale"
+    assert caught.value.hint == "take `scale`"
 
 
 def test_a_cut_at_the_last_block(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_cut_at_the_last_block(cut: Callable[..., Any], rows: Path, tmp_path: 
     assert "scale" not in repaired(pair, tmp_path / "out", rows).places[0]["ppl"]
     with pytest.raises(ShortstackError, match="no block comes after it") as caught:
         repaired(pair, tmp_path / "other", rows, method="scale")
-    assert caught.value.hint == "--method linear"
+    assert caught.value.hint == "take `linear`"
 
 
 def test_a_cut_that_the_method_cannot_repair_beside_one_that_it_can(
@@ -188,7 +189,7 @@ def test_a_cut_that_the_method_cannot_repair_beside_one_that_it_can(
 ) -> None:
     result = repaired(cut("llama", "0,3"), tmp_path / "out", rows, method="linear", quiet=False)
     assert [place["method"] for place in result.places] == ["none", "linear"]
-    assert "--method linear can do nothing for the cut of block 0, which stays as it is" in capsys.readouterr().err
+    assert "the repair `linear` can do nothing for the cut of block 0, which stays as it is" in capsys.readouterr().err
 
 
 def test_states_that_are_not_finite(built: Built, rows: Path, tmp_path: Path) -> None:
@@ -226,6 +227,43 @@ def test_tokens_that_are_left_out_of_the_fit(cut: Callable[..., Any], tmp_path: 
     assert found.int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0] * 6]
     found = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=True, padding=True))
     assert found.int().tolist() == [[1] * 6, [1] * 6, [0] * 6]
+
+
+def test_prune_and_repair_in_one_command(
+    built: Built, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = str(built("llama"))
+    given: Any = {"data": str(rows), "samples": 80, "seq_len": 16, "dtype": "float32", "quiet": True}
+    result = prune(dense, blocks="2,3", out=tmp_path / "one", repair="auto", verify=True, **given)
+    prune(dense, blocks="2,3", out=tmp_path / "pruned", quiet=True)
+    two = repaired((str(tmp_path / "pruned"), dense), tmp_path / "two", rows)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
+    assert first == second
+    assert result.repaired is not None
+    assert result.repaired["ppl"] == two.ppl
+    assert f"and {two.tensors} repaired: its logits are others" in (result.verified or "")
+    record = json.loads((tmp_path / "one/shortstack.json").read_text())
+    assert [step["stage"] for step in record["steps"]] == ["prune", "repair"]
+    assert str(tmp_path / "one") == record["steps"][1]["source"]
+    hashes = {name: file_sha256(tmp_path / "one" / name) for name in record["files"]}
+    assert hashes == record["files"] == result.files
+    assert run(["check", str(tmp_path / "one"), "--quick"]) == 0
+    capsys.readouterr()
+    shown = result.to_text().splitlines()
+    assert any(line.startswith("cut") and line.endswith("chosen") for line in shown)
+    assert any(line.startswith("repaired ") for line in shown)
+
+
+def test_prune_refuses_a_repair_before_it_copies(
+    built: Built, tiny_model: Callable[[str], Path], rows: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ShortstackError, match="has no place in falcon_mamba"):
+        prune(
+            str(tiny_model("falcon_mamba")), blocks="2", out=tmp_path / "out", repair="auto", data=str(rows), quiet=True
+        )
+    with pytest.raises(UsageError, match="--save-every"):
+        prune(str(built("llama")), blocks="2", out=tmp_path / "out", repair="auto", save_every=3.0, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_share_that_is_back() -> None:

@@ -62,22 +62,37 @@ def check_repairable(dense: Checkpoint, pruned: Checkpoint, method: Method, behi
         ShortstackError: there is not.
     """
     check_pair(dense, pruned)
-    residual = residual_of(pruned)
-    if residual.norms and method in ("linear", "full"):
-        family = pruned.anatomy.family.model_type
-        raise ShortstackError(
-            f"{pruned.source}: --method {method} has no place in {family} models: a norm stands behind each MLP",
-            hint="--method scale goes into those norms; auto takes it where it helps",
-        )
+    residual = check_family(pruned, method)
     places = places_of(dense, pruned, 0 if residual.norms else behind)
     possible = [place for place in places if _possible(place, method)]
     if not possible:
         where = "no block comes after it" if method == "scale" else "no block comes before it"
         raise ShortstackError(
-            f"{pruned.source}: --method {method} can do nothing for the cut of {places[0].name}: {where}",
-            hint="--method auto" if len(places) > 1 else "--method " + ("linear" if method == "scale" else "scale"),
+            f"{pruned.source}: the repair `{method}` can do nothing for the cut of {places[0].name}: {where}",
+            hint=f"take `{'linear' if method == 'scale' else 'scale'}`",
         )
     return places
+
+
+def check_family(checkpoint: Checkpoint, method: Method) -> Residual:
+    """Where the family has its places for a repair.
+
+    Raises:
+        ShortstackError: it has none, or none for this method; or the checkpoint is quantized.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise ShortstackError(
+            f"{checkpoint.source}: is quantized; repairs are fitted on and folded into full weights",
+            hint="repair before quantizing",
+        )
+    residual = residual_of(checkpoint)
+    if residual.norms and method in ("linear", "full"):
+        family = checkpoint.anatomy.family.model_type
+        raise ShortstackError(
+            f"{checkpoint.source}: the repair `{method}` has no place in {family} models: a norm stands behind each MLP",
+            hint="`scale` goes into those norms; `auto` takes it where it helps",
+        )
+    return residual
 
 
 def _possible(place: Place, method: Method) -> bool:
@@ -220,4 +235,4 @@ def _fitted_tokens(ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repai
 def _say_left_out(places: Sequence[Place], method: Method, progress: Progress) -> None:
     left_out = [place.name for place in places if place.removed and not _possible(place, method)]
     if left_out:
-        progress.say(f"--method {method} can do nothing for the cut of {', '.join(left_out)}, which stays as it is")
+        progress.say(f"the repair `{method}` can do nothing for the cut of {', '.join(left_out)}, which stays as it is")

@@ -43,12 +43,6 @@ def check_pair(dense: Checkpoint, pruned: Checkpoint) -> None:
     Raises:
         ShortstackError: the pruned checkpoint's history names another model, or there is none; or nothing was removed.
     """
-    for checkpoint in (dense, pruned):
-        if "quantization_config" in checkpoint.config:
-            raise ShortstackError(
-                f"{checkpoint.source}: is quantized; repairs are fitted on and folded into full weights",
-                hint="repair before quantizing",
-            )
     record = pruned.provenance
     if record is None:
         raise ShortstackError(

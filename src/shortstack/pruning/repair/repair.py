@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shortstack.checkpoint.drop_blocks import cut_blocks
+from shortstack.checkpoint.drop_blocks import Cut, cut_blocks
 from shortstack.checkpoint.forecast import Estimate, Forecast, Passes
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.clock import command_seconds
-from shortstack.common.formatting import seconds, table
+from shortstack.common.formatting import seconds
 from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.data.calibration import CalibrationOptions, check_enough
 from shortstack.data.preview import preview
-from shortstack.families.open_model import open_model
+from shortstack.families.open_model import open_checkpoint, open_model
 from shortstack.pruning.prune import copy_weights
 from shortstack.pruning.repair.fitted import check_repairable, fitted
 from shortstack.pruning.repair.options import Method, RepairOptions
-from shortstack.pruning.repair.write import Folded, fold_into
+from shortstack.pruning.repair.text import repair_text, share_back
+from shortstack.pruning.repair.write import fold_into
 from shortstack.publishing.model_card import write_beside_weights
 from shortstack.runtime.atomic_output import check_output, published
 from shortstack.scoring.options import ScoreOptions
@@ -61,8 +61,7 @@ class RepairResult(Shown):
     @property
     def share_back(self) -> float | None:
         """Share of the log-perplexity that the removal had cost and that is back; None where it had cost nothing."""
-        dense, pruned, repaired = (math.log(self.ppl[name]) for name in ("dense", "pruned", "repaired"))
-        return (pruned - repaired) / (pruned - dense) if pruned > dense else None
+        return share_back(self.ppl)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -74,42 +73,9 @@ class RepairResult(Shown):
 
     def to_text(self) -> str:
         """What a person reads on the terminal."""
-        back, tensors = self.share_back, f"{self.tensors} tensor{'' if self.tensors == 1 else 's'}"
-        lines = [
-            f"{self.out}: {self.source} repaired in {seconds(self.seconds)}: {tensors} changed, the others are as they were",
-            *places_table(self.places),
-            table(["", "perplexity"], [(name, f"{self.ppl[name]:.4g}") for name in ("dense", "pruned", "repaired")]),
-        ]
-        if back is not None:
-            lines.append(
-                f"{back:.0%} of the log-perplexity that was lost is back, on validation windows that chose the repair"
-            )
-        return "\n".join([*lines, *fold_cost(self.ppl)])
-
-
-def places_table(places: list[dict[str, Any]]) -> list[str]:
-    """Perplexity by method at each place, with the repairs before it and without those behind it."""
-    methods = list(dict.fromkeys(method for place in places for method in place["ppl"]))
-    rows = [
-        (
-            place["where"],
-            *(f"{place['ppl'][one]:.4g}" if one in place["ppl"] else "-" for one in methods),
-            place["method"],
-        )
-        for place in places
-    ]
-    return [table(["perplexity", *methods, "chosen"], rows)]
-
-
-def fold_cost(ppl: Mapping[str, float]) -> list[str]:
-    """What folding itself cost, where that is more than a thousandth."""
-    cost = math.log(ppl["repaired"]) - math.log(ppl["unfolded"])
-    if abs(cost) < 1e-3:
-        return []
-    return [
-        f"in the weights the repair gives {ppl['repaired']:.4g} instead of {ppl['unfolded']:.4g}: rounding to the stored "
-        "precision, and the norms' eps, which a factor does not go through"
-    ]
+        tensors = f"{self.tensors} tensor{'' if self.tensors == 1 else 's'}"
+        first = f"{self.out}: {self.source} repaired in {seconds(self.seconds)}: {tensors} changed, no other one"
+        return "\n".join([first, *repair_text(self.places, self.ppl)])
 
 
 @stage
@@ -170,15 +136,60 @@ def repair(
             pruned, folder, config=dict(pruned.config), step={"stage": "repair"}, files=copied(), progress=progress
         )
         folded = fold_into(folder, pruned, dense, method, found, files, copied)
-    return result_of(Path(out), pruned, dense, folded)
-
-
-def result_of(out: Path, pruned: Checkpoint, dense: Checkpoint, folded: Folded) -> RepairResult:
-    """The record of what was written."""
+    step = folded.step
     return RepairResult(
-        out, pruned.source, dense.source, folded.step["places"], folded.step["ppl"], len(folded.step["tensors"]),
-        folded.step["calibration"], folded.files, command_seconds(),
+        Path(out), pruned.source, dense.source, step["places"], step["ppl"], len(step["tensors"]), step["calibration"],
+        folded.files, command_seconds(),
     )  # fmt: skip
+
+
+def repaired_in(
+    folder: Path,
+    out: str,
+    dense: Checkpoint,
+    cut: Cut,
+    files: dict[str, str],
+    how: tuple[Method, CalibrationOptions, ScoreOptions, Progress],
+    verified: str | None,
+) -> tuple[dict[str, Any], dict[str, str], str | None]:
+    """Repair what was pruned a moment ago where it lies, in its stage.
+
+    Args:
+        folder: the stage.
+        out: what it will be called.
+        dense: what it was pruned from.
+        cut: what it keeps of that.
+        files: sha256 of what lies there, by name.
+        how: the method, the windows (the defaults of `repair` where they are those of scores), how models are run, and
+            where it is reported.
+        verified: what a check of the pruned checkpoint found; None where none was requested.
+
+    Returns:
+        What was done and gave, sha256 of every file, and what a check of it all found.
+    """
+    method, calibration, options, progress = how
+    pruned = replace(open_checkpoint(folder, family=dense.anatomy.family), source=out, tokenizer=dense.tokenizer)
+    usual = CalibrationOptions()
+    sizes = {
+        name: getattr(_CALIBRATION if getattr(calibration, name) == getattr(usual, name) else calibration, name)
+        for name in ("samples", "seq_len")
+    }
+    found = fitted(dense, pruned, method, replace(calibration, **sizes), _REPAIR, options, progress)
+
+    def copied() -> dict[str, str]:
+        return copy_weights(dense, cut, folder, False, progress)
+
+    folded = fold_into(folder, pruned, dense, method, found, files, copied)
+    changed = folded.step["tensors"]
+    if verified is not None:
+        from shortstack.pruning.verify import compare_bytes
+
+        same = compare_bytes(cut, open_checkpoint(folder, family=dense.anatomy.family), changed=changed)
+        verified = (
+            f"before the repair {verified}; after it {same - len(changed)} tensors equal byte for byte and {len(changed)} "
+            "repaired: its logits are others, and perplexity is stated in their place"
+        )
+    return {"places": folded.step["places"], "ppl": folded.step["ppl"]}, folded.files, verified
 
 
 def check_repair(values: Mapping[str, Any]) -> list[str]:

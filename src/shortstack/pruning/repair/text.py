@@ -1,0 +1,44 @@
+"""What a repair gave, as a person reads it: of `repair`, and of `prune --repair`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shortstack.common.formatting import table
+
+_WORTH_SAYING = 1e-3  # nats that folding costs
+
+
+def share_back(ppl: Mapping[str, float]) -> float | None:
+    """Share of the log-perplexity that the removal had cost and that is back; None where it had cost nothing."""
+    dense, pruned, repaired = (math.log(ppl[name]) for name in ("dense", "pruned", "repaired"))
+    return (pruned - repaired) / (pruned - dense) if pruned > dense else None
+
+
+def repair_text(places: Sequence[Mapping[str, Any]], ppl: Mapping[str, float]) -> list[str]:
+    """Perplexity by method at each cut, with the repairs before it and without those behind it; then before and after."""
+    methods = list(dict.fromkeys(method for place in places for method in place["ppl"]))
+    rows = [
+        (
+            place["where"],
+            *(f"{place['ppl'][one]:.4g}" if one in place["ppl"] else "-" for one in methods),
+            place["method"],
+        )
+        for place in places
+    ]
+    lines = [
+        table(["cut", *methods, "chosen"], rows),
+        table(["", "perplexity"], [(name, f"{ppl[name]:.4g}") for name in ("dense", "pruned", "repaired")]),
+    ]
+    back = share_back(ppl)
+    if back is not None:
+        lines.append(f"{back:.0%} of the log-perplexity that was lost is back, on the windows that chose the repair")
+    cost = math.log(ppl["repaired"]) - math.log(ppl["unfolded"])
+    if abs(cost) >= _WORTH_SAYING:
+        lines.append(
+            f"in the weights the repair gives {ppl['repaired']:.4g} instead of {ppl['unfolded']:.4g}: rounding to the stored "
+            "precision, and the norms' eps, which a factor does not go through"
+        )
+    return lines
