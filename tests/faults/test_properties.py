@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.evaluation.ppl import parse_lengths
-from shortstack.pruning.plan import parse_amount, parse_blocks, plan
+from shortstack.pruning.budget import parse_amount
+from shortstack.pruning.plan import parse_blocks, plan
 from shortstack.scoring.criteria import parse_criteria
 from tests.faults import examples
 

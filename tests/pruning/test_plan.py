@@ -18,7 +18,8 @@ from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.pruning.plan import parse_amount, parse_blocks, plan, plan_for
+from shortstack.pruning.budget import parse_amount
+from shortstack.pruning.plan import parse_blocks, plan, plan_for
 
 Built = Callable[..., Path]
 

@@ -16,7 +16,7 @@ import shortstack
 from shortstack.artifacts.plan import load_plan
 from shortstack.engine.streamed import StreamedModel
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.pruning.set_search import parse_selection
+from shortstack.pruning.selection import parse_selection
 from tests import oracle, pico
 
 Built = Callable[..., Path]

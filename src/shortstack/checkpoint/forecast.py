@@ -47,8 +47,15 @@ class Forecast:
         """Bytes of its weights."""
         if self.stored is not None:
             return self.parameters * self.stored
+        sizes = sum(tensor.nbytes for block in self.checkpoint.blocks for tensor in block)
+        return self.checkpoint.nbytes - sizes + sum(self.block_bytes())
+
+    def block_bytes(self) -> list[int]:
+        """Bytes of the weights of each block that stays."""
+        if self.stored is not None:
+            return [parameters * self.stored for parameters in self.block_parameters()]
         sizes = [sum(tensor.nbytes for tensor in block) for block in self.checkpoint.blocks]
-        return self.checkpoint.nbytes - sum(sizes) + sum(sizes[position] - self.narrower[1] for position in self.kept)
+        return [sizes[position] - self.narrower[1] for position in self.kept]
 
     def check_positions(self, option: str, length: int) -> None:
         """Refuse sequences that are longer than the model can take.

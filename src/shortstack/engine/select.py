@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from shortstack.engine.backward import OnGradients
     from shortstack.engine.forward import ForwardResult, Hooks, OnWeights
+    from shortstack.engine.gates import GateSetting
     from shortstack.engine.journal import Journal
     from shortstack.engine.removal_sets import RemovalSet
     from shortstack.engine.streamed import StreamedModel
@@ -36,7 +37,7 @@ class Engine(Protocol):
         blocks: the block modules, in order.
         candidates: positions of those that are scored, ascending.
         original_blocks: their numbers in the original model.
-        device: where it computes.
+        device, dtype: where and in what it computes.
         memory: `streamed` or `resident`.
         reason: why the whole model is held, or empty.
         group: how many candidates are run together.
@@ -46,6 +47,7 @@ class Engine(Protocol):
     candidates: tuple[int, ...]
     original_blocks: tuple[int, ...]
     device: torch.device
+    dtype: torch.dtype
     memory: str
     reason: str
     group: int
@@ -94,6 +96,18 @@ class Engine(Protocol):
         on_progress: Callable[[int], object] = lambda _: None,
     ) -> torch.Tensor:
         """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W]."""
+
+    def gate_gradients(
+        self,
+        ids_WT: torch.Tensor,
+        settings: Sequence[GateSetting],
+        scale_W: torch.Tensor,
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
+
+    def token_seconds(self) -> tuple[list[float], float]:
+        """What one token of one text takes in each block, and in all of the rest."""
 
     def close(self) -> None:
         """Let files and threads go."""

@@ -29,8 +29,10 @@ from shortstack.engine.forward import (
     through_block,
     window_nll,
 )
+from shortstack.engine.gates import GateSetting, gate_gradients
 from shortstack.engine.journal import Journal
 from shortstack.engine.removal_sets import RemovalSet, groups_that_fit, nll_without
+from shortstack.engine.stopwatch import median_seconds
 from shortstack.runtime.memory import installed_bytes, return_free_memory
 
 _NO_HOOKS = Hooks()
@@ -67,7 +69,7 @@ class StreamedModel:
         self.weights = BlockWeights(skeleton, resident=resident, past_cache=_too_large_to_stay(skeleton))
         self.blocks = skeleton.blocks
         self.original_blocks = skeleton.checkpoint.original_blocks
-        self.device = skeleton.device
+        self.device, self.dtype = skeleton.device, skeleton.dtype
         self.memory = "resident" if resident else "streamed"
         self.group = group or len(self.candidates)
 
@@ -150,6 +152,28 @@ class StreamedModel:
                 nll_SW = nll_without(self.skeleton, self.weights, ids_WT, group, side_by_side, on_progress)
                 found |= dict(zip(group, nll_SW, strict=True))
         return torch.stack([found[removed] for removed in sets])
+
+    @torch.no_grad()
+    def gate_gradients(
+        self,
+        ids_WT: torch.Tensor,
+        settings: Sequence[GateSetting],
+        scale_W: torch.Tensor,
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
+        return gate_gradients(self.skeleton, self.weights, ids_WT, settings, scale_W, on_progress)
+
+    @torch.no_grad()
+    def token_seconds(self) -> tuple[list[float], float]:
+        """What one token of one text takes in each block, and in embeddings, final norm and head."""
+        skeleton, ids_BT = self.skeleton, torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        hidden_BTD, calls = skeleton.first_hidden(ids_BT), skeleton.calls(ids_BT)
+        blocks = [
+            median_seconds(functools.partial(skeleton.run_block, block, hidden_BTD, calls[index]), self.device)
+            for index, block in self.weights.each(range(len(self.blocks)))
+        ]
+        return blocks, median_seconds(functools.partial(skeleton.logits, hidden_BTD, ids_BT), self.device)
 
     def _losses(self, group: _Group, members: Sequence[int]) -> None:
         """What the streams that came through the last block say."""

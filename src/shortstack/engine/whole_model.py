@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from shortstack.checkpoint.anatomy import Anatomy
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.backward import OnGradients
-from shortstack.engine.block_model import TOKENS_AT_A_TIME, StandIn, find_blocks
+from shortstack.engine.block_model import TOKENS_AT_A_TIME
+from shortstack.engine.bypass import Bypass
 from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
+from shortstack.engine.gates import GateSetting
 from shortstack.engine.journal import Journal
 from shortstack.engine.losses import Predictions, token_nll
 from shortstack.engine.removal_sets import RemovalSet
+from shortstack.engine.stopwatch import medians_of_runs, now
 from shortstack.runtime.devices import exact_place
 
 
@@ -60,7 +61,7 @@ class WholeModel:
         self.blocks: list[nn.Module] = list(self._bypass.blocks)
         self.candidates = tuple(range(len(self.blocks)) if candidates is None else candidates)
         self.original_blocks = checkpoint.original_blocks
-        self.device = sample_BT.device
+        self.device, self.dtype = sample_BT.device, next(model.parameters()).dtype
         self.reason = reason
         self.tokens = tokens or TOKENS_AT_A_TIME.get(self.device.type, 4096)
         self._unremovable = unremovable
@@ -136,6 +137,54 @@ class WholeModel:
                     nll_SW[place, part] = _mean_nll(Predictions(self._logits(ids_WT[part])), ids_WT[part])
             on_progress(len(self.blocks) - len(removed))
         return nll_SW
+
+    def gate_gradients(
+        self,
+        ids_WT: torch.Tensor,
+        settings: Sequence[GateSetting],
+        scale_W: torch.Tensor,
+        on_progress: Callable[[int], object] = lambda _: None,
+    ) -> torch.Tensor:
+        """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
+        self._model.requires_grad_(False)
+        found_SN = torch.zeros(len(settings), len(self.blocks), dtype=torch.float64)
+        for number, setting in enumerate(settings):
+            gates_N = torch.ones(len(self.blocks), dtype=self.dtype, device=self.device)
+            for place, gate in setting.items():
+                gates_N[place] = gate
+            with self._bypass.gated(gates_N.requires_grad_(True)):
+                for part in self._parts(ids_WT):
+                    nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
+                    torch.autograd.backward((nll.sum(dim=1) * scale_W[part].to(nll)).sum())
+            if gates_N.grad is not None:
+                found_SN[number] = gates_N.grad.double().cpu()
+            on_progress(3 * len(ids_WT) * len(self.blocks))
+        return found_SN
+
+    @torch.no_grad()
+    def token_seconds(self) -> tuple[list[float], float]:
+        """What one token of one text takes in each block, and in all of the rest."""
+        ids_BT = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        begun, spent = [0.0], [0.0] * len(self.blocks)
+
+        def before(*_: Any) -> None:
+            begun.append(now(self.device))
+
+        def run() -> list[float]:
+            whole = now(self.device)
+            self._logits(ids_BT)
+            return [*spent, now(self.device) - whole]
+
+        with contextlib.ExitStack() as watching:
+            for index, block in enumerate(self.blocks):
+
+                def after(*_: Any, index: int = index) -> None:
+                    spent[index] = now(self.device) - begun.pop()
+
+                for handle in (block.register_forward_pre_hook(before), block.register_forward_hook(after)):
+                    watching.callback(handle.remove)
+            *blocks, whole = medians_of_runs(run)
+        return blocks, max(0.0, whole - sum(blocks))
 
     def _passes(
         self,
@@ -285,82 +334,3 @@ class _States:
         """From the journal."""
         for index, parts in enumerate(self._parts):
             parts += [tensors[name] for name in (f"states.{index:05d}",) if name in tensors]
-
-
-def bypassed_logits(model: nn.Module, anatomy: Anatomy, skipped: Collection[int], ids_BT: torch.Tensor) -> torch.Tensor:
-    """Logits of a whole model with some blocks (by position) bypassed: what a pruned checkpoint must compute, bit for bit."""
-    bypass = Bypass(model, anatomy, ids_BT[:1, :4])
-    with torch.no_grad(), bypass.over(skipped):
-        logits: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
-    return logits
-
-
-class Bypass:
-    """Passes over blocks of one model. The form of what a block gives is learnt by running the model once.
-
-    Args:
-        model: a whole model, weights in.
-        anatomy: of the checkpoint that it was loaded from.
-        ids_BT: a few token ids to run it on.
-
-    Attributes:
-        blocks: the model's list of blocks.
-    """
-
-    def __init__(self, model: nn.Module, anatomy: Anatomy, ids_BT: torch.Tensor) -> None:
-        _, self.blocks = find_blocks(model, anatomy)
-        self._carried = anatomy.family.carried
-        self._forms: dict[int, tuple[type, int]] = {}
-        handles = [block.register_forward_hook(self._learn(index)) for index, block in enumerate(self.blocks)]
-        try:
-            with torch.no_grad():
-                model(input_ids=ids_BT, use_cache=False)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextlib.contextmanager
-    def over(self, skipped: Collection[int], *, run: bool = False) -> Iterator[None]:
-        """Within, these blocks (by position) are passed over: their hidden states go on as they came.
-
-        Args:
-            skipped: which.
-            run: run them all the same, for the state that other blocks take from them.
-        """
-        originals = {index: self.blocks[index] for index in skipped}
-        for index, block in originals.items():
-            self.blocks[index] = _PassedOver(block, self._forms[index], self._carried, run)
-        try:
-            yield
-        finally:
-            for index, block in originals.items():
-                self.blocks[index] = block
-
-    def _learn(self, index: int) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> None:
-            self._forms[index] = (type(output), len(output) if isinstance(output, (tuple, list)) else 1)
-
-        return hook
-
-
-class _PassedOver(StandIn):
-    """Gives its hidden states back as they came, in the form in which the block gives them."""
-
-    def __init__(self, block: nn.Module, form: tuple[type, int], carried: str, run: bool) -> None:
-        super().__init__(block)
-        self._signature = inspect.signature(block.forward)
-        self._form = form
-        self._carried = carried
-        self._run = run
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        given = self._signature.bind_partial(*args, **kwargs).arguments
-        hidden = next(iter(given.values()))
-        kind, length = self._form
-        if self._run:
-            output = self._block(*args, **kwargs)
-            return kind([hidden, *output[1:]]) if kind in (tuple, list) else hidden
-        if kind not in (tuple, list):
-            return hidden
-        extra = given.get(self._carried, given.get("kwargs", {}).get(self._carried)) if self._carried else None
-        return kind([hidden, extra, *[None] * (length - 2)][:length])

@@ -14,9 +14,10 @@ from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast, Passes
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
 from shortstack.data.calibration import CalibrationOptions
+from shortstack.pruning.budget import Sizes, amount_to_remove, is_of_measurements
 from shortstack.pruning.options import BlockChoice, CurveOptions, SearchOptions
-from shortstack.pruning.plan import amount_to_remove, plan_for
-from shortstack.pruning.set_search import parse_selection
+from shortstack.pruning.plan import plan_for
+from shortstack.pruning.selection import parse_selection
 
 _CALIBRATION = CalibrationOptions()
 
@@ -46,7 +47,9 @@ def estimate_search(values: Mapping[str, Any]) -> Estimate:
         return Estimate("plan")
     names = {field.name for field in dataclasses.fields(SearchOptions)}
     choice = SearchOptions(**{name: value for name, value in values.items() if name in names})
-    wanted = amount_to_remove(model.block_parameters(), model.parameters, choice)
+    if is_of_measurements(choice):
+        return Estimate("plan")
+    wanted = amount_to_remove(_sizes(model), choice)
     forecast = _without(model, wanted)
     steps = wanted if parse_selection(choice.selection).kind in ("greedy", "beam") else 1
     return Estimate(_described(forecast), forecast=forecast, passes=(_of_steps(model, steps, choice.plus, values),))
@@ -99,6 +102,8 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
         return _planned(model, load_plan(plan))
     fields = {field.name for field in dataclasses.fields(BlockChoice)}
     choice = BlockChoice(**{name: value for name, value in values.items() if name in fields})
+    if is_of_measurements(choice):
+        return None
     checkpoint = model.checkpoint
     is_whole = len(model.kept) == checkpoint.depth and model.narrower == (0, 0)
     scores: Any = choice.scores
@@ -114,7 +119,11 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
         plan_for(checkpoint, dataclasses.replace(choice, scores=any_scores, criterion=None))
     if choice.blocks is not None:
         return _without(model, len(choice.blocks.split(",")))
-    return _without(model, amount_to_remove(model.block_parameters(), model.parameters, choice))
+    return _without(model, amount_to_remove(_sizes(model), choice))
+
+
+def _sizes(model: Forecast) -> Sizes:
+    return Sizes(model.checkpoint.source, model.block_parameters(), model.block_bytes(), model.parameters, model.nbytes)
 
 
 def _planned(model: Forecast, plan: PrunePlan) -> Forecast:

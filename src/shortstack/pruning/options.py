@@ -12,7 +12,7 @@ from shortstack.common.options import Options
 from shortstack.pruning.repair.options import Method
 
 Strategy = Literal["one-shot", "contiguous"]
-AMOUNTS = ("remove", "ratio", "params")  # options of which one says how much goes
+AMOUNTS = ("remove", "ratio", "params", "bytes", "ppl_ceiling", "speedup")  # options of which one says how much goes
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,11 @@ class Budget(Options):
         remove: The number of blocks to remove.
         ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
         params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
+        bytes: Remove the fewest blocks without which the weights take at most this, such as `12GB`.
+        ppl_ceiling: Remove the most blocks without which the measured perplexity is at most this, such as `12.5`, or
+            `1.2x` for 1.2 times the dense model's. It needs a search.
+        speedup: Remove the fewest blocks without which generation is so many times as fast, such as 1.3. What a token
+            takes in each block, and in embeddings and head, is measured first, in a few seconds.
         plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
             10 blocks.
     """
@@ -35,6 +40,9 @@ class Budget(Options):
     remove: int | None = None
     ratio: float | None = None
     params: Amount | None = None
+    bytes: Amount | None = None
+    ppl_ceiling: Amount | None = None
+    speedup: float | None = None
     plus: bool | None = None
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,14 @@ from shortstack.baselines.orders import open_scores
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks, reason_against
 from shortstack.checkpoint.packed import weights_in
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import count, counted, parse_blocks, ranges
+from shortstack.common.formatting import counted, parse_blocks, ranges
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
+from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
+from shortstack.pruning.budget import amount_to_remove, check_one_amount, sizes_of
 from shortstack.pruning.close_scores import close_scores
-from shortstack.pruning.options import BlockChoice, Budget
+from shortstack.pruning.options import BlockChoice
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
 _CHOICE = BlockChoice()
@@ -95,13 +96,24 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     if scores is None:
         raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
     check_one_amount(choice)
+    if choice.ppl_ceiling is not None:
+        raise UsageError(
+            f"--ppl-ceiling {choice.ppl_ceiling}: scores do not say what sets of blocks cost",
+            hint="shortstack search, or prune --selection greedy: they measure sets",
+        )
     ranking = scores if isinstance(scores, Scores) else open_scores(scores, checkpoint)
+    return _planned_by(checkpoint, ranking, choice)
+
+
+def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) -> PlannedCut:
+    """The plan by scores."""
     ranking.check_belongs_to(checkpoint)
     chosen = ranking.criterion(choice.criterion)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     order = [index for index in chosen.order if index not in protected]
-    sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
-    wanted = amount_to_remove([sizes[index] for index in order], checkpoint.parameters(), choice)
+    seconds = block_seconds(checkpoint) if choice.speedup is not None else NOT_TIMED
+    places = [checkpoint.position_of(index) for index in order]
+    wanted = amount_to_remove(sizes_of(checkpoint, places, seconds.blocks, seconds.outside), choice)
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
         raise too_many(wanted, limit, checkpoint, protected, chosen.order)
@@ -113,26 +125,16 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         removed, passed_by = first_that_may_go(checkpoint, order, wanted)
         notes = [note, passed_by, close_scores(checkpoint.source, ranking, chosen, order, removed, choice)]
     if not wanted and choice.remove is None and order:
-        notes.append(_nothing_goes(choice, sizes[order[0]] / checkpoint.parameters()))
+        notes.append(_nothing_goes(choice, checkpoint.block_parameters()[places[0]] / checkpoint.parameters()))
     if chosen.is_bare and choice.criterion is not None:
         notes.append(
             f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion says"
         )
     note = "\n".join(filter(None, notes))
     why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
+    if seconds is not NOT_TIMED:
+        why["speedup"] = seconds.told([checkpoint.position_of(index) for index in removed])
     return planned(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
-
-
-def check_one_amount(choice: Budget) -> None:
-    """Refuse a choice that does not say how much goes, or says it twice.
-
-    Raises:
-        UsageError: it does not, or does.
-    """
-    amounts = choice.amounts
-    if len(amounts) != 1:
-        found = "none" if not amounts else " and ".join(amounts)
-        raise UsageError(f"give one of --remove, --ratio, --params (found {found})", hint="such as --remove 6")
 
 
 def too_many(
@@ -153,38 +155,8 @@ def too_many(
 
 def _nothing_goes(choice: BlockChoice, share: float) -> str:
     """Why an amount removes no block, and what would remove one."""
-    asked = f"--ratio {choice.ratio}" if choice.ratio is not None else f"--params {choice.params}"
+    asked = next(f"{option} {value}" for option, value in choice.amounts.items())
     return f"nothing is removed by {asked}: the first block has {share:.1%} of the parameters (--remove 1 removes it)"
-
-
-def parse_amount(text: str, option: str = "--params", what: str = "parameters") -> int:
-    """`5.5B` -> 5500000000 (K, M, B and T are powers of a thousand)."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,18})?)\s*([kKmMbBtT]?)\s*", text)
-    if not match:
-        raise UsageError(f"{option} {text!r} is not a number of {what}", hint="such as 5.5B, 700M or 5524115456")
-    power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}[match.group(2).lower()]
-    return round(float(match.group(1)) * 10.0**power)
-
-
-def amount_to_remove(sizes: Sequence[int], total: int, choice: Budget) -> int:
-    """How many of the blocks of these sizes (in the order of removal) go, of a model of `total` parameters."""
-    if choice.remove is not None:
-        if choice.remove < 0:
-            raise UsageError(f"--remove {choice.remove}: expected 0 or more blocks")
-        return choice.remove
-    left = [total]
-    for parameters in sizes:
-        left.append(left[-1] - parameters)
-    if choice.ratio is not None:
-        if not 0 <= choice.ratio < 1:
-            raise UsageError(f"--ratio {choice.ratio}: expected a share of the parameters, 0 <= ratio < 1")
-        return max(k for k in range(len(left)) if total - left[k] <= choice.ratio * total + 1e-9)
-    target = parse_amount(choice.params or "")
-    if target > total:
-        raise UsageError(
-            f"--params {choice.params}: the model has {count(total)} parameters", hint="a smaller number, or --remove K"
-        )
-    return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
 
 
 def _reason_against(checkpoint: Checkpoint, removed: Sequence[int]) -> str | None:

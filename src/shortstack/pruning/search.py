@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, check_enough
 from shortstack.data.preview import preview
+from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
+from shortstack.pruning.budget import amount_to_remove, ceiling_nll, check_one_amount, sizes_of
 from shortstack.pruning.options import Budget, SearchOptions
-from shortstack.pruning.plan import PlannedCut, amount_to_remove, check_one_amount, planned, too_many
-from shortstack.pruning.set_search import SetSearch, opened, opened_search, parse_selection
+from shortstack.pruning.plan import PlannedCut, planned, too_many
+from shortstack.pruning.selection import parse_selection
+from shortstack.pruning.set_search import Judged, SetSearch, opened, opened_search
 from shortstack.runtime.atomic_output import resumable_file, write_json
 from shortstack.scoring.options import ScoreOptions
 
@@ -68,6 +72,8 @@ def check_choice(choice: SearchOptions) -> None:
     """
     parse_selection(choice.selection)
     check_one_amount(choice)
+    if choice.ppl_ceiling is not None:
+        ceiling_nll(choice.ppl_ceiling, 0.0)
 
 
 def searched(
@@ -90,9 +96,14 @@ def searched(
 
 
 def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: str, why: dict[str, Any]) -> PlannedCut:
-    checkpoint, name, sizes = sets.checkpoint, sets.selection.name, sets.checkpoint.block_parameters()
-    wanted = amount_to_remove([sizes[place] for place in sets.order()], checkpoint.parameters(), choice)
+    checkpoint, name, seconds = sets.checkpoint, sets.selection.name, NOT_TIMED
     limit = min(len(sets.free), checkpoint.depth - 1)
+    if choice.ppl_ceiling is not None:
+        wanted = sets.most_under(choice.ppl_ceiling, limit)
+    else:
+        if choice.speedup is not None:
+            seconds = block_seconds(checkpoint, sets.choosing.engine)
+        wanted = amount_to_remove(sizes_of(checkpoint, sets.order(), seconds.blocks, seconds.outside), choice)
     if wanted > limit:
         raise too_many(wanted, limit, checkpoint, protected, checkpoint.original_blocks)
     ranked, one_shot = sets.ranked(wanted), sets.one_shot(wanted)
@@ -108,7 +119,23 @@ def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: st
         "sets": [one.to_json() for one in judged],
     }
     why = {"strategy": name, "measured": measured, **why}
+    if choice.ppl_ceiling is not None:
+        why["ppl_ceiling"] = choice.ppl_ceiling
+        note = "\n".join(filter(None, [note, _over_elsewhere(choice.ppl_ceiling, dense_ppl, judged[0])]))
+    if seconds is not NOT_TIMED:
+        why["speedup"] = seconds.told(sorted(ranked[0]))
     return planned(checkpoint, judged[0].removed, protected=protected, criterion=name, why=why, note=note)
+
+
+def _over_elsewhere(ceiling: str, dense_ppl: float, judged: Judged) -> str:
+    """A line where the set that keeps a ceiling on the windows that chose it does not on the others."""
+    limit = math.exp(ceiling_nll(ceiling, math.log(dense_ppl)))
+    if judged.ppl <= limit:
+        return ""
+    return (
+        f"on the windows that chose nothing its perplexity of {judged.ppl:.4g} is over the ceiling of {limit:.4g}: "
+        "more --samples choose more safely"
+    )
 
 
 def check_prune(values: Mapping[str, Any]) -> list[str]:

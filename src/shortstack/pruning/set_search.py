@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,9 +22,11 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, check_windows
 from shortstack.engine.select import EngineOptions
-from shortstack.errors import ShortstackError, UsageError, did_you_mean
+from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
+from shortstack.pruning.budget import ceiling_nll
 from shortstack.pruning.plan import first_that_may_go
+from shortstack.pruning.selection import Selection
 from shortstack.runtime.atomic_output import check_writable_file
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
@@ -38,44 +39,6 @@ if TYPE_CHECKING:
     from shortstack.engine.select import Engine
     from shortstack.scoring.search.beam import Ranked
     from shortstack.scoring.search.measured_sets import MeasuredSets
-
-SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How sets are searched.
-
-    Attributes:
-        name: as the user wrote it, such as `beam:4`.
-        kind: one of SELECTIONS.
-        width: sets that go on to the next step of a beam.
-        generations: of the evolutionary search.
-    """
-
-    name: str
-    kind: str
-    width: int = 1
-    generations: int = 20
-
-
-def parse_selection(text: str) -> Selection:
-    """`beam:4` -> a beam of four sets; `evolution:50` -> fifty generations.
-
-    Raises:
-        UsageError: no such selection, or a number that is not wanted or out of range.
-    """
-    kind, colon, number = text.partition(":")
-    if kind not in SELECTIONS:
-        raise UsageError(f"--selection {text!r}: no such selection", hint=did_you_mean(kind, SELECTIONS))
-    if not colon:
-        return Selection(text, kind, width=4 if kind == "beam" else 1)
-    if kind not in ("beam", "evolution"):
-        raise UsageError(f"--selection {text!r}: {kind} takes no number", hint=kind)
-    if not re.fullmatch(r"\d{1,5}", number) or int(number) < 1:
-        what = "sets that go on to the next step" if kind == "beam" else "generations"
-        raise UsageError(f"--selection {text!r}: expected the number of {what} after the colon", hint=f"{kind}:4")
-    return Selection(text, kind, **{"width" if kind == "beam" else "generations": int(number)})
 
 
 @dataclass(frozen=True)
@@ -109,6 +72,7 @@ class SetSearch:
         free: positions of the blocks that may go.
         choosing, judging: measure sets, on the windows that choose and on the others.
         refused: sets that cannot go exactly, and why.
+        told: the best sets of steps that were told of: a step that is taken again is not.
     """
 
     checkpoint: Checkpoint
@@ -118,6 +82,7 @@ class SetSearch:
     judging: MeasuredSets
     progress: Progress
     refused: dict[RemovalSet, str] = field(default_factory=dict)
+    told: set[RemovalSet] = field(default_factory=set)
 
     def order(self) -> list[int]:
         """The blocks that may go, by what each costs alone, the cheapest first."""
@@ -164,6 +129,36 @@ class SetSearch:
                 f"{self.checkpoint.source}: no {wanted} blocks can go exactly: {why}", hint="remove fewer"
             )
         return list(steps[-1].sets)
+
+    def most_under(self, ceiling: str, limit: int) -> int:
+        """How many blocks can go under a ceiling of perplexity: up to where the chosen set of one more is over it.
+
+        Args:
+            ceiling: such as `12.5`, or `1.2x` for 1.2 times the dense model's.
+            limit: the most blocks.
+
+        Raises:
+            ShortstackError: no set keeps it.
+        """
+        dense = self.costs([frozenset()])[0]
+        most_nll, found, least = ceiling_nll(ceiling, dense), 0, None
+        for size in range(1, limit + 1):
+            try:
+                chosen = self.ranked(size)[0]
+            except ShortstackError:  # of this size none can go; of a larger one some may
+                continue
+            cost = self.costs([chosen])[0]
+            least = least or f"; without {named_blocks(self.blocks(chosen))} it is {perplexity(cost):.4g}"
+            if cost > most_nll:
+                break
+            found = size
+        if not found:
+            raise ShortstackError(
+                f"--ppl-ceiling {ceiling}: no set of blocks of {self.checkpoint.source} keeps a perplexity of "
+                f"{perplexity(most_nll):.4g} (the dense model's is {perplexity(dense):.4g}{least or ''})",
+                hint="a higher ceiling" + ("" if self.selection.kind == "beam" else ", or --selection beam:4"),
+            )
+        return found
 
     def steps(self, most: int) -> list[Ranked]:
         """The sets of 1, 2, ... `most` blocks that a beam sees."""
@@ -233,7 +228,8 @@ class SetSearch:
         )
 
     def _say_step(self, ranked: Ranked) -> None:
-        if ranked.sets:
+        if ranked.sets and ranked.sets[0] not in self.told:
+            self.told.add(ranked.sets[0])
             gone = self.blocks(ranked.sets[0])
             self.progress.say(f"without {named_blocks(gone)}: perplexity {perplexity(ranked.costs[0]):.4g}")
 

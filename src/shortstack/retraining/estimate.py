@@ -16,7 +16,7 @@ from shortstack.data.instructions import kind_of
 from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
 from shortstack.errors import ShortstackError
-from shortstack.pruning.plan import parse_amount
+from shortstack.pruning.budget import parse_amount
 from shortstack.retraining.options import LoRA, Steps, TeachOptions, parse_tokens
 from shortstack.runtime.atomic_output import absolute, check_output
 from shortstack.runtime.distributed import Process

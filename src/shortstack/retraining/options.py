@@ -340,7 +340,7 @@ def parse_tokens(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    from shortstack.pruning.plan import parse_amount
+    from shortstack.pruning.budget import parse_amount
 
     tokens = parse_amount(text, "--tokens", "tokens")
     if tokens < 1:

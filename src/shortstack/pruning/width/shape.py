@@ -12,7 +12,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.table import FAMILIES
-from shortstack.pruning.plan import parse_amount
+from shortstack.pruning.budget import parse_amount
 from shortstack.pruning.width.options import WidthChoice
 
 QUERY, KEY, VALUE, OUTPUT, DOWN = (

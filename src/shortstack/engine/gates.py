@@ -1,0 +1,89 @@
+"""A gate on each block's update: what goes on is what came in, plus the gate times what the block adds. All gates are 1.
+
+The gradient of the loss over the gates comes from one forward and one backward sweep, a block at a time: at a block it is
+the product of what its output's gradient is and what the block adds. Weights need no gradients.
+
+Legend: S settings of the gates, W windows, T tokens, D hidden size, N blocks, R rows (windows of settings).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from shortstack.engine.block_model import BlockCall, Skeleton
+from shortstack.engine.block_weights import BlockWeights
+from shortstack.engine.forward import embedded
+from shortstack.engine.losses import gradient_of
+
+GateSetting = Mapping[int, float]  # position of a block -> its gate, of those that are not 1
+
+
+def gate_gradients(
+    skeleton: Skeleton,
+    weights: BlockWeights,
+    ids_WT: torch.Tensor,
+    settings: Sequence[GateSetting],
+    scale_W: torch.Tensor,
+    on_progress: Callable[[int], object] = lambda _: None,
+) -> torch.Tensor:
+    """d (sum over windows of scale * the window's summed NLL) / d gates, at each setting, [S, N], float64, on the CPU.
+
+    Below the lowest gate that any setting changes nothing is computed, and zeros are given: a second derivative is the same
+    in both orders.
+
+    Args:
+        ids_WT: the windows.
+        settings: the gates that are not 1.
+        scale_W: of each window.
+        on_progress: called with the number of block evaluations just done, a window through a block.
+    """
+    depth, windows, count = len(skeleton.blocks), len(ids_WT), len(settings)
+    first = min((min(setting) if setting else 0 for setting in settings), default=0)
+    gates_NR = torch.ones(depth, count, windows, dtype=skeleton.dtype, device=ids_WT.device)
+    for number, setting in enumerate(settings):
+        for place, gate in setting.items():
+            gates_NR[place, number] = gate
+    gates_NR = gates_NR.flatten(1)
+    ids_RT, hidden_RTD, inputs = ids_WT.repeat(count, 1), embedded(skeleton, ids_WT), []
+    for index, block in weights.each(range(depth)):
+        if index == first:
+            hidden_RTD = hidden_RTD.repeat(count, *[1] * (hidden_RTD.ndim - 1))
+        if index >= first:
+            inputs.append(hidden_RTD)
+        ids = ids_WT if index < first else ids_RT
+        following = torch.empty_like(hidden_RTD)
+        for part, call in _parts(skeleton, ids, index):
+            given = hidden_RTD[part]
+            result = skeleton.run_block(block, given, call)
+            gated = index >= first
+            following[part] = given + _wide(gates_NR[index, part], given) * (result - given) if gated else result
+        hidden_RTD = following
+        on_progress(len(ids))
+    with torch.enable_grad():
+        gradient_RTD = skeleton.head.nll_gradient(hidden_RTD, ids_RT, scale_W.repeat(count))
+    found_NR = torch.zeros(depth, len(ids_RT), dtype=torch.float64)
+    for index, block in weights.each(range(depth - 1, first - 1, -1)):
+        for part, call in _parts(skeleton, ids_RT, index):
+            given = inputs[index - first][part].detach().requires_grad_(index > first)
+            with torch.enable_grad():
+                result = skeleton.run_block(block, given, call)
+            gradient, gate = gradient_RTD[part], _wide(gates_NR[index, part], given)
+            found_NR[index, part] = (gradient * (result.detach() - given.detach())).flatten(1).sum(dim=1).double().cpu()
+            if index > first:
+                torch.autograd.backward(result, gradient * gate)
+                gradient_RTD[part] = gradient_of(given) + gradient * (1 - gate)
+        inputs[index - first] = torch.empty(0)
+        on_progress(2 * len(ids_RT))
+    return found_NR.view(depth, count, windows).sum(dim=-1).T
+
+
+def _parts(skeleton: Skeleton, ids_RT: torch.Tensor, index: int) -> list[tuple[slice, BlockCall]]:
+    rows = skeleton.rows_at_a_time(ids_RT)
+    slices = [slice(start, min(start + rows, len(ids_RT))) for start in range(0, len(ids_RT), rows)]
+    return [(part, skeleton.calls(ids_RT[part])[index]) for part in slices]
+
+
+def _wide(gates_R: torch.Tensor, hidden_RTD: torch.Tensor) -> torch.Tensor:
+    return gates_R.view(-1, *[1] * (hidden_RTD.ndim - 1))
