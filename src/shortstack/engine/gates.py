@@ -57,8 +57,9 @@ def gate_gradients(
         for part, call in _parts(skeleton, ids, index):
             given = hidden_RTD[part]
             result = skeleton.run_block(block, given, call)
-            gated = index >= first
-            following[part] = given + _wide(gates_NR[index, part], given) * (result - given) if gated else result
+            if index >= first:
+                result = given + _wide(gates_NR[index, part], given) * (result - given)
+            following[part] = result
         hidden_RTD = following
         on_progress(len(ids))
     with torch.enable_grad():

@@ -110,8 +110,8 @@ def _for_bytes(sizes: Sizes, text: str) -> int:
     if not enough:
         raise ShortstackError(
             f"--bytes {text}: without all {counted(len(sizes.nbytes), 'removable block')} the weights of {sizes.source} "
-            f"still take {size(left[-1])}",
-            hint=f"--bytes {-(-left[-1] // 10**6)}MB or more, or quantize what is left",
+            f"still take {size(int(left[-1]))}",
+            hint=f"--bytes {-(-int(left[-1]) // 10**6)}MB or more, or quantize what is left",
         )
     return enough[0]
 
