@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import nn
 
 from shortstack.engine.block_model import BlockCall, Skeleton
 from shortstack.engine.block_weights import BlockWeights
@@ -41,27 +42,16 @@ def gate_gradients(
     """
     depth, windows, count = len(skeleton.blocks), len(ids_WT), len(settings)
     first = min((min(setting) if setting else 0 for setting in settings), default=0)
-    gates_NR = torch.ones(depth, count, windows, dtype=skeleton.dtype, device=ids_WT.device)
-    for number, setting in enumerate(settings):
-        for place, gate in setting.items():
-            gates_NR[place, number] = gate
-    gates_NR = gates_NR.flatten(1)
-    ids_RT, hidden_RTD, inputs = ids_WT.repeat(count, 1), embedded(skeleton, ids_WT), []
+    gates_NR = _gates(settings, depth, windows).to(ids_WT.device, skeleton.dtype)
+    ids_RT = ids_WT.repeat(count, 1)
+    hidden_RTD, inputs = embedded(skeleton, ids_WT), []
     for index, block in weights.each(range(depth)):
         if index == first:
             hidden_RTD = hidden_RTD.repeat(count, *[1] * (hidden_RTD.ndim - 1))
         if index >= first:
             inputs.append(hidden_RTD)
-        ids = ids_WT if index < first else ids_RT
-        following = torch.empty_like(hidden_RTD)
-        for part, call in _parts(skeleton, ids, index):
-            given = hidden_RTD[part]
-            result = skeleton.run_block(block, given, call)
-            if index >= first:
-                result = given + _wide(gates_NR[index, part], given) * (result - given)
-            following[part] = result
-        hidden_RTD = following
-        on_progress(len(ids))
+        hidden_RTD = _through(skeleton, block, index, hidden_RTD, ids_WT if index < first else ids_RT, gates_NR[index])
+        on_progress(len(hidden_RTD))
     with torch.enable_grad():
         gradient_RTD = skeleton.head.nll_gradient(hidden_RTD, ids_RT, scale_W.repeat(count))
     found_NR = torch.zeros(depth, len(ids_RT), dtype=torch.float64)
@@ -78,6 +68,32 @@ def gate_gradients(
         inputs[index - first] = torch.empty(0)
         on_progress(2 * len(ids_RT))
     return found_NR.view(depth, count, windows).sum(dim=-1).T
+
+
+def _gates(settings: Sequence[GateSetting], depth: int, windows: int) -> torch.Tensor:
+    """[N, R]: those of every window of every setting."""
+    gates_NSW = torch.ones(depth, len(settings), windows)
+    for number, setting in enumerate(settings):
+        for place, gate in setting.items():
+            gates_NSW[place, number] = gate
+    return gates_NSW.flatten(1)
+
+
+def _through(
+    skeleton: Skeleton,
+    block: nn.Module,
+    index: int,
+    hidden_RTD: torch.Tensor,
+    ids_RT: torch.Tensor,
+    gates_R: torch.Tensor,
+) -> torch.Tensor:
+    """What goes on from a block; before settings differ the gates are those of the first windows, which are 1."""
+    following_RTD = torch.empty_like(hidden_RTD)
+    for part, call in _parts(skeleton, ids_RT, index):
+        given = hidden_RTD[part]
+        update = skeleton.run_block(block, given, call) - given
+        following_RTD[part] = given + _wide(gates_R[part], given) * update
+    return following_RTD
 
 
 def _parts(skeleton: Skeleton, ids_RT: torch.Tensor, index: int) -> list[tuple[slice, BlockCall]]:
