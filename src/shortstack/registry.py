@@ -160,6 +160,16 @@ _ROWS = [
         estimate="shortstack.retraining.estimate:estimate_training",
     ),
     Command(
+        "retrain local",
+        "shortstack.retraining.local:retrain_local",
+        "Train a pruned checkpoint block by block towards the dense model's hidden states, in the memory of a few blocks.",
+        "shortstack retrain local PRUNED --of MODEL --data text.jsonl --tokens 1M --out HEALED",
+        makes={"checkpoint": ""},
+        parallel=True,
+        check="shortstack.retraining.local:check_local",
+        estimate="shortstack.retraining.estimate:estimate_local",
+    ),
+    Command(
         "merge",
         "shortstack.retraining.merge:merge",
         "Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.",
@@ -324,7 +334,7 @@ _ROWS = [
 COMMANDS: dict[str, Command] = {command.name: command for command in _ROWS}
 # Commands of several words begin with one of these; with its line.
 GROUPS = {
-    "retrain": "Retrain a pruned checkpoint to recover quality: LoRA, continued pretraining, distillation.",
+    "retrain": "Retrain a pruned checkpoint to recover quality: LoRA, continued pretraining, distillation, block by block.",
     "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation health, samples.",
     "export": "Give checkpoints to other tools: llama.cpp, mergekit.",
 }

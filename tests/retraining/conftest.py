@@ -48,12 +48,15 @@ def retrained(pruned: Path, rows: Path, text: Path, lessons: Path, dense: Path) 
     """Run one of the ways of retraining on the pico model, small and quick, with other options where they are given."""
     from shortstack.retraining.cpt import retrain_cpt
     from shortstack.retraining.distill import retrain_distill
+    from shortstack.retraining.local import retrain_local
     from shortstack.retraining.lora import retrain_lora
     from shortstack.retraining.options import TrainingOptions
 
     def run(way: str, out: Path, model: Path | None = None, **changed: Any) -> Any:
         fields = TrainingOptions.__dataclass_fields__
         options = {"max_steps": 8, "save_every": 2, "log_every": 1, "eval_every": 2, "quiet": True}
+        if way == "local":  # two blocks of four steps
+            options = {"save_every": 2, "log_every": 1, "quiet": True}
         options |= {name: changed.pop(name) for name in list(changed) if name in fields}
         chosen: dict[str, Any] = {"lr": 1e-2, "batch": 4, "micro_batch": 2, "options": TrainingOptions(**options)}
         start = str(model or pruned)
@@ -64,6 +67,9 @@ def retrained(pruned: Path, rows: Path, text: Path, lessons: Path, dense: Path) 
         chosen["seq_len"] = 32
         if way == "cpt":
             return retrain_cpt(start, out=out, **{**chosen, "data": str(text), **changed})
+        if way == "local":
+            given = {"data": str(text), "of": str(dense), "radius": 1, "tokens": "512"}
+            return retrain_local(start, out=out, **{**chosen, **given, **changed})
         given = {"data": str(text), "teacher": str(dense), "hidden_weight": 0.1}
         return retrain_distill(start, out=out, **{**chosen, **given, **changed})
 

@@ -29,6 +29,7 @@ def arguments(rows: Path, text: Path, dense: Path, lessons: Path) -> dict[str, l
         "cpt": ["cpt", "--data", str(text), "--seq-len", "32"],
         "distill": ["distill", "--data", str(text), "--seq-len", "32", "--teacher", str(dense)],
         "offline": ["distill", "--offline", str(lessons)],
+        "local": ["local", "--data", str(text), "--seq-len", "32", "--of", str(dense), "--tokens", "768", "--radius", "1"],
     }
 
 
@@ -43,12 +44,13 @@ def sweep_of(way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path
     method, *rest = arguments[way]
     argv = [
         "retrain", method, str(pruned), *rest, "--out", str(folder / "out"), "--batch", "4", "--micro-batch", "2",
-        "--lr", "1e-2", "--max-steps", str(STEPS), "--save-every", "2", "--eval-every", "2", "--log-every", "1",
+        "--lr", "1e-2", "--save-every", "2", "--log-every", "1",
+        *(["--max-steps", str(STEPS), "--eval-every", "2"] if way != "local" else []),  # two blocks of six steps
     ]  # fmt: skip
     return Sweep(warm, pruned, folder, argv, "out", outcome)
 
 
-@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline"])
+@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline", "local"])
 def test_killed_it_goes_on(way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path) -> None:
     """Before the first checkpoint, in the middle, right before the end."""
     sweep = sweep_of(way, warm, arguments, pruned, tmp_path / "f")
@@ -77,7 +79,7 @@ def test_killed_again_and_again(warm: Warm, arguments: dict[str, list[str]], pru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline"])
+@pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline", "local"])
 def test_killed_at_many_moments(
     way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path
 ) -> None:

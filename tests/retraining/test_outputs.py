@@ -237,7 +237,7 @@ def test_steps_and_tokens_of_a_dry_run_are_those_of_the_run(retrained: Retrained
     assert (result.steps, result.tokens) == (expected.steps, expected.tokens) == (24, 3072)
 
 
-@pytest.mark.parametrize("way", ["lora", "distill", "offline"])
+@pytest.mark.parametrize("way", ["lora", "distill", "offline", "local"])
 def test_tokens_are_those_of_the_rows_wherever_they_are_said(
     retrained: Retrained, built: Built, tmp_path: Path, rows: Path, way: str
 ) -> None:
@@ -246,8 +246,8 @@ def test_tokens_are_those_of_the_rows_wherever_they_are_said(
     from shortstack.data.tokenizer import load_tokenizer
     from shortstack.families.open_model import open_checkpoint
 
-    on_rows = {"data": str(rows)} if way == "distill" else {}
-    on_rows |= {"seq_len": 400} if way == "distill" else {}
+    on_rows: dict[str, Any] = {"data": str(rows), "seq_len": 400} if way in ("distill", "local") else {}
+    on_rows |= {"tokens": "800"} if way == "local" else {}  # in four steps, of two blocks
     expected = retrained(way, tmp_path / "o", dry_run=True, **on_rows)
     result = retrained(way, tmp_path / "out", **on_rows)
     record = json.loads((tmp_path / "out/shortstack.json").read_text())["steps"][-1]

@@ -25,6 +25,23 @@ def command(way: str, model: Path, data: Path, out: Path, *more: str) -> list[st
 SLOW = pytest.mark.slow
 
 
+def test_two_processes_heal_blocks_as_one(pruned: Path, dense: Path, text: Path, tmp_path: Path) -> None:
+    """Each has its own windows and their states; gradients are added up, and one process writes."""
+    arguments = [
+        "retrain", "local", str(pruned), "--of", str(dense), "--data", str(text), "--tokens", "1K", "--seq-len", "32",
+        "--radius", "1", "--batch", "4", "--micro-batch", "1", "--lr", "1e-3", "--log-every", "1", "--validation", "8",
+        "--states", "disk",
+    ]  # fmt: skip
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    finished(launched("plain", 1, [*arguments, "--out", str(alone)], tmp_path))
+    said = finished(launched("ddp", 2, [*arguments, "--out", str(together)], tmp_path))
+    assert said.count("step 3/16") == 1, "one process speaks"
+    assert len(losses(alone)) == 16
+    assert losses(together) == pytest.approx(losses(alone), rel=1e-4)
+    first, second = (load_file(out / "model.safetensors") for out in (alone, together))
+    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+
+
 @pytest.mark.parametrize(
     ("way", "kind"),
     [("lora", "ddp"), *(pytest.param(*p, marks=SLOW) for p in (("cpt", "fsdp2"), ("lora", "fsdp2"), ("cpt", "ddp")))],

@@ -16,7 +16,7 @@ from tests.kills import hashes
 from tests.retraining import material
 
 Retrained = Callable[..., Any]
-WAYS = ("lora", "cpt", "distill", "offline")
+WAYS = ("lora", "cpt", "distill", "offline", "local")
 
 
 class CutOffError(Exception):

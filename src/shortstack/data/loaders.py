@@ -40,6 +40,10 @@ class Feed(Protocol):
     described: dict[str, Any]
     held_out: list[Batch]
 
+    @property
+    def tokens_per_epoch(self) -> int | None:
+        """Tokens of one pass; None of a source that is too large to be counted."""
+
     def tokens(self, steps: int, batch: int) -> int:
         """Tokens that so many steps train on, padding apart."""
 
@@ -69,6 +73,11 @@ class ExampleFeed:
     seed: int
     group_by_length: bool = False
     files: Sequence[int] = ()
+
+    @property
+    def tokens_per_epoch(self) -> int | None:
+        """Tokens of one pass."""
+        return sum(self.lengths)
 
     def tokens(self, steps: int, batch: int) -> int:
         """Tokens that so many steps train on, padding apart."""

@@ -10,6 +10,7 @@ Legend: B windows in a batch, T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.anatomy import Anatomy
+from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.cpu import USUAL_COUNT, worker_count
 from shortstack.engine.load import experts_for
@@ -54,6 +56,9 @@ class Skeleton:
         conversion: how stored tensors become parameters.
         head: makes losses of last hidden states.
         dtype, device: what everything is computed in and on.
+
+    Args:
+        like: another one, whose tensors outside the blocks are used where they are the same to the byte.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Skeleton:
         tokens: int | None = None,
         trust_remote_code: bool = False,
         say: Callable[[str], object] = lambda _: None,
+        like: Skeleton | None = None,
     ):
         from shortstack.engine.block_weights import load_outside_blocks
 
@@ -80,7 +86,13 @@ class Skeleton:
         self.conversion = Conversion(self._model, checkpoint)
         _compute_tables(self._model, self.conversion, checkpoint.source)
         load_outside_blocks(
-            self._model, self.conversion, checkpoint, dtype=dtype, device=device, blocks_name=self.blocks_name
+            self._model,
+            self.conversion,
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            blocks_name=self.blocks_name,
+            lent={} if like is None else _lent(checkpoint, like),
         )
         self.head = Head(self)
         self._returns_tuple = False
@@ -88,7 +100,7 @@ class Skeleton:
 
     def first_hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """The hidden states that go into the first block, [B, T, D]."""
-        return self._record(ids_BT)[0][0]
+        return self.record(ids_BT)[0][0]
 
     def calls(self, ids_BT: torch.Tensor) -> list[BlockCall]:
         """What each block is called with for windows of this shape.
@@ -97,8 +109,8 @@ class Skeleton:
         """
         key = (ids_BT.shape[0], ids_BT.shape[1])
         if key not in self._calls:
-            calls = [call for _, call in self._record(ids_BT)]
-            other = [call for _, call in self._record(ids_BT.roll(1, dims=1))]
+            calls = [call for _, call in self.record(ids_BT)]
+            other = [call for _, call in self.record(ids_BT.roll(1, dims=1))]
             if not all(_equal(first, second) for first, second in zip(calls, other, strict=True)):
                 raise NotSeparableError(self.checkpoint.source, "its blocks are given what depends on the text")
             self._calls[key] = calls
@@ -148,14 +160,22 @@ class Skeleton:
         found: nn.Module | None = self._model.get_output_embeddings()  # type: ignore[operator]
         return found
 
-    def _record(self, ids_BT: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
-        log, failure = self._recorded(ids_BT)
+    def record(self, ids_BT: torch.Tensor, **more: torch.Tensor) -> list[tuple[torch.Tensor, BlockCall]]:
+        """For each block what goes in, were all before it to change nothing, and what else it is called with.
+
+        Args:
+            ids_BT: the windows.
+            **more: what else the model's own forward is given, such as `attention_mask`; what it does not take is left out.
+        """
+        taken = inspect.signature(self._model.forward).parameters
+        more = {name: value for name, value in more.items() if name in taken}
+        log, failure = self._recorded(ids_BT, more)
         odd = len(log) != len(self.blocks) or any(hidden.shape != log[0][0].shape for hidden, _ in log)
         if odd and log and not self._returns_tuple:
             # The one known case: the model takes what a block gave apart (its first row, or a failure to unpack it),
             # because its blocks return tuples.
             self._returns_tuple = True
-            log, failure = self._recorded(ids_BT)
+            log, failure = self._recorded(ids_BT, more)
         if failure is not None:
             raise ShortstackError(
                 f"{self.checkpoint.source}: the model's own forward fails: {type(failure).__name__}: {first_line(failure)}",
@@ -166,7 +186,9 @@ class Skeleton:
         return log
 
     @torch.no_grad()
-    def _recorded(self, ids_BT: torch.Tensor) -> tuple[list[tuple[torch.Tensor, BlockCall]], Exception | None]:
+    def _recorded(
+        self, ids_BT: torch.Tensor, more: dict[str, torch.Tensor]
+    ) -> tuple[list[tuple[torch.Tensor, BlockCall]], Exception | None]:
         """(the calls of blocks up to the last one, how the model failed before it)."""
         log: list[tuple[torch.Tensor, BlockCall]] = []
         last = len(self.blocks) - 1
@@ -175,7 +197,7 @@ class Skeleton:
         ]
         try:
             with self._replaced(recorders):
-                self._model(input_ids=ids_BT, use_cache=False)
+                self._model(input_ids=ids_BT, use_cache=False, **more)
         except Recorded:
             pass
         except (IndexError, ValueError, TypeError) as failure:  # so does taking a tensor apart, as if it were a tuple
@@ -191,6 +213,22 @@ class Skeleton:
         finally:
             for index, block in enumerate(self.blocks):
                 self._layers[index] = block
+
+
+def _lent(checkpoint: Checkpoint, like: Skeleton) -> dict[str, torch.Tensor]:
+    """What another skeleton holds of the tensors outside the blocks, by name in the model, where the bytes are the same."""
+    theirs, found = like.checkpoint.tensors, {}
+    held = dict([*like._model.named_parameters(remove_duplicate=False), *like._model.named_buffers()])
+    for part in like.conversion.parts(like.checkpoint.outside_blocks):
+        same = [
+            (mine := checkpoint.tensors.get(name)) is not None
+            and (mine.dtype, mine.shape) == (theirs[name].dtype, theirs[name].shape)
+            and same_bytes(TensorCopy(mine, name), TensorCopy(theirs[name], name))
+            for name, _ in part.sources
+        ]
+        if part.rule is None and all(same) and part.target in held:
+            found[part.target] = held[part.target]
+    return found
 
 
 def find_blocks(model: nn.Module, anatomy: Anatomy) -> tuple[str, nn.ModuleList]:

@@ -8,13 +8,14 @@ once read, are kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.storage import Arrived, Buffer, OpenFiles
 from shortstack.engine.weight_conversion import Conversion, Part
@@ -69,6 +70,12 @@ class BlockWeights:
         """Let files and the reading thread go."""
         self._reader.shutdown(wait=True, cancel_futures=True)
         self._files.close()
+
+    def read_instead(self, index: int, tensors: Sequence[TensorInfo]) -> None:
+        """Take some of a block's tensors from elsewhere from now on: those with the same names, types and shapes."""
+        by_name = {tensor.name: tensor for tensor in tensors}
+        self._stored[index] = [by_name.get(tensor.name, tensor) for tensor in self._stored[index]]
+        self._kept.pop(index, None)
 
     def each(self, order: Sequence[int], *, gradients: bool = False) -> Iterator[tuple[int, nn.Module]]:
         """Yield (index, block with its weights in) in this order; a block is let go when the next one is asked for.
@@ -177,8 +184,12 @@ def load_outside_blocks(
     dtype: torch.dtype,
     device: torch.device,
     blocks_name: str,
+    lent: Mapping[str, torch.Tensor],
 ) -> None:
     """Load embeddings, final norm and head into a model whose parameters are on the meta device.
+
+    Args:
+        lent: tensors that need not be read, by name in the model.
 
     Raises:
         ShortstackError: a parameter outside the blocks is in no file.
@@ -188,6 +199,9 @@ def load_outside_blocks(
     by_name = {tensor.name: tensor for tensor in tensors}
     try:
         for part in conversion.parts(tensors):
+            if part.target in lent:
+                _set(model, part.target, lent[part.target].detach())
+                continue
             sources = [by_name[name] for name, _ in part.sources]
             raw = Buffer(files.buffer_bytes(sources)).fill(sources, files)
             stored = {

@@ -114,6 +114,35 @@ class Conversion:
         made = rule.convert(part.target, model=self._model, config=self._model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
+    def stored(self, tensors: Iterable[TensorInfo], parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The other way round: what these stored tensors become when parameters of the model have other values.
+
+        Args:
+            tensors: all that make the parameters, of a block say.
+            parameters: new values, by name in the model.
+
+        Returns:
+            The new values by name on disk, of those tensors that parameters are made of.
+
+        Raises:
+            ShortstackError: transformers' rules give other tensors than there were.
+        """
+        from transformers.core_model_loading import revert_weight_conversion
+
+        shapes = {tensor.name: tensor.shape for tensor in tensors}
+        plain = {part.target: part.sources[-1][0] for part in self._parts.values() if part.rule is None}
+        found = {plain[name]: value for name, value in parameters.items() if name in plain}
+        ruled = {name: value for name, value in parameters.items() if name not in plain}
+        if ruled:
+            found |= revert_weight_conversion(self._model, ruled)
+        odd = [name for name, value in found.items() if shapes.get(name) != tuple(value.shape)]
+        if odd:
+            raise ShortstackError(
+                f"{self._checkpoint.source}: transformers' rules make a tensor {odd[0]!r}, which the checkpoint does not have",
+                hint="its blocks cannot be written back as they were stored",
+            )
+        return found
+
     def _renamed(self, name: str) -> tuple[str, str | None]:
         """(name in the model, pattern of the rule that makes a parameter of it)."""
         from transformers.core_model_loading import rename_source_key

@@ -252,12 +252,14 @@ def copy_weights(
 ) -> dict[str, str]:
     """Write the weight files, as many as the input has (fewer where a shard has nothing left), and their index.
 
+    A tensor goes into the shard that it has in the input, wherever its bytes come from.
+
     Returns:
         sha256 of every file, by name.
     """
     by_shard: dict[Path, list[TensorCopy]] = {path: [] for path in checkpoint.shards}
     for copy in cut.tensors:
-        by_shard[copy.source.file].append(copy)
+        by_shard[checkpoint.tensors[copy.source.name].file].append(copy)
     shards = [(path, copies) for path, copies in by_shard.items() if copies]
     single = len(checkpoint.shards) == 1 and next(iter(checkpoint.shards)).name in (SINGLE, PICKLED_SINGLE)
     files: dict[str, str] = {}

@@ -88,6 +88,16 @@ def estimate_lora(values: Mapping[str, Any]) -> Estimate:
     )
 
 
+def estimate_local(values: Mapping[str, Any]) -> Estimate:
+    """The checkpoint; meanwhile the blocks that are done, the state of one, and hidden states, where they lie on disk."""
+    estimate = estimate_training({**values, "train": "all"})
+    if estimate.forecast is None:
+        return estimate
+    model = estimate.forecast
+    largest = max(model.checkpoint.block_parameters())
+    return dataclasses.replace(estimate, temporary_nbytes=model.nbytes + _SAVED_STATES * _STATE_BYTES * largest)
+
+
 def estimate_merge(values: Mapping[str, Any]) -> Estimate:
     """The base, with the adapter folded in."""
     base = _stored(values.get("base"), values)

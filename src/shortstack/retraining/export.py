@@ -23,7 +23,7 @@ from shortstack.engine.load import load_whole, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.publishing.model_card import renew_card, write_beside_weights
-from shortstack.retraining.results import RetrainResult, before_and_after
+from shortstack.retraining.results import NATS, RetrainResult, before_and_after
 from shortstack.runtime.atomic_output import published, write_json
 
 if TYPE_CHECKING:
@@ -141,17 +141,17 @@ def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
 def publish(run: Run) -> RetrainResult:
     """Write the output, and compare what is on the disk with what there was."""
     options, checkpoint = run.options, run.checkpoint
-    tokens = run.trainer.guard.tokens
+    tokens = run.tokens
     with published(
-        run.out, inputs=[checkpoint.directory], nbytes=checkpoint.nbytes, force=options.force, is_locked=True
+        run.out, inputs=run.inputs, nbytes=checkpoint.nbytes, force=options.force, is_locked=True
     ) as stage:
-        _write(run, stage, _record(run, tokens))
+        run.write(stage, _record(run, tokens))
         shutil.copyfile(run.session.metrics, stage / "metrics.jsonl")
         title = f"{run.hyperparameters.method} of {public_name(checkpoint.source)}"
-        if not plot_losses(run.session.read_metrics(), stage / "loss.png", title):
+        if not plot_losses(run.session.read_metrics(), stage / "loss.png", title, run.unit):
             run.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
         after = open_checkpoint(stage, family=checkpoint.anatomy.family) if run.writes_checkpoint else None
-        rows, notes = before_and_after(checkpoint, after, run.held_out, options, run.progress)
+        rows, notes = before_and_after(checkpoint, after, options, run.progress, run.measure)
         write_json(stage / "retraining.json", {"models": rows})
         if run.writes_checkpoint:
             renew_card(stage)
@@ -179,7 +179,7 @@ def _record(run: Run, tokens: int) -> dict[str, Any]:
         **({"tokenizer": run.checkpoint.tokenizer.described()} if run.checkpoint.tokenizer is not None else {}),
         "hyperparameters": {key: value for key, value in asdict(hyperparameters).items() if value is not None},
         "steps": run.steps,
-        "kept_step": run.trainer.best.get("step", run.steps) if hyperparameters.keep == "best" else run.steps,
+        "kept_step": run.kept_step,
         "tokens": tokens,
         "seed": run.options.seed,
         "processes": run.process.world,
@@ -191,7 +191,7 @@ def _record(run: Run, tokens: int) -> dict[str, Any]:
     }
 
 
-def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
+def write_trained(run: Run, stage: Path, step: dict[str, Any]) -> None:
     """The adapter, where there is one, and the checkpoint, where one is wanted."""
     from shortstack.retraining.fold import merged_model
     from shortstack.retraining.trainable import with_adapter
@@ -219,7 +219,7 @@ def _write(run: Run, stage: Path, step: dict[str, Any]) -> None:
     write_checkpoint(checkpoint, model, stage, step, save_dtype=run.options.save_dtype, progress=run.progress)
 
 
-def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> bool:
+def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str, unit: str = NATS) -> bool:
     """Draw training and validation loss over steps into a PNG; False where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -234,7 +234,7 @@ def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str) -> bo
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("loss (nats per predicted token)")
+    axes.set_ylabel(f"loss ({unit})")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[1]:

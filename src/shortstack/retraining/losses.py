@@ -18,9 +18,21 @@ from torch.nn import functional
 
 from shortstack.data.collators import Batch
 from shortstack.data.instructions import IGNORED
+from shortstack.errors import ShortstackError
 
 _ARGUMENTS = ("input_ids", "attention_mask", "position_ids")
 _ROWS_AT_A_TIME = 1024  # predicted tokens whose logits are compared at a time, in float32
+
+
+class NonFiniteLossError(ShortstackError):
+    """The loss of a step is NaN or infinite."""
+
+    def __init__(self, step: int, loss: float, saved_steps: Sequence[int]) -> None:
+        kept = f"the checkpoint of step {saved_steps[-1]} is kept" if saved_steps else "no checkpoint was saved before"
+        super().__init__(
+            f"the loss of step {step} is {loss}: training stopped; {kept}",
+            hint="a lower --lr, --dtype bfloat16 instead of float16, or look at the data; then --restart",
+        )
 
 
 class Objective(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ class RetrainResult(Shown):
 
     Attributes:
         out: the new checkpoint.
-        method: lora, cpt or distill.
+        method: lora, cpt, distill or local.
         steps, tokens: what it was trained for; padding is not counted.
         seconds: wall-clock time of the training.
         rows: "before", "after" and, where it is known, "dense" -> parameters and figures (validation: nats per predicted
@@ -77,7 +78,7 @@ class RetrainEstimate(Shown):
     """What a run would be (`--dry-run`).
 
     Attributes:
-        method: lora, cpt or distill.
+        method: lora, cpt, distill or local.
         trained, parameters: parameters that are trained, and all.
         steps, tokens: of the whole run.
         data: what is trained on.
@@ -122,15 +123,29 @@ class RetrainEstimate(Shown):
         return "\n".join([*lines, *self.notes])
 
 
+NATS = "nats per predicted token"  # what losses are measured in
+# Given a checkpoint: its figures.
+Measure = Callable[["Checkpoint"], dict[str, float]]
+
+
+def whole_figures(checkpoint: Checkpoint, *, held_out: HeldOut, options: TrainingOptions) -> dict[str, float]:
+    """Figures of a checkpoint on what is held out, the whole model in memory."""
+    from shortstack.engine.load import load_model
+
+    model, _, place = load_model(
+        checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
+    )
+    return held_out.measure(model, place)
+
+
 def before_and_after(
-    before: Checkpoint, after: Checkpoint | None, held_out: HeldOut, options: TrainingOptions, progress: Progress
+    before: Checkpoint, after: Checkpoint | None, options: TrainingOptions, progress: Progress, measure: Measure
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """The same figures of what is on the disk before and after a run and of the dense model, all measured in one way.
 
     Returns:
         (figures of each model by the name of its row, why a row is missing).
     """
-    from shortstack.engine.load import load_model
     from shortstack.families.open_model import dense_of
 
     notes: list[str] = []
@@ -145,13 +160,10 @@ def before_and_after(
         chosen["dense"] = dense
     elif note:
         notes.append(f"{note}; it is not in the table")
-    rows = {}
-    for which, checkpoint in chosen.items():
-        model, _, place = load_model(
-            checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-        )
-        rows[which] = {"parameters": checkpoint.parameters(), "figures": held_out.measure(model, place)}
-        del model
+    rows = {
+        which: {"parameters": checkpoint.parameters(), "figures": measure(checkpoint)}
+        for which, checkpoint in chosen.items()
+    }
     return rows, notes
 
 

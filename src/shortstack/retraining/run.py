@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.reader import Checkpoint
@@ -22,7 +23,7 @@ from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import Hyperparameters, TrainingOptions
-from shortstack.retraining.results import RetrainEstimate, RetrainResult
+from shortstack.retraining.results import NATS, Measure, RetrainEstimate, RetrainResult, whole_figures
 from shortstack.retraining.run_folder import STREAM, Monitor, Session, step_of
 from shortstack.runtime.atomic_output import absolute, check_output, locked
 from shortstack.runtime.distributed import Process
@@ -57,6 +58,7 @@ def retrain(
     make_objective: MakeObjective | None = None,
     feed_from: OpenFeed | None = None,
     merge: bool = True,
+    run_of: Callable[..., Run] | None = None,
 ) -> RetrainResult | RetrainEstimate | None:
     """Train a checkpoint by its hyperparameters and write the result; None in processes other than the first.
 
@@ -68,9 +70,10 @@ def retrain(
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
-    _check_request(checkpoint, out, options)
     hyperparameters = _fitted(checkpoint, hyperparameters, progress)
-    run = Run(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge)
+    make = run_of or Run
+    run = make(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge)
+    _check_request(run)
     work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
     with contextlib.nullcontext() if options.dry_run or not process.leads else locked(absolute(out)):
         run.prepare(data, feed_from, work)
@@ -91,14 +94,15 @@ def retrain(
     return result
 
 
-def _check_request(checkpoint: Checkpoint, out: Path, options: TrainingOptions) -> None:
+def _check_request(run: Run) -> None:
+    checkpoint = run.checkpoint
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; its weights cannot be trained",
             hint="retrain first, quantize after that",
         )
-    if not options.dry_run:
-        check_output(out, inputs=[checkpoint.directory], force=options.force)
+    if not run.options.dry_run:
+        check_output(run.out, inputs=run.inputs, force=run.options.force)
 
 
 def _fitted(checkpoint: Checkpoint, hyperparameters: Hyperparameters, progress: Progress) -> Hyperparameters:
@@ -123,6 +127,7 @@ class Run:
     progress: Progress
     make_objective: MakeObjective | None
     merge: bool
+    unit: ClassVar[str] = NATS  # of the losses in its metrics
 
     def prepare(self, data: str | None, feed_from: OpenFeed | None, work: Path) -> None:
         """Read the data, count the steps, and find where to begin."""
@@ -135,15 +140,8 @@ class Run:
         self.feed = feed_from(hyperparameters) if feed_from is not None else self._read(str(data))
         self.held_out = self._held_out()
         self.shares = Shares(hyperparameters.batch, hyperparameters.micro_batch, self.process.rank, self.process.world)
-        # Which tokens are trained on is the hyperparameters' affair; a limit of steps cuts it short.
-        if options.max_steps is not None and hyperparameters.tokens is None:
-            self.steps = options.max_steps
-        else:
-            self.steps = self.feed.steps(
-                hyperparameters.batch, epochs=hyperparameters.epochs, tokens=hyperparameters.tokens
-            )
-            self.steps = min(self.steps, options.max_steps or self.steps)
-        self._shorten_warm_up()
+        self.steps, scheduled = self._count_steps()
+        self._shorten_warm_up(scheduled)
         self.session = Session(work, self._key(), self.process)
         self.resumed: Path | None = None
         if options.dry_run:
@@ -191,11 +189,21 @@ class Run:
             )
         return HeldOut(self.feed.held_out, texts, described)
 
-    def _shorten_warm_up(self) -> None:
-        if self.hyperparameters.warmup_steps > self.steps // 2:
-            shorter = self.steps // _SHORTEST_WARM_UP
+    def _count_steps(self) -> tuple[int, int]:
+        """(optimizer steps in all, those that the learning rate's schedule is spread over)."""
+        limit, hyperparameters = self.options.max_steps, self.hyperparameters
+        # Which tokens are trained on is the hyperparameters' affair; a limit of steps cuts it short.
+        if limit is not None and hyperparameters.tokens is None:
+            return limit, limit
+        steps = self.feed.steps(hyperparameters.batch, epochs=hyperparameters.epochs, tokens=hyperparameters.tokens)
+        steps = min(steps, limit or steps)
+        return steps, steps
+
+    def _shorten_warm_up(self, steps: int) -> None:
+        if self.hyperparameters.warmup_steps > steps // 2:
+            shorter = steps // _SHORTEST_WARM_UP
             self.progress.say(
-                f"warm-up of {self.hyperparameters.warmup_steps} steps shortened to {shorter}: {self.steps} steps in all"
+                f"warm-up of {self.hyperparameters.warmup_steps} steps shortened to {shorter}: {steps} steps in all"
             )
             self.hyperparameters = replace(self.hyperparameters, warmup_steps=shorter)
 
@@ -318,6 +326,32 @@ class Run:
             self.trainer._load_from_checkpoint(str(self.session.at(best)), self.trainer.model_wrapped)
         self.weights = self.trainer.trained_parameters()  # gathered by all processes together
         self.place.part(self.process)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Directories that the output may not touch."""
+        return [self.checkpoint.directory]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were trained on; padding is not counted."""
+        return self.trainer.guard.tokens
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose weights are the result."""
+        return self.trainer.best.get("step", self.steps) if self.hyperparameters.keep == "best" else self.steps
+
+    @property
+    def measure(self) -> Measure:
+        """How the models of the table at the end are measured."""
+        return functools.partial(whole_figures, held_out=self.held_out, options=self.options)
+
+    def write(self, stage: Path, step: dict[str, Any]) -> None:
+        """Write the result into an empty directory; `step` is for its history."""
+        from shortstack.retraining.export import write_trained
+
+        write_trained(self, stage, step)
 
     def _flops_per_token(self) -> float:
         """Two for each weight forwards, two for each activation's gradient, two more for each weight's own."""

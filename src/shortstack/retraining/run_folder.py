@@ -11,6 +11,7 @@ import contextlib
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shortstack.common.formatting import seconds
 from shortstack.common.json_fields import differences
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.progress import Progress
-from shortstack.errors import ShortstackError
+from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.atomic_output import sync_tree, write_file, write_json
 from shortstack.runtime.distributed import Process
 
@@ -90,6 +91,25 @@ class Session:
         if found is not None:
             progress.say(f"going on from step {step} ({found})")
         return found
+
+    @contextlib.contextmanager
+    def saving(self, step: int) -> Iterator[Path]:
+        """Within, the checkpoint after so many steps is written to the folder that this gives.
+
+        Raises:
+            ShortstackError: it could not be; what was written of it is removed.
+        """
+        folder = self.at(step)
+        try:
+            yield folder
+        except (OSError, RuntimeError, ShortstackError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            steps = self.complete_steps()
+            kept = f"the one of step {steps[-1]} is kept" if steps else "there is none before it"
+            raise ShortstackError(
+                f"{folder}: the checkpoint could not be saved ({first_line(error)}); {kept}",
+                hint="make room, then run the same command again: it goes on from there",
+            ) from error
 
     def complete(self, checkpoint: Path) -> None:
         """Mark a checkpoint as complete, after all of its files are on the disk."""
@@ -221,8 +241,11 @@ class Monitor:
     def say(self, record: dict[str, Any]) -> None:
         """One line about a record of the metrics."""
         parts = [f"step {record['step']}/{self.total}"]
+        if record.get("block") is not None:
+            parts.append(f"block {record['block']}")
         for name, form in (("loss", "loss {:.4f}"), ("learning_rate", "lr {:.2e}"), ("kl", "kl {:.4f}"),
                            ("nll", "nll {:.4f}"), ("hidden", "hidden {:.4f}"), ("validation", "validation {:.4f}"),
+                           ("validation_before", "({:.4f} before)"),
                            ("tokens_per_second", "{:.0f} tokens/s"), ("share_of_peak", "{:.0%} of peak")):  # fmt: skip
             if record.get(name) is not None:
                 parts.append(form.format(record[name]))

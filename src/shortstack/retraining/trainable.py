@@ -13,7 +13,7 @@ from shortstack.errors import ShortstackError, UsageError, did_you_mean
 from shortstack.retraining.options import LoRA
 
 # Linear layers that choose experts: their outputs are not projections of hidden states.
-_ROUTERS = ("gate", "router", "shared_expert_gate")
+ROUTERS = ("gate", "router", "shared_expert_gate")
 _PARTS = "all, last:N, first:N, head, norm, embeddings, separated by commas"
 
 
@@ -23,7 +23,7 @@ def projections(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     found = []
     for inner, module in blocks.named_modules():
         is_linear = isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt")
-        if is_linear and inner.rpartition(".")[2] not in _ROUTERS:
+        if is_linear and inner.rpartition(".")[2] not in ROUTERS:
             found.append(f"{name}.{inner}")
     if not found:
         raise ShortstackError(

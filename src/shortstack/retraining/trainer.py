@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.phases import phase
 from shortstack.data.collators import Batch, predicted_tokens, real_tokens
-from shortstack.errors import ShortstackError, first_line
-from shortstack.retraining.losses import Objective
+from shortstack.errors import ShortstackError
+from shortstack.retraining.losses import NonFiniteLossError, Objective
 from shortstack.retraining.run_folder import STREAM, Monitor, Session
 from shortstack.runtime.devices import exact_place
 
@@ -50,10 +49,6 @@ class Watch:
     log_every: int
     eval_every: int
     save_every: int
-
-
-class NonFiniteLossError(ShortstackError):
-    """The loss of a step is NaN or infinite."""
 
 
 class RetrainTrainer(Trainer):  # type: ignore[misc]
@@ -185,7 +180,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         folder = self.session.at(step)
         if step in self.session.complete_steps():
             return
-        try:
+        with self.session.saving(step):
             super()._save_checkpoint(model, trial)
             stream = self._gathered_stream()
             if self.is_world_process_zero():
@@ -194,14 +189,6 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
                 self._note_best(step)
                 self.session.complete(folder)
                 self.session.rotate(self.best.get("step"))
-        except (OSError, RuntimeError, ShortstackError) as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            steps = self.session.complete_steps()
-            kept = f"the one of step {steps[-1]} is kept" if steps else "there is none before it"
-            raise ShortstackError(
-                f"{folder}: the checkpoint could not be saved ({first_line(error)}); {kept}",
-                hint="make room, then run the same command again: it goes on from there",
-            ) from error
         self.accelerator.wait_for_everyone()
         self.monitor.pause(started)
 
@@ -303,12 +290,8 @@ class _Guard(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
         losses = self._trainer.step_losses()
         if not math.isfinite(losses["loss"]):
-            steps = self._trainer.session.complete_steps()
-            kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "no checkpoint was saved before"
-            raise NonFiniteLossError(
-                f"the loss of step {state.global_step + 1} is {losses['loss']}: training stopped; {kept}",
-                hint="a lower --lr, --dtype bfloat16 instead of float16, or look at the data; then --restart",
-            )
+            saved_steps = self._trainer.session.complete_steps()
+            raise NonFiniteLossError(state.global_step + 1, losses["loss"], saved_steps)
         self._losses.append(losses)
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import check_windows
 from shortstack.data.collators import Batch, predicted_tokens, window_batches
+from shortstack.data.instructions import IGNORED
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.ppl import cut_windows
@@ -22,6 +23,8 @@ from shortstack.runtime.distributed import Process
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+    from shortstack.engine.batch_states import BatchModel
 
 _PPL_WINDOW = 128  # tokens, as published
 _WINDOWS_AT_A_TIME = 8
@@ -46,12 +49,15 @@ class HeldOut:
 
         Processes that train together measure a share each; every one of them must call this.
         """
+        return self.figures(lambda batches: mean_nll(model, batches, device, process))
+
+    def figures(self, nll: Callable[[Sequence[Batch]], float]) -> dict[str, float]:
+        """The same, where `nll` gives the mean NLL per predicted token of batches."""
         found = {}
         if any(predicted_tokens(batch) for batch in self.validation):  # rows that are cut off may predict nothing
-            found["validation"] = mean_nll(model, self.validation, device, process)
+            found["validation"] = nll(self.validation)
         for name, batches in self.texts.items():
-            nll = mean_nll(model, batches, device, process)
-            found[f"ppl:{name}"] = perplexity(nll)
+            found[f"ppl:{name}"] = perplexity(nll(batches))
         return found
 
 
@@ -76,6 +82,29 @@ def mean_nll(model: Any, batches: Sequence[Batch], device: torch.device, process
     if process.world > 1:
         torch.distributed.all_reduce(sums)
     return float(sums[0] / sums[1])
+
+
+def streamed_nll(model: BatchModel, batches: Sequence[Batch], file: Path | None = None) -> float:
+    """The same of a model whose blocks come in one at a time.
+
+    Args:
+        model: of one process.
+        batches: of any shape.
+        file: where hidden states lie meanwhile; None keeps them in memory.
+    """
+    states = model.embedded(batches, file)
+    try:
+        model.advance(batches, states, range(model.checkpoint.depth))
+        summed, predicted = 0.0, 0
+        for number, batch in enumerate(batches):
+            device = model.skeleton.device
+            nll_BT = model.skeleton.head.nll(states[number].to(device), batch["input_ids"].to(device)).cpu()
+            chosen_BT = batch["targets"][:, :-1] != IGNORED
+            summed += float(nll_BT[chosen_BT].double().sum())
+            predicted += int(chosen_BT.sum())
+    finally:
+        states.close()
+    return summed / predicted
 
 
 def text_batches(

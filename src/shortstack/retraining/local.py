@@ -1,0 +1,153 @@
+"""Block by block: each block of the pruned model learns the dense model's hidden states, in the memory of a few blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.options import records_of, refuse_idle, stage
+from shortstack.common.progress import Progress
+from shortstack.data.instructions import kind_of
+from shortstack.errors import ShortstackError, UsageError
+from shortstack.families.open_model import open_model
+from shortstack.retraining.cpt import BETAS
+from shortstack.retraining.estimate import check_steps, check_training
+from shortstack.retraining.options import BlockSteps, BlockTargets, Hyperparameters, TrainingOptions, parse_tokens
+from shortstack.retraining.results import RetrainEstimate, RetrainResult
+from shortstack.retraining.run import retrain
+
+_TARGETS, _STEPS, _DEFAULTS = BlockTargets(), BlockSteps(), TrainingOptions()
+# Options of the other ways that have no effect here, and why.
+_IDLE = {
+    "max_steps": "with retrain local: --tokens and --epochs say how much every block is trained on",
+    "eval_every": "with retrain local: a block is validated when it is done",
+    "save_dtype": "with retrain local: every tensor keeps its data type",
+    "gradient_checkpointing": "with retrain local: one block is trained at a time",
+    "workers": "with retrain local: the text is read once, beforehand",
+    "report_to": "with retrain local: its figures are in metrics.jsonl alone",
+    "dense": "with retrain local: --of names the dense model",
+}
+
+
+@stage
+def retrain_local(
+    model: str,
+    *,
+    data: str,
+    out: Path,
+    of: str | None = None,
+    targets: BlockTargets = _TARGETS,
+    steps: BlockSteps = _STEPS,
+    options: TrainingOptions = _DEFAULTS,
+) -> RetrainResult | RetrainEstimate | None:
+    """Train a pruned checkpoint block by block towards the dense model's hidden states, in the memory of a few blocks.
+
+    The dense model's blocks are brought in one at a time, and so are the pruned model's: each is trained on what the
+    blocks before it, healed already, give, until it gives what the dense model has there. Neither model is ever in
+    memory as a whole. The blocks that are not trained keep their bytes.
+
+    Source: block-wise distillation, as in Puzzle (Bercovich et al. 2024, arXiv 2411.19146).
+
+    Args:
+        model: The pruned checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        data: What to train on: text, or rows of instructions. Their answers count no more than the rest.
+        out: Write the checkpoint to this directory.
+        of: The dense checkpoint that it was pruned from. By default it is the one that shortstack.json names.
+        targets: which blocks are trained, and what is compared.
+        steps: the steps of the optimizer.
+        options: how the run goes.
+
+    Returns:
+        Figures before, after and of the dense model; with `dry_run` what the run would be.
+
+    Raises:
+        ShortstackError: model, dense model and data do not go together, or hidden states are not finite.
+    """
+    from shortstack.retraining.local_run import LocalRun
+
+    _refuse_idle(options)
+    progress = Progress(quiet=True)
+    pruned = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
+    dense = dense_model(pruned, of)
+    hyperparameters = Hyperparameters(
+        method="local",
+        train="all" if targets.lora_rank is None else "lora",
+        learning_rate=steps.lr,
+        schedule="cosine",
+        warmup_steps=steps.warmup,
+        batch=steps.batch,
+        micro_batch=steps.micro_batch,
+        seq_len=steps.seq_len,
+        keep="last",
+        epochs=steps.epochs,
+        tokens=parse_tokens(steps.tokens),
+        betas=BETAS,
+        weight_decay=steps.weight_decay,
+        isolate_documents=kind_of(data) != "text",  # windows are run as they are; rows are apart anyway
+        local={**targets.described(), "dense": dense.fingerprint},
+    )
+    run_of = functools.partial(LocalRun, dense=dense, states=targets.states)
+    options = dataclasses.replace(options, dense=dense.source)  # of the table at the end
+    return retrain(model, data, out, hyperparameters, options, run_of=run_of)
+
+
+def dense_model(pruned: Checkpoint, of: str | None) -> Checkpoint:
+    """The dense model, whose states its blocks are trained towards.
+
+    Raises:
+        ShortstackError: it is not known, or not the one that was pruned.
+    """
+    record = pruned.provenance or {}
+    source = of or record.get("source")
+    if source is None or not record.get("kept_blocks"):
+        raise ShortstackError(
+            f"{pruned.source}: has no shortstack.json, so it is not known which blocks of the dense model it keeps",
+            hint="prune with `shortstack prune`, or train the whole model: retrain distill --teacher DENSE",
+        )
+    dense = open_model(source, allow_links=pruned.allow_links, progress=Progress(quiet=True))
+    # What was pruned may itself have been trained: the history names every checkpoint on the way.
+    history = {record.get("source_fingerprint"), *(step.get("fingerprint") for step in record["steps"])} - {None}
+    if history and dense.fingerprint not in history:
+        raise ShortstackError(
+            f"{dense.source}: is not the model that {pruned.source} was pruned from ({record.get('source')}, as "
+            "shortstack.json states)",
+            hint="--of DENSE names that one; it must not have been changed since",
+        )
+    if pruned.original_blocks == dense.original_blocks:
+        raise UsageError(
+            f"{pruned.source}: lacks no block of {dense.source}: there is nothing to heal", hint="prune it first"
+        )
+    if not set(pruned.original_blocks) <= set(dense.original_blocks):
+        raise ShortstackError(
+            f"{pruned.source}: its blocks are not all in {dense.source}, so hidden states cannot be compared",
+            hint="--of DENSE names the model that it was pruned from",
+        )
+    widths = [one.tensors[one.anatomy.embedding].shape[1] for one in (pruned, dense)]
+    if widths[0] != widths[1]:
+        raise ShortstackError(
+            f"{pruned.source}: its hidden states are {widths[0]} wide, those of {dense.source} {widths[1]}",
+            hint="--of DENSE names the model that it was pruned from",
+        )
+    return dense
+
+
+def _refuse_idle(options: TrainingOptions) -> None:
+    """Refuse what has no effect on blocks that are trained one at a time."""
+    for name, why in _IDLE.items():
+        refuse_idle(options, [name], why)
+
+
+def check_local(values: Mapping[str, Any]) -> list[str]:
+    """Look at options that contradict one another, and at the data; lines about what could not be looked at.
+
+    Raises:
+        ShortstackError: they do, or the data cannot be used.
+    """
+    records = records_of(retrain_local, values)
+    _refuse_idle(records["options"])
+    check_steps(records["steps"])
+    return check_training(values)
