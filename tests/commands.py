@@ -32,6 +32,7 @@ _SHORTER = {
     ],
     "retrain cpt": ["--max-steps", "1", "--batch", "2", "--micro-batch", "2", "--validation", "2", "--seq-len", "32"],
     "retrain distill": ["--max-steps", "1", "--batch", "2", "--micro-batch", "2", "--validation", "2"],
+    "retrain local": ["--tokens", "128", "--batch", "2", "--micro-batch", "2", "--validation", "2", "--seq-len", "32"],
     "score": ["--samples", "4"],
     "search": ["--samples", "3"],
     "prune-width": ["--samples", "4"],

@@ -75,6 +75,10 @@ CALLS: dict[str, Callable[[Path, str], object]] = {
     "retrain_distill": lambda at, model: shortstack.retrain_distill(
         str(at / "pruned"), teacher=model, data=str(at / "t.jsonl"), out=at / "taught", seq_len=32, **STEPS
     ),
+    "retrain_local": lambda at, model: shortstack.retrain_local(
+        str(at / "pruned"), of=model, data=str(at / "t.jsonl"), out=at / "nearer", tokens=64, seq_len=32,
+        **{name: value for name, value in STEPS.items() if name != "max_steps"},
+    ),
     "teach": lambda at, model: shortstack.teach(
         model, data=str(at / "t.jsonl"), top_k=8, seq_len=32, tokens=200, validation=1, out=at / "notes", **QUIET
     ),

@@ -109,7 +109,7 @@ RUN: dict[str, Callable[[str, Path], Any]] = {
 }
 # Commands that are slow here, or need what is not installed: they take the time from the same clock.
 READ = {
-    "quickstart", "quantize", "retrain lora", "retrain distill", "merge", "eval zeroshot", "eval generation", "eval all",
+    "quickstart", "quantize", "retrain lora", "retrain distill", "retrain local", "merge", "eval zeroshot", "eval generation", "eval all",
     "bench", "export gguf", "run",
 }  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_seconds_are_those_of_the_whole_command(name: str, built: Built, tmp_pat
 @pytest.mark.parametrize("name", sorted(READ))
 def test_all_others_take_them_from_the_same_clock(name: str) -> None:
     module = inspect.getmodule(inspect.unwrap(COMMANDS[name].stage))
-    shared = {"retrain lora": "retraining.export", "retrain distill": "retraining.export"}
+    shared = dict.fromkeys(("retrain lora", "retrain distill", "retrain local"), "retraining.export")
     shared |= dict.fromkeys(("eval zeroshot", "eval generation", "eval all"), "evaluation.evaluated_model")
     if name in shared:
         module = __import__(f"shortstack.{shared[name]}", fromlist=["command_seconds"])

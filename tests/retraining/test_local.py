@@ -531,3 +531,18 @@ def test_an_adapter_has_fewer_parameters(retrained: Retrained, tmp_path: Path) -
     whole = retrained("local", tmp_path / "out", dry_run=True)
     few = retrained("local", tmp_path / "out", dry_run=True, lora_rank=2)
     assert few.trained < whole.trained // 4
+
+
+@pytest.mark.fault(12)
+def test_links_out_of_either_checkpoint_are_followed_when_allowed(
+    retrained: Retrained, pruned: Path, dense: Path, tmp_path: Path
+) -> None:
+    farms = {name: tmp_path / name for name in ("pruned", "dense")}
+    for source, farm in ((pruned, farms["pruned"]), (dense, farms["dense"])):
+        farm.mkdir()
+        for file in source.iterdir():
+            (farm / file.name).symlink_to(file)
+    for model, of in ((farms["pruned"], dense), (pruned, farms["dense"])):
+        with pytest.raises(ShortstackError, match="is a link to .* outside the checkpoint"):
+            retrained("local", tmp_path / "out", model=model, of=str(of))
+    retrained("local", tmp_path / "out", model=farms["pruned"], of=str(farms["dense"]), allow_links=True)

@@ -25,6 +25,7 @@ def command(way: str, model: Path, data: Path, out: Path, *more: str) -> list[st
 SLOW = pytest.mark.slow
 
 
+@SLOW
 def test_two_processes_heal_blocks_as_one(pruned: Path, dense: Path, text: Path, tmp_path: Path) -> None:
     """Each has its own windows and their states; gradients are added up, and one process writes."""
     arguments = [

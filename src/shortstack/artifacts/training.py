@@ -15,6 +15,8 @@ from shortstack.common.tables import Table
 from shortstack.errors import ShortstackError
 
 METRICS, _, MODELS = RETRAINING_FILES
+# What losses are measured in: those of tokens, and those of blocks that are trained towards hidden states.
+NATS, STATES = "nats per predicted token", "relative squared error of hidden states"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class TrainingLog:
 
     metrics: list[dict[str, Any]]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def unit(self) -> str:
+        """What its losses are measured in."""
+        return STATES if any("block" in line for line in self.metrics) else NATS
 
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a measure, where it was measured."""

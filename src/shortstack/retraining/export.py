@@ -12,6 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from shortstack.artifacts.provenance import FILE_NAME, versions
+from shortstack.artifacts.training import NATS
 from shortstack.checkpoint.byte_copy import read_through
 from shortstack.checkpoint.config_file import with_dtype
 from shortstack.checkpoint.headers import read_weights
@@ -23,7 +24,7 @@ from shortstack.engine.load import load_whole, quiet_transformers
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.publishing.model_card import renew_card, write_beside_weights
-from shortstack.retraining.results import NATS, RetrainResult, before_and_after
+from shortstack.retraining.results import RetrainResult, before_and_after
 from shortstack.runtime.atomic_output import published, write_json
 
 if TYPE_CHECKING:

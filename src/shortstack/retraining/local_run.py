@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from shortstack.artifacts.training import STATES
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.drop_blocks import cut_blocks
 from shortstack.checkpoint.headers import TensorInfo, read_header
@@ -58,7 +59,7 @@ class LocalRun(Run):
 
     dense: Checkpoint
     states: str
-    unit: ClassVar[str] = "relative squared error of hidden states"
+    unit: ClassVar[str] = STATES
     replaced: dict[str, TensorInfo] = field(default_factory=dict, init=False)
 
     # ---- what it is made of

@@ -123,7 +123,6 @@ class RetrainEstimate(Shown):
         return "\n".join([*lines, *self.notes])
 
 
-NATS = "nats per predicted token"  # what losses are measured in
 # Given a checkpoint: its figures.
 Measure = Callable[["Checkpoint"], dict[str, float]]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.training import NATS
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_packages
 from shortstack.common.json_text import read_json
@@ -23,7 +24,7 @@ from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import Hyperparameters, TrainingOptions
-from shortstack.retraining.results import NATS, Measure, RetrainEstimate, RetrainResult, whole_figures
+from shortstack.retraining.results import Measure, RetrainEstimate, RetrainResult, whole_figures
 from shortstack.retraining.run_folder import STREAM, Monitor, Session, step_of
 from shortstack.runtime.atomic_output import absolute, check_output, locked
 from shortstack.runtime.distributed import Process

@@ -69,13 +69,15 @@ def _retraining(material: Material) -> list[str]:
         if (
             not steps
             or steps[-1].get("stage") != "retrain"
-            or steps[-1].get("method") not in ("lora", "cpt", "distill")
+            or steps[-1].get("method") not in ("lora", "cpt", "distill", "local")
         ):
             continue
         step = steps[-1]
         method, data = step["method"], _word(str(nested(step, "data", "source") or "DATA"))
-        teacher = f" --teacher {_word(str(history.record.get('source')))}" if method == "distill" else ""
-        steps_done = f" --max-steps {step['steps']}" if isinstance(step.get("steps"), int) else ""
+        dense = {"distill": "--teacher", "local": "--of"}.get(method)
+        teacher = f" {dense} {_word(str(history.record.get('source')))}" if dense else ""
+        amount = ("--tokens", step.get("tokens")) if method == "local" else ("--max-steps", step.get("steps"))
+        steps_done = f" {amount[0]} {amount[1]}" if isinstance(amount[1], int) else ""
         seed = f" --seed {step['seed']}" if isinstance(step.get("seed"), int) else ""
         source = _word(str(step.get("source", "PRUNED")))
         found.append(

@@ -91,7 +91,7 @@ def _curves(axes: Any, plot: Curves) -> None:
     for label, points in plot.lines.items():
         axes.plot(*zip(*points, strict=True), "o-" if len(points) <= 24 else "-", label=label, markersize=3)
     axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("loss (nats per predicted token)")
+    axes.set_ylabel(f"loss ({plot.unit})")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from shortstack.artifacts.ranking_text import Scale
 from shortstack.artifacts.results import Result
 from shortstack.artifacts.scores import CriterionScores
-from shortstack.artifacts.training import TrainingLog
+from shortstack.artifacts.training import NATS, TrainingLog
 from shortstack.common.formatting import count, size
 from shortstack.common.significance import MANY, student_errors
 from shortstack.evaluation.comparison import Comparison
@@ -86,6 +86,7 @@ class Curves:
     title: str
     caption: str
     lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    unit: str = NATS
 
 
 def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequence[int], windows: int) -> Bars | None:
@@ -149,7 +150,7 @@ def training_curves(name: str, log: TrainingLog) -> Curves | None:
     drawn = {label: points for label, points in lines.items() if points}
     if not drawn:
         return None
-    return Curves(f"training-{name}", f"Training of {name}", "Loss over optimizer steps.", drawn)
+    return Curves(f"training-{name}", f"Training of {name}", "Loss over optimizer steps.", drawn, log.unit)
 
 
 def latency_bars(results: Sequence[Result]) -> list[Bars]:
