@@ -76,7 +76,12 @@ CALLS: dict[str, Callable[[Path, str], object]] = {
         str(at / "pruned"), teacher=model, data=str(at / "t.jsonl"), out=at / "taught", seq_len=32, **STEPS
     ),
     "retrain_local": lambda at, model: shortstack.retrain_local(
-        str(at / "pruned"), of=model, data=str(at / "t.jsonl"), out=at / "nearer", tokens=64, seq_len=32,
+        str(at / "pruned"),
+        of=model,
+        data=str(at / "t.jsonl"),
+        out=at / "nearer",
+        tokens=64,
+        seq_len=32,
         **{name: value for name, value in STEPS.items() if name != "max_steps"},
     ),
     "teach": lambda at, model: shortstack.teach(

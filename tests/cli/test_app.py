@@ -51,7 +51,8 @@ FROZEN = {
     "retrain distill": TRAINING + "--out --teacher --data --offline --train --temperature --kl-weight --loss-weight "
     "--hidden-weight --lr --weight-decay --epochs --tokens --seq-len --batch --micro-batch --warmup --rank --alpha "
     "--dropout --isolate-documents",
-    "retrain local": TRAINING + "--of --data --out --radius --lora-rank --update-weight --cosine-weight --states --tokens "
+    "retrain local": TRAINING
+    + "--of --data --out --radius --lora-rank --update-weight --cosine-weight --states --tokens "
     "--epochs --seq-len --lr --weight-decay --batch --micro-batch --warmup",
     "merge": "--out --base --save-dtype --force --trust-remote-code --quiet",
     "teach": "--data --out --top-k --temperature --tokens --seq-len --validation --isolate-documents --micro-batch "

@@ -109,8 +109,8 @@ RUN: dict[str, Callable[[str, Path], Any]] = {
 }
 # Commands that are slow here, or need what is not installed: they take the time from the same clock.
 READ = {
-    "quickstart", "quantize", "retrain lora", "retrain distill", "retrain local", "merge", "eval zeroshot", "eval generation", "eval all",
-    "bench", "export gguf", "run",
+    "quickstart", "quantize", "retrain lora", "retrain distill", "retrain local", "merge", "eval zeroshot", "eval generation",
+    "eval all", "bench", "export gguf", "run",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""States of batches of any shape on their way through blocks that come in one at a time: as the whole model has them."""
+"""BatchStates of batches of any shape on their way through blocks that come in one at a time: as the whole model has them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.engine.batch_states import BatchModel, States
+from shortstack.engine.batch_states import BatchModel, BatchStates
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from tests import pico
@@ -100,13 +100,15 @@ def test_a_block_that_gives_nan_is_named(copied: Built) -> None:
 
 
 def test_a_disk_that_fills_is_an_error_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states = States([(1, 4)], 8, torch.float32, tmp_path / "states.bin")
+    states = BatchStates([(1, 4)], 8, torch.float32, tmp_path / "states.bin")
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.pwrite", full)
-    with pytest.raises(ShortstackError, match=r"states\.bin: hidden states could not be written \(no space left") as error:
+    with pytest.raises(
+        ShortstackError, match=r"states\.bin: hidden states could not be written \(no space left"
+    ) as error:
         states[0] = torch.zeros(1, 4, 8)
     assert "make room, then run the same command again" in error.value.hint
 

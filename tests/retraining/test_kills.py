@@ -29,7 +29,19 @@ def arguments(rows: Path, text: Path, dense: Path, lessons: Path) -> dict[str, l
         "cpt": ["cpt", "--data", str(text), "--seq-len", "32"],
         "distill": ["distill", "--data", str(text), "--seq-len", "32", "--teacher", str(dense)],
         "offline": ["distill", "--offline", str(lessons)],
-        "local": ["local", "--data", str(text), "--seq-len", "32", "--of", str(dense), "--tokens", "768", "--radius", "1"],
+        "local": [
+            "local",
+            "--data",
+            str(text),
+            "--seq-len",
+            "32",
+            "--of",
+            str(dense),
+            "--tokens",
+            "768",
+            "--radius",
+            "1",
+        ],
     }
 
 

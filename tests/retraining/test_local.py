@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from shortstack.common.progress import Progress
 from shortstack.data.loaders import open_feed
 from shortstack.data.tokenizer import load_tokenizer
-from shortstack.engine.batch_states import States
+from shortstack.engine.batch_states import BatchStates
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
@@ -191,7 +191,9 @@ def test_experts_that_are_stored_one_by_one_are_trained(built: Built, retrained:
     assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
     assert any("experts" in name and not torch.equal(before[name], after[name]) for name in before)
     logged = [line["validation"] for line in metrics(out) if "validation" in line]
-    assert logged[-1] == pytest.approx(distances(out, dense, held_out_text(model, tmp_path), [1, 2, 4, 5, 6])[3], rel=1e-3)
+    assert logged[-1] == pytest.approx(
+        distances(out, dense, held_out_text(model, tmp_path), [1, 2, 4, 5, 6])[3], rel=1e-3
+    )
 
 
 def held_out_text(model: Path, folder: Path) -> list[dict[str, Any]]:
@@ -211,19 +213,19 @@ def test_states_that_would_fill_the_memory_lie_on_disk(
     retrained: Retrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files: list[Path | None] = []
-    real = States.__init__
+    real = BatchStates.__init__
 
-    def made(self: States, shapes: Any, width: int, dtype: torch.dtype, file: Path | None) -> None:
+    def made(self: BatchStates, shapes: Any, width: int, dtype: torch.dtype, file: Path | None) -> None:
         files.append(file)
         real(self, shapes, width, dtype, file)
 
-    monkeypatch.setattr(States, "__init__", made)
+    monkeypatch.setattr(BatchStates, "__init__", made)
     monkeypatch.setattr("shortstack.retraining.local_run.available_bytes", lambda *_: 200_000)
     retrained("local", tmp_path / "out", quiet=False)
     assert "they lie on disk, beside" in capsys.readouterr().err
     assert None not in files
+    monkeypatch.setattr("shortstack.retraining.local_run.available_bytes", lambda *_: 1_000)
     with pytest.raises(ShortstackError, match="are free in memory") as error:
-        monkeypatch.setattr("shortstack.retraining.local_run.available_bytes", lambda *_: 1_000)
         retrained("local", tmp_path / "again", states="memory")
     assert "--states disk" in error.value.hint
 
@@ -260,7 +262,12 @@ def test_memory_is_that_of_a_few_blocks_whatever_the_depth(
             return result
 
         with monkeypatch.context() as patch:
-            for owner, name in ((Healing, "gradients"), (Healing, "_losses"), (Healing, "_save"), (Skeleton, "run_block")):
+            for owner, name in (
+                (Healing, "gradients"),
+                (Healing, "_losses"),
+                (Healing, "_save"),
+                (Skeleton, "run_block"),
+            ):
                 real = getattr(owner, name)
                 patch.setattr(owner, name, lambda *given, real=real, counted=counted: counted(*given, real=real))
             retrained(
@@ -286,18 +293,19 @@ def test_a_dense_model_that_is_not_the_one_is_refused(
     other = built("llama", seed=1, **LONG)
     with pytest.raises(ShortstackError, match="is not the model that .* was pruned from") as error:
         retrained("local", tmp_path / "out", of=str(other))
-    assert "--of DENSE" in error.value.hint
+    assert error.value.hint.startswith("--of ")
     bare = tmp_path / "bare"
     shutil.copytree(pruned, bare)
     (bare / "shortstack.json").unlink()
-    with pytest.raises(ShortstackError, match="has no shortstack.json"):
-        retrained("local", tmp_path / "out", model=bare)
-    with pytest.raises(ShortstackError, match="has no shortstack.json"):
-        retrained("local", tmp_path / "out", model=dense)
+    for model, of in ((bare, str(dense)), (bare, None), (dense, str(dense))):
+        with pytest.raises(ShortstackError, match=r"has no shortstack\.json"):
+            retrained("local", tmp_path / "out", model=model, of=of)
     again = tmp_path / "again"
     prune(str(pruned), blocks="5", out=again, quiet=True)
-    with pytest.raises(ShortstackError, match="is the model|lacks no block|is not the model"):
+    with pytest.raises(ShortstackError, match="is not the model"):
         retrained("local", tmp_path / "out", model=pruned, of=str(again))
+    with pytest.raises(ShortstackError, match="there is no cut to heal"):
+        retrained("local", tmp_path / "out", model=pruned, of=str(pruned))
     retrained("local", tmp_path / "out", model=again, of=str(pruned))  # pruned twice: the one between is in its history
 
 
@@ -317,9 +325,7 @@ def test_text_that_is_shorter_than_requested_is_refused(retrained: Retrained, ro
     assert 15_000 < found.tokens < 25_000
 
 
-def test_dense_states_that_are_not_finite_are_an_error(
-    built: Built, retrained: Retrained, tmp_path: Path
-) -> None:
+def test_dense_states_that_are_not_finite_are_an_error(built: Built, retrained: Retrained, tmp_path: Path) -> None:
     dense, model = tmp_path / "dense", tmp_path / "model"
     shutil.copytree(built("llama", **LONG), dense)
     weights = load_file(dense / "model.safetensors")
@@ -363,15 +369,15 @@ def test_a_disk_that_fills_while_states_lie_on_it(
         patch.setattr("shortstack.retraining.local_run.LocalRun._free_disk", lambda _: 1000)
         with pytest.raises(ShortstackError, match="hidden states take .* 1 kB are free on the disk"):
             retrained("local", out, states="disk")
-    real = States.__setitem__
+    real = BatchStates.__setitem__
 
-    def full(self: States, number: int, states_BTD: torch.Tensor) -> None:
+    def full(self: BatchStates, number: int, states_BTD: torch.Tensor) -> None:
         if any(work_of(out).glob("blocks/*")):
             raise self._unwritable(OSError(28, "No space left on device"))
         real(self, number, states_BTD)
 
     with monkeypatch.context() as patch:
-        patch.setattr(States, "__setitem__", full)
+        patch.setattr(BatchStates, "__setitem__", full)
         with pytest.raises(ShortstackError, match="hidden states could not be written"):
             retrained("local", out, states="disk")
     assert not out.exists()
@@ -487,7 +493,9 @@ def test_a_model_whose_blocks_do_not_come_apart_is_refused(
         raise NotSeparableError("model", "its blocks are given what depends on the text")
 
     monkeypatch.setattr(Skeleton, "__init__", apart)
-    with pytest.raises(ShortstackError, match="its blocks cannot be trained one at a time: its blocks are given") as error:
+    with pytest.raises(
+        ShortstackError, match="its blocks cannot be trained one at a time: its blocks are given"
+    ) as error:
         retrained("local", tmp_path / "out")
     assert "retrain distill --hidden-weight 1" in error.value.hint
 
@@ -497,7 +505,11 @@ def test_a_block_that_training_makes_worse_is_left_as_it_was(
 ) -> None:
     retrained("local", tmp_path / "out", lr=0.9, quiet=False)
     assert "training did not bring it nearer to the dense model" in capsys.readouterr().err
-    left = {line["block"] for line in metrics(tmp_path / "out") if line.get("validation", 0) > line.get("validation_before", 0)}
+    left = {
+        line["block"]
+        for line in metrics(tmp_path / "out")
+        if line.get("validation", 0) > line.get("validation_before", 0)
+    }
     assert left
     before, after = (load_file(folder / "model.safetensors") for folder in (pruned, tmp_path / "out"))
     changed = {(1, 4)[int(name.split(".")[2]) - 1] for name in before if not torch.equal(before[name], after[name])}

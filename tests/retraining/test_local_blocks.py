@@ -86,9 +86,7 @@ def step_towards_zero(training: BlockTraining, step: int) -> float:
 def test_an_adapter_starts_from_the_block_and_changes_its_matrices_by_its_rank() -> None:
     block = linear()
     before = {name: value.detach().clone() for name, value in block.named_parameters()}
-    training = BlockTraining(
-        block, hyperparameters(local={"lora_rank": 2}), 5, torch.Generator().manual_seed(0)
-    )
+    training = BlockTraining(block, hyperparameters(local={"lora_rank": 2}), 5, torch.Generator().manual_seed(0))
     for name, value in training.weights().items():
         assert torch.equal(value, before[name]), name
     for step in range(5):

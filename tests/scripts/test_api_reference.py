@@ -20,7 +20,8 @@ STAGES = [name for name in public_commands() if name != "evaluate"]
 # What computes or trains as a paper has it -> the paper.
 METHODS = {
     "score": "2402.02834", "prune_width": "2305.11627", "retrain_lora": "2106.09685", "retrain_cpt": "2402.02834",
-    "retrain_distill": "1503.02531", "retrain_local": "2411.19146", "teach": "1503.02531", "quantize": "2210.17323", "bench": "2211.17192",
+    "retrain_distill": "1503.02531", "retrain_local": "2411.19146",
+    "teach": "1503.02531", "quantize": "2210.17323", "bench": "2211.17192",
 }  # fmt: skip
 
 

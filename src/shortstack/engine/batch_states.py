@@ -27,7 +27,7 @@ Batch = dict[str, Any]
 _GIVEN = ("attention_mask", "position_ids")
 
 
-class States:
+class BatchStates:
     """One tensor [B, T, D] per batch.
 
     Args:
@@ -73,7 +73,7 @@ class States:
         except OSError as error:
             raise self._unwritable(error) from None
 
-    def copy_from(self, other: States) -> None:
+    def copy_from(self, other: BatchStates) -> None:
         """Take the states of others of the same shapes."""
         for number in range(len(self._shapes)):
             self[number] = other[number]
@@ -117,7 +117,7 @@ class BatchModel:
         if checkpoint.anatomy.family.resident:
             raise NotSeparableError(checkpoint.source, checkpoint.anatomy.family.resident)
         self.checkpoint = checkpoint
-        self.skeleton = Skeleton(
+        self.skeleton: Skeleton = Skeleton(
             checkpoint,
             dtype=dtype,
             device=device,
@@ -127,16 +127,16 @@ class BatchModel:
         self.weights = BlockWeights(self.skeleton, resident=False)
 
     @torch.no_grad()
-    def embedded(self, batches: Sequence[Batch], file: Path | None = None) -> States:
+    def embedded(self, batches: Sequence[Batch], file: Path | None = None) -> BatchStates:
         """What goes into the first block, of every batch."""
         shapes = [(int(batch["input_ids"].shape[0]), int(batch["input_ids"].shape[1])) for batch in batches]
-        states: States | None = None
+        states: BatchStates | None = None
         for number, batch in enumerate(batches):
             first_BTD = self._first_hidden(batch)
             if states is None:
-                states = States(shapes, first_BTD.shape[-1], self.skeleton.dtype, file)
+                states = BatchStates(shapes, first_BTD.shape[-1], self.skeleton.dtype, file)
             states[number] = first_BTD
-        return states if states is not None else States([], 0, self.skeleton.dtype, file)
+        return states if states is not None else BatchStates([], 0, self.skeleton.dtype, file)
 
     def call(self, batch: Batch, index: int) -> BlockCall:
         """What a block is called with for a batch, beside its hidden states."""
@@ -149,7 +149,7 @@ class BatchModel:
     def advance(
         self,
         batches: Sequence[Batch],
-        states: States,
+        states: BatchStates,
         blocks: Iterable[int],
         on_progress: Callable[[int], object] = lambda _: None,
     ) -> None:
@@ -186,7 +186,7 @@ class BatchModel:
         return self.skeleton.record(ids_BT, **more)[0][0]
 
     def _given(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """(token ids, what the model is told beside them): nothing, where no row is padded and positions are the usual ones."""
+        """(token ids, what the model is told beside them): nothing for rows without padding and with the usual positions."""
         device = self.skeleton.device
         ids_BT = batch["input_ids"]
         mask_BT, positions_BT = (batch.get(name) for name in _GIVEN)

@@ -138,7 +138,7 @@ class Conversion:
         odd = [name for name, value in found.items() if shapes.get(name) != tuple(value.shape)]
         if odd:
             raise ShortstackError(
-                f"{self._checkpoint.source}: transformers' rules make a tensor {odd[0]!r}, which the checkpoint does not have",
+                f"{self._checkpoint.source}: transformers' rules make a tensor {odd[0]!r} that the checkpoint lacks",
                 hint="its blocks cannot be written back as they were stored",
             )
         return found

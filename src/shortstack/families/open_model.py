@@ -98,3 +98,29 @@ def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> t
     if asked is None and dense.fingerprint != record.get("source_fingerprint"):
         return None, f"{source} is no longer what was pruned"
     return dense, ""
+
+
+def check_pair(dense: Checkpoint, pruned: Checkpoint) -> None:
+    """Refuse a dense model that the other was not pruned from.
+
+    Raises:
+        ShortstackError: the pruned checkpoint's history names another model, or there is none; or nothing was removed.
+    """
+    record = pruned.provenance
+    if record is None:
+        raise ShortstackError(
+            f"{pruned.source}: has no shortstack.json, so it is not known which blocks of {dense.source} it keeps",
+            hint="give a checkpoint that shortstack pruned; shortstack prune makes one",
+        )
+    known = {record.get("source_fingerprint"), *(step.get("fingerprint") for step in record["steps"])}
+    same = dense.fingerprint in known | {pruned.fingerprint}
+    if not same or not set(pruned.original_blocks) <= set(dense.original_blocks):
+        raise ShortstackError(
+            f"{dense.source}: is not the model that {pruned.source} was pruned from, which was {record['source']}",
+            hint=f"--of {record['source']}",
+        )
+    if dense.depth == pruned.depth:
+        raise ShortstackError(
+            f"{pruned.source}: has all {dense.depth} blocks of {dense.source}; there is no cut to heal",
+            hint="give a checkpoint from which blocks were removed",
+        )

@@ -143,9 +143,7 @@ def publish(run: Run) -> RetrainResult:
     """Write the output, and compare what is on the disk with what there was."""
     options, checkpoint = run.options, run.checkpoint
     tokens = run.tokens
-    with published(
-        run.out, inputs=run.inputs, nbytes=checkpoint.nbytes, force=options.force, is_locked=True
-    ) as stage:
+    with published(run.out, inputs=run.inputs, nbytes=checkpoint.nbytes, force=options.force, is_locked=True) as stage:
         run.write(stage, _record(run, tokens))
         shutil.copyfile(run.session.metrics, stage / "metrics.jsonl")
         title = f"{run.hyperparameters.method} of {public_name(checkpoint.source)}"

@@ -12,8 +12,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.options import records_of, refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.data.instructions import kind_of
-from shortstack.errors import ShortstackError, UsageError
-from shortstack.families.open_model import open_model
+from shortstack.families.open_model import check_pair, open_model
 from shortstack.retraining.cpt import BETAS
 from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import BlockSteps, BlockTargets, Hyperparameters, TrainingOptions, parse_tokens
@@ -101,37 +100,9 @@ def dense_model(pruned: Checkpoint, of: str | None) -> Checkpoint:
     Raises:
         ShortstackError: it is not known, or not the one that was pruned.
     """
-    record = pruned.provenance or {}
-    source = of or record.get("source")
-    if source is None or not record.get("kept_blocks"):
-        raise ShortstackError(
-            f"{pruned.source}: has no shortstack.json, so it is not known which blocks of the dense model it keeps",
-            hint="prune with `shortstack prune`, or train the whole model: retrain distill --teacher DENSE",
-        )
+    source = of or (pruned.provenance or {}).get("source", pruned.source)
     dense = open_model(source, allow_links=pruned.allow_links, progress=Progress(quiet=True))
-    # What was pruned may itself have been trained: the history names every checkpoint on the way.
-    history = {record.get("source_fingerprint"), *(step.get("fingerprint") for step in record["steps"])} - {None}
-    if history and dense.fingerprint not in history:
-        raise ShortstackError(
-            f"{dense.source}: is not the model that {pruned.source} was pruned from ({record.get('source')}, as "
-            "shortstack.json states)",
-            hint="--of DENSE names that one; it must not have been changed since",
-        )
-    if pruned.original_blocks == dense.original_blocks:
-        raise UsageError(
-            f"{pruned.source}: lacks no block of {dense.source}: there is nothing to heal", hint="prune it first"
-        )
-    if not set(pruned.original_blocks) <= set(dense.original_blocks):
-        raise ShortstackError(
-            f"{pruned.source}: its blocks are not all in {dense.source}, so hidden states cannot be compared",
-            hint="--of DENSE names the model that it was pruned from",
-        )
-    widths = [one.tensors[one.anatomy.embedding].shape[1] for one in (pruned, dense)]
-    if widths[0] != widths[1]:
-        raise ShortstackError(
-            f"{pruned.source}: its hidden states are {widths[0]} wide, those of {dense.source} {widths[1]}",
-            hint="--of DENSE names the model that it was pruned from",
-        )
+    check_pair(dense, pruned)
     return dense
 
 

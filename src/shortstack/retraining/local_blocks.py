@@ -5,6 +5,7 @@ Legend: B rows, T tokens, D hidden size, N real tokens, R rank.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ def near_cuts(kept: Sequence[int], depth: int, radius: int | None) -> list[int]:
     if radius is None:
         return list(range(len(kept)))
     bounds = [-1, *kept, depth]
-    cuts = [place for place, (before, after) in enumerate(zip(bounds, bounds[1:], strict=False)) if after - before > 1]
+    cuts = [place for place, (before, after) in enumerate(itertools.pairwise(bounds)) if after - before > 1]
     return sorted({at for cut in cuts for at in range(max(0, cut - radius), min(len(kept), cut + radius))})
 
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from shortstack.checkpoint.byte_copy import first_nonfinite
 from shortstack.checkpoint.headers import read_header, write_header
 from shortstack.data.collators import Batch, real_tokens
-from shortstack.engine.batch_states import BatchModel, States
+from shortstack.engine.batch_states import BatchModel, BatchStates
 from shortstack.errors import ShortstackError
 from shortstack.retraining.export import DTYPES
 from shortstack.retraining.local_blocks import BlockTraining, StateLoss
@@ -33,7 +32,7 @@ TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
 
 @dataclass
 class Streams:
-    """States on their way, of the batches that are trained on and, behind them, of those that validate.
+    """BatchStates on their way, of the batches that are trained on and, behind them, of those that validate.
 
     Attributes:
         batches: of this process.
@@ -46,9 +45,9 @@ class Streams:
 
     batches: list[Batch]
     trained: int
-    ours: States
-    theirs: States
-    before: States | None
+    ours: BatchStates
+    theirs: BatchStates
+    before: BatchStates | None
     depth: int = 0
 
     @property
@@ -108,7 +107,9 @@ class Healing:
             validated = self._finish(before) if is_last else {}
             if saves or done % run.options.log_every == 0 or step == 0:
                 means = {name: math.fsum(one[name] for one in losses) / len(losses) for name in found}
-                self._log(step, done, {**means, "grad_norm": norm, "learning_rate": self.training.rate(step), **validated})
+                self._log(
+                    step, done, {**means, "grad_norm": norm, "learning_rate": self.training.rate(step), **validated}
+                )
                 losses = []
             if saves:
                 self._save(done, step, is_last)
@@ -139,6 +140,11 @@ class Healing:
                     leaf.grad.copy_(process.summed(leaf.grad))
         self.tokens = int(total)
         return {name: float(process.summed(value)) / total for name, value in sums.items()}
+
+    def try_step(self) -> None:
+        """A first step that leads to nothing: to measure what one takes."""
+        self.gradients(0)
+        self.training.update(0)
 
     def _step_batches(self, step: int) -> list[int]:
         """Numbers of this process's micro-batches of a step; every pass has an order of its own."""

@@ -14,7 +14,7 @@ import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +29,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import ranges, size
 from shortstack.common.phases import phase
 from shortstack.data.collators import Batch
-from shortstack.engine.batch_states import BatchModel, States
+from shortstack.engine.batch_states import BatchModel, BatchStates
 from shortstack.engine.block_model import NotSeparableError
 from shortstack.engine.cpu import computing
 from shortstack.errors import ShortstackError, UsageError, first_line
@@ -203,7 +203,7 @@ class LocalRun(Run):
         batches = [{name: batch[name] for name in _GIVEN if name in batch} for batch in (*found, *self._validation())]
         self._choose_place(self._states_bytes(sum(batch["input_ids"].numel() for batch in batches)))
         count = 3 if self.settings["update_weight"] else 2
-        made: list[States] = []
+        made: list[BatchStates] = []
         try:
             for model, name in zip((pruned, dense, dense)[:count], ("ours", "theirs", "before"), strict=False):
                 made.append(model.embedded(batches, self._file(name)))
@@ -283,9 +283,7 @@ class LocalRun(Run):
 
         checkpoint = self.checkpoint
         cut = cut_blocks(checkpoint, range(checkpoint.depth))
-        tensors = tuple(
-            replace(copy, source=self.replaced.get(copy.source.name, copy.source)) for copy in cut.tensors
-        )
+        tensors = tuple(replace(copy, source=self.replaced.get(copy.source.name, copy.source)) for copy in cut.tensors)
         files = copy_weights(checkpoint, replace(cut, tensors=tensors), stage, False, self.progress)
         step = {**step, "trained_blocks": [checkpoint.original_blocks[at] for at in self.chosen]}
         write_beside_weights(checkpoint, stage, config=cut.config, step=step, files=files, progress=self.progress)
@@ -311,7 +309,7 @@ class LocalRun(Run):
                 training = self._training(block, position)
                 healing = Healing(self, pruned, streams, position, training, self.out)
                 trained = sum(leaf.numel() for leaf in training.leaves.values())
-                stepping = _seconds(lambda: (healing.gradients(0), training.update(0)))
+                stepping = _seconds(healing.try_step)
             passing = _seconds(lambda: dense.advance(streams.batches, streams.theirs, [0]))
         self.pass_steps = passes
         blocks = self.dense.depth + self.checkpoint.depth

@@ -152,7 +152,7 @@ def test_a_dense_model_that_is_another_one(cut: Callable[..., Any], built: Built
     assert caught.value.hint == f"--of {dense}"
     with pytest.raises(ShortstackError, match="no shortstack.json"):
         repaired((dense, dense), tmp_path / "out", rows)
-    with pytest.raises(ShortstackError, match="no cut to repair"):
+    with pytest.raises(ShortstackError, match="no cut to heal"):
         repaired((pruned, pruned), tmp_path / "out", rows)
     assert not (tmp_path / "out").exists()
 

@@ -13,8 +13,9 @@ from shortstack.common.phases import phase
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows
 from shortstack.errors import ShortstackError
+from shortstack.families.open_model import check_pair
 from shortstack.pruning.repair.options import Method, RepairOptions
-from shortstack.pruning.repair.places import Place, check_pair, named, places_of, residual_of
+from shortstack.pruning.repair.places import Place, named, places_of, residual_of
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.libraries import import_transformers
 from shortstack.scoring.options import ScoreOptions
