@@ -56,6 +56,7 @@ from shortstack.recipes.run import RunResult as RunResult
 from shortstack.recipes.run import run as run
 from shortstack.retraining.cpt import retrain_cpt as retrain_cpt
 from shortstack.retraining.distill import retrain_distill as retrain_distill
+from shortstack.retraining.local import retrain_local as retrain_local
 from shortstack.retraining.lora import retrain_lora as retrain_lora
 from shortstack.retraining.merge import MergeResult as MergeResult
 from shortstack.retraining.merge import merge as merge
