@@ -199,7 +199,7 @@ def test_experts_that_are_stored_one_by_one_are_trained(built: Built, retrained:
 def held_out_text(model: Path, folder: Path) -> list[dict[str, Any]]:
     from tests.retraining import material
 
-    return held_out(material.texts(folder / "again.jsonl"), model, 32, 6)
+    return held_out(material.texts(folder / "again.jsonl"), model, 32, 3)
 
 
 def test_on_disk_as_in_memory(retrained: Retrained, tmp_path: Path) -> None:

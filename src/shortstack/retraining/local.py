@@ -15,7 +15,8 @@ from shortstack.data.instructions import kind_of
 from shortstack.families.open_model import check_pair, open_model
 from shortstack.retraining.cpt import BETAS
 from shortstack.retraining.estimate import check_steps, check_training
-from shortstack.retraining.options import BlockSteps, BlockTargets, Hyperparameters, TrainingOptions, parse_tokens
+from shortstack.retraining.local_options import BlockSteps, BlockTargets
+from shortstack.retraining.options import Hyperparameters, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
