@@ -33,7 +33,7 @@ LINES = [
 ]
 # Their models are opened in the same place; `quantize`, which needs its extra, has a test of its own in tests/quantization.
 LATER = {
-    "merge", "retrain local", "eval zeroshot", "eval all", "quantize", "demo", "export gguf", "export mergekit",
+    "merge", "repair", "retrain local", "eval zeroshot", "eval all", "quantize", "demo", "export gguf", "export mergekit",
     "export prune-layers",
 }  # fmt: skip
 

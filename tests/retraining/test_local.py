@@ -309,6 +309,20 @@ def test_a_dense_model_that_is_not_the_one_is_refused(
     retrained("local", tmp_path / "out", model=again, of=str(pruned))  # pruned twice: the one between is in its history
 
 
+def test_a_quantized_dense_model_is_refused(retrained: Retrained, dense: Path, pruned: Path, tmp_path: Path) -> None:
+    quantized, model = tmp_path / "quantized", tmp_path / "model"
+    shutil.copytree(dense, quantized)
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (quantized / "config.json").write_text(json.dumps(config))
+    shutil.copytree(pruned, model)
+    record = json.loads((model / "shortstack.json").read_text())
+    record["source_fingerprint"] = open_checkpoint(quantized).fingerprint
+    (model / "shortstack.json").write_text(json.dumps(record))
+    with pytest.raises(ShortstackError, match="is quantized; hidden states"):
+        retrained("local", tmp_path / "out", model=model, of=str(quantized))
+
+
 def test_the_dense_model_is_the_one_that_the_record_names(retrained: Retrained, tmp_path: Path) -> None:
     retrained("local", tmp_path / "named", of=None)
     retrained("local", tmp_path / "given")

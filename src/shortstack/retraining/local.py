@@ -12,6 +12,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.options import records_of, refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.data.instructions import kind_of
+from shortstack.errors import ShortstackError
 from shortstack.families.open_model import check_pair, open_model
 from shortstack.retraining.cpt import BETAS
 from shortstack.retraining.estimate import check_steps, check_training
@@ -104,6 +105,11 @@ def dense_model(pruned: Checkpoint, of: str | None) -> Checkpoint:
     source = of or (pruned.provenance or {}).get("source", pruned.source)
     dense = open_model(source, allow_links=pruned.allow_links, progress=Progress(quiet=True))
     check_pair(dense, pruned)
+    if "quantization_config" in dense.config:
+        raise ShortstackError(
+            f"{dense.source}: is quantized; hidden states are compared with those of full weights",
+            hint="--of DENSE: the checkpoint before it was quantized",
+        )
     return dense
 
 
