@@ -65,15 +65,18 @@ FROZEN = {
     "doctor": "",
     "score": "--tokenizer --save-every --allow-links --until --remove --plus --no-plus --max-samples --memory-limit "
     "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
-    "--device --memory --trust-remote-code --quiet",
-    "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy",
-    "search": "--out --selection --remove --ratio --params --plus --no-plus --data --samples --seq-len --seed --sampling "
+    "--device --memory --trust-remote-code --quiet --count-prompts",
+    "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy "
+    "--objective",
+    "search": "--objective --count-prompts "
+    "--out --selection --remove --ratio --params --plus --no-plus --data --samples --seq-len --seed --sampling "
     "--bos-every --chat-template --tokenizer --dtype --device --memory --memory-limit --save-every --trust-remote-code "
     "--allow-links --quiet",
-    "curve": "--out --selection --most --plus --no-plus --data --samples --seq-len --seed --sampling --bos-every "
+    "curve": "--objective --count-prompts "
+    "--out --selection --most --plus --no-plus --data --samples --seq-len --seed --sampling --bos-every "
     "--chat-template --tokenizer --dtype --device --memory --memory-limit --save-every --trust-remote-code --allow-links "
     "--quiet",
-    "prune": "--adapter --allow-links "
+    "prune": "--adapter --allow-links --objective "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify --repair "
     "--force --allow-nonfinite --quiet",
     "repair": "--of --out --method --data --samples --seq-len --seed --sampling --bos-every --chat-template --behind "

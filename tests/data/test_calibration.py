@@ -140,7 +140,12 @@ def test_a_template_that_refuses_a_chat_names_its_row(tmp_path: Path) -> None:
     row = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]}
     (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ShortstackError, match=r"c\.jsonl, line 1: the chat template refuses these messages: no system"):
-        draw_windows(read_corpus(str(tmp_path / "c.jsonl"), role="calibration"), tokenizer, chat_template=True)
+        draw_windows(
+            read_corpus(str(tmp_path / "c.jsonl"), role="calibration"),
+            tokenizer,
+            chat_template=True,
+            count_prompts=True,
+        )
 
 
 @pytest.mark.fault(99)

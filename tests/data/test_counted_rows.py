@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,9 @@ def test_chats_and_windows_are_counted_too(tmp_path: Path) -> None:
         "".join(json.dumps({"messages": [{"role": "user", "content": "x" * n}]}) + "\n" for n in range(90))
     )
     options = CalibrationOptions(samples=4, seq_len=40, sampling="published", chat_template=True)
+    with pytest.raises(ShortstackError, match="published sampling needs 4 rows"):  # no chat has an answer to count
+        draw_windows(read_corpus(str(chats), role="calibration"), tokenizer, options=options)
+    options = replace(options, count_prompts=True)
     found = [
         draw_windows(
             read_corpus(str(chats), role="calibration", counted_beyond=beyond), tokenizer, options=options

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shortstack.data.calibration import marked_windows, marks_of
+from shortstack.data.marks import marked_windows, marks_of
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.evaluation.options import EvaluationOptions

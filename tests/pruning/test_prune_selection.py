@@ -33,9 +33,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of sets of each measurement."""
     real, made = StreamedModel.nll_without, []
 
-    def measure(self: StreamedModel, ids: torch.Tensor, sets: Any, *more: Any) -> torch.Tensor:
+    def measure(self: StreamedModel, ids: torch.Tensor, sets: Any, *more: Any, **named: Any) -> torch.Tensor:
         made.append(len(sets))
-        return real(self, ids, sets, *more)
+        return real(self, ids, sets, *more, **named)
 
     monkeypatch.setattr(StreamedModel, "nll_without", measure)
     return made

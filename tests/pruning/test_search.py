@@ -138,11 +138,11 @@ def test_killed_between_sets_it_finds_what_it_measured(
     whole = found(model, data, remove=3)
     real, calls = StreamedModel.nll_without, []
 
-    def measure(self: StreamedModel, ids: torch.Tensor, sets: Any, *more: Any) -> torch.Tensor:
+    def measure(self: StreamedModel, ids: torch.Tensor, sets: Any, *more: Any, **named: Any) -> torch.Tensor:
         calls.append(len(sets))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self, ids, sets, *more)
+        return real(self, ids, sets, *more, **named)
 
     monkeypatch.setattr(StreamedModel, "nll_without", measure)
     with pytest.raises(KeyboardInterrupt):

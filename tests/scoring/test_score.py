@@ -385,7 +385,7 @@ def test_graphs_that_are_kept_give_the_same_gradients(
 
 
 def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
-    return lambda self, _, last: original(self, limit, last=last)
+    return lambda self, _, last, parts: original(self, limit, last=last, parts=parts)
 
 
 @pytest.mark.parametrize(("at_a_time", "forwards"), [(5, 1 + 5), (4, 2 * 6)])

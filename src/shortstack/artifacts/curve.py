@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class CurvePoint:
         ppl: perplexity without them.
         increase: how much larger than the dense model's it is, as a share of that.
         stderr: standard error of the increase, over windows, paired; None for a single window.
+        sources: the same (`ppl`, `increase`, `stderr`) of each named source.
     """
 
     removed: tuple[int, ...]
@@ -31,6 +32,7 @@ class CurvePoint:
     ppl: float
     increase: float
     stderr: float | None
+    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     @property
     def number(self) -> int:
@@ -85,15 +87,15 @@ class Curve(Shown):
             "one_token_ppl": self.one_token_ppl,
             "knee": self.knee,
             "point_of_no_return": self.point_of_no_return,
-            "points": [{**vars(point), "removed": list(point.removed)} for point in self.points],
+            "points": [
+                {**vars(point), "removed": list(point.removed), "sources": dict(point.sources)} for point in self.points
+            ],
             "why": self.why,
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
         """A row per number of blocks."""
-        return [
-            {"blocks removed": point.number, **vars(point), "removed": ranges(point.removed)} for point in self.points
-        ]
+        return [{"blocks removed": point.number, **_flat(point)} for point in self.points]
 
     def to_text(self) -> str:
         """What a person reads on the terminal."""
@@ -122,7 +124,27 @@ class Curve(Shown):
             else f"always better than {one_token}",
         ]
         title = f"{self.source}: perplexity against blocks removed, sets chosen by {self.selection}"
-        return Table(["blocks", "removed", "parameters", "perplexity", "change", ""], rows, title, notes).to_text()
+        whole = Table(["blocks", "removed", "parameters", "perplexity", "change", ""], rows, title, notes).to_text()
+        return f"{whole}\n\n{self._of_sources().to_text()}" if self.points and self.points[0].sources else whole
+
+    def _of_sources(self) -> Table:
+        """By how much the perplexity of each named source grows."""
+        sources = list(self.points[0].sources)
+        rows = []
+        for point in self.points:
+            cells = []
+            for source in sources:
+                own = point.sources[source]
+                error = f" ±{100 * own['stderr']:.1f}" if own["stderr"] is not None else ""
+                cells.append(f"{own['increase'] or 0:+.1%}{error}")
+            rows.append([str(point.number), *cells])
+        return Table(["blocks", *sources], rows, "change of each source's perplexity")
+
+
+def _flat(point: CurvePoint) -> dict[str, Any]:
+    """A point's figures in one row."""
+    own = {name: value for name, value in vars(point).items() if name != "sources"}
+    return own | {"removed": ranges(point.removed)} | {name: one["increase"] for name, one in point.sources.items()}
 
 
 def bend(heights: Sequence[float], places: Sequence[int] | None = None) -> int | None:

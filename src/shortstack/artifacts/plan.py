@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,9 +123,36 @@ class PrunePlan(Shown):
         if self.gone:
             lines.append(f"  already removed  {ranges(self.gone)}, of the original model")
         lines += ["", self.sizes().to_text()]
+        pays = self.pays()
+        if pays is not None:
+            lines += ["", pays.to_text()]
         if "measured" in self.why:
             lines += ["", *self._measured_text(self.why["measured"])]
         return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    def pays(self) -> Table | None:
+        """What each named source pays for the blocks that go; None where the text has one source."""
+        if "sources" in self.why:
+            is_loss, added = self.why["sources"]["is_loss"], self.why["sources"]["added_up"]
+            rows = [(source, _change(_ratio(value)) if is_loss else f"{value:.4g}") for source, value in added.items()]
+            what = "perplexity" if is_loss else "score"
+            return Table(
+                ["source", what], rows, f"what each source pays: {self._for()}costs of single blocks, added up"
+            )
+        sets = self.why.get("measured", {}).get("sets", [])
+        if not sets or not sets[0].get("sources"):
+            return None
+        rows = [
+            (source, *(_change(one["sources"][source]["increase"], one["sources"][source]["stderr"]) for one in sets))
+            for source in sets[0]["sources"]
+        ]
+        return Table(
+            ["source", *(one["by"] for one in sets)], rows, f"what each source pays in perplexity{self._for(' (', ')')}"
+        )
+
+    def _for(self, before: str = "", after: str = "; ") -> str:
+        objective = self.why.get("objective")
+        return f"{before}the set is chosen for {objective}{after}" if objective else ""
 
     @staticmethod
     def _measured_text(measured: dict[str, Any]) -> list[str]:
@@ -151,6 +179,11 @@ class PrunePlan(Shown):
             if before is not None and after is not None:
                 rows.append((name, show(before), show(after)))
         return Table(["", "before", "after"], rows)
+
+
+def _ratio(added: float) -> float:
+    """Added NLL as the share by which a perplexity grows."""
+    return math.expm1(added) if added < 700 else math.inf
 
 
 def _change(share: float, error: float | None = None) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.ranking_text import ranking_text
+from shortstack.artifacts.source_table import sources_table
 from shortstack.common import json_fields as records
 from shortstack.common.formatting import counted, ranges, seconds, size
 from shortstack.common.json_fields import nested
@@ -56,6 +58,7 @@ class CriterionScores:
         tensors: per block (original index) the score of each tensor, for criteria that score tensors.
         known_order: the order, where a file gave nothing else.
         run: a score is that of a run of so many adjacent blocks, which begins with the block.
+        sources: by the name of a source, the scores on its windows alone; empty where the text has one source.
     """
 
     name: str
@@ -66,6 +69,7 @@ class CriterionScores:
     tensors: dict[int, dict[str, float]] = field(default_factory=dict)
     known_order: tuple[int, ...] | None = None
     run: int = 1
+    sources: Mapping[str, CriterionScores] = field(default_factory=dict)
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -78,6 +82,10 @@ class CriterionScores:
     def is_bare(self) -> bool:
         """Whether only the order is known, as of a block_order.csv, which names no criterion either."""
         return not self.scores
+
+    def errors_by_block(self) -> dict[int, float]:
+        """Standard error by original index; empty where there are none."""
+        return dict(zip(self.blocks, self.stderr or (), strict=False))
 
     def by_block(self) -> dict[int, float] | None:
         """Score by original index, or None where only an order is known."""
@@ -171,24 +179,7 @@ class Scores(Shown):
         """The content of scores.json (schema 1)."""
         from shortstack.artifacts.provenance import versions
 
-        criteria = {}
-        for name, found in self.criteria.items():
-            place = {block: number for number, block in enumerate(found.blocks)}
-            # A block that was not scored has null for its score.
-            places = [None if found.is_bare else place.get(block) for block in self.blocks]
-            entry: dict[str, Any] = {
-                "scores": [None if at is None else found.scores[at] for at in places],
-                "order": list(found.order),
-                "stderr": None if found.stderr is None else [None if at is None else found.stderr[at] for at in places],
-                "lower_is_removed_first": True,
-            }
-            if found.dense_ppl is not None:
-                entry["base"] = found.dense_ppl
-            if found.run > 1:
-                entry["run"] = found.run
-            if found.tensors:
-                entry["tensors"] = {str(index): tensors for index, tensors in found.tensors.items()}
-            criteria[name] = entry
+        criteria = {name: _entry(found, self.blocks) for name, found in self.criteria.items()}
         return {
             "schema": SCHEMA,
             "model": {
@@ -213,21 +204,28 @@ class Scores(Shown):
         """A row per criterion and block, the one that is removed first on top."""
         found = []
         for name, one in self.criteria.items():
-            scores, errors = one.by_block() or {}, dict(zip(one.blocks, one.stderr or (), strict=False))
+            scores, errors = one.by_block() or {}, one.errors_by_block()
             for rank, block in enumerate(one.order, start=1):
                 row = {"criterion": name, "rank": rank, "block": block, "score": scores.get(block)}
-                found.append(row | {"stderr": errors.get(block)})
+                row |= {"stderr": errors.get(block)}
+                found.append(row | {source: (of.by_block() or {}).get(block) for source, of in one.sources.items()})
         return found
 
     def to_text(self) -> str:
         """A ranking with bars, for the terminal: the block at the top is removed first."""
         protected, _ = protected_blocks(self.blocks, None)
-        parts = [ranking_text(found, protected) for found in self.criteria.values()]
+        parts = [
+            text
+            for found in self.criteria.values()
+            for text in (ranking_text(found, protected), sources_table(found).to_text() if found.sources else "")
+            if text
+        ]
         not_scored = sorted(set(self.blocks).difference(*(found.blocks for found in self.criteria.values())))
         if not_scored:
             parts.append(f"not scored: {ranges(not_scored)}")
         if self.calibration:
             windows = counted(self.calibration.get("samples") or 0, "window")
+            windows += " each" if self.calibration.get("sources") else ""
             windows += f" of {self.calibration.get('seq_len')} tokens from {self.calibration.get('source')}"
             windows = windows if self.calibration.get("samples") else "from the weights alone"
             used = f"; {seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}" if self.seconds else ""
@@ -282,28 +280,8 @@ def _from_json(path: Path, record: Any) -> Scores:
         blocks = records.block_numbers(model, "original_blocks")
     else:
         blocks = tuple(range(min(1 << 20, int(records.number(model.get("blocks"), "blocks")))))
-    criteria = {}
-    for name, entry in records.mapping(record, "criteria").items():
-        listed = entry.get("scores") if isinstance(entry, dict) else None
-        if isinstance(listed, list) and (len(listed) != len(blocks) or len(set(blocks)) != len(blocks)):
-            raise ShortstackError(
-                f"{path}: {name} has {len(listed)} scores for {len(blocks)} blocks", hint="score the model again"
-            )
-        values = _numbers(entry, "scores")
-        scored = tuple(block for block, score in zip(blocks, listed or (), strict=True) if score is not None)
-        if not values:
-            order = records.block_numbers(entry, "order")
-            criteria[name] = CriterionScores(name, (), tuple(sorted(order)), known_order=order)
-            continue
-        stderr = _numbers(entry, "stderr") if entry.get("stderr") is not None else None
-        dense_ppl = records.number(entry["base"], "base") if entry.get("base") is not None else None
-        if stderr is not None and len(stderr) != len(values):
-            raise TypeError(f"{name} has {len(stderr)} standard errors for {len(values)} scores")
-        if dense_ppl is not None and min(dense_ppl, *values) <= 0:
-            raise TypeError(f"{name} holds a perplexity that is not above 0")
-        tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
-        run = int(records.number(entry.get("run", 1), "run"))
-        criteria[name] = CriterionScores(name, values, scored, stderr, dense_ppl, tensors, run=run)
+    entries = records.mapping(record, "criteria")
+    criteria = {name: _criterion(path, name, entry, blocks) for name, entry in entries.items()}
     if not criteria:
         raise TypeError("criteria is empty")
     return Scores(
@@ -316,6 +294,57 @@ def _from_json(path: Path, record: Any) -> Scores:
         seconds=records.number(record.get("seconds", 0.0), "seconds"),
         peak_rss_bytes=int(records.number(record.get("peak_rss_bytes", 0), "peak_rss_bytes")),
     )
+
+
+def _criterion(path: Path, name: str, entry: Any, blocks: Sequence[int]) -> CriterionScores:
+    """What one criterion says, of all windows or of those of a named source."""
+    listed = entry.get("scores") if isinstance(entry, dict) else None
+    if isinstance(listed, list) and (len(listed) != len(blocks) or len(set(blocks)) != len(blocks)):
+        raise ShortstackError(
+            f"{path}: {name} has {len(listed)} scores for {len(blocks)} blocks", hint="score the model again"
+        )
+    values = _numbers(entry, "scores")
+    scored = tuple(block for block, score in zip(blocks, listed or (), strict=True) if score is not None)
+    if not values:
+        order = records.block_numbers(entry, "order")
+        return CriterionScores(name, (), tuple(sorted(order)), known_order=order)
+    stderr = _numbers(entry, "stderr") if entry.get("stderr") is not None else None
+    dense_ppl = records.number(entry["base"], "base") if entry.get("base") is not None else None
+    if stderr is not None and len(stderr) != len(values):
+        raise TypeError(f"{name} has {len(stderr)} standard errors for {len(values)} scores")
+    if dense_ppl is not None and min(dense_ppl, *values) <= 0:
+        raise TypeError(f"{name} holds a perplexity that is not above 0")
+    tensors = {int(index): dict(found) for index, found in (entry.get("tensors") or {}).items()}
+    run = int(records.number(entry.get("run", 1), "run"))
+    of_sources = records.mapping(entry, "sources") if "sources" in entry else {}
+    sources = {source: _criterion(path, f"{name} of {source}", one, blocks) for source, one in of_sources.items()}
+    sources = {source: dataclasses.replace(one, name=name) for source, one in sources.items()}
+    for source, one in sources.items():
+        if one.blocks != scored or one.is_bare or (one.dense_ppl is None) != (dense_ppl is None):
+            raise TypeError(f"{name} of {source} is of other blocks, or of another kind, than {name}")
+    return CriterionScores(name, values, scored, stderr, dense_ppl, tensors, run=run, sources=sources)
+
+
+def _entry(found: CriterionScores, blocks: Sequence[int]) -> dict[str, Any]:
+    """A criterion's part of scores.json."""
+    place = {block: number for number, block in enumerate(found.blocks)}
+    # A block that was not scored has null for its score.
+    places = [None if found.is_bare else place.get(block) for block in blocks]
+    entry: dict[str, Any] = {
+        "scores": [None if at is None else found.scores[at] for at in places],
+        "order": list(found.order),
+        "stderr": None if found.stderr is None else [None if at is None else found.stderr[at] for at in places],
+        "lower_is_removed_first": True,
+    }
+    if found.dense_ppl is not None:
+        entry["base"] = found.dense_ppl
+    if found.run > 1:
+        entry["run"] = found.run
+    if found.tensors:
+        entry["tensors"] = {str(index): tensors for index, tensors in found.tensors.items()}
+    if found.sources:
+        entry["sources"] = {source: _entry(one, blocks) for source, one in found.sources.items()}
+    return entry
 
 
 def _numbers(entry: Any, key: str) -> tuple[float, ...]:

@@ -40,6 +40,8 @@ def write_scores_csv(scores: Scores, folder: Path, parameters_without: Sequence[
             _write_perplexities(target, named, header, rows, found)
         else:
             _write_block_scores(target, by_block, found, prefix)
+        if found.sources:
+            _write_sources(target, found)
 
 
 def _write_perplexities(
@@ -69,3 +71,13 @@ def _write_block_scores(target: Path, by_block: dict[int, float], found: Criteri
         for tensor, value in own.items()
     ]
     write_csv(target / "weight_score.csv", [["weight_name", "weight_score"], *weights])
+
+
+def _write_sources(target: Path, found: CriterionScores) -> None:
+    """Beside the published layout: a row per block and named source."""
+    rows: Rows = [
+        [block, source, repr(score), "" if one.stderr is None else repr(one.errors_by_block()[block])]
+        for source, one in found.sources.items()
+        for block, score in zip(one.blocks, one.scores, strict=True)
+    ]
+    write_csv(target / "sources.csv", [["block", "source", "score", "stderr"], *rows])

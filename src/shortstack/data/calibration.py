@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.checkpoint.tokenizer_files import ChosenTokenizer
-from shortstack.common.json_fields import nested
 from shortstack.common.options import Options, takes_fields
 from shortstack.data.chats import rendered
 from shortstack.data.counted_rows import CountedRows
+from shortstack.data.counted_tokens import Encoder, ResponseEncoder, TextEncoder, separated
+from shortstack.data.marks import marks_of
 from shortstack.data.preview import READ_BYTES
 from shortstack.data.sources import Corpus, read_corpus
 from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 Sampling = Literal["documents", "published", "joined"]
@@ -27,10 +27,10 @@ Sampling = Literal["documents", "published", "joined"]
 _TEXT_TO_DRAW_FROM = 50
 # Rows that are read together where they are counted first: few where most are long enough, many where hardly any is.
 _FEWEST_AHEAD, _MOST_AHEAD = 16, 8192
+_DRAWS = 100  # of a window, until one holds a token that counts
 _JOINED_ROWS = 5000  # of a set, as published for GPTQ on C4
 _MOST_LOOKED_AT = 32 << 20  # bytes, before anything runs
 _SPECIAL_TOKENS = 2  # of a document
-_MARK = 32  # tokens of a window that are enough to find it again
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class CalibrationOptions(Options):
 
     Attributes:
         data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set
-            on the hub such as `bookcorpus`.
-        samples: The number of calibration windows.
+            on the hub such as `bookcorpus`; `self:PROMPTS` for continuations that the model writes itself of the prompts in
+            such a source. Several sources have a name each: `general=books.txt,code=src.jsonl`.
+        samples: The number of calibration windows, of each source where there are several.
         seq_len: The number of tokens in a calibration window.
         seed: The seed of the generator that draws the calibration windows.
         sampling: How the windows are drawn: `documents` draws them from documents that are long enough, or from joined
@@ -48,6 +49,8 @@ class CalibrationOptions(Options):
             joined by blank lines, as published for GPTQ.
         bos_every: Begin every window with BOS, as published for Gemma.
         chat_template: Render rows of `messages` through the tokenizer's chat template.
+        count_prompts: Count the tokens of prompts in losses, too. By default the losses of rows of chats and instructions
+            are those of their responses alone, as in retraining.
     """
 
     data: str = "embedded"
@@ -57,6 +60,7 @@ class CalibrationOptions(Options):
     sampling: Sampling = "documents"
     bos_every: bool = False
     chat_template: bool = False
+    count_prompts: bool = False
 
 
 _OPTIONS = CalibrationOptions()
@@ -69,21 +73,52 @@ class CalibrationSet:
     Attributes:
         windows: token ids, [number of windows][seq_len].
         record: what scores.json says about it.
+        sources: of each window the name of its source; empty where the text has one source without a name.
+        counted: which tokens of each window count in its loss; None for all that are predicted.
     """
 
     windows: list[list[int]]
     record: dict[str, Any]
+    sources: tuple[str, ...] = ()
+    counted: list[list[bool]] | None = None
+
+    @property
+    def places(self) -> dict[str, list[int]]:
+        """Of each named source, the places of its windows."""
+        return {
+            name: [place for place, other in enumerate(self.sources) if other == name]
+            for name in dict.fromkeys(self.sources)
+        }
 
     def read_by(self, chosen: ChosenTokenizer | None) -> CalibrationSet:
         """With the tokenizer that was chosen in place of the checkpoint's own in the record."""
         if chosen is None:
             return self
-        return CalibrationSet(self.windows, {**self.record, "tokenizer": chosen.described()})
+        return replace(self, record={**self.record, "tokenizer": chosen.described()})
 
     def first(self, samples: int) -> CalibrationSet:
         """The first of them alone."""
-        windows = self.windows[:samples]
-        return CalibrationSet(windows, {**self.record, "samples": samples, "marks": marks_of(windows)})
+        return self.some(range(min(samples, len(self.windows))))
+
+    def halves(self) -> tuple[CalibrationSet, CalibrationSet]:
+        """The first and the second half of each source's windows; sources take turns, so that the first few have all."""
+        of_sources = list(self.places.values()) or [list(range(len(self.windows)))]
+        half = min(len(places) for places in of_sources) // 2
+        first, second = (
+            [places[number] for number in numbers for places in of_sources]
+            for numbers in (range(half), range(half, 2 * half))
+        )
+        return self.some(first), self.some(second)
+
+    def some(self, places: Sequence[int]) -> CalibrationSet:
+        """Some of them."""
+        windows, names = [self.windows[place] for place in places], len(dict.fromkeys(self.sources)) or 1
+        return CalibrationSet(
+            windows,
+            {**self.record, "samples": len(windows) // names, "marks": marks_of(windows)},
+            tuple(self.sources[place] for place in places) if self.sources else (),
+            None if self.counted is None else [self.counted[place] for place in places],
+        )
 
 
 @takes_fields
@@ -126,14 +161,16 @@ def draw_windows(
         raise ShortstackError(f"{corpus.source}: text needs a tokenizer", hint="or give rows of input_ids")
     if bos_every and tokenizer.bos_token_id is None:
         raise ShortstackError("--bos-every: the tokenizer has no BOS token", hint="leave --bos-every out")
-    documents = _rendered(corpus, tokenizer, options.chat_template)
-    encoder = _Encoder(tokenizer, special_tokens=not bos_every and not options.chat_template)
+    documents, encoder = _documents(corpus, tokenizer, options)
     draw = {"published": _published, "documents": _from_documents, "joined": _joined}[options.sampling]
     windows = draw(
         corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(options.seed)
     )
+    windows, counted = separated(encoder, windows)
+    counted = None if options.count_prompts else counted
     if bos_every:
         windows = [[int(tokenizer.bos_token_id), *window[:-1]] for window in windows]
+        counted = counted and [[False, *row[:-1]] for row in counted]
     record |= {
         "samples": len(windows),
         "sampling": options.sampling,
@@ -141,7 +178,11 @@ def draw_windows(
         "bos_every": bos_every,
         "chat_template": options.chat_template,
     }
-    return CalibrationSet(windows, {**record, "marks": marks_of(windows)})
+    if corpus.chats or corpus.instructions or corpus.written:
+        record["counted"] = "all" if counted is None else "responses"
+    if counted is not None:
+        record["counted_tokens"] = sum(map(sum, counted))
+    return CalibrationSet(windows, {**record, "marks": marks_of(windows)}, counted=counted)
 
 
 def check_enough(options: CalibrationOptions) -> None:
@@ -152,7 +193,7 @@ def check_enough(options: CalibrationOptions) -> None:
     """
     wanted = options.samples * options.seq_len
     limit = max(READ_BYTES, min(wanted + 1, _MOST_LOOKED_AT))
-    corpus = read_corpus(options.data, role="calibration", limit_bytes=limit)
+    corpus = read_corpus(options.data, role="calibration", limit_bytes=limit, answered=True)
     nbytes = sum(len(document.encode()) + _SPECIAL_TOKENS for document in corpus.documents)
     if corpus.documents and nbytes < min(wanted, _MOST_LOOKED_AT):
         raise ShortstackError(
@@ -160,41 +201,6 @@ def check_enough(options: CalibrationOptions) -> None:
             f"and {nbytes} bytes hold fewer",
             hint="fewer --samples, a smaller --seq-len, or more text",
         )
-
-
-def marks_of(windows: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A hash of some tokens from the middle of each window, by which another text can be found to hold it."""
-    length = min(_MARK, min(map(len, windows)) // 2)
-    starts = [(len(window) - length) // 2 for window in windows]
-    pieces = [window[start : start + length] for window, start in zip(windows, starts, strict=True)]
-    return {"tokens": length, "hashes": [f"{int(_rolling(piece, length)[0]):016x}" for piece in pieces]}
-
-
-def marked_windows(marks: Any, ids: Sequence[int]) -> int:
-    """How many of the windows that `marks_of` described stand in a text, wherever they were cut from it.
-
-    Args:
-        marks: what `marks_of` gave, from a record; anything else has no windows.
-        ids: the tokens of the text.
-    """
-    length, hashes = nested(marks, "tokens"), nested(marks, "hashes")
-    if type(length) is not int or not 1 <= length <= len(ids) or not isinstance(hashes, list):
-        return 0
-    there = {f"{number:016x}" for number in _rolling(ids, length).tolist()}
-    return sum(known in there for known in hashes)
-
-
-def _rolling(ids: Sequence[int], length: int) -> np.ndarray:
-    """A 64-bit hash of each run of `length` tokens."""
-    import numpy as np
-
-    tokens = np.asarray(ids, dtype=np.uint64) + np.uint64(1)
-    places = len(tokens) - length + 1
-    found = np.zeros(places, dtype=np.uint64)
-    for offset in range(length):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + tokens[offset : offset + places]  # modulo 2 ** 64
-        found ^= found >> np.uint64(29)
-    return found
 
 
 def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> None:
@@ -214,18 +220,6 @@ def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> N
         )
 
 
-class _Encoder:
-    """The tokenizer with its options set, without its warning about long texts."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._special_tokens = special_tokens
-
-    def __call__(self, text: str) -> list[int]:
-        encoded = self._tokenizer(text, add_special_tokens=self._special_tokens, verbose=False)
-        return list(encoded["input_ids"])
-
-
 def _given_windows(corpus: Corpus, samples: int) -> list[list[int]]:
     if len(corpus.windows) < samples:
         raise ShortstackError(
@@ -239,24 +233,33 @@ def _given_windows(corpus: Corpus, samples: int) -> list[list[int]]:
     return windows
 
 
-def _rendered(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, chat_template: bool) -> Sequence[str]:
-    if not chat_template:
+def _documents(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, options: CalibrationOptions
+) -> tuple[Sequence[Any], Encoder]:
+    """What windows are drawn from, and what makes token ids of it."""
+    responses = ResponseEncoder(tokenizer, options.bos_every)
+    if corpus.written:
+        return corpus.written, responses
+    text = TextEncoder(tokenizer, special_tokens=not options.bos_every and not options.chat_template)
+    if not options.chat_template:
         if corpus.chats:
             raise ShortstackError(f"{corpus.source}: rows are chats (messages)", hint="--chat-template renders them")
-        return corpus.documents
+        return (corpus.instructions, responses) if corpus.instructions else (corpus.documents, text)
     if not corpus.chats:
         raise ShortstackError(f"{corpus.source}: no rows of messages for --chat-template", hint="leave the option out")
     if not tokenizer.chat_template:
         raise ShortstackError("--chat-template: the tokenizer has no chat template", hint="give plain text instead")
+    if not options.count_prompts:
+        return corpus.chats, responses
     if isinstance(corpus.chats, CountedRows):
-        return corpus.chats.mapped(lambda chat: rendered(chat, tokenizer))
-    return [rendered(chat, tokenizer) for chat in corpus.chats]
+        return corpus.chats.mapped(lambda chat: rendered(chat, tokenizer)), text
+    return [rendered(chat, tokenizer) for chat in corpus.chats], text
 
 
 def _published(
     source: str,
-    documents: Sequence[str],
-    encode: _Encoder,
+    documents: Sequence[Any],
+    encode: Encoder,
     wanted: tuple[int, int],
     seq_len: int,
     generator: random.Random,
@@ -288,7 +291,10 @@ def _published(
         if len(row) < seq_len:
             continue
         start = generator.randint(0, len(row) - seq_len)
-        windows.append(row[start : start + seq_len])
+        window = row[start : start + seq_len]
+        if not encode.counts(window):
+            continue
+        windows.append(window)
         ahead = max(_FEWEST_AHEAD, ahead // 4)
     return windows
 
@@ -311,8 +317,8 @@ def _fetched_ahead(documents: CountedRows, generator: random.Random, seen: set[i
 
 def _from_documents(
     source: str,
-    documents: Sequence[str],
-    encode: _Encoder,
+    documents: Sequence[Any],
+    encode: Encoder,
     wanted: tuple[int, int],
     seq_len: int,
     generator: random.Random,
@@ -325,43 +331,53 @@ def _from_documents(
     for index in order:
         row = encode(documents[index])
         tokens += len(row)
-        pool.extend(_cut(row, seq_len, generator))
+        pool.extend(filter(encode.counts, _cut(row, seq_len, generator)))
         if len(pool) >= samples * _TEXT_TO_DRAW_FROM:
             break
     if len(pool) < samples and len(documents) > 1:
-        row = encode("\n\n".join(documents))
+        row = encode.joined(documents)
         tokens = len(row)
-        pool = _cut(row, seq_len, generator) if len(row) // seq_len > samples else _cut(row, seq_len, None)
+        spare = generator if len(row) // seq_len > samples else None
+        pool = list(filter(encode.counts, _cut(row, seq_len, spare)))
     if len(pool) < samples and len(documents) == 1:
-        pool = _cut(encode(documents[0]), seq_len, None)
+        pool = list(filter(encode.counts, _cut(encode(documents[0]), seq_len, None)))
     samples = max(fewest, min(samples, len(pool)))
     if len(pool) < samples:
         raise ShortstackError(
             f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {tokens}",
-            hint=f"give more text, or --samples {len(pool)}" if pool else "give more text, or a smaller --seq-len",
+            hint=encode.too_little + (f", or --samples {len(pool)}" if pool else ", or a smaller --seq-len"),
         )
     return generator.sample(pool, samples)
 
 
 def _joined(
     source: str,
-    documents: Sequence[str],
-    encode: _Encoder,
+    documents: Sequence[Any],
+    encode: Encoder,
     wanted: tuple[int, int],
     seq_len: int,
     generator: random.Random,
 ) -> list[list[int]]:
     fewest, samples = wanted
-    row = encode("\n\n".join(documents[:_JOINED_ROWS]))
+    row = encode.joined(documents[:_JOINED_ROWS])
     # Windows may overlap; with less text than they hold together, most of them would.
     samples = max(fewest, min(samples, len(row) // seq_len))
     if len(row) < samples * seq_len:
         raise ShortstackError(
             f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {len(row)}",
-            hint="give more text, or fewer --samples",
+            hint=f"{encode.too_little}, or fewer --samples",
         )
-    starts = [generator.randint(0, len(row) - seq_len) for _ in range(samples)]
-    return [row[start : start + seq_len] for start in starts]
+    windows: list[list[int]] = []
+    for _ in range(_DRAWS * samples):
+        start = generator.randint(0, len(row) - seq_len)
+        if encode.counts(row[start : start + seq_len]):
+            windows.append(row[start : start + seq_len])
+        if len(windows) == samples:
+            return windows
+    raise ShortstackError(
+        f"{source}: hardly any run of {seq_len} tokens holds a token of a response",
+        hint="a larger --seq-len, or other data",
+    )
 
 
 def _cut(row: Sequence[int], seq_len: int, generator: random.Random | None) -> list[list[int]]:

@@ -7,6 +7,7 @@ completion, or chats are examples, one a row; rows of text and text files are pa
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.answers import IGNORED, labelled, labelled_chat
-from shortstack.data.chats import CHAT_FIELDS, chat_of, is_chat, rendered
+from shortstack.data.chats import CHAT_FIELDS, Chat, chat_of, is_chat, rendered
 from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
 from shortstack.data.row_prompt import AS_PUBLISHED, PromptRule
 from shortstack.data.sources import file_rows, row_text
@@ -124,7 +125,7 @@ def kind_of(source: str) -> RowKind:
     if suffix_of(file) in TEXT_SUFFIXES:
         return "text"
     for place, row in file_rows(file):
-        return "instructions" if _is_instruction(_as_object(file, place, row)) else "text"
+        return "instructions" if is_instruction(_as_object(file, place, row)) else "text"
     raise ShortstackError(f"{file}: no rows", hint="give a source that holds rows")
 
 
@@ -181,6 +182,19 @@ def read_instructions(
     return ExampleSet(examples, source, digest.hexdigest(), truncated, empty, unanswered, form)
 
 
+def labelled_row(
+    place: str, row: Chat | Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """(token ids, labels) of a chat or of a row of instruction and output, with the loss on the response.
+
+    Raises:
+        ShortstackError: it is neither, or the template refuses it.
+    """
+    if isinstance(row, Chat):
+        return labelled_chat(row, tokenizer)
+    return _answer_labelled(place, row, tokenizer, sys.maxsize, AS_PUBLISHED)
+
+
 def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
     """(training, held out) row numbers of `count` rows: the very split that `datasets.train_test_split` makes.
 
@@ -198,7 +212,7 @@ def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int
 def _as_object(file: Path, place: str, row: Any) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise ShortstackError(f"{file}, {place}: expected an object, found {type(row).__name__}")
-    if not _is_instruction(row) and row_text(row) is None and not isinstance(row.get("input_ids"), list):
+    if not is_instruction(row) and row_text(row) is None and not isinstance(row.get("input_ids"), list):
         found = ", ".join(map(str, row)) or "nothing"
         pairs = " (these are pairs of answers: write the chosen ones as messages)" if "chosen" in row else ""
         raise ShortstackError(
@@ -208,7 +222,8 @@ def _as_object(file: Path, place: str, row: Any) -> Mapping[str, Any]:
     return row
 
 
-def _is_instruction(row: Mapping[str, Any]) -> bool:
+def is_instruction(row: Mapping[str, Any]) -> bool:
+    """Whether a row holds a chat, or an instruction with its output under one of their names."""
     if is_chat(row) or "instruction" in row:
         return True
     return row_text(dict(row)) is None and _fields(row) is not None
@@ -268,7 +283,7 @@ def _answer_labelled(
     """(token ids, labels) of a row, with the loss on the answer."""
     if is_chat(row):
         return labelled_chat(chat_of(place, row), tokenizer)
-    names = _fields(row) if _is_instruction(row) else None
+    names = _fields(row) if is_instruction(row) else None
     if names is None:
         raise ShortstackError(f"{place}: a row of text among rows of instructions", hint="keep one kind per source")
     return _instruction(place, row, names, tokenizer, cutoff, prompt)

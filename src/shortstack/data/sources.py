@@ -25,6 +25,8 @@ class Corpus:
         documents: the texts (a text file is one).
         windows: token ids, where the rows hold `input_ids`.
         chats: for a template, where the rows hold `messages` or `conversations`.
+        instructions: (place, row), where rows of instruction and output were requested.
+        written: (token ids, which of them count), of text that a model wrote.
         detail: what else figures should name (the Python version, for the embedded text).
     """
 
@@ -33,12 +35,14 @@ class Corpus:
     documents: Sequence[str] = ()
     windows: Sequence[list[int]] = ()
     chats: Sequence[Chat] = ()
+    instructions: Sequence[tuple[str, dict[str, Any]]] = ()
+    written: Sequence[tuple[list[int], list[bool]]] = ()
     detail: str = ""
 
     @property
     def rows(self) -> int:
         """Number of documents, windows or chats."""
-        return len(self.documents) + len(self.windows) + len(self.chats)
+        return sum(map(len, (self.documents, self.windows, self.chats, self.instructions, self.written)))
 
     def described(self) -> dict[str, Any]:
         """What a record says about the texts."""
@@ -52,6 +56,7 @@ def read_corpus(
     role: Role,
     limit_bytes: int | None = None,
     counted_beyond: int | None = None,
+    answered: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
     """Read all rows of a SOURCE: `embedded`, a file, or a folder of files.
@@ -63,6 +68,7 @@ def read_corpus(
         role: which part of the embedded text: what the model was trained on, or what was held out.
         limit_bytes: read about this much and no more, however large the files are; the record says so.
         counted_beyond: of files that are larger than this together, rows are counted, and read when they are indexed.
+        answered: rows of instruction and output, under one of their names, are taken, too.
         progress: reports which files and how many rows were read, and what was skipped.
 
     Raises:
@@ -72,31 +78,32 @@ def read_corpus(
         return _embedded(role)
     files = source_files(source, role=role, progress=progress)
     if counted_beyond is not None and sum(_size(Path(file)) for file in files) > counted_beyond:
-        return _counted_corpus(source, files, progress)
+        return _counted_corpus(source, files, answered, progress)
     budget = Budget(limit_bytes)
-    found: dict[str, list[Any]] = {"documents": [], "windows": [], "chats": []}
+    found: dict[str, list[Any]] = {"documents": [], "windows": [], "chats": [], "instructions": []}
     for file in files:
         with readable(file):
-            _read_file(Path(file), found, budget)
+            _read_file(Path(file), found, budget, answered)
     detail = f"the first {budget.read} bytes" if budget.is_cut else ""
     corpus = Corpus(source, budget.digest.hexdigest(), **found, detail=detail)
-    if not corpus.windows and not corpus.chats and not any(text.strip() for text in corpus.documents):
+    kinds = [kind for kind, rows in found.items() if rows]
+    if kinds in ([], ["documents"]) and not any(text.strip() for text in corpus.documents):
         raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
-    if sum(map(bool, (corpus.documents, corpus.windows, corpus.chats))) > 1:
+    if len(kinds) > 1:
         raise _mixed(source)
     if progress is not None:
         progress.say(_summary(corpus, budget))
     return corpus
 
 
-def _counted_corpus(source: str, files: Sequence[Path], progress: Progress | None) -> Corpus:
+def _counted_corpus(source: str, files: Sequence[Path], answered: bool, progress: Progress | None) -> Corpus:
     """Rows that are counted now, and read when they are indexed: one at a time, or those that are fetched together."""
     from shortstack.data.counted_rows import CountedRows
 
     kinds: set[str] = set()
 
     def convert(file: Path, place: str, row: Any) -> Any:
-        kind, value = _converted(file, place, row)
+        kind, value = _converted(file, place, row, answered)
         kinds.add(kind)
         if len(kinds) > 1:
             raise _mixed(source)
@@ -118,7 +125,9 @@ def _counted_corpus(source: str, files: Sequence[Path], progress: Progress | Non
 
 
 def _mixed(source: str) -> ShortstackError:
-    return ShortstackError(f"{source}: mixes rows of text, input_ids and messages", hint="keep one kind per source")
+    return ShortstackError(
+        f"{source}: mixes rows of text, input_ids, messages and instructions", hint="keep one kind per source"
+    )
 
 
 def _size(file: Path) -> int:
@@ -129,6 +138,7 @@ def _summary(corpus: Corpus, budget: Budget) -> str:
     """What was read, on one line."""
     blank = sum(not text.strip() for text in corpus.documents)
     kind = "windows" if corpus.windows else "chats" if corpus.chats else "documents"
+    kind = "instructions" if corpus.instructions else kind
     files = f"{budget.files} {'file' if budget.files == 1 else 'files'}"
     return (
         f"{corpus.source}: {corpus.rows} {kind if corpus.rows != 1 else kind[:-1]} read from {files}"
@@ -149,11 +159,11 @@ def _embedded(role: Role) -> Corpus:
     )
 
 
-def _read_file(file: Path, found: dict[str, list[Any]], budget: Budget) -> None:
+def _read_file(file: Path, found: dict[str, list[Any]], budget: Budget, answered: bool) -> None:
     budget.files += budget.left != 0
     if suffix_of(file) not in TEXT_SUFFIXES:
         for place, row in file_rows(file, budget):
-            kind, value = _converted(file, place, row)
+            kind, value = _converted(file, place, row, answered)
             found[kind].append(value)
     elif budget.left == 0:
         budget.is_cut = True
@@ -200,7 +210,7 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
                 yield f"row {number}", whole_characters(file, f"row {number}", row, text)
 
 
-def _converted(file: Path, place: str, row: Any) -> tuple[str, Any]:
+def _converted(file: Path, place: str, row: Any, answered: bool) -> tuple[str, Any]:
     """(which of a corpus's lists a row belongs to, what is made of it)."""
     if isinstance(row, dict) and isinstance(row.get("input_ids"), list):
         ids = row["input_ids"]
@@ -209,7 +219,13 @@ def _converted(file: Path, place: str, row: Any) -> tuple[str, Any]:
         return "windows", ids
     if isinstance(row, dict) and is_chat(row):
         return "chats", chat_of(f"{file}, {place}", row)
-    return "documents", required_text(file, place, row, expected="text, input_ids or messages")
+    if answered and isinstance(row, dict) and row_text(row) is None:
+        from shortstack.data.instructions import is_instruction
+
+        if is_instruction(row):
+            return "instructions", (f"{file}, {place}", row)
+    expected = "text, input_ids, messages, or instruction and output" if answered else "text, input_ids or messages"
+    return "documents", required_text(file, place, row, expected=expected)
 
 
 def required_text(file: Path, place: str, row: Any, *, expected: str = "text") -> str:

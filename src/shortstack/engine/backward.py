@@ -22,6 +22,7 @@ from shortstack.engine.forward import ForwardResult, finished
 from shortstack.engine.journal import Journal
 from shortstack.engine.losses import gradient_of
 
+Parts = Sequence[slice]  # windows whose gradients are wanted apart; they lie side by side, and some may be empty
 Result = TypeVar("Result")
 Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, and what came out with its graph
 
@@ -46,10 +47,14 @@ class Graphs:
         limit_bytes: the most that they may take.
         first: the first block whose graph is kept, where that is known beforehand.
         last: the block where the backward sweep ends.
+        parts: windows whose gradients are wanted apart.
     """
 
-    def __init__(self, limit_bytes: int = 0, *, first: int | None = None, last: int = 0) -> None:
+    def __init__(
+        self, limit_bytes: int = 0, *, first: int | None = None, last: int = 0, parts: Parts | None = None
+    ) -> None:
         self._limit = limit_bytes
+        self._parts = parts
         self._first = first
         self._last = last
         self._kept: dict[int, KeptBlock] = {}
@@ -67,10 +72,11 @@ class Graphs:
         if index < self._last or (self._first is not None and index < self._first):
             return False
         kept = KeptBlock(dict(block.named_parameters()), [])
-        batches = forwards(skeleton, block, index, given_WTD, ids_WT, onwards=index > self._last)
+        places = [place for part in batches_of(skeleton, ids_WT, self._parts) for place in part]
+        batches = forwards(skeleton, block, index, given_WTD, ids_WT, places, onwards=index > self._last)
         if self._first is None:
             forward, taken = _measured(lambda: next(batches), kept.parameters)
-            held = self._limit // max(1, taken * -(-len(ids_WT) // skeleton.rows_at_a_time(ids_WT)))
+            held = self._limit // max(1, taken * len(places))
             self._first = max(index, len(skeleton.blocks) - held)
             if self._first > index:
                 return False
@@ -85,17 +91,32 @@ class Graphs:
         return self._kept.pop(index, None)
 
 
+def batches_of(skeleton: Skeleton, ids_WT: torch.Tensor, parts: Parts | None = None) -> list[list[slice]]:
+    """Of each part, as many of its windows at a time as go through a block."""
+    rows = skeleton.rows_at_a_time(ids_WT)
+    return [
+        [slice(start, min(start + rows, part.stop)) for start in range(part.start, part.stop, rows)]
+        for part in parts or [slice(0, len(ids_WT))]
+    ]
+
+
 def forwards(
-    skeleton: Skeleton, block: nn.Module, index: int, given_WTD: torch.Tensor, ids_WT: torch.Tensor, *, onwards: bool
+    skeleton: Skeleton,
+    block: nn.Module,
+    index: int,
+    given_WTD: torch.Tensor,
+    ids_WT: torch.Tensor,
+    batches: Sequence[slice],
+    *,
+    onwards: bool,
 ) -> Iterator[Forward]:
-    """A block's forward with gradients, as many windows at a time as go through a block.
+    """A block's forward with gradients, some windows at a time.
 
     Args:
+        batches: which.
         onwards: the gradient of what goes in is wanted too, for the block before.
     """
-    rows = skeleton.rows_at_a_time(ids_WT)
-    for start in range(0, len(ids_WT), rows):
-        part = slice(start, start + rows)
+    for part in batches:
         hidden = given_WTD[part].detach().requires_grad_(onwards)
         call = skeleton.calls(ids_WT[part])[index]
         with torch.enable_grad():
@@ -119,7 +140,7 @@ def _measured(run: Callable[[], Result], parameters: dict[str, nn.Parameter]) ->
     return result, sum(found.values())
 
 
-# Called with (block index, its weights, their gradients).
+# Called with (block index, its weights, their gradients over a part of the windows), for each part in turn.
 OnGradients = Callable[[int, dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
 
 
@@ -131,6 +152,8 @@ def backward_sweep(
     *,
     loss_scale_W: torch.Tensor,
     on_gradients: OnGradients,
+    counted_WT: torch.Tensor | None = None,
+    parts: Parts | None = None,
     last: int = 0,
     release_inputs: bool = True,
     on_progress: Callable[[int], object] = lambda _: None,
@@ -143,7 +166,9 @@ def backward_sweep(
         forward: a forward sweep of the same windows with `keep_inputs`.
         loss_scale_W: the loss is the sum over windows of this times the window's summed NLL; gradients are complete
             sums over all windows before `on_gradients` sees them.
-        on_gradients: called once per block.
+        on_gradients: called once per block and part.
+        counted_WT: which tokens count in a window's NLL; by default all that are predicted.
+        parts: windows whose gradients are wanted apart; by default all are summed.
         last: the block where it ends.
         release_inputs: let the forward sweep's inputs go as they are used.
         on_progress: called with the number of block evaluations just done.
@@ -162,19 +187,24 @@ def backward_sweep(
             return  # done by the earlier run
         gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
     else:
-        gradient_WTD = skeleton.head.nll_gradient(last_WTD, ids_WT, loss_scale_W)
+        gradient_WTD = skeleton.head.nll_gradient(last_WTD, ids_WT, loss_scale_W, counted_WT)
     forward_state, forward_record = finished(forward)
-    rows = skeleton.rows_at_a_time(ids_WT)
+    batches = batches_of(skeleton, ids_WT, parts)
+    flat = [place for part in batches for place in part]
     order = range(start, last - 1, -1)
-    for index, named, parts in _forwards(skeleton, weights, forward.graphs, order, inputs, ids_WT, last):
-        for number, (hidden, result) in enumerate(parts):
-            part = slice(number * rows, (number + 1) * rows)
-            torch.autograd.backward(result, gradient_WTD[part])
-            if index > last:
-                gradient_WTD[part] = gradient_of(hidden)
-        gradients = _taken_gradients(named)
-        on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
-        del named, parts, hidden, result, gradients  # before the next block's take their place, not after
+    for index, named, computed in _forwards(skeleton, weights, forward.graphs, order, inputs, ids_WT, flat, last):
+        following = iter(computed)
+        for of_part in batches:
+            for place in of_part:
+                hidden, result = next(following)
+                torch.autograd.backward(result, gradient_WTD[place])
+                if index > last:
+                    gradient_WTD[place] = gradient_of(hidden)
+                del hidden, result
+            gradients = _taken_gradients(named)
+            on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
+            del gradients
+        del named, computed, following  # before the next block's take their place, not after
         if release_inputs:
             inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
         on_progress(3)
@@ -198,6 +228,7 @@ def _forwards(
     order: Sequence[int],
     inputs: list[torch.Tensor],
     ids_WT: torch.Tensor,
+    batches: Sequence[slice],
     last: int,
 ) -> Iterator[tuple[int, dict[str, nn.Parameter], Iterable[Forward]]]:
     """(block, its weights, per batch of windows what went in and what came out): kept where it was, else computed again."""
@@ -209,5 +240,5 @@ def _forwards(
         kept += 1
         yield index, known.parameters, known.parts
     for index, block in weights.each(order[kept:], gradients=True):
-        parts = forwards(skeleton, block, index, inputs[index], ids_WT, onwards=index > last)
+        parts = forwards(skeleton, block, index, inputs[index], ids_WT, batches, onwards=index > last)
         yield index, dict(block.named_parameters()), parts

@@ -23,8 +23,7 @@ from shortstack.engine.block_model import BlockCall, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
 from shortstack.engine.journal import SavedState
-from shortstack.engine.losses import Predictions
-from shortstack.runtime.devices import exact_place
+from shortstack.engine.losses import Predictions, cached_pieces, mean_nll
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
 if TYPE_CHECKING:
@@ -219,7 +218,12 @@ def embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
 
 
 def shown_nll(
-    skeleton: Skeleton, streams: Streams, ids_WT: torch.Tensor, members: Sequence[int], on_logits: OnLogits
+    skeleton: Skeleton,
+    streams: Streams,
+    ids_WT: torch.Tensor,
+    members: Sequence[int],
+    on_logits: OnLogits,
+    counted_WT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean NLL per predicted token of the base stream and of each candidate, [1 + S, W], float64, on the CPU.
 
@@ -227,16 +231,26 @@ def shown_nll(
     """
     windows_count, seq_len = ids_WT.shape
     sums_SW = torch.zeros(1 + len(members), windows_count, dtype=torch.float64)
-    for windows, tokens in skeleton.head.slices(ids_WT):
-        ids_BT, targets_BT = ids_WT[windows, tokens], ids_WT[windows, tokens.start + 1 : tokens.stop + 1]
-        dense = Predictions(skeleton.logits(streams.base[windows, tokens], ids_BT))
-        sums_SW[0, windows] += dense.summed_nll(targets_BT)
+
+    def add_nll(place: int, windows: slice, tokens: slice, predicted: Predictions) -> None:
+        following = slice(tokens.start + 1, tokens.stop + 1)
+        counted_BT = None if counted_WT is None else counted_WT[windows, following]
+        sums_SW[place, windows] += predicted.summed_nll(ids_WT[windows, following], counted_BT)
+
+    for slice_of in skeleton.head.slices(ids_WT):
+        ids_BT = ids_WT[slice_of]
+        dense_BTV = skeleton.logits(streams.base[slice_of], ids_BT)
+        pieces = list(cached_pieces(slice_of, dense_BTV.shape[-1], ids_WT.device))
+        dense = Predictions(dense_BTV).of_pieces(slice_of, pieces)
+        for piece, of_dense in zip(pieces, dense, strict=True):
+            add_nll(0, *piece, of_dense)
         for place, (index, hidden_WTD) in enumerate(zip(members, streams.candidates, strict=True), start=1):
-            without = Predictions(skeleton.logits(hidden_WTD[windows, tokens], ids_BT))
-            sums_SW[place, windows] += without.summed_nll(targets_BT)
-            on_logits(index, windows, tokens, dense, without)
+            without = Predictions(skeleton.logits(hidden_WTD[slice_of], ids_BT)).of_pieces(slice_of, pieces)
+            for piece, of_dense, of_without in zip(pieces, dense, without, strict=True):
+                add_nll(place, *piece, of_without)
+                on_logits(index, *piece, of_dense, of_without)
     return_free_memory()
-    return sums_SW / (seq_len - 1)
+    return sums_SW / (seq_len - 1 if counted_WT is None else counted_WT[:, 1:].sum(dim=1).cpu())
 
 
 def through_block(
@@ -326,12 +340,15 @@ def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, sto
     return parts
 
 
-def window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor) -> torch.Tensor:
-    """Mean NLL per predicted token, [S, W], float64, on the CPU."""
+def window_nll(
+    skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor, counted_WT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean NLL per predicted token that counts, [S, W], float64, on the CPU."""
     streams = len(streams_SWTD)
     nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(streams, 1))
     return_free_memory()
-    return exact_place(nll_RT).double().mean(dim=1).view(streams, -1).cpu()
+    counted_RT = None if counted_WT is None else counted_WT.repeat(streams, 1)
+    return mean_nll(nll_RT, counted_RT).view(streams, -1)
 
 
 def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:

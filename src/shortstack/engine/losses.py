@@ -5,7 +5,8 @@ Legend: B windows in a batch, T tokens, D hidden size, V vocabulary, R tokens of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,23 @@ if TYPE_CHECKING:
 # vocabulary, a slice is to stay in the cache.
 _LOGITS_BYTES = 31 << 20
 _SLICE = {"cpu": 5 << 19, "cuda": 1 << 27}
+_CACHED_LOGITS = 1 << 18  # numbers of a piece
 _NARROWER = 16  # columns
 _SMALL = 4 << 20  # numbers; up to here a second copy costs less than the passes in place
+
+
+Piece = tuple[slice, slice]  # which windows, and which of their tokens
+
+
+def cached_pieces(whole: Piece, vocabulary: int, device: torch.device) -> Iterator[Piece]:
+    """Pieces of windows and tokens whose logits stay in a CPU's cache while several things are made of them."""
+    windows, tokens = whole
+    most = max(1, _CACHED_LOGITS // vocabulary) if device.type == "cpu" else sys.maxsize
+    columns = min(tokens.stop - tokens.start, most)
+    rows = max(1, most // columns)
+    for row in range(windows.start, windows.stop, rows):
+        for start in range(tokens.start, tokens.stop, columns):
+            yield slice(row, min(row + rows, windows.stop)), slice(start, min(start + columns, tokens.stop))
 
 
 def losses_over(
@@ -73,14 +89,57 @@ class Predictions:
         """Probabilities, [B, T, V], in float32."""
         return self.log_probabilities.exp()
 
-    def summed_nll(self, targets_BT: torch.Tensor) -> torch.Tensor:
+    def of_pieces(self, whole: Piece, pieces: Sequence[Piece]) -> list[Predictions]:
+        """The same of pieces of these windows and tokens.
+
+        Args:
+            whole: which windows and tokens these are.
+            pieces: some of them.
+        """
+        rows, columns = (slice_of.start for slice_of in whole)
+        return [
+            Predictions(
+                self.logits_BTV[
+                    windows.start - rows : windows.stop - rows, tokens.start - columns : tokens.stop - columns
+                ]
+            )
+            for windows, tokens in pieces
+        ]
+
+    def summed_nll(self, targets_BT: torch.Tensor, counted_BT: torch.Tensor | None = None) -> torch.Tensor:
         """The summed negative log-likelihood of the tokens that follow the first ones of the slice, [B], float64, on the CPU.
 
         Args:
             targets_BT: what follows; as many of the slice's tokens as there are of these predict.
+            counted_BT: which of them count; all by default.
         """
         predicting = self.log_probabilities[:, : targets_BT.shape[1]]
-        return -exact_place(predicting.gather(-1, targets_BT[..., None])[..., 0]).double().sum(dim=1).cpu()
+        return -summed(predicting.gather(-1, targets_BT[..., None])[..., 0], counted_BT)
+
+
+def summed(values_BT: torch.Tensor, counted_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """The sum of each window's values, [B], float64, on the CPU.
+
+    Args:
+        values_BT: a number per token.
+        counted_BT: which of them count; all by default.
+    """
+    wide_BT = exact_place(values_BT).double()
+    if counted_BT is not None:
+        wide_BT = wide_BT.masked_fill(~counted_BT.to(wide_BT.device), 0.0)  # not times 0: a loss may be infinite
+    return wide_BT.sum(dim=1).cpu()
+
+
+def mean_nll(nll_BT: torch.Tensor, counted_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean over each window's predicted tokens, [B], float64, on the CPU.
+
+    Args:
+        nll_BT: negative log-likelihoods of tokens 1 to T-1.
+        counted_BT: which of all T tokens count, the first of them never; by default all that are predicted.
+    """
+    if counted_BT is None:
+        return exact_place(nll_BT).double().mean(dim=1).cpu()
+    return summed(nll_BT, counted_BT[:, 1:]) / counted_BT[:, 1:].sum(dim=1).cpu()
 
 
 def token_nll(logits_BTV: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -131,15 +190,29 @@ def head_nll(
     return losses_R.view(ids_BT.shape)[:, :-1].contiguous()
 
 
-def loss_scale(windows: int, seq_len: int, batch: int | None) -> torch.Tensor:
+def loss_scale(counted: Sequence[int], batch: int | None) -> torch.Tensor:
     """What each window's summed NLL is multiplied by, so that the gradient is the sum of those of the batches' means.
 
     Args:
+        counted: how many predicted tokens of each window count.
         batch: windows per batch, each with its own mean loss; None for one mean over all.
     """
-    size = batch or windows
-    sizes = [min(size, windows - start) for start in range(0, windows, size) for _ in range(min(size, windows - start))]
-    return torch.tensor([1.0 / (count * (seq_len - 1)) for count in sizes], dtype=torch.float64)
+    size = batch or len(counted)
+    batches = [counted[start : start + size] for start in range(0, len(counted), size)]
+    return torch.tensor([1.0 / sum(one) for one in batches for _ in one], dtype=torch.float64)
+
+
+def scaled_loss(nll_BT: torch.Tensor, scale_B: torch.Tensor, counted_BT: torch.Tensor | None = None) -> torch.Tensor:
+    """Sum over windows of scale * the window's summed loss, for autograd.
+
+    Args:
+        nll_BT: negative log-likelihoods of tokens 1 to T-1.
+        scale_B: a number per window.
+        counted_BT: which of all T tokens count; by default all that are predicted.
+    """
+    if counted_BT is not None:
+        nll_BT = nll_BT.masked_fill(~counted_BT[:, 1:], 0.0)
+    return (nll_BT.sum(dim=1) * scale_B.to(nll_BT)).sum()
 
 
 def _log_sum_exp_(logits_RV: torch.Tensor) -> torch.Tensor:
@@ -154,6 +227,7 @@ def head_gradient(
     bias_V: torch.Tensor | None,
     ids_BT: torch.Tensor,
     scale_B: torch.Tensor,
+    counted_BT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """d (sum over windows of scale * the window's summed loss) / d what goes into a linear head, [B, T, D].
 
@@ -164,6 +238,8 @@ def head_gradient(
     difference.scatter_add_(-1, ids_BT.roll(-1, dims=1)[..., None], difference.new_full((*ids_BT.shape, 1), -1.0))
     difference[:, -1] = 0  # the last position predicts nothing
     difference *= scale_B.to(difference)[:, None, None]
+    if counted_BT is not None:  # a position counts where the token that it predicts does
+        difference *= counted_BT.roll(-1, dims=1)[..., None]
     return (difference.to(weight_VD.dtype).flatten(0, 1) @ weight_VD).view_as(hidden_BTD)
 
 
@@ -196,7 +272,13 @@ class Head:
                 found.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
         return torch.cat(found)
 
-    def nll_gradient(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor, scale_B: torch.Tensor) -> torch.Tensor:
+    def nll_gradient(
+        self,
+        hidden_BTD: torch.Tensor,
+        ids_BT: torch.Tensor,
+        scale_B: torch.Tensor,
+        counted_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """d (sum over windows of scale * the window's summed loss) / d last hidden states, [B, T, D].
 
         Logits are made for as many windows at a time as 31 MiB hold.
@@ -206,13 +288,14 @@ class Head:
         for start in range(0, len(ids_BT), rows):
             part = slice(start, start + rows)
             hidden = hidden_BTD[part].detach().requires_grad_(True)
+            counted = None if counted_BT is None else counted_BT[part]
             if head is None:
                 nll = token_nll(self._skeleton.logits(hidden, ids_BT[part]), ids_BT[part])
-                torch.autograd.backward((nll.sum(dim=1) * scale_B[part].to(nll)).sum())
+                torch.autograd.backward(scaled_loss(nll, scale_B[part], counted))
             else:
                 normed = self._normed(head, hidden, ids_BT[part])
                 with torch.no_grad():
-                    outer = head_gradient(normed.detach(), head.weight, head.bias, ids_BT[part], scale_B[part])
+                    outer = head_gradient(normed.detach(), head.weight, head.bias, ids_BT[part], scale_B[part], counted)
                 torch.autograd.backward(normed, outer)
             gradient_BTD[part] = gradient_of(hidden)
         return gradient_BTD

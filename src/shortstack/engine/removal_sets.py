@@ -41,6 +41,7 @@ def nll_without(
     sets: Sequence[RemovalSet],
     side_by_side: SideBySide,
     on_progress: Callable[[int], object] = lambda _: None,
+    counted_WT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU.
 
@@ -49,6 +50,7 @@ def nll_without(
         sets: positions of the blocks to pass over; the empty set is the dense model. They are different.
         side_by_side: runs batches.
         on_progress: called with the number of block evaluations (one stream through one block) just done.
+        counted_WT: which tokens count; by default all that are predicted.
     """
     base_WTD = embedded(skeleton, ids_WT)
     streams_SWTD = base_WTD.new_empty((len(sets), *base_WTD.shape))
@@ -67,7 +69,7 @@ def nll_without(
         running = [stream for stream, belonging in enumerate(shared) if index not in belonging[0]]
         _through_block(skeleton, side_by_side, block, index, streams_SWTD, running, ids_WT)
         on_progress(len(running))
-    nll_SW = window_nll(skeleton, streams_SWTD, ids_WT)
+    nll_SW = window_nll(skeleton, streams_SWTD, ids_WT, counted_WT)
     found = {belonging[0]: nll_W for belonging, nll_W in zip(shared, nll_SW, strict=True)}
     return torch.stack([found[removed] for removed in sets])
 

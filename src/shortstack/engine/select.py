@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from shortstack.engine.backward import OnGradients
+    from shortstack.engine.backward import OnGradients, Parts
     from shortstack.engine.forward import ForwardResult, Hooks, OnWeights
     from shortstack.engine.gates import GateSetting
     from shortstack.engine.journal import Journal
@@ -72,6 +72,8 @@ class Engine(Protocol):
         hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,
+        counted_WT: torch.Tensor | None = None,
+        parts: Parts | None = None,
     ) -> ForwardResult:
         """Losses of the dense model, and with `branches` without each block."""
 
@@ -86,6 +88,8 @@ class Engine(Protocol):
         on_progress: Callable[[int], object],
         turn: int,
         journal: Journal,
+        counted_WT: torch.Tensor | None = None,
+        parts: Parts | None = None,
     ) -> None:
         """Gradients of every block's weights."""
 
@@ -94,6 +98,7 @@ class Engine(Protocol):
         ids_WT: torch.Tensor,
         sets: Sequence[RemovalSet],
         on_progress: Callable[[int], object] = lambda _: None,
+        counted_WT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W]."""
 

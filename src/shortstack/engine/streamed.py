@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.backward import Graphs, OnGradients, backward_sweep
+from shortstack.engine.backward import Graphs, OnGradients, Parts, backward_sweep
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import workers
@@ -100,6 +100,8 @@ class StreamedModel:
         hooks: Hooks = _NO_HOOKS,
         on_progress: Callable[[int], object] = lambda _: None,
         journal: Journal | None = None,
+        counted_WT: torch.Tensor | None = None,
+        parts: Parts | None = None,
     ) -> ForwardResult:
         """Run the base stream, and with `branches` one stream per skipped block, through all blocks.
 
@@ -111,6 +113,8 @@ class StreamedModel:
             hooks: called with what is there at a block.
             on_progress: called with the number of block evaluations (one stream through one block) just done.
             journal: where the state is saved, and where an earlier run's state is.
+            counted_WT: which tokens count in a window's loss; by default all that are predicted.
+            parts: windows whose gradients a backward sweep is to give apart.
         """
         depth, journal = len(self.blocks), journal or Journal(None)
         saved = journal.found()
@@ -118,7 +122,7 @@ class StreamedModel:
             state = ForwardState.restored(saved, ids_WT.device)
         else:
             state = ForwardState(Streams(embedded(self.skeleton, ids_WT)[None]), [] if keep_inputs else None)
-        graphs = self._graphs(ids_WT) if keep_graphs and keep_inputs and not branches else None
+        graphs = self._graphs(ids_WT, parts) if keep_graphs and keep_inputs and not branches else None
         groups = groups_of(self.candidates, self.group) if branches else [[]]
         with workers(self.device) as side_by_side:
             for number, members in enumerate(groups):
@@ -126,7 +130,7 @@ class StreamedModel:
                 if state.first >= following:  # done by an earlier run
                     continue
                 watched = () if number else self.candidates
-                group = _Group(state, ids_WT, following, hooks, watched, on_progress, journal)
+                group = _Group(state, ids_WT, counted_WT, following, hooks, watched, on_progress, journal)
                 state.streams.make_room(len(members))
                 run = functools.partial(through_block, self.skeleton, side_by_side, state.streams, ids_WT)
                 kept = run if graphs is None else functools.partial(group.run_or_keep, graphs, self.skeleton, run)
@@ -144,12 +148,13 @@ class StreamedModel:
         ids_WT: torch.Tensor,
         sets: Sequence[RemovalSet],
         on_progress: Callable[[int], object] = lambda _: None,
+        counted_WT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU."""
         found: dict[RemovalSet, torch.Tensor] = {}
         with workers(self.device) as side_by_side:
             for group in groups_that_fit(sets, self.group + 1):
-                nll_SW = nll_without(self.skeleton, self.weights, ids_WT, group, side_by_side, on_progress)
+                nll_SW = nll_without(self.skeleton, self.weights, ids_WT, group, side_by_side, on_progress, counted_WT)
                 found |= dict(zip(group, nll_SW, strict=True))
         return torch.stack([found[removed] for removed in sets])
 
@@ -177,27 +182,27 @@ class StreamedModel:
 
     def _losses(self, group: _Group, members: Sequence[int]) -> None:
         """What the streams that came through the last block say."""
-        skeleton, state, ids_WT = self.skeleton, group.state, group.ids_WT
+        skeleton, state, ids_WT, counted_WT = self.skeleton, group.state, group.ids_WT, group.counted_WT
         streams = state.streams
         if state.base_nll is None and state.inputs is not None:
             state.last_WTD = streams.base.clone()
         if members and group.hooks.on_logits is not None:
-            base_nll, *of_members = shown_nll(skeleton, streams, ids_WT, members, group.hooks.on_logits)
+            base_nll, *of_members = shown_nll(skeleton, streams, ids_WT, members, group.hooks.on_logits, counted_WT)
             state.base_nll = base_nll if state.base_nll is None else state.base_nll
             state.candidates += of_members
             return
         if state.base_nll is None and (members or state.inputs is None):  # before a backward sweep alone: no losses
-            state.base_nll = window_nll(skeleton, streams.base[None], ids_WT)[0]
+            state.base_nll = window_nll(skeleton, streams.base[None], ids_WT, counted_WT)[0]
         if members:
-            state.candidates += list(window_nll(skeleton, streams.candidates, ids_WT))
+            state.candidates += list(window_nll(skeleton, streams.candidates, ids_WT, counted_WT))
 
-    def _graphs(self, ids_WT: torch.Tensor) -> Graphs | None:
+    def _graphs(self, ids_WT: torch.Tensor, parts: Parts | None) -> Graphs | None:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""
         last = self.candidates[0]
         if self.memory == "resident":
-            return Graphs(self._graph_bytes, last=last) if self._graph_bytes > 0 else None
+            return Graphs(self._graph_bytes, last=last, parts=parts) if self._graph_bytes > 0 else None
         one_batch = len(ids_WT) <= self.skeleton.rows_at_a_time(ids_WT)
-        return Graphs(first=len(self.blocks) - 1, last=last) if one_batch else None
+        return Graphs(first=len(self.blocks) - 1, last=last, parts=parts) if one_batch else None
 
     def backward(
         self,
@@ -210,6 +215,8 @@ class StreamedModel:
         on_progress: Callable[[int], object],
         turn: int,
         journal: Journal,
+        counted_WT: torch.Tensor | None = None,
+        parts: Parts | None = None,
     ) -> None:
         """Gradients of every block's weights."""
         backward_sweep(
@@ -219,6 +226,8 @@ class StreamedModel:
             forward,
             loss_scale_W=loss_scale_W,
             on_gradients=on_gradients,
+            counted_WT=counted_WT,
+            parts=parts,
             last=self.candidates[0],
             release_inputs=release_inputs,
             on_progress=on_progress,
@@ -239,6 +248,7 @@ class _Group:
     Attributes:
         state: how far the sweep is.
         ids_WT: the windows.
+        counted_WT: which of their tokens count; None for all that are predicted.
         following: the block where the next group begins.
         hooks: called with what is there at a block.
         watched: the blocks whose hidden states are shown: in the first group alone, which the base stream goes all through.
@@ -248,6 +258,7 @@ class _Group:
 
     state: ForwardState
     ids_WT: torch.Tensor
+    counted_WT: torch.Tensor | None
     following: int
     hooks: Hooks
     watched: Collection[int]

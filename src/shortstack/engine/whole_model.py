@@ -16,16 +16,15 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.backward import OnGradients
+from shortstack.engine.backward import OnGradients, Parts
 from shortstack.engine.block_model import TOKENS_AT_A_TIME
 from shortstack.engine.bypass import Bypass
 from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
 from shortstack.engine.gates import GateSetting
 from shortstack.engine.journal import Journal
-from shortstack.engine.losses import Predictions, token_nll
+from shortstack.engine.losses import Predictions, mean_nll, scaled_loss, token_nll
 from shortstack.engine.removal_sets import RemovalSet
 from shortstack.engine.stopwatch import medians_of_runs, now
-from shortstack.runtime.devices import exact_place
 
 
 class WholeModel:
@@ -88,6 +87,8 @@ class WholeModel:
         hooks: Hooks,
         on_progress: Callable[[int], object],
         journal: Journal,
+        counted_WT: torch.Tensor | None = None,
+        parts: Parts | None = None,
     ) -> ForwardResult:
         """Losses of the dense model, and with `branches` without each block; a state is saved after each pass.
 
@@ -109,7 +110,8 @@ class WholeModel:
         on_progress(done // len(parts))
         for number, part in enumerate(parts):
             first = min(passes, max(0, done - number * passes))  # those of this part that an earlier run made
-            for place, nll_B in self._passes(ids_WT[part], part, skipped, first, hooks, states):
+            counted_BT = None if counted_WT is None else counted_WT[part]
+            for place, nll_B in self._passes(ids_WT[part], counted_BT, part, skipped, first, hooks, states):
                 nll_PW[place, part] = nll_B
                 now = number * passes + place + 1
                 on_progress(now // len(parts) - (now - 1) // len(parts))
@@ -128,13 +130,15 @@ class WholeModel:
         ids_WT: torch.Tensor,
         sets: Sequence[RemovalSet],
         on_progress: Callable[[int], object] = lambda _: None,
+        counted_WT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU."""
         nll_SW = torch.zeros(len(sets), len(ids_WT), dtype=torch.float64)
         for place, removed in enumerate(sets):
             with self._bypass.over(sorted(removed), run=not removed.isdisjoint(self._unremovable)):
                 for part in self._parts(ids_WT):
-                    nll_SW[place, part] = _mean_nll(Predictions(self._logits(ids_WT[part])), ids_WT[part])
+                    counted_BT = None if counted_WT is None else counted_WT[part]
+                    nll_SW[place, part] = _mean_nll(Predictions(self._logits(ids_WT[part])), ids_WT[part], counted_BT)
             on_progress(len(self.blocks) - len(removed))
         return nll_SW
 
@@ -189,6 +193,7 @@ class WholeModel:
     def _passes(
         self,
         ids_BT: torch.Tensor,
+        counted_BT: torch.Tensor | None,
         windows: slice,
         skipped: Sequence[int],
         first: int,
@@ -206,7 +211,7 @@ class WholeModel:
                     watching.enter_context(self._watched(range(len(self.blocks)), ids_BT, states.keep))
                 dense = Predictions(self._logits(ids_BT))
         if first == 0 and dense is not None:
-            yield 0, _mean_nll(dense, ids_BT, shown=on_logits is not None)
+            yield 0, _mean_nll(dense, ids_BT, counted_BT, shown=on_logits is not None)
         for place, index in enumerate(skipped, start=1):
             if place < first:
                 continue
@@ -214,7 +219,7 @@ class WholeModel:
                 without = Predictions(self._logits(ids_BT))
             if on_logits is not None and dense is not None:
                 on_logits(index, windows, slice(0, ids_BT.shape[1]), dense, without)
-            yield place, _mean_nll(without, ids_BT, shown=on_logits is not None)
+            yield place, _mean_nll(without, ids_BT, counted_BT, shown=on_logits is not None)
 
     @contextlib.contextmanager
     def _watched(
@@ -253,27 +258,36 @@ class WholeModel:
         on_progress: Callable[[int], object],
         turn: int,
         journal: Journal,
+        counted_WT: torch.Tensor | None = None,
+        parts: Parts | None = None,
     ) -> None:
         """Gradients of every block's weights, summed over all windows before `on_gradients` sees them.
 
         Args:
             loss_scale_W: the loss is the sum over windows of this times the window's summed NLL.
-            on_gradients: called once per block.
+            on_gradients: called once per block and part.
+            counted_WT: which tokens count in a window's NLL; by default all that are predicted.
+            parts: windows whose gradients are wanted apart: the model's own of all parts are then held together.
         """
         parameters = [parameter for block in self.blocks for parameter in block.parameters()]
         for parameter in parameters:
             parameter.requires_grad_(parameter.is_floating_point())
             parameter.grad = None
-        for part in self._parts(ids_WT):
-            nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
-            torch.autograd.backward((nll.sum(dim=1) * loss_scale_W[part].to(nll)).sum())
+        of_parts: list[dict[nn.Parameter, torch.Tensor]] = []
+        for whole in parts or [slice(0, len(ids_WT))]:
+            for part in self._parts(ids_WT[whole], whole.start):
+                nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
+                counted_BT = None if counted_WT is None else counted_WT[part]
+                torch.autograd.backward(scaled_loss(nll, loss_scale_W[part], counted_BT))
+            of_parts.append({one: one.grad for one in parameters if one.grad is not None})
+            for parameter in parameters:
+                parameter.grad = None
         for index, block in enumerate(self.blocks):
             named = dict(block.named_parameters())  # blocks may share some: their gradients stay for the next one
-            gradients = {name: parameter.grad for name, parameter in named.items() if parameter.grad is not None}
-            on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
+            for gradients in of_parts:
+                own = {name: gradients[parameter] for name, parameter in named.items() if parameter in gradients}
+                on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, own)
             on_progress(3)
-        for parameter in parameters:
-            parameter.grad = None
 
     def close(self) -> None:
         """Nothing is open."""
@@ -283,9 +297,10 @@ class WholeModel:
         logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits[:, -ids_BT.shape[1] :]
         return logits
 
-    def _parts(self, ids_WT: torch.Tensor) -> list[slice]:
-        rows = max(1, self.tokens // ids_WT.shape[1])
-        return [slice(start, min(start + rows, len(ids_WT))) for start in range(0, len(ids_WT), rows)]
+    def _parts(self, ids_WT: torch.Tensor, first: int = 0) -> list[slice]:
+        """Windows that go through the model together, where these begin at the window `first`."""
+        rows, stop = max(1, self.tokens // ids_WT.shape[1]), first + len(ids_WT)
+        return [slice(start, min(start + rows, stop)) for start in range(first, stop, rows)]
 
 
 def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -299,15 +314,20 @@ def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
     return hidden[:, -tokens:].flatten(2)
 
 
-def _mean_nll(predictions: Predictions, ids_BT: torch.Tensor, *, shown: bool = False) -> torch.Tensor:
+def _mean_nll(
+    predictions: Predictions, ids_BT: torch.Tensor, counted_BT: torch.Tensor | None, *, shown: bool = False
+) -> torch.Tensor:
     """Mean NLL per predicted token of each window, float64, on the CPU.
 
     Args:
+        counted_BT: which tokens count; None for all that are predicted.
         shown: the logits are shown to criteria too: they stay as they are.
     """
-    if shown:
+    if not shown:
+        return mean_nll(token_nll(predictions.logits_BTV, ids_BT), counted_BT)
+    if counted_BT is None:
         return predictions.summed_nll(ids_BT[:, 1:]) / (ids_BT.shape[1] - 1)
-    return exact_place(token_nll(predictions.logits_BTV, ids_BT)).double().mean(dim=1).cpu()
+    return predictions.summed_nll(ids_BT[:, 1:], counted_BT[:, 1:]) / counted_BT[:, 1:].sum(dim=1).cpu()
 
 
 class _States:

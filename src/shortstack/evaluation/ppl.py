@@ -18,7 +18,8 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_fields import nested
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import check_windows, marked_windows
+from shortstack.data.calibration import check_windows
+from shortstack.data.marks import marked_windows
 from shortstack.data.ppl_datasets import LOCAL_COPIES, evaluation_texts, text_names
 from shortstack.data.preview import preview
 from shortstack.data.sources import Corpus

@@ -35,7 +35,7 @@ def close_scores(
     """
     scores, windows = chosen.by_block(), int(ranking.calibration.get("samples") or 0)
     left = [block for block in order if block not in removed]
-    if scores is None or chosen.stderr is None or not removed or not left:
+    if scores is None or chosen.stderr is None or not removed or not left:  # also where the worst of sources decides
         return ""
     errors = dict(zip(chosen.blocks, chosen.stderr, strict=True))
     last = max(removed, key=lambda block: (scores[block], block))
@@ -57,7 +57,7 @@ def close_scores(
 def _more_windows(source: str, ranking: Scores, chosen: CriterionScores, removed: int, choice: BlockChoice) -> str:
     """The command that scores again with more windows: by perplexity, with as many as it takes."""
     calibration, more = dict(ranking.calibration), ""
-    if chosen.dense_ppl is not None and 2 * calibration["samples"] <= _MOST_SAMPLES:
+    if chosen.dense_ppl is not None and not calibration.get("sources") and 2 * calibration["samples"] <= _MOST_SAMPLES:
         more = f" --until stable --remove {removed}" + {None: "", True: " --plus", False: " --no-plus"}[choice.plus]
     else:
         calibration["samples"] *= _MORE

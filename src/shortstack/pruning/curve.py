@@ -16,6 +16,7 @@ from shortstack.common.formatting import counted
 from shortstack.common.options import stage
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.pruning.objective import parse_objective
 from shortstack.pruning.options import CurveOptions
 from shortstack.pruning.selection import parse_selection
 from shortstack.pruning.set_search import Judged, SetSearch, opened, opened_search
@@ -59,11 +60,15 @@ def curve(
     selection = parse_selection(choice.selection)
     if selection.kind == "evolution":
         raise UsageError("--selection evolution: a search for one size", hint="--selection greedy, or beam:4")
+    objective = parse_objective(choice.objective)
     checkpoint, progress, leads = opened(model, out, options)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     most = _most(checkpoint, len(protected), choice.most)
     with resumable_file(out, leads=leads) as work:
-        with opened_search(checkpoint, calibration, selection, protected, work, options, progress) as (sets, why):
+        with opened_search(checkpoint, calibration, selection, protected, work, options, progress, objective) as (
+            sets,
+            why,
+        ):
             if note:
                 progress.say(note)
             dense_ppl, judged = sets.judged({str(len(one)): one for one in _sets(sets, most)})
@@ -79,7 +84,7 @@ def curve(
 def _point(checkpoint: Checkpoint, judged: Judged) -> CurvePoint:
     sizes = dict(zip(checkpoint.original_blocks, checkpoint.block_parameters(), strict=True))
     left = checkpoint.parameters() - sum(sizes[block] for block in judged.removed)
-    return CurvePoint(judged.removed, left, judged.ppl, judged.increase, judged.stderr)
+    return CurvePoint(judged.removed, left, judged.ppl, judged.increase, judged.stderr, judged.sources)
 
 
 def _most(checkpoint: Checkpoint, protected: int, asked: int | None) -> int:

@@ -17,7 +17,7 @@ AMOUNTS = ("remove", "ratio", "params", "bytes", "ppl_ceiling", "speedup")  # op
 
 @dataclass(frozen=True)
 class Budget(Options):
-    """How much to remove: one of these amounts; and which blocks stay in any case.
+    """How much to remove: one of these amounts; which blocks stay in any case, and what a set is chosen for.
 
     Attributes:
         remove: The number of blocks to remove.
@@ -30,6 +30,8 @@ class Budget(Options):
             takes in each block, and in embeddings and head, is measured first, in a few seconds.
         plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
             10 blocks.
+        objective: What the set is chosen for, where the text has named sources: their `mean`, the source that is hit
+            `worst` beside its dense loss, or weights such as `general=2,code=1`.
     """
 
     # What one of them, chosen by hand, takes the place of in a recipe.
@@ -44,6 +46,7 @@ class Budget(Options):
     ppl_ceiling: Amount | None = None
     speedup: float | None = None
     plus: bool | None = None
+    objective: str | None = None
 
     @property
     def amounts(self) -> dict[str, int | float | str]:
@@ -66,7 +69,7 @@ class BlockChoice(Budget):
     """
 
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "blocks": ("scores", "criterion", *AMOUNTS, "plus", "strategy"),
+        "blocks": ("scores", "criterion", *AMOUNTS, "plus", "strategy", "objective"),
         **{name: (*others, "blocks") for name, others in Budget.REPLACES.items()},
     }
 
@@ -104,11 +107,14 @@ class CurveOptions(Options):
         most: The most blocks to remove. By default it is half of those that may be removed.
         plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
             10 blocks.
+        objective: What sets are chosen for, where the text has named sources: their `mean`, the source that is hit
+            `worst` beside its dense loss, or weights such as `general=2,code=1`.
     """
 
     selection: str = "greedy"
     most: int | None = None
     plus: bool | None = None
+    objective: str | None = None
 
 
 @dataclass(frozen=True)

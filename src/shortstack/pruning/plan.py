@@ -22,6 +22,7 @@ from shortstack.families.open_model import open_model
 from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
 from shortstack.pruning.budget import amount_to_remove, check_one_amount, sizes_of
 from shortstack.pruning.close_scores import close_scores
+from shortstack.pruning.objective import AddedCosts, parse_objective
 from shortstack.pruning.options import BlockChoice
 from shortstack.runtime.atomic_output import check_writable_file, write_json
 
@@ -91,7 +92,9 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         if scores is not None or amounts:
             extra = "--scores" if scores is not None else next(iter(amounts))
             raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
-        refuse_idle(choice, ["criterion", "plus", "strategy"], "with --blocks, which is taken as it stands")
+        refuse_idle(
+            choice, ["criterion", "plus", "strategy", "objective"], "with --blocks, which is taken as it stands"
+        )
         return planned(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
         raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
@@ -108,8 +111,10 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
 def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) -> PlannedCut:
     """The plan by scores."""
     ranking.check_belongs_to(checkpoint)
-    chosen = ranking.criterion(choice.criterion)
+    objective = parse_objective(choice.objective)
+    costs = AddedCosts(ranking.criterion(choice.criterion), objective)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
+    chosen = costs.chosen(protected)
     order = [index for index in chosen.order if index not in protected]
     seconds = block_seconds(checkpoint) if choice.speedup is not None else NOT_TIMED
     places = [checkpoint.position_of(index) for index in order]
@@ -119,7 +124,7 @@ def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) ->
         raise too_many(wanted, limit, checkpoint, protected, chosen.order)
     _check_run(chosen, wanted, choice)
     if choice.strategy == "contiguous":
-        removed = _cheapest_run(checkpoint, protected, chosen, wanted)
+        removed = _cheapest_run(checkpoint, protected, costs, wanted)
         notes = [note]
     else:
         removed, passed_by = first_that_may_go(checkpoint, order, wanted)
@@ -131,10 +136,21 @@ def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) ->
             f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion says"
         )
     note = "\n".join(filter(None, notes))
-    why = {"strategy": choice.strategy, "plus": bool(protected), "scores": ranking.provenance(chosen.name)}
+    why = _why(ranking, costs, removed, bool(protected), choice)
     if seconds is not NOT_TIMED:
         why["speedup"] = seconds.told([checkpoint.position_of(index) for index in removed])
     return planned(checkpoint, tuple(sorted(removed)), protected=protected, criterion=chosen.name, why=why, note=note)
+
+
+def _why(ranking: Scores, costs: AddedCosts, removed: Sequence[int], plus: bool, choice: BlockChoice) -> dict[str, Any]:
+    """What a plan says of how its blocks were chosen."""
+    found = costs.found
+    why: dict[str, Any] = {"strategy": choice.strategy, "plus": plus, "scores": ranking.provenance(found.name)}
+    why |= {"objective": choice.objective} if choice.objective is not None else {}
+    if found.sources:
+        pays = costs.by_source(sorted(removed)[: 1 if found.run > 1 else None])
+        why["sources"] = {"is_loss": found.dense_ppl is not None, "added_up": pays}
+    return why
 
 
 def too_many(
@@ -198,9 +214,8 @@ def _check_run(chosen: CriterionScores, wanted: int, choice: BlockChoice) -> Non
         )
 
 
-def _cheapest_run(
-    checkpoint: Checkpoint, protected: Sequence[int], chosen: CriterionScores, wanted: int
-) -> tuple[int, ...]:
+def _cheapest_run(checkpoint: Checkpoint, protected: Sequence[int], costs: AddedCosts, wanted: int) -> tuple[int, ...]:
+    chosen = costs.found
     scores = chosen.by_block()
     if scores is None:
         raise ShortstackError(
@@ -217,7 +232,7 @@ def _cheapest_run(
             f"no run of {wanted} adjacent blocks avoids those that are protected or not scored ({ranges(kept)})",
             hint="--no-plus, or remove fewer",
         )
-    for run in sorted(free, key=lambda run: (sum(scores[index] for index in of_run[run]), run)):
+    for run in sorted(free, key=lambda run: (costs.cost(of_run[run]), run)):
         if _reason_against(checkpoint, run) is None:
             return run
     raise ShortstackError(

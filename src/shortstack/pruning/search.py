@@ -14,10 +14,11 @@ from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationOptions, check_enough
-from shortstack.data.preview import preview
+from shortstack.data.calibration import CalibrationOptions
+from shortstack.data.named_sources import preview_calibration
 from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
 from shortstack.pruning.budget import amount_to_remove, ceiling_nll, check_one_amount, sizes_of
+from shortstack.pruning.objective import parse_objective
 from shortstack.pruning.options import Budget, SearchOptions
 from shortstack.pruning.plan import PlannedCut, planned, too_many
 from shortstack.pruning.selection import parse_selection
@@ -71,6 +72,7 @@ def check_choice(choice: SearchOptions) -> None:
         UsageError: no such selection, or not one amount.
     """
     parse_selection(choice.selection)
+    parse_objective(choice.objective)
     check_one_amount(choice)
     if choice.ppl_ceiling is not None:
         ceiling_nll(choice.ppl_ceiling, 0.0)
@@ -89,9 +91,12 @@ def searched(
     Args:
         work: where losses are kept, so that a search that was killed resumes; None keeps them nowhere.
     """
-    selection = parse_selection(choice.selection)
+    selection, objective = parse_selection(choice.selection), parse_objective(choice.objective)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
-    with opened_search(checkpoint, calibration, selection, protected, work, options, progress) as (sets, why):
+    with opened_search(checkpoint, calibration, selection, protected, work, options, progress, objective) as (
+        sets,
+        why,
+    ):
         return _found(sets, choice, protected, note, why)
 
 
@@ -154,10 +159,11 @@ def check_search(values: Mapping[str, Any]) -> list[str]:
         ShortstackError: an unknown selection, a text that cannot be used, or windows longer than the model takes.
     """
     parse_selection(values.get("selection", _SEARCH.selection))
+    parse_objective(values.get("objective"))
     given = {one.name: values[one.name] for one in fields(_CALIBRATION) if one.name in values}
     calibration = replace(_CALIBRATION, **given)
     both = replace(calibration, samples=2 * calibration.samples)
-    notes = preview(both.data, "calibration", lambda: check_enough(both))
+    notes = preview_calibration(both)
     model: Forecast | None = values.get("model")
     if model is not None:
         model.check_positions("seq_len", calibration.seq_len)

@@ -6,7 +6,6 @@ Legend: S sets, W windows.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,23 +17,27 @@ from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.drop_blocks import reason_against
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import named_blocks, parse_size, ranges
-from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationOptions, check_windows
+from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows
 from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.budget import ceiling_nll
+from shortstack.pruning.objective import Objective
 from shortstack.pruning.plan import first_that_may_go
 from shortstack.pruning.selection import Selection
+from shortstack.pruning.source_costs import judged_change, objective_costs
 from shortstack.runtime.atomic_output import check_writable_file
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.scoring.options import ScoreOptions
 from shortstack.scoring.score import calibration_windows
+from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
+    import torch
+
     from shortstack.engine.removal_sets import RemovalSet
     from shortstack.engine.select import Engine
     from shortstack.scoring.search.beam import Ranked
@@ -51,6 +54,7 @@ class Judged:
         ppl: perplexity without them.
         increase: how much larger than the dense model's it is, as a share of that.
         stderr: standard error of the increase, over windows, paired; None for a single window.
+        sources: the same (`ppl`, `increase`, `stderr`) of each named source.
     """
 
     by: str
@@ -58,10 +62,11 @@ class Judged:
     ppl: float
     increase: float
     stderr: float | None
+    sources: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON form."""
-        return {**vars(self), "removed": list(self.removed)}
+        return {**vars(self), "removed": list(self.removed), "sources": dict(self.sources)}
 
 
 @dataclass
@@ -71,6 +76,7 @@ class SetSearch:
     Attributes:
         free: positions of the blocks that may go.
         choosing, judging: measure sets, on the windows that choose and on the others.
+        objective: what sets are chosen for, where the text has named sources; None for the loss over all tokens.
         refused: sets that cannot go exactly, and why.
         told: the best sets of steps that were told of: a step that is taken again is not.
     """
@@ -81,6 +87,7 @@ class SetSearch:
     choosing: MeasuredSets
     judging: MeasuredSets
     progress: Progress
+    objective: Objective | None = None
     refused: dict[RemovalSet, str] = field(default_factory=dict)
     told: set[RemovalSet] = field(default_factory=set)
 
@@ -92,13 +99,24 @@ class SetSearch:
         ]
 
     def costs(self, sets: Collection[RemovalSet]) -> list[float]:
-        """Mean NLL without each set on the windows that choose."""
-        found: list[float] = self.choosing.nll(sets).mean(dim=1).tolist()
+        """What each set costs on the windows that choose: the mean NLL without it, or the objective's value."""
+        found: list[float] = self._cost(sets).tolist()
         return found
+
+    def _cost(self, sets: Collection[RemovalSet], windows: int | None = None) -> torch.Tensor:
+        """The same on the first so many windows, [S]."""
+        nll_SW = self.choosing.nll(sets, windows)
+        if self.objective is None:
+            return self.choosing.means(nll_SW)
+        return objective_costs(self.objective, self.choosing, nll_SW, self.choosing.nll([frozenset()], windows))
+
+    def _mean_nll(self, removed: RemovalSet) -> float:
+        return float(self.choosing.means(self.choosing.nll([removed]))[0])
 
     def added_up(self, removed: RemovalSet) -> float:
         """What the perplexity would grow by, as a share, if each block of a set cost what it costs alone."""
-        dense, *alone = self.costs([frozenset(), *(frozenset({place}) for place in sorted(removed))])
+        nll_SW = self.choosing.nll([frozenset(), *(frozenset({place}) for place in sorted(removed))])
+        dense, *alone = self.choosing.means(nll_SW).tolist()
         return math.expm1(sum(alone) - len(alone) * dense)
 
     def one_shot(self, wanted: int) -> RemovalSet:
@@ -140,14 +158,14 @@ class SetSearch:
         Raises:
             ShortstackError: no set keeps it.
         """
-        dense = self.costs([frozenset()])[0]
+        dense = self._mean_nll(frozenset())
         most_nll, found, least = ceiling_nll(ceiling, dense), 0, None
         for size in range(1, limit + 1):
             try:
                 chosen = self.ranked(size)[0]
             except ShortstackError:  # of this size none can go; of a larger one some may
                 continue
-            cost = self.costs([chosen])[0]
+            cost = self._mean_nll(chosen)
             least = least or f"; without {named_blocks(self.blocks(chosen))} it is {perplexity(cost):.4g}"
             if cost > most_nll:
                 break
@@ -165,7 +183,7 @@ class SetSearch:
         from shortstack.scoring.search.beam import beam
 
         return beam(
-            lambda sets: self.choosing.nll(sets).mean(dim=1),
+            self._cost,
             self.free,
             most,
             width=self.selection.width,
@@ -178,11 +196,9 @@ class SetSearch:
         dense_W, *nll_SW = self.judging.nll([frozenset(), *sets.values()])
         found = []
         for (name, removed), nll_W in zip(sets.items(), nll_SW, strict=True):
-            change_W, windows = nll_W - dense_W, len(nll_W)
-            ratio = math.exp(float(change_W.mean()))
-            error = ratio * float(change_W.std(correction=1)) / math.sqrt(windows) if windows > 1 else None
-            found.append(Judged(name, self.blocks(removed), perplexity(float(nll_W.mean())), ratio - 1, error))
-        return perplexity(float(dense_W.mean())), found
+            whole, sources = judged_change(self.judging, nll_W, dense_W)
+            found.append(Judged(name, self.blocks(removed), **whole, sources=sources))
+        return perplexity(float(self.judging.means(dense_W[None])[0])), found
 
     def say_refused(self) -> None:
         """How many sets were passed by, and why."""
@@ -213,12 +229,10 @@ class SetSearch:
         from shortstack.scoring.search.evolution import Evolution, evolve
 
         def say(number: int, best: RemovalSet, cost: float) -> None:
-            self.progress.say(
-                f"generation {number + 1}: {ranges(self.blocks(best))}, perplexity {perplexity(cost):.4g}"
-            )
+            self.progress.say(f"generation {number + 1}: {ranges(self.blocks(best))}, {self._cost_text(cost)}")
 
         return evolve(
-            lambda sets, windows: self.choosing.nll(sets, windows).mean(dim=1),
+            self._cost,
             self.one_shot(wanted),
             self.free,
             self.choosing.windows,
@@ -231,7 +245,12 @@ class SetSearch:
         if ranked.sets and ranked.sets[0] not in self.told:
             self.told.add(ranked.sets[0])
             gone = self.blocks(ranked.sets[0])
-            self.progress.say(f"without {named_blocks(gone)}: perplexity {perplexity(ranked.costs[0]):.4g}")
+            self.progress.say(f"without {named_blocks(gone)}: {self._cost_text(ranked.costs[0])}")
+
+    def _cost_text(self, cost: float) -> str:
+        if self.objective is None:
+            return f"perplexity {perplexity(cost):.4g}"
+        return f"{self.objective.text} of what is added: {cost:.4g}"
 
     def _reason_against(self, removed: RemovalSet) -> str | None:
         kept = [place for place in range(self.checkpoint.depth) if place not in removed]
@@ -278,6 +297,7 @@ def opened_search(
     work: Path | None,
     options: ScoreOptions,
     progress: Progress,
+    objective: Objective | None = None,
 ) -> Iterator[tuple[SetSearch, dict[str, Any]]]:
     """A search on a model, and what a record says of it.
 
@@ -297,11 +317,14 @@ def opened_search(
     drawn = calibration_windows(
         checkpoint,
         replace(calibration, samples=2 * calibration.samples),
-        trust_remote_code=options.trust_remote_code,
+        options=options,
         progress=progress,
     )
     check_windows(checkpoint, drawn.windows)
-    half = len(drawn.windows) // 2
+    first, second = drawn.halves()
+    if objective is not None:
+        objective.check(list(first.places))
+    half = len(first.windows)
     own, place = process.part(half), process.own_device(pick_device(options.device))
     stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
     how = EngineOptions(
@@ -314,23 +337,25 @@ def opened_search(
     )
     settings = {"dtype": str(how.dtype).removeprefix("torch."), "device": str(place)}
 
-    def measured(engine: Engine, windows: Sequence[Sequence[int]], what: str, work: Path | None) -> MeasuredSets:
+    def measured(engine: Engine, drawn: CalibrationSet, what: str, work: Path | None) -> MeasuredSets:
+        text = SharedWindows(drawn.windows, process, drawn.places, drawn.counted)
         key = {
             "fingerprint": checkpoint.fingerprint,
-            "windows": hashlib.sha256(json_text(windows).encode()).hexdigest(),
+            "windows": text.sha256,
             **settings,
             "versions": versions(),
         }
         file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
-        return MeasuredSets(engine, windows_tensor(windows[own], place), len(windows), process, file, key)
+        return MeasuredSets(engine, windows_tensor(text.own, place), half, process, file, key, text)
 
-    why = {"plus": bool(protected), "calibration": drawn.first(half).record, "settings": settings}
+    why = {"plus": bool(protected), "calibration": first.record, "settings": settings}
+    why |= {"objective": objective.text} if objective is not None else {}
     free = [place for place, block in enumerate(checkpoint.original_blocks) if block not in protected]
     with contextlib.ExitStack() as using:
-        engine = using.enter_context(contextlib.closing(choose_engine(checkpoint, drawn.windows[:half][own], how)))
+        engine = using.enter_context(contextlib.closing(choose_engine(checkpoint, first.windows[own], how)))
         settings["memory"] = engine.memory
         using.enter_context(together(process))
         settings["linear"] = using.enter_context(computing(how.dtype, place, options.cpu_kernels))
-        choosing = measured(engine, drawn.windows[:half], "choosing", work)
-        judging = measured(engine, drawn.windows[half:], "judging", work)
-        yield SetSearch(checkpoint, selection, free, choosing, judging, progress), why
+        choosing = measured(engine, first, "choosing", work)
+        judging = measured(engine, second, "judging", work)
+        yield SetSearch(checkpoint, selection, free, choosing, judging, progress, objective), why

@@ -226,7 +226,7 @@ def _windows(
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     windows = draw_windows(
         corpus, tokenizer, samples=calibration.samples, seq_len=seq_len, seed=calibration.seed,
-        sampling=calibration.sampling, chat_template=calibration.chat_template,
+        sampling=calibration.sampling, chat_template=calibration.chat_template, count_prompts=True,
     )  # fmt: skip
     check_windows(checkpoint, windows.windows)
     return windows if tokenizer is None else windows.read_by(checkpoint.tokenizer)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.scores import CriterionScores
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.engine.select import EngineOptions, with_less_memory
 from shortstack.errors import ShortstackError
@@ -35,6 +33,9 @@ from shortstack.scoring.criteria import (
     scored_parameters,
 )
 from shortstack.scoring.early_stopping import Rounds, Stability
+from shortstack.scoring.shared_windows import SharedWindows
+from shortstack.scoring.source_gradients import SourceGradients
+from shortstack.scoring.swept import token_weights
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ class ScoringRun:
 
     Attributes:
         checkpoint: what is scored.
-        windows: of all processes; None where every criterion needs weights alone.
+        windows: what processes share; None where every criterion needs weights alone.
         requested: the criteria.
         work_folder: where the state of the run is saved; None saves nothing.
         save_every: at least this many seconds between two saved states.
@@ -66,7 +67,7 @@ class ScoringRun:
     """
 
     checkpoint: Checkpoint
-    windows: Sequence[Sequence[int]] | None
+    windows: SharedWindows | None
     requested: Sequence[RequestedCriterion]
     progress: Progress
     work_folder: Path | None = None
@@ -105,7 +106,7 @@ class ScoringRun:
                         f"{self.checkpoint.source}: out of memory on {place}, in one of {self.process.world} processes",
                         hint="--memory streamed, a smaller --seq-len, or fewer processes",
                     ) from None
-                less = with_less_memory(trying, self.engine, len(self.windows[0]) if self.windows else 1)
+                less = with_less_memory(trying, self.engine, self.windows.seq_len if self.windows else 1)
             if less is None:
                 raise ShortstackError(
                     f"{self.checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
@@ -125,9 +126,8 @@ class ScoringRun:
         self.engine = None
         windows = self.windows
         if windows is not None:
-            windows = windows if self.rounds is None else windows[: self.rounds.size]
-            windows = windows[self.process.part(len(windows))]
-        self.engine = engine = choose_engine(self.checkpoint, windows, options)
+            windows = windows if self.rounds is None else windows.some(slice(self.rounds.size))
+        self.engine = engine = choose_engine(self.checkpoint, windows.own if windows else None, options)
         self.settings = {
             "dtype": str(options.dtype).removeprefix("torch."),
             "device": str(options.device),
@@ -138,20 +138,23 @@ class ScoringRun:
             "versions": versions(),
         }
         self._criteria = [asked.start() for asked in self.requested]
+        for criterion, asked in zip(self._criteria, self.requested, strict=True):
+            if "gradients" in asked.needs:
+                criterion.of_sources = {source: asked.start() for source in self._sources}
         self._scored = {index: scored_parameters(engine.blocks[index]) for index in engine.candidates}
         with contextlib.closing(engine), computing(options.dtype, options.device, self.kernels) as linear:
             self.settings["linear"] = linear
-            key = self._key(engine, windows if self.rounds is None else self.windows)
+            key = self._key(engine)
             self._say_what_becomes_of_state(key)
             yield engine, Journal(self.work_folder, key, self.save_every)
 
-    def _key(self, engine: Engine, windows: Sequence[Sequence[int]] | None) -> dict[str, Any]:
+    def _key(self, engine: Engine) -> dict[str, Any]:
         """All that makes the scores to the last bit: a saved state with another key is not used."""
         from shortstack.engine.cpu import usable_threads
 
         return {
             "fingerprint": self.checkpoint.fingerprint,
-            "windows": hashlib.sha256(json_text(windows).encode()).hexdigest(),
+            "windows": self.windows.sha256 if self.windows else None,
             "criteria": [asked.name for asked in self.requested],
             **{name: value for name, value in self.settings.items() if name != "memory"},
             "group": engine.group,
@@ -179,18 +182,19 @@ class ScoringRun:
     def _sweep(self, engine: Engine, journal: Journal) -> None:
         from shortstack.engine.forward import windows_tensor
 
-        journal.extra = lambda: {criterion.name: criterion.kept for criterion in self._criteria}
+        keeping = self._keeping()
+        journal.extra = lambda: [criterion.kept for criterion in keeping]
         saved = journal.found()
         if saved is not None:
-            for criterion in self._criteria:
-                kept = saved.record["extra"].get(criterion.name, {})
+            for criterion, kept in zip(keeping, saved.record["extra"], strict=True):
                 criterion.kept = {int(index): value for index, value in kept.items()}
         if self.windows is None:
             with self.progress.bar("weights", len(engine.blocks)) as advance:
                 engine.weights_only(self._hooks(None).on_weights or (lambda *_: None), advance)
-            self._finish(engine, None, 0)
+            self._finish(engine, None, None)
             return
-        ids_WT = windows_tensor(self.windows[self.process.part(len(self.windows))], engine.device)
+        ids_WT = windows_tensor(self.windows.own, engine.device)
+        counted_WT = self.windows.own_counted(engine.device)
         branches = bool(self._that_need("branches", "logits"))
         states, gradients = self._that_need("states"), self._that_need("gradients")
         with self.progress.bar("forward", engine.forward_work(branches=branches)) as advance:
@@ -199,9 +203,11 @@ class ScoringRun:
                 branches=branches,
                 keep_inputs=bool(states or (gradients and not engine.reason)),  # a whole model runs again for gradients
                 keep_graphs=bool(gradients),
-                hooks=self._hooks(ids_WT),
+                hooks=self._hooks(ids_WT, counted_WT),
                 on_progress=advance,
                 journal=journal,
+                counted_WT=counted_WT,
+                parts=self.windows.parts(),
             )
         for criterion in states:
             if not criterion.kept:  # else it has seen them before the run was cut off
@@ -209,8 +215,8 @@ class ScoringRun:
                 assert inputs is not None
                 assert last is not None
                 criterion.on_states(StatesPass(engine.candidates, slice(0, len(ids_WT)), inputs, last))
-        self._backward(engine, ids_WT, forward, journal)
-        self._finish(engine, self._of_all(forward, len(self.windows)), len(self.windows))
+        self._backward(engine, self.windows, ids_WT, forward, journal)
+        self._finish(engine, self._of_all(forward, len(self.windows.ids)), self.windows)
 
     def _sweep_rounds(self, engine: Engine, journal: Journal, size: int, stability: Stability) -> None:
         """Sweep `size` windows after `size` windows, until they are enough; for criteria of losses alone."""
@@ -220,17 +226,19 @@ class ScoringRun:
         from shortstack.engine.journal import Journal, read_state
 
         stability.begin()
-        windows, key = self.windows or (), journal.key
+        windows, key = self.windows, journal.key
+        assert windows is not None
         folder = journal.folder if self.process.world == 1 else None
         rounds: list[list[list[float]]] = []  # per round: NLL of [window][dense, without block 0, 1, ...]
         left = read_state(folder) if folder is not None else None
         if left is not None and left.record["key"] == {**key, "round": left.record["key"].get("round")}:
             rounds = left.record["extra"]["rounds"]
         found = torch.tensor([], dtype=torch.float64).reshape(0, len(engine.candidates) + 1)
-        for number, start in enumerate(range(0, len(windows) - size + 1, size)):
+        for number, start in enumerate(range(0, len(windows.ids) - size + 1, size)):
             if number >= len(rounds):
                 of_round = Journal(folder, {**key, "round": number}, journal.every_seconds, lambda: {"rounds": rounds})
-                ids_WT = windows_tensor(windows[start : start + size][self.process.part(size)], engine.device)
+                some = windows.some(slice(start, start + size))
+                ids_WT = windows_tensor(some.own, engine.device)
                 with self.progress.bar(f"round {number + 1}", engine.forward_work(branches=True)) as advance:
                     forward = engine.forward(
                         ids_WT,
@@ -240,18 +248,20 @@ class ScoringRun:
                         hooks=Hooks(),
                         on_progress=advance,
                         journal=of_round,
+                        counted_WT=some.own_counted(engine.device),
                     )
                 forward = self._of_all(forward, size)
                 assert forward.base_nll_W is not None
                 assert forward.candidate_nll_NW is not None
                 rounds.append(torch.cat([forward.base_nll_W[None], forward.candidate_nll_NW]).T.tolist())
             found = torch.cat([found, torch.tensor(rounds[number], dtype=torch.float64)])
-            enough = stability.judge(found[:, 1:].T)
+            weights_W = token_weights(torch.tensor(windows.counts()[: len(found)]))
+            enough = stability.judge(found[:, 1:].T if weights_W is None else found[:, 1:].T * weights_W)
             self.progress.say(f"{len(found)} windows: would remove {', '.join(map(str, stability.chosen[-1]))}")
             if enough:
                 break
         stability.ended()
-        self._finish(engine, ForwardResult(found[:, 0], found[:, 1:].T, None, None), len(found))
+        self._finish(engine, ForwardResult(found[:, 0], found[:, 1:].T, None, None), windows.some(slice(len(found))))
 
     def _that_need(self, *needs: Need) -> list[Criterion]:
         return [
@@ -260,7 +270,15 @@ class ScoringRun:
             if not asked.needs.isdisjoint(needs)
         ]
 
-    def _hooks(self, ids_WT: torch.Tensor | None) -> Hooks:
+    @property
+    def _sources(self) -> Mapping[str, Sequence[int]]:
+        return self.windows.sources if self.windows else {}
+
+    def _keeping(self) -> list[Criterion]:
+        """All criteria that keep something, those of named sources behind the one that they belong to."""
+        return [one for criterion in self._criteria for one in (criterion, *criterion.of_sources.values())]
+
+    def _hooks(self, ids_WT: torch.Tensor | None, counted_WT: torch.Tensor | None = None) -> Hooks:
         """What a forward sweep calls: it hands on what it has to the criteria that need it."""
         from shortstack.engine.forward import Hooks
 
@@ -280,62 +298,47 @@ class ScoringRun:
 
         def on_logits(index: int, windows: slice, tokens: slice, dense: Predictions, without: Predictions) -> None:
             assert ids_WT is not None
-            shown = LogitsPass(index, windows, tokens, dense, without, ids_WT[windows, tokens], ids_WT.shape[1])
+            following = slice(tokens.start + 1, tokens.stop + 1)
+            counted = None if counted_WT is None else counted_WT[windows, following]
+            shown = LogitsPass(
+                index, windows, tokens, dense, without, ids_WT[windows, tokens], ids_WT.shape[1], counted
+            )
             for criterion in logits:
                 criterion.on_logits(shown)
 
         return Hooks(on_weights if weights else None, on_hidden if hidden else None, on_logits if logits else None)
 
-    def _backward(self, engine: Engine, ids_WT: torch.Tensor, forward: ForwardResult, journal: Journal) -> None:
+    def _backward(
+        self,
+        engine: Engine,
+        windows: SharedWindows,
+        ids_WT: torch.Tensor,
+        forward: ForwardResult,
+        journal: Journal,
+    ) -> None:
         """A backward sweep for each mean loss whose gradients criteria need."""
         from shortstack.engine.journal import Journal
-        from shortstack.engine.losses import loss_scale
 
-        windows, needing = len(self.windows or ()), self._that_need("gradients")
+        needing = self._that_need("gradients")
         batches = list(dict.fromkeys(criterion.batch for criterion in needing))
         for turn, batch in enumerate(batches):
             group = [criterion for criterion in needing if criterion.batch == batch]
-
-            def on_gradients(
-                index: int,
-                weights: dict[str, torch.Tensor],
-                gradients: dict[str, torch.Tensor],
-                group: list[Criterion] = group,
-            ) -> None:
-                if index in self._scored:
-                    scored, complete = self._scored[index], self._complete(index, weights, gradients)
-                    for criterion in group:
-                        criterion.on_block(BlockPass(index, weights, scored, slice(0, len(ids_WT)), gradients=complete))
-
+            scale_W, shares = windows.loss_scale(batch)
+            adding = SourceGradients(self.process, self._scored, group, shares, len(ids_WT))
             with self.progress.bar("backward", 3 * len(engine.blocks)) as advance:
                 engine.backward(
                     ids_WT,
                     forward,
-                    loss_scale_W=loss_scale(windows, ids_WT.shape[1], batch)[self.process.part(windows)].to(
-                        ids_WT.device
-                    ),
-                    on_gradients=on_gradients,
+                    loss_scale_W=scale_W.to(ids_WT.device),
+                    on_gradients=adding.on_gradients,
                     release_inputs=turn == len(batches) - 1,
                     on_progress=advance,
                     turn=turn,
                     # Processes go through the blocks together: one that resumed at another block would wait for ever.
                     journal=journal if self.process.world == 1 else Journal(None),
+                    counted_WT=windows.own_counted(ids_WT.device),
+                    parts=windows.parts(),
                 )
-
-    def _complete(
-        self, index: int, weights: dict[str, torch.Tensor], gradients: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """Gradients of the scored weights over the windows of all processes, which take the place of this process's."""
-        complete = {}
-        for name in (parameter.name for parameter in self._scored[index]):
-            gradient = gradients.pop(name, None)
-            if self.process.world > 1:  # one that no window of ours reaches may have reached others
-                gradient = self.process.summed(
-                    weights[name].new_zeros(weights[name].shape) if gradient is None else gradient
-                )
-            if gradient is not None:
-                complete[name] = gradient
-        return complete
 
     def _of_all(self, forward: ForwardResult, windows: int) -> ForwardResult:
         """The losses of all processes' windows, in their order."""
@@ -346,21 +349,39 @@ class ScoringRun:
             candidate_nll_NW=None if candidates is None else self.process.gathered(candidates, windows),
         )
 
-    def _finish(self, engine: Engine, forward: ForwardResult | None, windows: int) -> None:
+    def _finish(self, engine: Engine, forward: ForwardResult | None, windows: SharedWindows | None) -> None:
+        import torch
+
         swept = Swept(
             engine.candidates,
             tuple(engine.original_blocks[index] for index in engine.candidates),
-            windows,
-            len(self.windows[0]) if self.windows else 0,
+            len(windows.ids) if windows else 0,
+            windows.seq_len if windows else 0,
+            torch.tensor(windows.counts() if windows else []),
             self.process,
             forward.base_nll_W if forward is not None else None,
             forward.candidate_nll_NW if forward is not None else None,
         )
+        found = self._finished(swept, self._criteria)
+        of_text = {asked.name for asked in self.requested if asked.needs != {"weights"}}  # weights are the same for all
+        of_sources = {
+            source: self._finished(swept.of_source(source, places), self._criteria)
+            for source, places in self._sources.items()
+        }
+        self.found = {
+            name: dataclasses.replace(
+                one, sources={source: of[name] for source, of in of_sources.items() if name in of_text}
+            )
+            for name, one in found.items()
+        }
+
+    def _finished(self, swept: Swept, criteria: Sequence[Criterion]) -> dict[str, CriterionScores]:
+        """The scores of some criteria, in their order."""
         of_others = self._that_need("others")
-        found = {one.name: one.finish(swept) for one in self._criteria if one not in of_others}
+        found = {one.name: one.finish(swept) for one in criteria if one not in of_others}
         swept = dataclasses.replace(swept, others=found)
         found |= {one.name: one.finish(swept) for one in of_others}
-        self.found = {criterion.name: found[criterion.name] for criterion in self._criteria}
+        return {criterion.name: found[criterion.name] for criterion in criteria}
 
 
 def _detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -21,8 +21,8 @@ from shortstack.common.formatting import parse_blocks, parse_size, ranges
 from shortstack.common.option_values import Listed
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_enough, check_windows, draw_windows
-from shortstack.data.preview import preview
+from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows, draw_windows
+from shortstack.data.named_sources import joined_sets, named_sources, preview_calibration
 from shortstack.data.sources import read_corpus
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.select import EngineOptions
@@ -37,6 +37,8 @@ from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_t
 from shortstack.scoring.early_stopping import Rounds
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
 from shortstack.scoring.runner import ScoringRun
+from shortstack.scoring.self_text import PREFIX, self_written
+from shortstack.scoring.shared_windows import SharedWindows
 
 _CALIBRATION, _STOPPING, _OPTIONS, _REQUEST = CalibrationOptions(), StoppingOptions(), ScoreOptions(), SweepRequest()
 _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from: at least this much, and enough for all of them
@@ -83,7 +85,7 @@ def score(
     """
     criteria = parse_criteria(criterion)
     memory_bytes = parse_size(options.memory_limit, "--memory-limit") if options.memory_limit is not None else None
-    _check_until(stopping, criteria, calibration.samples)
+    _check_until(stopping, criteria, calibration)
     if out is not None:
         check_writable_file(Path(out))
     else:
@@ -97,9 +99,7 @@ def score(
         progress.say(checkpoint.repair.says)
     windows = None
     if any(asked.needs_windows for asked in criteria):
-        windows = calibration_windows(
-            checkpoint, calibration, stopping=stopping, trust_remote_code=options.trust_remote_code, progress=progress
-        )
+        windows = calibration_windows(checkpoint, calibration, stopping=stopping, options=options, progress=progress)
     elif calibration != CalibrationOptions() or options.tokenizer is not None:
         progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
     with resumable_file(out, leads=process.leads) as work:
@@ -123,15 +123,34 @@ def calibration_windows(
     calibration: CalibrationOptions,
     *,
     stopping: StoppingOptions = _STOPPING,
-    trust_remote_code: bool = False,
+    options: ScoreOptions = _OPTIONS,
     progress: Progress,
+    is_one_of_several: bool = False,
 ) -> CalibrationSet:
     """The windows, drawn; with rounds as many as all of them may need.
+
+    Args:
+        is_one_of_several: it is a named source: what holds no chats or instructions leaves the options about them out.
 
     Raises:
         ShortstackError: there is too little text, or it cannot be read.
     """
+    named = named_sources(calibration.data)
+    if named:
+        of_sources = {
+            name: calibration_windows(
+                checkpoint,
+                replace(calibration, data=source),
+                options=options,
+                progress=progress,
+                is_one_of_several=True,
+            )
+            for name, source in named.items()
+        }
+        return joined_sets(calibration, of_sources)
     samples = calibration.samples if stopping.until is None else stopping.max_samples
+    if calibration.data.startswith(PREFIX):
+        return self_windows(checkpoint, calibration, stopping, options, progress)
     # The published procedure draws among all rows, however many there are; the default needs no more text than this.
     enough = max(_CALIBRATION_BYTES, 400 * samples * calibration.seq_len)
     published = calibration.sampling == "published"
@@ -140,15 +159,42 @@ def calibration_windows(
         role="calibration",
         limit_bytes=None if published else enough,
         counted_beyond=_CALIBRATION_BYTES if published else None,
+        answered=True,
         progress=progress,
     )
-    tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     wanted = replace(calibration, samples=samples // max(1, calibration.samples) * calibration.samples)
+    if is_one_of_several:
+        wanted = replace(wanted, chat_template=wanted.chat_template and bool(corpus.chats))
+    elif calibration.count_prompts and not (corpus.chats or corpus.instructions):
+        raise ShortstackError(
+            f"{corpus.source}: no rows of chats or instructions for --count-prompts", hint="leave the option out"
+        )
     fewest = None if stopping.until is None else calibration.samples
     drawn = draw_windows(corpus, tokenizer, options=wanted, fewest=fewest)
     if tokenizer is None and checkpoint.tokenizer is not None:
         progress.say(f"{corpus.source} holds token ids: --tokenizer has no effect")
     return drawn if tokenizer is None else drawn.read_by(checkpoint.tokenizer)
+
+
+def self_windows(
+    checkpoint: Checkpoint,
+    calibration: CalibrationOptions,
+    stopping: StoppingOptions,
+    options: ScoreOptions,
+    progress: Progress,
+) -> CalibrationSet:
+    """Windows of what the model writes itself.
+
+    Raises:
+        UsageError: an option that is about other text.
+    """
+    if stopping.until is not None:
+        raise UsageError("--until stable: needs more windows than are written by `self:`", hint="--samples 40")
+    refuse_idle(calibration, ["sampling", "chat_template"], "with self:PROMPTS, which is written window by window")
+    corpus = self_written(checkpoint, calibration, options, progress)
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+    return draw_windows(corpus, tokenizer, options=calibration).read_by(checkpoint.tokenizer)
 
 
 def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[int, ...]:
@@ -164,7 +210,7 @@ def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[
     return tuple(checkpoint.position_of(index) for index in asked)
 
 
-def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterion], samples: int) -> None:
+def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterion], text: CalibrationOptions) -> None:
     if stopping.until is None:
         if stopping.remove is not None or stopping.plus is not None:
             option = "--remove" if stopping.remove is not None else "--plus"
@@ -183,8 +229,14 @@ def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterio
             f"--until stable: for {' or '.join(fitting)} alone, which has a loss of every window",
             hint=f"--criterion {fitting[0]}",
         )
-    if stopping.max_samples < 2 * samples:
-        raise UsageError(f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {samples}")
+    if named_sources(text.data):
+        raise UsageError(
+            "--until stable: for text of one source, and --data names several", hint="leave one of them out"
+        )
+    if stopping.max_samples < 2 * text.samples:
+        raise UsageError(
+            f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {text.samples}"
+        )
 
 
 def _scored(
@@ -221,10 +273,11 @@ def _scored(
             hint="score the checkpoint it was made from; the order holds for both",
         )
     place = process.own_device(pick_device(options.device))
-    windows = calibration.windows if calibration is not None else None
-    if windows is not None:
-        check_windows(checkpoint, windows)
-        process.part(len(windows))  # raises where there are too few
+    windows = None
+    if calibration is not None:
+        check_windows(checkpoint, calibration.windows)
+        process.part(len(calibration.windows))  # raises where there are too few
+        windows = SharedWindows(calibration.windows, process, calibration.places, calibration.counted)
     if work_folder is not None and process.world > 1:
         work_folder = work_folder / f"process-{process.rank}"
     state = read_state(work_folder) if work_folder is not None else None
@@ -306,13 +359,13 @@ def check_score(values: Mapping[str, Any]) -> list[str]:
     """
     criteria = parse_criteria(values.get("criterion", "ppl"))
     given = {field.name: values[field.name] for field in fields(_STOPPING) if field.name in values}
-    _check_until(replace(_STOPPING, **given), criteria, values.get("samples", _CALIBRATION.samples))
-    if not any(criterion.needs_windows for criterion in criteria):
-        return []
     calibration = replace(
         _CALIBRATION, **{one.name: values[one.name] for one in fields(_CALIBRATION) if one.name in values}
     )
-    notes = preview(calibration.data, "calibration", lambda: check_enough(calibration))
+    _check_until(replace(_STOPPING, **given), criteria, calibration)
+    if not any(criterion.needs_windows for criterion in criteria):
+        return []
+    notes = preview_calibration(calibration)
     model: Forecast | None = values.get("model")
     if model is not None:
         model.check_positions("seq_len", calibration.seq_len)

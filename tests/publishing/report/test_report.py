@@ -348,3 +348,27 @@ def test_links_in_a_circle_are_a_line(tmp_path: Path) -> None:
     (tmp_path / "b.json").symlink_to("a.json")
     with pytest.raises(ShortstackError, match="cannot be read"):
         report(tmp_path / "a.json", out=tmp_path / "page.html")
+
+
+def test_named_sources_are_a_heat_map(tmp_path: Path) -> None:
+    """A cell per block and source with its figure, as SVG and as a picture; without sources there is none."""
+    from dataclasses import replace
+
+    from shortstack.publishing.report.plots import HeatMap, source_map
+
+    plain = material.scores().criteria["ppl"]
+    assert source_map(plain, (1,), (0, 3)) is None
+    of_sources = {
+        name: replace(plain, scores=tuple(one * by for one in plain.scores)) for name, by in (("a", 1.0), ("b", 1.1))
+    }
+    scores = material.scores(criteria={"ppl": replace(plain, sources=of_sources)})
+    scores.save(tmp_path / "scores.json")
+    report(tmp_path / "scores.json", out=tmp_path / "report.html", png=tmp_path / "png")
+    html = (tmp_path / "report.html").read_text()
+    assert html.count('class="cell"') == 8
+    assert "4 windows each of 16 tokens" not in html  # its record names no sources
+    assert (tmp_path / "png/sources-ppl.png").stat().st_size > 1000
+    plot = source_map(scores.criteria["ppl"], (1,), (0, 3))
+    assert isinstance(plot, HeatMap)
+    assert [label for label, _ in plot.rows] == ["◆ 0", "✕ 1", "2", "◆ 3"]
+    assert plot.rows[1][1][1] == (plot.rows[1][1][1][0], "+18.9%")  # 8.8 / 7.4

@@ -186,9 +186,8 @@ def _importance(
     work: Path,
 ) -> Scores:
     """Scores whose one criterion has the importance of every unit, from one forward and one backward sweep."""
-    windows = calibration_windows(
-        checkpoint, calibration, trust_remote_code=options.trust_remote_code, progress=progress
-    )
+    windows = calibration_windows(checkpoint, calibration, options=options, progress=progress)
+    windows = dataclasses.replace(windows, sources=())  # units are chosen for all sources together
     asked = RequestedCriterion(_NAME, _ROW, {"shape": shape})
     return score_windows(
         checkpoint, windows, [asked], request=SweepRequest(), options=options, progress=progress, work_folder=work

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from shortstack.publishing.report.names import shared
-from shortstack.publishing.report.plots import Bar, Bars, Curves, Point, Points
+from shortstack.publishing.report.plots import Bar, Bars, Curves, HeatMap, Point, Points
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -135,6 +135,33 @@ def curves_svg(plot: Curves) -> Markup:
         for name, points in plot.lines.items()
     )
     return _svg(plot.title, described, bottom + 20, parts)
+
+
+def heat_svg(plot: HeatMap) -> Markup:
+    """Cells in rows and columns, each with its figure."""
+    left = _label_width(label for label, _ in plot.rows)
+    width = (_WIDTH - left - 4) / len(plot.columns)
+    parts = []
+    for number, name in enumerate(plot.columns):
+        most = max(3, int(width / _CHARACTER))
+        short = name if len(name) <= most else name[: most - 1] + "…"
+        parts.append(_text(short, left + (number + 0.5) * width, 9, "middle", "label"))
+    for row, (label, cells) in enumerate(plot.rows):
+        y = 18.0 + row * _ROW
+        parts.append(_text(label, left - 6, y + _ROW / 2, "end", "label" + (" marked" if "✕" in label else "")))
+        for number, (share, text) in enumerate(cells):
+            x = left + number * width
+            parts.append(
+                _element(
+                    "rect", x=x, y=y, width=width, height=float(_ROW), class_="cell", fill_opacity=f"{0.65 * share:.2f}"
+                )
+            )
+            parts.append(_text(text, x + width / 2, y + _ROW / 2, "middle", "label"))
+    described = "; ".join(
+        f"{label.strip()}: " + ", ".join(f"{name} {text}" for name, (_, text) in zip(plot.columns, cells, strict=True))
+        for label, cells in plot.rows
+    )
+    return _svg(plot.title, described, 22 + len(plot.rows) * _ROW, parts)
 
 
 def _legend(names: Sequence[str], left: float) -> list[Markup]:

@@ -13,6 +13,7 @@ from shortstack.artifacts.plan import PrunePlan
 from shortstack.artifacts.ranking_text import ranking_table
 from shortstack.artifacts.results import Result, Results
 from shortstack.artifacts.scores import Scores
+from shortstack.artifacts.source_table import sources_table
 from shortstack.artifacts.training import before_and_after_table
 from shortstack.baselines.figures import published_result
 from shortstack.benchmark.tables import latency_table, speedup_table
@@ -22,17 +23,19 @@ from shortstack.common.tables import Table
 from shortstack.evaluation.compare import compared
 from shortstack.evaluation.comparison import Comparison
 from shortstack.publishing.report.again import commands
-from shortstack.publishing.report.charts import bars_svg, curves_svg, points_svg
+from shortstack.publishing.report.charts import bars_svg, curves_svg, heat_svg, points_svg
 from shortstack.publishing.report.material import Material
 from shortstack.publishing.report.names import NamedModel, named, shared, shown
 from shortstack.publishing.report.plots import (
     Bars,
     Curves,
+    HeatMap,
     Points,
     difference_points,
     latency_bars,
     memory_bars,
     score_bars,
+    source_map,
     speedup_points,
     training_curves,
 )
@@ -78,15 +81,15 @@ class Report:
         """Results of speed and memory, without those of drafting."""
         return [one for one in self.results if one.what == "bench" and "draft" not in one.settings]
 
-    def plots(self) -> list[Bars | Points | Curves]:
+    def plots(self) -> list[Bars | Points | Curves | HeatMap]:
         """Everything that is drawn."""
         plan = self.material.plan
         removed, protected = (plan.removed, plan.protected) if plan is not None else ((), ())
-        found: list[Bars | Points | Curves | None] = [
-            score_bars(one, removed, protected, scores.calibration.get("samples", 0))
-            for scores in self.material.scores
-            for one in scores.criteria.values()
-        ]
+        found: list[Bars | Points | Curves | HeatMap | None] = []
+        for scores in self.material.scores:
+            for one in scores.criteria.values():
+                found.append(score_bars(one, removed, protected, scores.calibration.get("samples", 0)))
+                found.append(source_map(one, removed, protected))
         found += difference_points(self.comparison) if self.comparison is not None else []
         found += [training_curves(name, log) for name, log in self.material.trainings.items()]
         found += [*latency_bars(self.bench), memory_bars(self.bench), speedup_points(self.bench)]
@@ -147,7 +150,7 @@ def page(report: Report) -> str:
     )  # fmt: skip
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    drawn = {"bars": bars_svg, "points": points_svg, "curves": curves_svg}
+    drawn = {"bars": bars_svg, "points": points_svg, "curves": curves_svg, "heat": heat_svg}
     text: str = environment.get_template("page.html").render(
         report=report, plan=report.material.plan, style=Markup(style), policy=Markup(_POLICY.format(digest)),
         **drawn, **_removed(report), **_quality(report), **_speed(report), **_rest(report),
@@ -168,6 +171,8 @@ def _removed(report: Report) -> dict[str, Any]:
             "found": one,
             "plot": score_bars(one, removed, protected, scores.calibration.get("samples", 0)),
             "table": ranking_table(one, protected),
+            "sources": source_map(one, removed, protected),
+            "sources_table": sources_table(one) if one.sources else None,
         }
         for scores in material.scores
         for one in scores.criteria.values()
@@ -197,7 +202,10 @@ def _calibration(scores: Scores) -> str:
     made = scores.calibration
     if not made.get("samples"):
         return "Scored on the weights alone." if made else ""
-    windows = f"{made.get('samples')} windows of {made.get('seq_len')} tokens from {shown(str(made.get('source')))}"
+    each = " each" if made.get("sources") else ""
+    windows = (
+        f"{made.get('samples')} windows{each} of {made.get('seq_len')} tokens from {shown(str(made.get('source')))}"
+    )
     seed = f", seed {made['seed']}" if made.get("seed") is not None else ""
     dtype = scores.settings.get("dtype", "a precision not recorded")
     return f"Scored on {windows} ({made.get('sampling')}{seed}), in {dtype}."

@@ -10,7 +10,7 @@ from typing import Any
 from shortstack.benchmark.plots import write_plots
 from shortstack.publishing.report.names import shared
 from shortstack.publishing.report.page import Report
-from shortstack.publishing.report.plots import Bars, Curves, Points
+from shortstack.publishing.report.plots import Bars, Curves, HeatMap, Points
 from shortstack.runtime.atomic_output import write_file
 
 _KEPT, _MARKED = "C0", "C3"
@@ -26,11 +26,13 @@ def write_pictures(report: Report, folder: Path) -> list[Path]:
     return [*written, *(write_plots(report.bench, folder) if report.bench else [])]
 
 
-def _drawn(plot: Bars | Points | Curves) -> bytes:
+def _drawn(plot: Bars | Points | Curves | HeatMap) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = len(plot.bars) if isinstance(plot, Bars) else 18
+    if isinstance(plot, HeatMap):
+        rows = len(plot.rows)
     if isinstance(plot, Points):
         rows = sum(1 + len(group) for _, group in plot.groups)
     figure = Figure(figsize=(7, max(2.5, 1.2 + 0.2 * rows)), layout="constrained")
@@ -41,6 +43,8 @@ def _drawn(plot: Bars | Points | Curves) -> bytes:
         _bars(axes, plot)
     elif isinstance(plot, Points):
         _points(axes, plot)
+    elif isinstance(plot, HeatMap):
+        _cells(axes, plot)
     else:
         _curves(axes, plot)
     stream = io.BytesIO()
@@ -84,6 +88,16 @@ def _points(axes: Any, plot: Points) -> None:
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
+    axes.set_xlabel(_plain(plot.caption), fontsize=7)
+
+
+def _cells(axes: Any, plot: HeatMap) -> None:
+    axes.imshow([[share for share, _ in cells] for _, cells in plot.rows], aspect="auto", cmap="Reds", vmin=0, vmax=1.4)
+    for row, (_, cells) in enumerate(plot.rows):
+        for column, (_, text) in enumerate(cells):
+            axes.text(column, row, _plain(text), ha="center", va="center", fontsize=6)
+    axes.set_xticks(range(len(plot.columns)), [_plain(name) for name in plot.columns], fontsize=7)
+    axes.set_yticks(range(len(plot.rows)), [_plain(label) for label, _ in plot.rows], fontsize=7)
     axes.set_xlabel(_plain(plot.caption), fontsize=7)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from shortstack.artifacts.ranking_text import Scale
 from shortstack.artifacts.results import Result
 from shortstack.artifacts.scores import CriterionScores
+from shortstack.artifacts.source_table import costs_of_source, sources_table
 from shortstack.artifacts.training import NATS, TrainingLog
 from shortstack.common.formatting import count, size
 from shortstack.common.significance import MANY, student_errors
@@ -87,6 +88,46 @@ class Curves:
     caption: str
     lines: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     unit: str = NATS
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A row per block and a column per named source; the darker a cell, the more that source pays.
+
+    Attributes:
+        columns: the sources.
+        rows: per block its label, and per source (how dark, from 0 to 1, and the figure).
+    """
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, list[tuple[float, str]]]]
+
+
+def source_map(found: CriterionScores, removed: Sequence[int], protected: Sequence[int]) -> HeatMap | None:
+    """What each named source pays for each block, in the order of the model; None where the text has one source."""
+    if not found.sources:
+        return None
+    costs = {source: costs_of_source(found, source) for source in found.sources}
+    table = sources_table(found)
+    texts = {int(row[0]): [cell.partition(" ±")[0] for cell in row[1:]] for row in table.rows}
+    finite = sorted(cost for own in costs.values() for cost in own.values() if math.isfinite(cost) and cost > 0)
+    full = min(finite[-1], 3 * finite[len(finite) // 2]) if finite else 1.0
+    rows = []
+    for block in found.blocks:
+        sign = "✕ " if block in removed else "◆ " if block in protected else ""
+        shares = [min(1.0, max(0.0, own[block] / full)) for own in costs.values()]
+        rows.append((f"{sign}{block}", list(zip(shares, texts[block], strict=True))))
+    what = "change of perplexity without the block" if found.dense_ppl else "score"
+    return HeatMap(
+        f"sources-{found.name}",
+        f"What each source pays, by {found.name}",
+        f"Figure: {what}; the darker, the more of {'NLL is added' if found.dense_ppl else 'it'}",
+        tuple(found.sources),
+        rows,
+    )
 
 
 def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequence[int], windows: int) -> Bars | None:

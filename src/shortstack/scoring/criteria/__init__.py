@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from shortstack.errors import UsageError, did_you_mean
 from shortstack.scoring.parameters import OneOf, WholeNumber
+from shortstack.scoring.swept import Swept
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from shortstack.artifacts.scores import CriterionScores
     from shortstack.engine.losses import Predictions
-    from shortstack.runtime.distributed import Process
+
+__all__ = ["CRITERIA", "BlockPass", "Criterion", "LogitsPass", "RequestedCriterion", "Row", "StatesPass", "Swept"]
 
 # weights: `on_block`, once per block. hidden: `on_block` with what goes in and comes out. gradients: `on_block` with those of
 # the block's weights. branches: the losses without each block, in `finish`. logits: `on_logits`, dense and without a block.
@@ -182,6 +184,7 @@ class LogitsPass:
         dense, without: the predictions.
         ids_BT: the tokens themselves.
         seq_len: tokens of a whole window.
+        counted_BT: of each of these tokens, whether the next one counts; None where all that are predicted do.
     """
 
     index: int
@@ -191,52 +194,14 @@ class LogitsPass:
     without: Predictions
     ids_BT: torch.Tensor
     seq_len: int
+    counted_BT: torch.Tensor | None = None
 
-    def predicted(self, values_BT: torch.Tensor) -> torch.Tensor:
-        """The values at positions whose next token is in the window: without that at the end of a window."""
-        return values_BT[:, :-1] if self.tokens.stop == self.seq_len else values_BT
+    def summed(self, values_BT: torch.Tensor) -> torch.Tensor:
+        """Each window's sum, in float64, of the values at positions whose next token is in the window and counts, [B]."""
+        from shortstack.engine.losses import summed
 
-
-@dataclass(frozen=True)
-class Swept:
-    """What the sweeps have given, when they are done.
-
-    Attributes:
-        candidates: positions of the blocks that are scored, ascending.
-        blocks: their numbers in the original model.
-        windows: how many windows all processes had together.
-        seq_len: tokens of each.
-        process: this process among those that share the windows.
-        dense_nll_W, without_nll_NW: mean NLL per predicted token of each window, of the dense model and without each block;
-            None where no criterion needs branches.
-        others: the scores of the criteria that need no others' scores, by name.
-    """
-
-    candidates: tuple[int, ...]
-    blocks: tuple[int, ...]
-    windows: int
-    seq_len: int
-    process: Process
-    dense_nll_W: torch.Tensor | None = None
-    without_nll_NW: torch.Tensor | None = None
-    others: Mapping[str, CriterionScores] = field(default_factory=dict)
-
-    def of_some(self, places: Sequence[int]) -> Swept:
-        """The same for some of the candidates, by their places among them."""
-        nll = self.without_nll_NW
-        return replace(
-            self,
-            candidates=tuple(self.candidates[place] for place in places),
-            blocks=tuple(self.blocks[place] for place in places),
-            without_nll_NW=None if nll is None else nll[list(places)],
-        )
-
-    def per_window(self, criterion: Criterion) -> torch.Tensor:
-        """What a criterion has added up (`Criterion.add`), [N, W], of all processes' windows in their order."""
-        import torch
-
-        sums = torch.tensor([criterion.kept[index] for index in self.candidates], dtype=torch.float64)
-        return self.process.gathered(sums, self.windows)
+        at_end = self.tokens.stop == self.seq_len  # the last position of a window predicts nothing
+        return summed(values_BT[:, :-1] if at_end else values_BT, self.counted_BT)
 
 
 class Criterion:
@@ -250,6 +215,7 @@ class Criterion:
         kept: what it has found so far, by block position, in what JSON can hold. It belongs to the saved state of a run: what
             a criterion keeps elsewhere is lost when a run is killed.
         batch: with gradients, of how many windows each mean loss is taken; None for one mean over all windows.
+        of_sources: criteria like this one, by the named source whose gradients alone they are shown.
     """
 
     batch: int | None = None
@@ -258,6 +224,7 @@ class Criterion:
         self.name = name
         self.parameters = parameters
         self.kept: dict[int, Any] = {}
+        self.of_sources: dict[str, Criterion] = {}
 
     def on_block(self, block: BlockPass) -> None:
         """A sweep is at a block: once per block, or, with hidden states, once per block and some windows."""

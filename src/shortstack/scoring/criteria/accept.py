@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 
 from shortstack.artifacts.scores import CriterionScores
-from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import Criterion, LogitsPass, Swept
 from shortstack.scoring.criteria.windows_mean import mean_scores
 
@@ -20,8 +19,8 @@ class Rejection(Criterion):
     def on_logits(self, logits: LogitsPass) -> None:
         """Add up each window's rejections."""
         accepted_BT = torch.minimum(logits.dense.probabilities, logits.without.probabilities).sum(dim=-1)
-        self.add(logits.index, logits.windows, exact_place(logits.predicted(1 - accepted_BT)).double().sum(dim=1))
+        self.add(logits.index, logits.windows, logits.summed(1 - accepted_BT))
 
     def finish(self, swept: Swept) -> CriterionScores:
         """Mean per predicted token, with its standard error over windows."""
-        return mean_scores(self.name, swept, swept.per_window(self) / (swept.seq_len - 1))
+        return mean_scores(self.name, swept, swept.per_window(self) / swept.counted_W, weights_W=swept.window_weights)

@@ -25,20 +25,19 @@ class Clusters(Criterion):
 
     def on_states(self, states: StatesPass) -> None:
         """Keep the cosine of every pair of blocks, [N][W] for each block."""
-        for index in states.candidates:
-            own_WTD = states.at(index).float()
-            alike = [
-                exact_place(functional.cosine_similarity(own_WTD, states.at(other).float(), dim=-1))
-                .double()
-                .mean(dim=1)
-                for other in states.candidates
-            ]
-            self.kept[index] = torch.stack(alike).tolist()
+        unit = [functional.normalize(states.at(index).float(), dim=-1) for index in states.candidates]
+        of_windows = []
+        for window in range(states.windows.stop - states.windows.start):
+            # All tokens of a window as one long row per block: the products of all pairs are one product of matrices.
+            rows = exact_place(torch.stack([one_WTD[window].flatten() for one_WTD in unit])).double()
+            of_windows.append(rows @ rows.T / unit[0].shape[1])
+        cosine_NNW = torch.stack(of_windows, dim=-1)
+        self.kept = dict(zip(states.candidates, cosine_NNW.tolist(), strict=True))
 
     def finish(self, swept: Swept) -> CriterionScores:
         """Places in the order, from 0."""
         cosine_NNW = torch.tensor([self.kept[index] for index in swept.candidates], dtype=torch.float64)
-        similarity_NN = swept.process.gathered(cosine_NNW, swept.windows).mean(dim=-1)
+        similarity_NN = swept.gathered(cosine_NNW).mean(dim=-1)
         order = order_of(similarity_NN, spectral(similarity_NN, how_many(similarity_NN)))
         return CriterionScores(self.name, tuple(float(order.index(place)) for place in range(len(order))), swept.blocks)
 

@@ -6,7 +6,6 @@ Needs logits. The mean is over predicted positions: what the last token of a win
 from __future__ import annotations
 
 from shortstack.artifacts.scores import CriterionScores
-from shortstack.runtime.devices import exact_place
 from shortstack.scoring.criteria import Criterion, LogitsPass, Swept
 from shortstack.scoring.criteria.windows_mean import mean_scores
 
@@ -18,8 +17,8 @@ class Divergence(Criterion):
         """Add up each window's divergences."""
         dense, without = logits.dense, logits.without
         of_tokens_BT = (dense.probabilities * (dense.log_probabilities - without.log_probabilities)).sum(dim=-1)
-        self.add(logits.index, logits.windows, exact_place(logits.predicted(of_tokens_BT)).double().sum(dim=1))
+        self.add(logits.index, logits.windows, logits.summed(of_tokens_BT))
 
     def finish(self, swept: Swept) -> CriterionScores:
         """Mean per predicted token, with its standard error over windows."""
-        return mean_scores(self.name, swept, swept.per_window(self) / (swept.seq_len - 1))
+        return mean_scores(self.name, swept, swept.per_window(self) / swept.counted_W, weights_W=swept.window_weights)

@@ -37,12 +37,12 @@ def scores_of_tensors(
 
 def scores_of_blocks(criterion: Criterion, swept: Swept) -> CriterionScores:
     """A criterion's scores, where it keeps those of each block's tensors; its parameter `block` reduces them."""
-    reduction = criterion.parameters["block"]
+    reduction, of = criterion.parameters["block"], criterion.of_sources.get(swept.source, criterion)
     return CriterionScores(
         criterion.name,
-        tuple(block_score(list(criterion.kept[index].values()), reduction) for index in swept.candidates),
+        tuple(block_score(list(of.kept[index].values()), reduction) for index in swept.candidates),
         swept.blocks,
-        tensors={block: criterion.kept[index] for index, block in zip(swept.candidates, swept.blocks, strict=True)},
+        tensors={block: of.kept[index] for index, block in zip(swept.candidates, swept.blocks, strict=True)},
     )
 
 

@@ -31,7 +31,9 @@ class WindowsMean(Criterion):
         return mean_scores(self.name, swept, swept.per_window(self))
 
 
-def mean_scores(name: str, swept: Swept, values_NW: torch.Tensor, run: int = 1) -> CriterionScores:
+def mean_scores(
+    name: str, swept: Swept, values_NW: torch.Tensor, run: int = 1, weights_W: torch.Tensor | None = None
+) -> CriterionScores:
     """Means over windows, and their standard errors where there are two windows.
 
     Args:
@@ -39,13 +41,32 @@ def mean_scores(name: str, swept: Swept, values_NW: torch.Tensor, run: int = 1) 
         swept: what the sweeps gave.
         values_NW: a number per scored block and window.
         run: of how many adjacent blocks a number is.
+        weights_W: what each window weighs; all the same by default.
     """
-    windows = values_NW.shape[1]
-    errors = values_NW.std(dim=1, correction=1) / math.sqrt(windows) if windows > 1 else None
+    mean_N, errors = mean_and_error(values_NW, weights_W)
     return CriterionScores(
         name,
-        tuple(values_NW.mean(dim=1).tolist()),
+        tuple(mean_N.tolist()),
         swept.blocks,
         stderr=tuple(errors.tolist()) if errors is not None else None,
         run=run,
     )
+
+
+def mean_and_error(
+    values_NW: torch.Tensor, weights_W: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Means over windows, and their standard errors (of a ratio, where windows weigh differently); none for one window.
+
+    Args:
+        values_NW: a number per window.
+        weights_W: what each window weighs, 1 on average; all the same by default.
+    """
+    windows = values_NW.shape[1]
+    if weights_W is None:
+        mean_N = values_NW.mean(dim=1)
+        return mean_N, values_NW.std(dim=1, correction=1) / math.sqrt(windows) if windows > 1 else None
+    mean_N = (values_NW * weights_W).mean(dim=1)
+    residual_NW = (values_NW - mean_N[:, None]) * weights_W
+    variance_N = residual_NW.square().sum(dim=1) / max(1, windows - 1) / windows
+    return mean_N, variance_N.sqrt() if windows > 1 else None

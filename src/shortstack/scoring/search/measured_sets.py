@@ -19,6 +19,9 @@ import torch
 from shortstack.common.json_text import json_text, read_json
 from shortstack.runtime.atomic_output import write_file
 from shortstack.runtime.distributed import ALONE, Process
+from shortstack.scoring.criteria.windows_mean import mean_and_error
+from shortstack.scoring.shared_windows import SharedWindows
+from shortstack.scoring.swept import token_weights
 
 if TYPE_CHECKING:
     from shortstack.engine.removal_sets import RemovalSet
@@ -38,6 +41,7 @@ class MeasuredSets:
         process: this process among them.
         file: where losses are kept; None keeps them in memory alone. For one process.
         key: what must agree for the losses in the file to be used.
+        text: the windows of all processes: their sources, and which tokens count.
         on_progress: called with the number of block evaluations just done.
         evaluations: block evaluations so far, a window through a block, by this process in this run.
     """
@@ -48,6 +52,7 @@ class MeasuredSets:
     process: Process = ALONE
     file: Path | None = None
     key: dict[str, Any] = field(default_factory=dict)
+    text: SharedWindows | None = None
     on_progress: Callable[[int], object] = lambda _: None
     evaluations: int = 0
     _known: dict[RemovalSet, list[float]] = field(default_factory=dict)
@@ -85,6 +90,27 @@ class MeasuredSets:
         found = [self._known[removed][:most] for removed in asked]
         return torch.tensor(found, dtype=torch.float64).reshape(len(asked), most)
 
+    def means(self, nll_SW: torch.Tensor) -> torch.Tensor:
+        """The mean NLL over all predicted tokens that count, [S], of as many of the first windows as there are losses."""
+        return mean_and_error(nll_SW, self.weights(nll_SW.shape[1]))[0]
+
+    def weights(self, windows: int) -> torch.Tensor | None:
+        """What each of the first so many windows weighs in a mean over tokens; None where all weigh the same."""
+        return token_weights(self._counts(windows))
+
+    def of_sources(self, nll_SW: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """By named source, losses of its windows among the first of all, and what each window weighs (None: the same)."""
+        windows = nll_SW.shape[1]
+        found = {}
+        for source, places in (self.text.sources if self.text is not None else {}).items():
+            own = [place for place in places if place < windows]
+            if own:
+                found[source] = (nll_SW[:, own], token_weights(self._counts(windows)[own]))
+        return found
+
+    def _counts(self, windows: int) -> torch.Tensor:
+        return torch.tensor([1] * windows if self.text is None else self.text.counts()[:windows])
+
     def nll_after_one_token(self) -> torch.Tensor:
         """Mean NLL of each window's tokens where the dense model sees the one before alone, [W]; every second token."""
         windows, seq_len = self.ids_WT.shape
@@ -99,7 +125,10 @@ class MeasuredSets:
             self.evaluations += streams * len(part)
             self.on_progress(streams * len(part))
 
-        nll_SW = self.process.gathered(self.engine.nll_without(part, sets, counted), self.windows)
+        own_WT = None if self.text is None else self.text.own_counted(part.device)
+        if own_WT is not None and self.process.world == 1:
+            own_WT = own_WT[first:most]
+        nll_SW = self.process.gathered(self.engine.nll_without(part, sets, counted, counted_WT=own_WT), self.windows)
         for removed, values in zip(sets, nll_SW.tolist(), strict=True):
             self._known[removed] = [*self._known.get(removed, ()), *values]
         if self.file is not None:

@@ -1,0 +1,232 @@
+"""Which blocks to remove: criteria and searches beside one another, for one text and for several, on other windows.
+
+    python benchmarks/choosing.py MODEL --books FOLDER --sums ROWS --work DIR --out choosing.json --quick
+    python benchmarks/choosing.py MODEL --books FOLDER --sums ROWS --work DIR --out choosing.json --tasks-dir TASKS
+
+The sources are books, code (Python's own standard library) and sums (rows of instruction and output, whose responses count).
+Every set is judged on the same windows, as many as choose, drawn with a seed of their own; all errors are paired. The claims:
+a search at equal cost is at least as good as the evolutionary one; `worst` at least halves what the worst source loses beside
+the set chosen by perplexity of books; and how far the orders of the published procedure move with ten other windows.
+
+`--quick` takes 10 and 20 % of the blocks, one seed and few windows; the long form 10, 20, 30 and 50 %, three seeds, and the
+seven tasks with 200 rows. Losses are kept in DIR: a run that was killed resumes. One JSON line per figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common import say
+from shortstack.artifacts.protected import protected_blocks
+from shortstack.artifacts.scores import Scores, load_scores
+from shortstack.data.calibration import CalibrationOptions
+from shortstack.evaluation.zeroshot import evaluate_zeroshot
+from shortstack.pruning.objective import parse_objective
+from shortstack.pruning.plan import plan
+from shortstack.pruning.prune import prune
+from shortstack.pruning.set_search import SetSearch, opened, opened_search, parse_selection
+from shortstack.scoring.agreement import kendall_tau
+from shortstack.scoring.options import ScoreOptions
+from shortstack.scoring.score import score
+
+CRITERIA = ("ppl", "taylor", "bi", "kl")
+QUIET = ScoreOptions(quiet=True)
+Sets = dict[str, tuple[int, ...]]  # what chose it -> blocks that go
+
+
+class Choosing:
+    """One model, its texts, and what was found so far.
+
+    Args:
+        given: the command's options.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.checkpoint, self.progress, _ = opened(given.model, None, QUIET)
+        self.protected, _ = protected_blocks(self.checkpoint.original_blocks, None)
+        self.sizes = [max(1, round(share * self.checkpoint.depth)) for share in given.shares]
+        code = given.work / "code.txt"
+        if not code.exists():
+            files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))[:60]
+            code.write_text("\n\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files))
+        self.data = f"books={given.books},code={code},sums={given.sums}"
+
+    def calibration(self, data: str, seed: int) -> CalibrationOptions:
+        """Windows of a text, or of all sources."""
+        return CalibrationOptions(data=data, samples=self.given.samples, seq_len=self.given.seq_len, seed=seed)
+
+    def scores(self, data: str, name: str, seed: int, criteria: str) -> Scores:
+        """Scores, kept in a file."""
+        out = self.given.work / f"{name}-{seed}.json"
+        if not out.exists():
+            calibration = self.calibration(data, seed)
+            score(self.given.model, out=out, criterion=criteria, calibration=calibration, options=QUIET)
+        return load_scores(out)
+
+    @contextmanager
+    def search(
+        self, selection: str, data: str, seed: int, objective: str | None = None, name: str | None = None
+    ) -> Iterator[SetSearch]:
+        """A search; its losses are kept in a folder."""
+        work = self.given.work / (name or f"{selection}-{seed}-{objective}-{len(data)}".replace(":", ""))
+        work.mkdir(exist_ok=True)
+        with opened_search(
+            self.checkpoint,
+            self.calibration(data, seed),
+            parse_selection(selection),
+            self.protected,
+            work,
+            QUIET,
+            self.progress,
+            parse_objective(objective),
+        ) as (sets, _):
+            yield sets
+
+    def judge(self, sets: Sets, seed: int, **about: Any) -> list[dict[str, Any]]:
+        """A row per set: what it costs on windows of all sources that chose nothing."""
+        with self.search("one-shot", self.data, 4321 + seed, name=f"judging-{seed}") as search:
+            positions = {name: frozenset(map(self.checkpoint.position_of, blocks)) for name, blocks in sets.items()}
+            dense, judged = search.judged(positions)
+        rows = []
+        for one in judged:
+            row = {**about, "seed": seed, "dense_ppl": dense, **one.to_json()}
+            say("set", **row)
+            rows.append(row)
+        return rows
+
+
+def by_criteria(run: Choosing, seed: int) -> list[dict[str, Any]]:
+    """One-shot and contiguous, by each criterion on all sources together."""
+    found = run.scores(run.data, "all", seed, ",".join(CRITERIA))
+    rows = []
+    for removed, strategy in itertools.product(run.sizes, ("one-shot", "contiguous")):
+        sets = {}
+        for criterion in CRITERIA:
+            made = plan(run.given.model, scores=found, criterion=criterion, remove=removed, strategy=strategy)
+            sets[criterion] = made.removed
+        rows += run.judge(sets, seed, removed=removed, selection=strategy)
+    return rows
+
+
+def by_search(run: Choosing, seed: int) -> list[dict[str, Any]]:
+    """Greedy, and the evolutionary search until it has cost as much: the same windows, losses and blocks."""
+    rows = []
+    kept = run.given.work / f"evaluations-{seed}.json"  # what is found in files is not computed again, nor counted
+    costs: dict[str, dict[str, int]] = json.loads(kept.read_text()) if kept.exists() else {}
+    for removed in run.sizes:
+        sets, own = {}, costs.setdefault(str(removed), {})
+        with run.search("greedy", run.data, seed, name=f"greedy-{seed}-{removed}") as search:
+            sets["greedy"] = search.blocks(search.steps(removed)[-1].sets[0])
+            own["greedy"] = own.get("greedy", 0) + search.choosing.evaluations
+        with run.search("evolution:1", run.data, seed, name=f"evolution-{seed}-{removed}") as search:
+            before, generations = own.get("evolution", 0), 1
+            while True:
+                search.selection = parse_selection(f"evolution:{generations}")
+                sets["evolution"] = search.blocks(search.ranked(removed)[0])
+                own["evolution"] = before + search.choosing.evaluations
+                if own["evolution"] >= own["greedy"] or generations == 200:
+                    break
+                generations += 1
+        kept.write_text(json.dumps(costs))
+        rows += run.judge(sets, seed, removed=removed, selection="search", evaluations=own)
+    return rows
+
+
+def by_objective(run: Choosing, seed: int) -> list[dict[str, Any]]:
+    """The set for the worst-hit source, beside the one chosen by perplexity of books."""
+    books = run.scores(str(run.given.books), "books", seed, "ppl")
+    every = run.scores(run.data, "all", seed, ",".join(CRITERIA))
+    rows = []
+    for removed in run.sizes:
+        sets = {"ppl of books": plan(run.given.model, scores=books, remove=removed).removed}
+        for objective in ("mean", "worst"):
+            made = plan(run.given.model, scores=every, criterion="ppl", remove=removed, objective=objective)
+            sets[f"{objective}, added up"] = made.removed
+        with run.search("greedy", run.data, seed, "worst") as search:
+            sets["worst, greedy"] = search.blocks(search.steps(removed)[-1].sets[0])
+        with run.search("greedy", str(run.given.books), seed) as search:
+            sets["books, greedy"] = search.blocks(search.steps(removed)[-1].sets[0])
+        rows += run.judge(sets, seed, removed=removed, selection="objective")
+    return rows
+
+
+def by_seed(run: Choosing) -> list[dict[str, Any]]:
+    """The published procedure on ten windows of books, and on ten others."""
+    found = {}
+    for seed in (1234, 1, 2)[: 2 if run.given.quick else 3]:
+        out = run.given.work / f"published-{seed}.json"
+        if not out.exists():
+            calibration = CalibrationOptions(data=str(run.given.books), sampling="joined", seed=seed)
+            score(run.given.model, out=out, criterion="ppl,taylor", calibration=calibration, options=QUIET)
+        found[seed] = load_scores(out)
+    rows = []
+    for (first, one), (second, other) in itertools.combinations(found.items(), 2):
+        for criterion in ("ppl", "taylor"):
+            orders = [
+                [block for block in scores.criterion(criterion).order if block not in run.protected]
+                for scores in (one, other)
+            ]
+            row: dict[str, Any] = {"criterion": criterion, "seeds": [first, second], "tau": kendall_tau(*orders)}
+            row["same"] = {k: len({*orders[0][:k]} & {*orders[1][:k]}) for k in run.sizes}
+            say("order", **row)
+            rows.append(row)
+    return rows
+
+
+def by_tasks(run: Choosing, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The seven tasks, of the sets at the second size, 200 rows each."""
+    removed = run.sizes[min(1, len(run.sizes) - 1)]
+    chosen = {(row["selection"], row["by"]): row["removed"] for row in rows if len(row["removed"]) == removed}
+    paths = {}
+    for (selection, name), blocks in chosen.items():
+        out = run.given.work / f"{selection}-{name}".replace(", ", "-").replace(" ", "-")
+        if not out.exists():
+            prune(run.given.model, out=out, blocks=",".join(map(str, blocks)))
+        paths[f"{selection}, {name}"] = out
+    results = evaluate_zeroshot(
+        run.given.model, *map(str, paths.values()), tasks_dir=run.given.tasks_dir, limit=200
+    ).results
+    found = []
+    for name, result in zip(["dense", *paths], results, strict=True):
+        figures = {key: (figure.value, figure.stderr) for key, figure in result.figures.items()}
+        say("tasks", set=name, **figures)
+        found.append({"set": name, "figures": figures})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--books", type=Path, required=True, help="a text, or a folder of texts")
+    parser.add_argument("--sums", type=Path, required=True, help="rows of instruction and output")
+    parser.add_argument("--work", type=Path, required=True, help="where scores and losses are kept")
+    parser.add_argument("--out", type=Path, required=True, help="the figures, as JSON")
+    parser.add_argument("--tasks-dir", type=Path, help="the seven tasks; without it they are left out")
+    parser.add_argument("--samples", type=int, help="windows of each source that choose, and as many again that judge")
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--quick", action="store_true", help="two sizes, one seed, few windows")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    given.samples = given.samples or (4 if given.quick else 10)
+    given.shares = (0.1, 0.2) if given.quick else (0.1, 0.2, 0.3, 0.5)
+    run = Choosing(given)
+    found: dict[str, list[dict[str, Any]]] = {"orders": by_seed(run), "sets": []}
+    for seed in (1234,) if given.quick else (1234, 1, 2):
+        for part in (by_criteria, by_objective, by_search):
+            found["sets"] += part(run, seed)
+            given.out.write_text(json.dumps(found, indent=1))
+    if given.tasks_dir is not None and not given.quick:
+        found["tasks"] = by_tasks(run, [row for row in found["sets"] if row["seed"] == 1234])
+    given.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
