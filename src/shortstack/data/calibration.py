@@ -102,13 +102,15 @@ class CalibrationSet:
 
     def halves(self) -> tuple[CalibrationSet, CalibrationSet]:
         """The first and the second half of each source's windows; sources take turns, so that the first few have all."""
-        of_sources = list(self.places.values()) or [list(range(len(self.windows)))]
-        half = min(len(places) for places in of_sources) // 2
-        first, second = (
-            [places[number] for number in numbers for places in of_sources]
-            for numbers in (range(half), range(half, 2 * half))
-        )
-        return self.some(first), self.some(second)
+        mixed, texts = self.taking_turns(), max(1, len(self.places))
+        half = len(mixed.windows) // texts // 2 * texts
+        return mixed.some(range(half)), mixed.some(range(half, 2 * half))
+
+    def taking_turns(self) -> CalibrationSet:
+        """The first window of each named source, then the second of each, and so on: as many as the shortest source has."""
+        if not self.sources:
+            return self
+        return self.some([place for places in zip(*self.places.values(), strict=False) for place in places])
 
     def some(self, places: Sequence[int]) -> CalibrationSet:
         """Some of them."""

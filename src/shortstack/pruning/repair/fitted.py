@@ -158,9 +158,11 @@ def drawn_windows(
     drawn = calibration_windows(
         checkpoint,
         replace(calibration, samples=fitting + choosing),
-        trust_remote_code=options.trust_remote_code,
+        options=options,
         progress=progress,
-    )
+    ).taking_turns()
+    texts = max(1, len(drawn.places))  # named sources, each of which has as many
+    fitting, choosing = fitting * texts, choosing * texts
     check_windows(checkpoint, drawn.windows)
     progress.say(
         f"repairs are fitted on {fitting} windows of {len(drawn.windows[0])} tokens of {calibration.data}, and chosen on "
