@@ -90,7 +90,7 @@ def quadratic_model(
         key: what must agree for them to be used.
         on_progress: called with 1 for the gradient, and for each row.
     """
-    scale_W = loss_scale(windows, ids_WT.shape[1], None)[process.part(windows)].to(ids_WT.device)
+    scale_W = loss_scale([ids_WT.shape[1] - 1] * windows, None)[process.part(windows)].to(ids_WT.device)
     places = sorted(candidates)
     rows = _Rows(file, key or {})
 
