@@ -138,11 +138,13 @@ def _told_apart(block: nn.Module, names: Collection[str], run: Callable[[], torc
             handle.remove()
     with _zero(block, names):
         moved_BTD = left_BTD - run()
-    factor = _ratio(moved_BTD, outer[0]) if len(inner) == 1 else None
+    factor = _ratio(moved_BTD, outer[0], left_BTD) if len(inner) == 1 else None
     if factor is None:
         return Written(left_BTD, moved_BTD, None, 1.0)
-    # Some families (OPT) hand their projections the tokens of all windows in one row.
-    return Written(left_BTD, moved_BTD, inner[0].reshape(*left_BTD.shape[:2], -1), factor)
+    # Some families (OPT) hand their projections the tokens of all windows in one row. The output itself is more exact than
+    # the difference of two states.
+    shape = (*left_BTD.shape[:2], -1)
+    return Written(left_BTD, factor * outer[0].reshape(shape), inner[0].reshape(shape), factor)
 
 
 def _projection(block: nn.Module, names: Collection[str]) -> nn.Module | None:
@@ -168,14 +170,18 @@ def _zero(block: nn.Module, names: Collection[str]) -> Iterator[None]:
             held[last] = parameter
 
 
-_SAME = 1e-2  # of what is added: rounding of 16 bit
+_SAME = 1e-3  # of what is added, beside rounding
+_ONE = 1e-3  # a factor that is nearer to 1 is 1
 
 
-def _ratio(moved: torch.Tensor, output: torch.Tensor) -> float | None:
+def _ratio(moved: torch.Tensor, output: torch.Tensor, left: torch.Tensor) -> float | None:
     """The one number that an output is multiplied by to give what is added; None where there is none."""
     if output.numel() != moved.numel():
         return None
     added, given = exact_place(moved).flatten().double(), exact_place(output).flatten().double()
     factor = float(added @ given / (given @ given).clamp_min(1e-300))
     apart = float((added - factor * given).norm())
-    return factor if apart <= _SAME * float(added.norm()) else None
+    rounding = torch.finfo(left.dtype).eps * float(exact_place(left).double().norm())
+    if not apart <= _SAME * float(added.norm()) + rounding:
+        return None
+    return 1.0 if abs(factor - 1) < _ONE else factor

@@ -10,7 +10,7 @@ Legend: S streams, W windows, T tokens, D hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +33,7 @@ from shortstack.pruning.repair.places import Place
 NONE = "none"
 # Ridges that are tried, as shares of the features' mean square.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_TRIED = 2  # of a method's ridges, by the loss
 _STREAMS = 6  # of validation windows that go on together
 _UNCONSTRAINED = "unconstrained"
 
@@ -80,13 +81,14 @@ class Seen:
 
     Attributes:
         sums: over the tokens that are fitted on.
-        left: of the validation windows, the states that leave the block.
+        left, target: of the validation windows, the states that leave the block, and what they should be.
         features: of the same, by kind.
         projection_factor: as in `Fold`.
     """
 
     sums: Sums = field(default_factory=Sums)
     left: list[torch.Tensor] = field(default_factory=list)
+    target: list[torch.Tensor] = field(default_factory=list)
     features: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     projection_factor: float = 1.0
 
@@ -168,6 +170,7 @@ class Repairing:
         first = max(0, self.fitting - windows.start)  # of the validation windows among these
         if first < len(left_BTD):
             seen.left.append(left_BTD[first:].clone())
+            seen.target.append(target_BTD[first:].clone())
             for kind, given in features.items():
                 seen.features.setdefault(kind, []).append(given[first:].clone())
 
@@ -177,15 +180,17 @@ class Repairing:
         if "scale" in self.methods and place.removed and not place.is_last:
             ratios = dict.fromkeys((magnitude_ratio(sums), nearest_factor(sums)))
             found += [Candidate("scale", Map(factor=ratio)) for ratio in ratios if ratio > 0]
+        scaled = bool(place.removed) and not place.is_last
         if "moved" in sums.of:
-            maps = [linear_map(sums, "moved", ridge, offset=offset, scaled=False) for ridge in RIDGES]
-            found += [Candidate("linear", one, ridge) for one, ridge in zip(maps, RIDGES, strict=True)]
+            found += _nearest(
+                seen, "linear", lambda ridge: linear_map(sums, "moved", ridge, offset=offset, scaled=False)
+            )
         if "inner" in sums.of:
-            scaled = bool(place.removed) and not place.is_last
-            maps = [linear_map(sums, "inner", ridge, offset=offset, scaled=scaled) for ridge in RIDGES]
-            found += [Candidate("full", one, ridge) for one, ridge in zip(maps, RIDGES, strict=True)]
+            found += _nearest(
+                seen, "full", lambda ridge: linear_map(sums, "inner", ridge, offset=offset, scaled=scaled)
+            )
         if "left" in sums.of:
-            found += [Candidate(_UNCONSTRAINED, unconstrained_map(sums, ridge), ridge) for ridge in RIDGES[:4]]
+            found += _nearest(seen, _UNCONSTRAINED, lambda ridge: unconstrained_map(sums, ridge))
         return found
 
     def _chosen(self, place: Place, candidates: Sequence[Candidate], seen: Seen) -> Repaired:
@@ -232,6 +237,26 @@ class Repairing:
                 features = {"moved": written.moved_BTD, "inner": written.inner_BTI}[done.features]
                 states.hidden_WTD[windows] = done(written.left_BTD, features)
         states.next = place.position + 1
+
+
+def _nearest(seen: Seen, method: str, fit: Callable[[float], Map]) -> list[Candidate]:
+    """The map whose states are nearest to the target on the validation windows, and the one with the next stronger ridge.
+
+    Every token counts the same, however large its states are; the first ones, which are hundreds of times as large, do not.
+    """
+    candidates = [Candidate(method, fit(ridge), ridge) for ridge in RIDGES]
+    apart = [_distance(seen, candidate.map) for candidate in candidates]
+    best = min(range(len(apart)), key=lambda number: apart[number])
+    return candidates[best : best + _TRIED]
+
+
+def _distance(seen: Seen, fitted: Map) -> float:
+    total = 0.0
+    for number, (left, target) in enumerate(zip(seen.left, seen.target, strict=True)):
+        features = seen.features[fitted.features][number]
+        apart = (fitted(left, features)[:, 1:].float() - target[:, 1:].float()).square().sum(dim=-1)
+        total += float((apart / target[:, 1:].float().square().sum(dim=-1).clamp_min(1e-30)).sum())
+    return total
 
 
 def described(found: Repaired) -> str:
