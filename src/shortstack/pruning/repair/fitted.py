@@ -56,7 +56,7 @@ class Fitted:
     engine: EngineOptions
 
 
-def check_repairable(dense: Checkpoint, pruned: Checkpoint, method: Method, behind: int) -> list[Place]:
+def check_repairable(dense: Checkpoint, pruned: Checkpoint, method: Method, repair: RepairOptions) -> list[Place]:
     """Look at whether there is something to repair and a place for it, before any text is read.
 
     Raises:
@@ -64,7 +64,8 @@ def check_repairable(dense: Checkpoint, pruned: Checkpoint, method: Method, behi
     """
     check_pair(dense, pruned)
     residual = check_family(pruned, method)
-    places = places_of(dense, pruned, 0 if residual.norms else behind)
+    found = places_of(dense, pruned, 0 if residual.norms else repair.behind_with(method))
+    places = [place for place in found if place.removed or _possible(place, method)]
     possible = [place for place in places if _possible(place, method)]
     if not possible:
         where = "no block comes after it" if method == "scale" else "no block comes before it"
@@ -117,7 +118,7 @@ def fitted(
     Raises:
         ShortstackError: a repair has no place, there is too little text, or states are not finite.
     """
-    places = check_repairable(dense, pruned, method, repair.behind)
+    places = check_repairable(dense, pruned, method, repair)
     residual = residual_of(pruned)
     drawn, fitting = drawn_windows(pruned, calibration, options, progress)
     import_transformers()

@@ -8,6 +8,7 @@ from typing import Literal
 from shortstack.common.options import Options, expect
 
 Method = Literal["auto", "scale", "linear", "full"]
+_BEHIND = {"auto": 2, "full": 2}
 
 
 @dataclass(frozen=True)
@@ -16,16 +17,20 @@ class RepairOptions(Options):
 
     Attributes:
         behind: The number of blocks behind each cut that are repaired, too: each towards the dense model's states behind
-            the same block.
+            the same block. By default it is 2 with `auto` and `full`, and 0 with the published `scale` and `linear`.
         first_token: Fit on the first token of each window, too. By default it is left out: in most models its hidden
             states are hundreds of times as large as all others.
         padding: Fit on padding at the end of windows, too.
     """
 
-    behind: int = 0
+    behind: int | None = None
     first_token: bool = False
     padding: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        expect(self.behind >= 0, "behind", self.behind, "a whole number of at least 0")
+        expect(self.behind is None or self.behind >= 0, "behind", self.behind, "a whole number of at least 0")
+
+    def behind_with(self, method: Method) -> int:
+        """How many blocks behind each cut are repaired."""
+        return _BEHIND.get(method, 0) if self.behind is None else self.behind

@@ -21,12 +21,14 @@ class Place:
 
     Attributes:
         position: of the block in the pruned checkpoint; -1 for what goes into its first block.
+        block: its number in the original model; None for what goes into the first one.
         target: the dense model's block whose input the output should be; its depth for what leaves the last one.
         removed: the cut behind the block, by numbers of the original model; () where there is none.
         is_last: no block of the pruned checkpoint comes after it.
     """
 
     position: int
+    block: int | None
     target: int
     removed: tuple[int, ...]
     is_last: bool
@@ -34,7 +36,7 @@ class Place:
     @property
     def name(self) -> str:
         """What a person reads."""
-        return named_blocks(self.removed)
+        return named_blocks(self.removed) if self.removed else f"behind: block {self.block}"
 
 
 def residual_of(checkpoint: Checkpoint) -> Residual:
@@ -91,5 +93,6 @@ def places_of(dense: Checkpoint, pruned: Checkpoint, behind: int) -> list[Place]
         removed = tuple(dense.original_blocks[block] for block in range(first, target))
         left = behind if removed else left - 1
         if removed or left >= 0 <= position:
-            found.append(Place(position, target, removed, position == pruned.depth - 1))
+            block = pruned.original_blocks[position] if position >= 0 else None
+            found.append(Place(position, block, target, removed, position == pruned.depth - 1))
     return found

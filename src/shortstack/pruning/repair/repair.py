@@ -125,7 +125,7 @@ def repair(
     pruned = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     inputs = [pruned.directory, dense.directory]
     check_output(out, inputs=inputs, force=force)
-    check_repairable(dense, pruned, method, fitting.behind)
+    check_repairable(dense, pruned, method, fitting)
     found = fitted(dense, pruned, method, calibration, fitting, options, progress)
     with published(out, inputs=inputs, nbytes=pruned.nbytes, force=force) as folder:
 

@@ -266,4 +266,4 @@ def described(found: Repaired) -> str:
 
 
 def _where(place: Place) -> str:
-    return f"the cut of {place.name}" if place.removed else f"block {place.position}, behind a cut"
+    return f"the cut of {place.name}" if place.removed else f"block {place.block}, behind a cut"

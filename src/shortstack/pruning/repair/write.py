@@ -127,7 +127,7 @@ def _step(
     undone = not tensors
     places = [
         {
-            "where": one.place.name if one.place.removed else f"behind ({one.place.position})",
+            "where": one.place.name,
             "position": one.place.position,
             "removed": list(one.place.removed),
             "method": "none" if undone else one.chosen.method,
