@@ -135,7 +135,7 @@ def _shortened(verb: str, arguments: list[str]) -> list[str]:
             continue  # without effect there, and refused
         if name not in found:
             found += [name, value]
-        elif name == "--max-steps":
+        elif name in ("--max-steps", "--tokens"):
             found[found.index(name) + 1] = value
     return found
 
