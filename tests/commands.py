@@ -119,7 +119,7 @@ def run_command(command: str, place: str, left_out: dict[str, str]) -> bool:
         Path(out).unlink(missing_ok=True)
     code = run(_shortened(verb, arguments))
     assert code == 0, f"{place}: {command}: exit code {code}"
-    if out is not None and "checkpoint" in COMMANDS[verb].makes:
+    if out is not None and "checkpoint" in COMMANDS[verb].makes and "--dry-run" not in arguments:
         recorded_hashes(Path(out))  # whatever writes a checkpoint records the sha256 of all that it wrote
     return True
 

@@ -163,7 +163,7 @@ _ROWS = [
         "retrain local",
         "shortstack.retraining.local:retrain_local",
         "Train a pruned checkpoint block by block towards the dense model's hidden states, in the memory of a few blocks.",
-        "shortstack retrain local PRUNED --of MODEL --data text.jsonl --tokens 1M --out HEALED",
+        "shortstack retrain local PRUNED --of MODEL --data text.jsonl --tokens 1M --out NEARER",
         makes={"checkpoint": ""},
         parallel=True,
         check="shortstack.retraining.local:check_local",
