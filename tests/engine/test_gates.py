@@ -16,6 +16,7 @@ from shortstack.engine.block_model import NotSeparableError, find_blocks
 from shortstack.engine.select import Engine, EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.search.gates import quadratic_model
+from shortstack.scoring.shared_windows import SharedWindows
 from tests import pico
 
 Built = Callable[..., Path]
@@ -73,7 +74,7 @@ def test_they_are_those_of_autograd(built: Built, family: str, whole: bool, monk
     hessian = torch.autograd.functional.hessian(loss, ones)
     with engine_of(model) as engine:
         assert bool(engine.reason) == whole
-        found = quadratic_model(engine, torch.tensor(WINDOWS), range(depth), windows=3)
+        found = quadratic_model(engine, torch.tensor(WINDOWS), range(depth), text=SharedWindows(WINDOWS))
     assert torch.allclose(found.gradient_N, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
     assert torch.allclose(found.hessian_NN, hessian, rtol=1e-2, atol=3e-3 * float(hessian.abs().max()))
 
@@ -82,9 +83,9 @@ def test_some_blocks_and_few_tokens_at_a_time_give_the_same(built: Built) -> Non
     """A block whose gate stays 1 has no row; windows in parts add up."""
     model = built("llama")
     with engine_of(model) as engine:
-        whole = quadratic_model(engine, torch.tensor(WINDOWS), range(6), windows=3)
+        whole = quadratic_model(engine, torch.tensor(WINDOWS), range(6), text=SharedWindows(WINDOWS))
     with engine_of(model, tokens=16) as engine:
-        some = quadratic_model(engine, torch.tensor(WINDOWS), [4, 1], windows=3)
+        some = quadratic_model(engine, torch.tensor(WINDOWS), [4, 1], text=SharedWindows(WINDOWS))
     assert some.candidates == (1, 4)
     assert torch.allclose(some.gradient_N, whole.gradient_N[[1, 4]], rtol=1e-4, atol=1e-6)
     largest = float(whole.hessian_NN.abs().max())
@@ -99,3 +100,21 @@ def test_gates_that_are_zero_are_removals(built: Built) -> None:
     with engine_of(built("llama")) as engine:
         removed = float(engine.nll_without(torch.tensor(WINDOWS), [frozenset({2})]).mean())
     assert loss(gates).item() == pytest.approx(removed, rel=1e-5)
+
+
+def test_only_tokens_that_count_do(built: Built) -> None:
+    """The loss over some tokens is that of autograd over them."""
+    counted = [[column % 3 > 0 for column in range(16)] for _ in WINDOWS]
+    text = SharedWindows(WINDOWS, counted=counted)
+    model = AutoModelForCausalLM.from_pretrained(built("llama"), dtype=torch.float32).eval()
+    update = {}
+    block = model.model.layers[3]
+    gate = torch.ones(1, requires_grad=True)
+    block.register_forward_hook(lambda _, args, output: update.setdefault("out", args[0] + gate * (output - args[0])))
+    ids, which = torch.tensor(WINDOWS), torch.tensor(counted)[:, 1:]
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits[which], ids[:, 1:][which]).backward()
+    assert gate.grad is not None
+    with engine_of(built("llama")) as engine:
+        found = quadratic_model(engine, ids, [3], text=text)
+    assert found.gradient_N.item() == pytest.approx(gate.grad.item(), rel=1e-3)

@@ -8,7 +8,7 @@ Legend: S settings of the gates, W windows, T tokens, D hidden size, N blocks, R
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def gate_gradients(
     ids_WT: torch.Tensor,
     settings: Sequence[GateSetting],
     scale_W: torch.Tensor,
-    on_progress: Callable[[int], object] = lambda _: None,
+    counted_WT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """d (sum over windows of scale * the window's summed NLL) / d gates, at each setting, [S, N], float64, on the CPU.
 
@@ -38,7 +38,7 @@ def gate_gradients(
         ids_WT: the windows.
         settings: the gates that are not 1.
         scale_W: of each window.
-        on_progress: called with the number of block evaluations just done, a window through a block.
+        counted_WT: which tokens count; by default all that are predicted.
     """
     depth, windows, count = len(skeleton.blocks), len(ids_WT), len(settings)
     first = min((min(setting) if setting else 0 for setting in settings), default=0)
@@ -51,9 +51,9 @@ def gate_gradients(
         if index >= first:
             inputs.append(hidden_RTD)
         hidden_RTD = _through(skeleton, block, index, hidden_RTD, ids_WT if index < first else ids_RT, gates_NR[index])
-        on_progress(len(hidden_RTD))
     with torch.enable_grad():
-        gradient_RTD = skeleton.head.nll_gradient(hidden_RTD, ids_RT, scale_W.repeat(count))
+        counted_RT = None if counted_WT is None else counted_WT.repeat(count, 1)
+        gradient_RTD = skeleton.head.nll_gradient(hidden_RTD, ids_RT, scale_W.repeat(count), counted_RT)
     found_NR = torch.zeros(depth, len(ids_RT), dtype=torch.float64)
     for index, block in weights.each(range(depth - 1, first - 1, -1)):
         for part, call in _parts(skeleton, ids_RT, index):
@@ -66,7 +66,6 @@ def gate_gradients(
                 torch.autograd.backward(result, gradient * gate)
                 gradient_RTD[part] = gradient_of(given) + gradient * (1 - gate)
         inputs[index - first] = torch.empty(0)
-        on_progress(2 * len(ids_RT))
     return found_NR.view(depth, count, windows).sum(dim=-1).T
 
 

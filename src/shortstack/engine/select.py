@@ -107,7 +107,7 @@ class Engine(Protocol):
         ids_WT: torch.Tensor,
         settings: Sequence[GateSetting],
         scale_W: torch.Tensor,
-        on_progress: Callable[[int], object] = lambda _: None,
+        counted_WT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
 

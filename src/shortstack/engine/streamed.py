@@ -164,10 +164,10 @@ class StreamedModel:
         ids_WT: torch.Tensor,
         settings: Sequence[GateSetting],
         scale_W: torch.Tensor,
-        on_progress: Callable[[int], object] = lambda _: None,
+        counted_WT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
-        return gate_gradients(self.skeleton, self.weights, ids_WT, settings, scale_W, on_progress)
+        return gate_gradients(self.skeleton, self.weights, ids_WT, settings, scale_W, counted_WT)
 
     @torch.no_grad()
     def token_seconds(self) -> tuple[list[float], float]:

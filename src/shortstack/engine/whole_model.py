@@ -147,7 +147,7 @@ class WholeModel:
         ids_WT: torch.Tensor,
         settings: Sequence[GateSetting],
         scale_W: torch.Tensor,
-        on_progress: Callable[[int], object] = lambda _: None,
+        counted_WT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
         self._model.requires_grad_(False)
@@ -159,10 +159,10 @@ class WholeModel:
             with self._bypass.gated(gates_N.requires_grad_(True)):
                 for part in self._parts(ids_WT):
                     nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
-                    torch.autograd.backward((nll.sum(dim=1) * scale_W[part].to(nll)).sum())
+                    counted_BT = None if counted_WT is None else counted_WT[part]
+                    torch.autograd.backward(scaled_loss(nll, scale_W[part], counted_BT))
             if gates_N.grad is not None:
                 found_SN[number] = gates_N.grad.double().cpu()
-            on_progress(3 * len(ids_WT) * len(self.blocks))
         return found_SN
 
     @torch.no_grad()

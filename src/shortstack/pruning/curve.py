@@ -17,9 +17,10 @@ from shortstack.common.options import stage
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.pruning.objective import parse_objective
+from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import CurveOptions
 from shortstack.pruning.selection import parse_selection
-from shortstack.pruning.set_search import Judged, SetSearch, opened, opened_search
+from shortstack.pruning.set_search import Judged, SetSearch
 from shortstack.runtime.atomic_output import resumable_file, write_json
 from shortstack.scoring.options import ScoreOptions
 

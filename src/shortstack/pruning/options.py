@@ -85,7 +85,7 @@ class PruneChoice(BlockChoice):
 
     Attributes:
         selection: Search the set of blocks by measuring sets, as `shortstack search` does: `greedy`, `beam:4`,
-            `evolution:20`, `contiguous` or `one-shot`.
+            `evolution:20`, `gate:32`, `contiguous` or `one-shot`.
     """
 
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -102,8 +102,8 @@ class CurveOptions(Options):
     """How far a curve goes, and how its sets are chosen.
 
     Attributes:
-        selection: How the set of each size is chosen: `greedy`, `beam:4`, `contiguous` or `one-shot`, as in `shortstack
-            search`.
+        selection: How the set of each size is chosen: `greedy`, `beam:4`, `gate:32`, `contiguous` or `one-shot`, as in
+            `shortstack search`.
         most: The most blocks to remove. By default it is half of those that may be removed.
         plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
             10 blocks.
@@ -124,8 +124,8 @@ class SearchOptions(Budget):
     Attributes:
         selection: How the set is searched: `greedy` removes the block that costs least, measures again, and so on;
             `beam:4` continues with the four cheapest sets of each step; `evolution:20` changes sets by swaps for 20
-            generations; `one-shot` and `contiguous` take what single blocks cost, and the cheapest run of adjacent
-            ones.
+            generations; `gate:32` measures the 32 sets that a quadratic model of gates on the blocks holds to be the
+            cheapest; `one-shot` and `contiguous` take what single blocks cost, and the cheapest run of adjacent ones.
     """
 
     selection: str = "greedy"

@@ -23,10 +23,10 @@ from shortstack.common.shown import Shown
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
+from shortstack.pruning.opened_search import check_measurable
 from shortstack.pruning.options import BlockChoice, Budget, PruneChoice, PruneOptions, SearchOptions
 from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
 from shortstack.pruning.search import check_choice, searched
-from shortstack.pruning.set_search import check_measurable
 from shortstack.publishing.model_card import write_beside_weights
 from shortstack.runtime.atomic_output import check_output, published, resumable_file
 from shortstack.scoring.options import ScoreOptions

@@ -19,10 +19,11 @@ from shortstack.data.named_sources import preview_calibration
 from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
 from shortstack.pruning.budget import amount_to_remove, ceiling_nll, check_one_amount, sizes_of
 from shortstack.pruning.objective import parse_objective
+from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import Budget, SearchOptions
 from shortstack.pruning.plan import PlannedCut, planned, too_many
 from shortstack.pruning.selection import parse_selection
-from shortstack.pruning.set_search import Judged, SetSearch, opened, opened_search
+from shortstack.pruning.set_search import Judged, SetSearch
 from shortstack.runtime.atomic_output import resumable_file, write_json
 from shortstack.scoring.options import ScoreOptions
 
@@ -115,6 +116,8 @@ def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: st
     found = dict(zip([name, f"{name}, second", f"{name}, third"], ranked, strict=False))
     if one_shot != ranked[0]:
         found = {**dict(list(found.items())[:2]), "one-shot": one_shot}
+    if sets.gates is not None:
+        found["block influence"] = sets.first_of(sets.gates.by_influence(sets.free), wanted)
     dense_ppl, judged = sets.judged(found)
     sets.say_refused()
     measured = {
@@ -124,6 +127,9 @@ def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: st
         "sets": [one.to_json() for one in judged],
     }
     why = {"strategy": name, "measured": measured, **why}
+    if sets.gates is not None:
+        why["gates"] = sets.gates.to_json(sets)
+        note = "\n".join(filter(None, [note, sets.gates.note(sets, ranked[0])]))
     if choice.ppl_ceiling is not None:
         why["ppl_ceiling"] = choice.ppl_ceiling
         note = "\n".join(filter(None, [note, _over_elsewhere(choice.ppl_ceiling, dense_ppl, judged[0])]))

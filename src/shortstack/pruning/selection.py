@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from shortstack.errors import UsageError, did_you_mean
 
-SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution")
+SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution", "gate")
+_NUMBERS = {  # what the number after the colon is, and what it is where none is given
+    "beam": ("sets that go on to the next step", 4),
+    "evolution": ("generations", 20),
+    "gate": ("sets that are measured", 32),
+}
 
 
 @dataclass(frozen=True)
@@ -17,14 +22,12 @@ class Selection:
     Attributes:
         name: as the user wrote it, such as `beam:4`.
         kind: one of SELECTIONS.
-        width: sets that go on to the next step of a beam.
-        generations: of the evolutionary search.
+        number: of sets that go on to the next step of a beam, of generations, or of sets that gates propose.
     """
 
     name: str
     kind: str
-    width: int = 1
-    generations: int = 20
+    number: int = 1
 
 
 def parse_selection(text: str) -> Selection:
@@ -36,11 +39,11 @@ def parse_selection(text: str) -> Selection:
     kind, colon, number = text.partition(":")
     if kind not in SELECTIONS:
         raise UsageError(f"--selection {text!r}: no such selection", hint=did_you_mean(kind, SELECTIONS))
+    what, usual = _NUMBERS.get(kind, ("", 1))
     if not colon:
-        return Selection(text, kind, width=4 if kind == "beam" else 1)
-    if kind not in ("beam", "evolution"):
+        return Selection(text, kind, usual)
+    if not what:
         raise UsageError(f"--selection {text!r}: {kind} takes no number", hint=kind)
     if not re.fullmatch(r"\d{1,5}", number) or int(number) < 1:
-        what = "sets that go on to the next step" if kind == "beam" else "generations"
-        raise UsageError(f"--selection {text!r}: expected the number of {what} after the colon", hint=f"{kind}:4")
-    return Selection(text, kind, **{"width" if kind == "beam" else "generations": int(number)})
+        raise UsageError(f"--selection {text!r}: expected the number of {what} after the colon", hint=f"{kind}:{usual}")
+    return Selection(text, kind, int(number))

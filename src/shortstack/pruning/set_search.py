@@ -5,41 +5,28 @@ Legend: S sets, W windows.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.drop_blocks import reason_against
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.formatting import named_blocks, parse_size, ranges
+from shortstack.common.formatting import named_blocks, ranges
 from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows
-from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError
-from shortstack.families.open_model import open_model
 from shortstack.pruning.budget import ceiling_nll
+from shortstack.pruning.gate_search import GateSearch, gate_sets
 from shortstack.pruning.objective import Objective
 from shortstack.pruning.plan import first_that_may_go
 from shortstack.pruning.selection import Selection
 from shortstack.pruning.source_costs import judged_change, objective_costs
-from shortstack.runtime.atomic_output import check_writable_file
-from shortstack.runtime.devices import pick_device, pick_scoring_dtype
-from shortstack.runtime.distributed import Process, together
-from shortstack.runtime.libraries import import_transformers
-from shortstack.scoring.options import ScoreOptions
-from shortstack.scoring.score import calibration_windows
-from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
     import torch
 
     from shortstack.engine.removal_sets import RemovalSet
-    from shortstack.engine.select import Engine
     from shortstack.scoring.search.beam import Ranked
     from shortstack.scoring.search.measured_sets import MeasuredSets
 
@@ -79,6 +66,7 @@ class SetSearch:
         objective: what sets are chosen for, where the text has named sources; None for the loss over all tokens.
         refused: sets that cannot go exactly, and why.
         told: the best sets of steps that were told of: a step that is taken again is not.
+        gates: what the gates say, once a search by gates has asked.
     """
 
     checkpoint: Checkpoint
@@ -90,6 +78,7 @@ class SetSearch:
     objective: Objective | None = None
     refused: dict[RemovalSet, str] = field(default_factory=dict)
     told: set[RemovalSet] = field(default_factory=set)
+    gates: GateSearch | None = None
 
     def order(self) -> list[int]:
         """The blocks that may go, by what each costs alone, the cheapest first."""
@@ -110,22 +99,26 @@ class SetSearch:
             return self.choosing.means(nll_SW)
         return objective_costs(self.objective, self.choosing, nll_SW, self.choosing.nll([frozenset()], windows))
 
-    def _mean_nll(self, removed: RemovalSet) -> float:
-        return float(self.choosing.means(self.choosing.nll([removed]))[0])
+    def losses(self, sets: Collection[RemovalSet]) -> list[float]:
+        """The mean NLL without each set on the windows that choose, whatever the objective."""
+        found: list[float] = self.choosing.means(self.choosing.nll(sets)).tolist()
+        return found
 
     def added_up(self, removed: RemovalSet) -> float:
         """What the perplexity would grow by, as a share, if each block of a set cost what it costs alone."""
-        nll_SW = self.choosing.nll([frozenset(), *(frozenset({place}) for place in sorted(removed))])
-        dense, *alone = self.choosing.means(nll_SW).tolist()
+        dense, *alone = self.losses([frozenset(), *(frozenset({place}) for place in sorted(removed))])
         return math.expm1(sum(alone) - len(alone) * dense)
 
     def one_shot(self, wanted: int) -> RemovalSet:
         """The blocks that cost least one by one."""
-        order = self.order()
+        return self.first_of(self.order(), wanted)
+
+    def first_of(self, order: Sequence[int], wanted: int) -> RemovalSet:
+        """So many blocks of an order, the first that can go together."""
         blocks = self.checkpoint.original_blocks
         removed, passed_by = first_that_may_go(self.checkpoint, [blocks[place] for place in order], wanted)
         if passed_by:
-            self._reason_against(frozenset(order[:wanted]))
+            self.reason_against(frozenset(order[:wanted]))
         return frozenset(self.checkpoint.position_of(block) for block in removed)
 
     def ranked(self, wanted: int) -> list[RemovalSet]:
@@ -140,6 +133,8 @@ class SetSearch:
             return self._runs(wanted)
         if self.selection.kind == "evolution":
             return list(self._evolved(wanted).sets)
+        if self.selection.kind == "gate":
+            return gate_sets(self, wanted)
         steps = self.steps(wanted)
         if len(steps) < wanted or not steps[-1].sets:
             why = next(iter(steps[-1].skipped.values()), "")
@@ -158,14 +153,14 @@ class SetSearch:
         Raises:
             ShortstackError: no set keeps it.
         """
-        dense = self._mean_nll(frozenset())
+        dense = self.losses([frozenset()])[0]
         most_nll, found, least = ceiling_nll(ceiling, dense), 0, None
         for size in range(1, limit + 1):
             try:
                 chosen = self.ranked(size)[0]
             except ShortstackError:  # of this size none can go; of a larger one some may
                 continue
-            cost = self._mean_nll(chosen)
+            cost = self.losses([chosen])[0]
             least = least or f"; without {named_blocks(self.blocks(chosen))} it is {perplexity(cost):.4g}"
             if cost > most_nll:
                 break
@@ -186,8 +181,8 @@ class SetSearch:
             self._cost,
             self.free,
             most,
-            width=self.selection.width,
-            reason_against=self._reason_against,
+            width=self.selection.number,
+            reason_against=self.reason_against,
             on_step=self._say_step,
         )
 
@@ -216,7 +211,7 @@ class SetSearch:
     def _runs(self, wanted: int) -> list[RemovalSet]:
         free = set(self.free)
         runs = [frozenset(range(first, first + wanted)) for first in range(self.checkpoint.depth - wanted + 1)]
-        possible = [run for run in runs if run <= free and self._reason_against(run) is None]
+        possible = [run for run in runs if run <= free and self.reason_against(run) is None]
         if not possible:
             raise ShortstackError(
                 f"{self.checkpoint.source}: no run of {wanted} adjacent blocks can go",
@@ -236,8 +231,8 @@ class SetSearch:
             self.one_shot(wanted),
             self.free,
             self.choosing.windows,
-            how=Evolution(generations=self.selection.generations),
-            reason_against=self._reason_against,
+            how=Evolution(generations=self.selection.number),
+            reason_against=self.reason_against,
             on_generation=say,
         )
 
@@ -252,110 +247,10 @@ class SetSearch:
             return f"perplexity {perplexity(cost):.4g}"
         return f"{self.objective.text} of what is added: {cost:.4g}"
 
-    def _reason_against(self, removed: RemovalSet) -> str | None:
+    def reason_against(self, removed: RemovalSet) -> str | None:
+        """Why a set cannot go exactly, or None where it can; what cannot is counted."""
         kept = [place for place in range(self.checkpoint.depth) if place not in removed]
         reason = reason_against(self.checkpoint, kept)
         if reason is not None:
             self.refused[removed] = reason
         return reason
-
-
-def opened(model: str, out: Path | None, options: ScoreOptions) -> tuple[Checkpoint, Progress, bool]:
-    """The checkpoint, opened; where to say what happens; whether this process writes. Nothing was read of its weights.
-
-    Raises:
-        ShortstackError: it cannot be read or is quantized, or `out` cannot be written.
-    """
-    if out is not None:
-        check_writable_file(Path(out))
-    leads = Process.from_environment().leads
-    progress = Progress(quiet=options.quiet or not leads)
-    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
-    check_measurable(checkpoint)
-    return checkpoint, progress, leads
-
-
-def check_measurable(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint without which sets of blocks cannot be measured.
-
-    Raises:
-        ShortstackError: it is quantized.
-    """
-    if "quantization_config" in checkpoint.config:
-        raise ShortstackError(
-            f"{checkpoint.source}: is quantized; sets are measured on full weights",
-            hint="measure the checkpoint that it was made from; its blocks are the same",
-        )
-
-
-@contextlib.contextmanager
-def opened_search(
-    checkpoint: Checkpoint,
-    calibration: CalibrationOptions,
-    selection: Selection,
-    protected: Collection[int],
-    work: Path | None,
-    options: ScoreOptions,
-    progress: Progress,
-    objective: Objective | None = None,
-) -> Iterator[tuple[SetSearch, dict[str, Any]]]:
-    """A search on a model, and what a record says of it.
-
-    Twice as many windows are drawn as were requested: the first half chooses, the others judge.
-
-    Args:
-        protected: blocks of the original model that stay.
-        work: the folder where losses are kept, so that a search that was killed resumes; None keeps them in memory alone.
-    """
-    import_transformers()
-    from shortstack.engine.cpu import computing
-    from shortstack.engine.forward import windows_tensor
-    from shortstack.engine.select import choose_engine
-    from shortstack.scoring.search.measured_sets import MeasuredSets
-
-    process = Process.from_environment()
-    drawn = calibration_windows(
-        checkpoint,
-        replace(calibration, samples=2 * calibration.samples),
-        options=options,
-        progress=progress,
-    )
-    check_windows(checkpoint, drawn.windows)
-    first, second = drawn.halves()
-    if objective is not None:
-        objective.check(list(first.places))
-    half = len(first.windows)
-    own, place = process.part(half), process.own_device(pick_device(options.device))
-    stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
-    how = EngineOptions(
-        pick_scoring_dtype(options.dtype, stored, place, say=progress.say),
-        place,
-        options.memory,
-        trust_remote_code=options.trust_remote_code,
-        memory_bytes=None if options.memory_limit is None else parse_size(options.memory_limit, "--memory-limit"),
-        say=progress.say,
-    )
-    settings = {"dtype": str(how.dtype).removeprefix("torch."), "device": str(place)}
-
-    def measured(engine: Engine, drawn: CalibrationSet, what: str, work: Path | None) -> MeasuredSets:
-        text = SharedWindows(drawn.windows, process, drawn.places, drawn.counted)
-        key = {
-            "fingerprint": checkpoint.fingerprint,
-            "windows": text.sha256,
-            **settings,
-            "versions": versions(),
-        }
-        file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
-        return MeasuredSets(engine, windows_tensor(text.own, place), half, process, file, key, text)
-
-    why = {"plus": bool(protected), "calibration": first.record, "settings": settings}
-    why |= {"objective": objective.text} if objective is not None else {}
-    free = [place for place, block in enumerate(checkpoint.original_blocks) if block not in protected]
-    with contextlib.ExitStack() as using:
-        engine = using.enter_context(contextlib.closing(choose_engine(checkpoint, first.windows[own], how)))
-        settings["memory"] = engine.memory
-        using.enter_context(together(process))
-        settings["linear"] = using.enter_context(computing(how.dtype, place, options.cpu_kernels))
-        choosing = measured(engine, first, "choosing", work)
-        judging = measured(engine, second, "judging", work)
-        yield SetSearch(checkpoint, selection, free, choosing, judging, progress, objective), why

@@ -12,7 +12,6 @@ Legend: S sets, W windows, T tokens, N blocks that may go, K blocks of a set.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import random
@@ -23,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.common.json_text import json_text, read_json
+from shortstack.common.json_text import json_text
 from shortstack.engine.losses import loss_scale
 from shortstack.runtime.atomic_output import write_file
-from shortstack.runtime.distributed import ALONE, Process
+from shortstack.scoring.search.measured_sets import whole_lines
+from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
     from shortstack.engine.removal_sets import RemovalSet
@@ -72,8 +72,7 @@ def quadratic_model(
     ids_WT: torch.Tensor,
     candidates: Sequence[int],
     *,
-    windows: int,
-    process: Process = ALONE,
+    text: SharedWindows,
     file: Path | None = None,
     key: dict[str, Any] | None = None,
     on_progress: Callable[[int], object] = lambda _: None,
@@ -84,18 +83,18 @@ def quadratic_model(
         engine: runs the model, in float32 or wider.
         ids_WT: this process's windows.
         candidates: positions of the blocks.
-        windows: how many all processes have together.
-        process: this process among them.
+        text: the windows of all processes, and which of their tokens count.
         file: where rows of the Hessian are kept as they come, so that a run that was killed resumes; for one process.
         key: what must agree for them to be used.
         on_progress: called with 1 for the gradient, and for each row.
     """
-    scale_W = loss_scale([ids_WT.shape[1] - 1] * windows, None)[process.part(windows)].to(ids_WT.device)
+    scale_W = loss_scale(text.counts(), None)[text.place].to(ids_WT.device)
+    counted_WT = text.own_counted(ids_WT.device)
     places = sorted(candidates)
     rows = _Rows(file, key or {})
 
     def gradients(settings: list[dict[int, float]]) -> torch.Tensor:
-        return process.summed(engine.gate_gradients(ids_WT, settings, scale_W))
+        return text.process.summed(engine.gate_gradients(ids_WT, settings, scale_W, counted_WT))
 
     if None not in rows.known:
         rows.add(None, gradients([{}])[0].tolist())
@@ -119,11 +118,7 @@ class _Rows:
         self._file = file
         if file is None:
             return
-        lines = []
-        with contextlib.suppress(OSError, ValueError):
-            lines = [
-                read_json(line) for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if "\n" in line
-            ]
+        lines = whole_lines(file)
         if lines and lines[0] == {"key": key}:
             self.known = {line["block"]: line["row"] for line in lines[1:]}
         kept = [{"key": key}, *({"block": block, "row": row} for block, row in self.known.items())]

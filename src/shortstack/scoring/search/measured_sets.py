@@ -60,7 +60,7 @@ class MeasuredSets:
     def __post_init__(self) -> None:
         if self.file is None:
             return
-        header, *lines = _lines(self.file) or [None]
+        header, *lines = whole_lines(self.file) or [None]
         if header == {"key": self.key}:
             self._known = {frozenset(line["blocks"]): line["nll"] for line in lines}
         # Written anew, without a line that is not whole: the next one would be appended to it.
@@ -137,7 +137,7 @@ class MeasuredSets:
                 file.write(text)
 
 
-def _lines(file: Path) -> list[Any]:
+def whole_lines(file: Path) -> list[Any]:
     """What a file holds, a value per line, up to the first that is not whole: whoever wrote it may have been killed there."""
     found = []
     with contextlib.suppress(OSError, ValueError):
