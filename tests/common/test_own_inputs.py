@@ -83,3 +83,11 @@ def test_other_outputs_are_named(tmp_path: Path) -> None:
     with pytest.raises(ShortstackError) as raised:
         refuse_own_inputs({"models": [str(read)], "csv": read / "tables"})
     assert "--csv" in (raised.value.hint or "")
+
+
+@pytest.mark.fault(133)
+@pytest.mark.parametrize("before", ["general=", "self:", "own=self:"])
+def test_a_source_with_a_name_is_an_input(before: str, tmp_path: Path) -> None:
+    (tmp_path / "books.txt").write_text("words")
+    with pytest.raises(ShortstackError, match="which is never touched"):
+        refuse_own_inputs({"data": f"c4=c4,{before}{tmp_path / 'books.txt'}", "out": tmp_path / "books.txt"})

@@ -58,3 +58,9 @@ def test_records_are_gone_through_to_the_bottom() -> None:
         "ppl:t.txt": "see t.txt",
         "unit": "tokens/s",
     }
+
+
+def test_what_names_a_source_stays() -> None:
+    named = "general=/home/ann/books.txt,own=self:sub/folder/prompts.jsonl,c4=c4"
+    assert public_name(named) == "general=books.txt, own=self:prompts.jsonl, c4=c4"
+    assert without_paths({"source": named}) == {"source": "general=books.txt,own=self:prompts.jsonl,c4=c4"}

@@ -259,3 +259,19 @@ def test_shipped_recipes_are_a_few_lines_each() -> None:
 def test_usage_errors_are_told_from_others(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         resolve(written(tmp_path, "steps: {info: {}}"))
+
+
+def test_named_sources_lie_beside_the_recipe_and_are_known_by_content(tmp_path: Path) -> None:
+    from shortstack.recipes.cache_keys import step_key
+
+    for name in ("books", "prompts"):
+        (tmp_path / f"{name}.txt").write_text("words " * 100)
+    text = 'model: embedded\nsteps:\n  score: {data: "general=books.txt,own=self:prompts.txt,c4=c4"}\n'
+    recipe = resolve(written(tmp_path, text))
+    data = values(recipe, "score")["data"]
+    assert data == f"general={tmp_path / 'books.txt'},own=self:{tmp_path / 'prompts.txt'},c4=c4"
+    assert data in recipe.to_yaml()
+    first = step_key(recipe.steps[0], {"model": "m"})
+    assert step_key(recipe.steps[0], {"model": "m"}) == first
+    (tmp_path / "prompts.txt").write_text("other words " * 100)
+    assert step_key(recipe.steps[0], {"model": "m"}) != first

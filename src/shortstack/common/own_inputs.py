@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shortstack.common.source_names import before_and_place
 from shortstack.errors import ShortstackError
 
 _OUTPUTS = ("out", "csv", "plot", "png")  # options that name what a command writes
@@ -63,6 +64,8 @@ def _texts(value: Any) -> Iterator[str]:
         if isinstance(text, str) and text:
             yield text
             yield from (part for part in text.split(",") if part and part != text)
+            places = (before_and_place(part.strip()) for part in text.split(","))
+            yield from (place for before, place in places if before and place)
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _texts(one)

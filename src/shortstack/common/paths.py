@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from shortstack.common.source_names import before_and_place
+
 # Where a path begins: /, ~/, ./, ../ or C:\, also behind file://; before it neither a word nor a scheme (https:/).
 _START = r"(?:file://)?(?:~[\w.-]*|\.{1,2}|[A-Za-z]:)?[/\\]"
 _WHOLE = re.compile(rf"{_START}[^\n]*")
@@ -17,8 +19,7 @@ def public_name(source: str) -> str:
 
     `org/name` may be either. Here it is taken for an id, unless it ends as a file of texts does.
     """
-    names = [_last(one) if is_path(one) else one for one in (part.strip() for part in source.split(",")) if one]
-    return ", ".join(names)
+    return ", ".join(_public(part.strip()) for part in source.split(",") if part)
 
 
 def is_path(source: str) -> bool:
@@ -39,7 +40,13 @@ def without_paths(value: Any) -> Any:
     if _WHOLE.fullmatch(value) and not re.search(r": |,", value):
         return _last(value)
     value = _INSIDE.sub(lambda match: match[1] or "...", value)
-    return value if " " in value else ",".join(_last(one) if is_path(one) else one for one in value.split(","))
+    return value if " " in value else ",".join(map(_public, value.split(",")))
+
+
+def _public(source: str) -> str:
+    """A source without the folders of its path; what names it stays."""
+    before, place = before_and_place(source)
+    return before + (_last(place) if is_path(place) else place)
 
 
 def _is_data_file(source: str) -> bool:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shortstack.common.source_names import NAMED, SELF
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_enough
 from shortstack.data.marks import marks_of
 from shortstack.data.preview import preview
 from shortstack.errors import ShortstackError, UsageError
-
-_NAMED = re.compile(r"\s*([A-Za-z0-9][\w.-]*)=(.*)", re.DOTALL)
 
 
 def named_sources(data: str) -> dict[str, str]:
@@ -24,11 +22,11 @@ def named_sources(data: str) -> dict[str, str]:
     Raises:
         UsageError: a source without a name among named ones, two of one name, or a name without a source.
     """
-    if _NAMED.match(data) is None or Path(data).expanduser().exists():
+    if NAMED.match(data) is None or Path(data).expanduser().exists():
         return {}
     found: dict[str, str] = {}
     for piece in data.split(","):
-        match = _NAMED.fullmatch(piece)
+        match = NAMED.fullmatch(piece)
         if match is None:
             raise UsageError(
                 f"--data {data!r}: {piece!r} has no name, and the others have",
@@ -43,6 +41,13 @@ def named_sources(data: str) -> dict[str, str]:
             )
         found[name] = source
     return found
+
+
+def calibration_tokens(values: Mapping[str, Any]) -> int:
+    """How many tokens the windows of all sources hold, by options that were given; for estimates."""
+    calibration = CalibrationOptions()
+    texts = max(1, len(named_sources(str(values.get("data", calibration.data)))))
+    return int(values.get("samples", calibration.samples) * values.get("seq_len", calibration.seq_len) * texts)
 
 
 def joined_sets(calibration: CalibrationOptions, drawn: Mapping[str, CalibrationSet]) -> CalibrationSet:
@@ -101,8 +106,6 @@ def preview_calibration(calibration: CalibrationOptions) -> list[str]:
     """
     notes, wanted = [], calibration.samples
     for source in (named_sources(calibration.data) or {"": calibration.data}).values():
-        one = replace(
-            calibration, data=source.removeprefix("self:"), samples=1 if source.startswith("self:") else wanted
-        )
+        one = replace(calibration, data=source.removeprefix(SELF), samples=1 if source.startswith(SELF) else wanted)
         notes += preview(one.data, "calibration", lambda one=one: check_enough(one))  # type: ignore[misc]
     return notes

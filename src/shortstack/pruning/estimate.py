@@ -13,13 +13,11 @@ from shortstack.artifacts.scores import CriterionScores, Scores
 from shortstack.checkpoint.forecast import COPIES, Estimate, Forecast, Passes
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count
-from shortstack.data.calibration import CalibrationOptions
+from shortstack.data.named_sources import calibration_tokens
 from shortstack.pruning.budget import Sizes, amount_to_remove, is_of_measurements
 from shortstack.pruning.options import BlockChoice, CurveOptions, SearchOptions
 from shortstack.pruning.plan import plan_for
 from shortstack.pruning.selection import parse_selection
-
-_CALIBRATION = CalibrationOptions()
 
 
 def estimate_plan(values: Mapping[str, Any]) -> Estimate:
@@ -69,7 +67,7 @@ def estimate_curve(values: Mapping[str, Any]) -> Estimate:
 def _of_steps(model: Forecast, steps: int, plus: bool | None, values: Mapping[str, Any]) -> Passes:
     """At least what a greedy search computes on the windows that choose: every block that may go, at each step."""
     depth, free = len(model.kept), _free(model, plus)
-    tokens = values.get("samples", _CALIBRATION.samples) * values.get("seq_len", _CALIBRATION.seq_len)
+    tokens = calibration_tokens(values)
     blocks = heads = 0
     for gone in range(min(steps, len(free))):
         left = free[gone:]  # those that are run through the fewest blocks: it may be fewer than in truth, never more

@@ -12,6 +12,7 @@ from shortstack.artifacts.provenance import versions
 from shortstack.checkpoint.tokenizer_files import chosen_tokenizer
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
+from shortstack.common.source_names import before_and_place
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_model
 from shortstack.publishing.card import EVAL_RESULTS, without_card
@@ -63,8 +64,9 @@ def model_identity(model: str) -> str:
 
 def _text_identity(source: str) -> str:
     """What is in a file or folder; a name that is neither stands for itself (the package's text, a set on the hub)."""
-    path = Path(source).expanduser()
-    return f"sha256:{content_hash(path)}" if path.exists() else source
+    before, place = ("", source) if Path(source).expanduser().exists() else before_and_place(source)
+    path = Path(place).expanduser()
+    return f"{before}sha256:{content_hash(path)}" if path.exists() else source
 
 
 def content_hash(path: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.common.options import Option
+from shortstack.common.source_names import before_and_place
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.recipes.merge import (
     BASES,
@@ -116,8 +117,9 @@ def _spoken(parameter: Option, value: Any) -> Any:
 
 
 def _in_full(source: str) -> str:
-    path = Path(source).expanduser()
-    return str(path.absolute()) if path.exists() else source
+    before, place = ("", source) if Path(source).expanduser().exists() else before_and_place(source)
+    path = Path(place).expanduser()
+    return f"{before}{path.absolute()}" if path.exists() else source
 
 
 def resolve(
@@ -293,6 +295,9 @@ def _source(said: Said, value: str, *, is_path: bool = False) -> str:
     """A model, text or path: relative to the file that names it, if it is one."""
     if said.folder is None or value.startswith("published:"):
         return value  # from the command line, where the shell and the working folder have their say
+    before, place = before_and_place(value)
+    if before and not is_path and not (said.folder / value).exists():
+        return before + _source(said, place)
     if "://" in value:
         raise ShortstackError(
             f"{said.place}: {value}: nothing is fetched by URL", hint="download it, and give the file"

@@ -7,10 +7,8 @@ from typing import Any
 
 from shortstack.checkpoint.forecast import Estimate, Forecast, Passes
 from shortstack.common.formatting import parse_blocks
-from shortstack.data.calibration import CalibrationOptions
+from shortstack.data.named_sources import calibration_tokens
 from shortstack.scoring.criteria import RequestedCriterion, parse_criteria
-
-_CALIBRATION = CalibrationOptions()
 
 
 def block_passes(depth: int, criteria: Sequence[RequestedCriterion], candidates: Sequence[int] | None = None) -> int:
@@ -40,7 +38,7 @@ def estimate_score(values: Mapping[str, Any]) -> Estimate:
     scored = len(set(parse_blocks(values["blocks"]))) if values.get("blocks") else depth
     # Which blocks are scored decides how many are run without them: of some of them the last, which are the fewest.
     candidates = range(max(0, depth - scored), depth)
-    tokens = values.get("samples", _CALIBRATION.samples) * values.get("seq_len", _CALIBRATION.seq_len)
+    tokens = calibration_tokens(values)
     needs = frozenset[str]().union(*(one.needs for one in criteria))
     heads = 1 + (3 if "gradients" in needs else 0) + (scored if needs & {"branches", "logits"} else 0)
     passes = Passes(model, tokens * block_passes(depth, criteria, candidates), tokens * heads)

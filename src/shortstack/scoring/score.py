@@ -21,6 +21,7 @@ from shortstack.common.formatting import parse_blocks, parse_size, ranges
 from shortstack.common.option_values import Listed
 from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.common.progress import Progress
+from shortstack.common.source_names import SELF
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows, draw_windows
 from shortstack.data.named_sources import joined_sets, named_sources, preview_calibration
 from shortstack.data.sources import read_corpus
@@ -37,7 +38,7 @@ from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_t
 from shortstack.scoring.early_stopping import Rounds
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
 from shortstack.scoring.runner import ScoringRun
-from shortstack.scoring.self_text import PREFIX, self_written
+from shortstack.scoring.self_text import self_written
 from shortstack.scoring.shared_windows import SharedWindows
 
 _CALIBRATION, _STOPPING, _OPTIONS, _REQUEST = CalibrationOptions(), StoppingOptions(), ScoreOptions(), SweepRequest()
@@ -149,7 +150,7 @@ def calibration_windows(
         }
         return joined_sets(calibration, of_sources)
     samples = calibration.samples if stopping.until is None else stopping.max_samples
-    if calibration.data.startswith(PREFIX):
+    if calibration.data.startswith(SELF):
         return self_windows(checkpoint, calibration, stopping, options, progress)
     # The published procedure draws among all rows, however many there are; the default needs no more text than this.
     enough = max(_CALIBRATION_BYTES, 400 * samples * calibration.seq_len)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
+from shortstack.common.source_names import SELF
 from shortstack.data.answers import IGNORED
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.data.files import TEXT_SUFFIXES
@@ -23,8 +24,6 @@ from shortstack.scoring.options import ScoreOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PREFIX = "self:"
 
 
 def self_written(
@@ -44,7 +43,7 @@ def self_written(
     from shortstack.evaluation.evaluated_model import Subject
     from shortstack.evaluation.options import EvaluationOptions
 
-    source, positions = calibration.data.removeprefix(PREFIX), checkpoint.positions
+    source, positions = calibration.data.removeprefix(SELF), checkpoint.positions
     if positions is not None and calibration.seq_len > positions:
         raise ShortstackError(
             f"windows of {calibration.seq_len} tokens, but {checkpoint.source} has {positions} positions",
