@@ -29,9 +29,11 @@ from shortstack.artifacts.scores import Scores, load_scores
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.evaluation.zeroshot import evaluate_zeroshot
 from shortstack.pruning.objective import parse_objective
+from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.plan import plan
 from shortstack.pruning.prune import prune
-from shortstack.pruning.set_search import SetSearch, opened, opened_search, parse_selection
+from shortstack.pruning.selection import parse_selection
+from shortstack.pruning.set_search import SetSearch
 from shortstack.scoring.agreement import kendall_tau
 from shortstack.scoring.options import ScoreOptions
 from shortstack.scoring.score import score
@@ -76,7 +78,7 @@ class Choosing:
         self, selection: str, data: str, seed: int, objective: str | None = None, name: str | None = None
     ) -> Iterator[SetSearch]:
         """A search; its losses are kept in a folder."""
-        work = self.given.work / (name or f"{selection}-{seed}-{objective}-{len(data)}".replace(":", ""))
+        work = self.given.work / (name or f"measured-{seed}-{'all' if data == self.data else 'books'}")
         work.mkdir(exist_ok=True)
         with opened_search(
             self.checkpoint,
