@@ -113,7 +113,7 @@ def run_command(command: str, place: str, left_out: dict[str, str]) -> bool:
     if COMMANDS[verb].missing or left_out.keys() & set(arguments):
         left_out[out or command] = command
         return False
-    if out is not None and verb.startswith(("prune", "retrain", "merge", "teach", "quantize")):
+    if out is not None and verb.startswith(("prune", "repair", "retrain", "merge", "teach", "quantize")):
         shutil.rmtree(out, ignore_errors=True)  # pages use the same names
     if out is not None and verb.startswith("export"):
         Path(out).unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def run_command(command: str, place: str, left_out: dict[str, str]) -> bool:
 def _shortened(verb: str, arguments: list[str]) -> list[str]:
     """With what makes it short; what a reader gives counts, but for what makes it long."""
     found = list(arguments)
-    shorter = _SHORTER.get(verb, [])
+    shorter = _SHORTER.get("repair" if "--repair" in arguments else verb, [])
     for name, value in zip(shorter[::2], shorter[1::2], strict=True):
         if (name == "--eval-windows" and "--eval-data" not in found) or (
             name == "--validation" and "--offline" in found
