@@ -23,13 +23,8 @@ from tests.families.configs import CONFIGS
 
 FAMILIES = sorted(RESIDUALS)
 MAPPED = [name for name in FAMILIES if not RESIDUALS[name].norms]
-USUAL = ("llama", "qwen3", "gemma2", "gemma3_text", "mixtral", "qwen3_moe", "olmo2", "gpt2", "opt")
 AT = 1  # the block before the cut
 SCALE = 1.3
-
-
-def cases(names: list[str]) -> list[Any]:
-    return [name if name in USUAL else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +81,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, plain: torch.Tensor) -> N
     assert float((found - expected).abs().max()) < 2e-4 * scale
 
 
-@pytest.mark.parametrize("family", cases(FAMILIES))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_factor_in_the_weights_is_a_factor_at_the_cut(
     family: str, pruned: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -125,7 +120,7 @@ def projections(source: Path) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in names})
 
 
-@pytest.mark.parametrize("family", cases(MAPPED))
+@pytest.mark.parametrize("family", MAPPED)
 def test_a_linear_map_in_the_weights_is_one_of_what_the_mlp_adds(
     family: str, pruned: Callable[[str], Path], tmp_path: Path
 ) -> None:
