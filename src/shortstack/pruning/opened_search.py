@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.scores import CriterionScores
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import parse_size
 from shortstack.common.progress import Progress
@@ -17,6 +19,7 @@ from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.objective import Objective
+from shortstack.pruning.rescoring import Rescoring, parse_rescore
 from shortstack.pruning.selection import Selection
 from shortstack.pruning.set_search import SetSearch
 from shortstack.runtime.atomic_output import check_writable_file
@@ -24,7 +27,7 @@ from shortstack.runtime.devices import pick_device, pick_dtype, pick_scoring_dty
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.scoring.options import ScoreOptions
-from shortstack.scoring.score import calibration_windows
+from shortstack.scoring.score import calibration_windows, score_windows
 from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
@@ -132,7 +135,36 @@ def opened_search(
         settings["linear"] = using.enter_context(computing(how.dtype, place, options.cpu_kernels))
         choosing = measured(engine, first, "choosing", work)
         judging = measured(engine, second, "judging", work)
-        yield SetSearch(checkpoint, selection, free, choosing, judging, progress, objective), why
+        sets = SetSearch(checkpoint, selection, free, choosing, judging, progress, objective)
+        sets.rescoring = using.enter_context(_rescoring(sets, first, work, options))
+        yield sets, why
+
+
+@contextlib.contextmanager
+def _rescoring(
+    sets: SetSearch, text: CalibrationSet, work: Path | None, options: ScoreOptions
+) -> Iterator[Rescoring | None]:
+    """Within, what scores again after each block, on the windows that choose; None where losses are measured.
+
+    Raises:
+        UsageError: several processes share the windows.
+    """
+    if sets.selection.rescore is None:
+        yield None
+        return
+    criterion, process = parse_rescore(sets.selection.rescore), sets.choosing.process
+    if process.world > 1:
+        raise UsageError(
+            f"--rescore {criterion.name}: for one process, not {process.world}", hint="run it without a launcher"
+        )
+
+    def score(checkpoint: Checkpoint) -> CriterionScores:
+        scores = score_windows(checkpoint, text, [criterion], options=options, progress=sets.progress)
+        return scores.criterion(criterion.name)
+
+    key = {**sets.choosing.key, "criterion": criterion.name, "free": list(sets.blocks(sets.free))}
+    with contextlib.nullcontext(work) if work is not None else tempfile.TemporaryDirectory() as folder:
+        yield Rescoring(sets.checkpoint, sets.blocks(sets.free), score, Path(folder), key, sets.progress)
 
 
 def _dtype(

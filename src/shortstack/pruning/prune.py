@@ -187,7 +187,9 @@ def _search_of(
     Raises:
         UsageError: options contradict one another, or have no effect.
     """
-    selection = choice.selection if isinstance(choice, PruneChoice) else None
+    selection, rescore = (choice.selection, choice.rescore) if isinstance(choice, PruneChoice) else (None, None)
+    if rescore is not None and selection is None:
+        raise UsageError(f"--rescore {rescore}: no effect without --selection greedy", hint="--selection greedy")
     if plan is not None:
         if choice.amounts or choice.blocks is not None or choice.scores is not None or selection is not None:
             raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
@@ -206,7 +208,7 @@ def _search_of(
         raise UsageError(f"--selection searches the blocks; {given} contradicts it", hint="give one of them")
     refuse_idle(choice, ["criterion", "strategy"], "with --selection, which measures sets of blocks")
     budget = {field.name: getattr(choice, field.name) for field in fields(Budget)}
-    search = SearchOptions(selection=selection, **budget)
+    search = SearchOptions(selection=selection, rescore=rescore, **budget)
     check_choice(search)
     return search
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from shortstack.artifacts.plan import PrunePlan
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.common.options import stage
+from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.data.named_sources import preview_calibration
@@ -22,6 +22,7 @@ from shortstack.pruning.objective import parse_objective
 from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import Budget, SearchOptions
 from shortstack.pruning.plan import PlannedCut, planned, too_many
+from shortstack.pruning.rescoring import parse_rescore
 from shortstack.pruning.selection import parse_selection
 from shortstack.pruning.set_search import Judged, SetSearch
 from shortstack.runtime.atomic_output import resumable_file, write_json
@@ -72,7 +73,10 @@ def check_choice(choice: SearchOptions) -> None:
     Raises:
         UsageError: no such selection, or not one amount.
     """
-    parse_selection(choice.selection)
+    parse_selection(choice.selection, choice.rescore)
+    if choice.rescore is not None:
+        parse_rescore(choice.rescore)
+        refuse_idle(choice, ["objective"], "with --rescore, which takes the criterion's own scores")
     parse_objective(choice.objective)
     check_one_amount(choice)
     if choice.ppl_ceiling is not None:
@@ -86,18 +90,22 @@ def searched(
     options: ScoreOptions,
     progress: Progress,
     work: Path | None,
+    between: Callable[[Path], object] | None = None,
 ) -> PlannedCut:
     """The set that a search chooses for a checkpoint that is open already: what `search` and `prune` share.
 
     Args:
         work: where losses are kept, so that a search that was killed resumes; None keeps them nowhere.
+        between: with `rescore`, called with the folder of each step's checkpoint before it is scored; it may change it.
     """
-    selection, objective = parse_selection(choice.selection), parse_objective(choice.objective)
+    selection, objective = parse_selection(choice.selection, choice.rescore), parse_objective(choice.objective)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     with opened_search(checkpoint, calibration, selection, protected, work, options, progress, objective) as (
         sets,
         why,
     ):
+        if sets.rescoring is not None and between is not None:
+            sets.rescoring.between = between
         return _found(sets, choice, protected, note, why)
 
 
@@ -127,6 +135,8 @@ def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: st
         "sets": [one.to_json() for one in judged],
     }
     why = {"strategy": name, "measured": measured, **why}
+    if sets.rescoring is not None:
+        why["rescored"] = {"by": sets.selection.rescore, "order": list(sets.rescoring.removed)}
     if sets.gates is not None:
         why["gates"] = sets.gates.to_json(sets)
         note = "\n".join(filter(None, [note, sets.gates.note(sets, ranked[0])]))
@@ -164,7 +174,7 @@ def check_search(values: Mapping[str, Any]) -> list[str]:
     Raises:
         ShortstackError: an unknown selection, a text that cannot be used, or windows longer than the model takes.
     """
-    parse_selection(values.get("selection", _SEARCH.selection))
+    parse_selection(values.get("selection", _SEARCH.selection), values.get("rescore"))
     parse_objective(values.get("objective"))
     given = {one.name: values[one.name] for one in fields(_CALIBRATION) if one.name in values}
     calibration = replace(_CALIBRATION, **given)

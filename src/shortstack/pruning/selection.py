@@ -23,15 +23,21 @@ class Selection:
         name: as the user wrote it, such as `beam:4`.
         kind: one of SELECTIONS.
         number: of sets that go on to the next step of a beam, of generations, or of sets that gates propose.
+        rescore: the criterion that scores again after each step of greedy; None where losses are measured.
     """
 
     name: str
     kind: str
     number: int = 1
+    rescore: str | None = None
 
 
-def parse_selection(text: str) -> Selection:
+def parse_selection(text: str, rescore: str | None = None) -> Selection:
     """`beam:4` -> a beam of four sets; `evolution:50` -> fifty generations.
+
+    Args:
+        text: as the user wrote it.
+        rescore: the criterion that scores again after each step of greedy, in place of measured losses.
 
     Raises:
         UsageError: no such selection, or a number that is not wanted or out of range.
@@ -39,6 +45,10 @@ def parse_selection(text: str) -> Selection:
     kind, colon, number = text.partition(":")
     if kind not in SELECTIONS:
         raise UsageError(f"--selection {text!r}: no such selection", hint=did_you_mean(kind, SELECTIONS))
+    if rescore is not None:
+        if text != "greedy":
+            raise UsageError(f"--rescore {rescore}: no effect with --selection {text}", hint="--selection greedy")
+        return Selection(f"greedy, rescored by {rescore}", kind, rescore=rescore)
     what, usual = _NUMBERS.get(kind, ("", 1))
     if not colon:
         return Selection(text, kind, usual)

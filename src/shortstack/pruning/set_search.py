@@ -20,6 +20,7 @@ from shortstack.pruning.budget import ceiling_nll
 from shortstack.pruning.gate_search import GateSearch, gate_sets
 from shortstack.pruning.objective import Objective
 from shortstack.pruning.plan import first_that_may_go
+from shortstack.pruning.rescoring import Rescoring
 from shortstack.pruning.selection import Selection
 from shortstack.pruning.source_costs import judged_change, objective_costs
 
@@ -67,6 +68,7 @@ class SetSearch:
         refused: sets that cannot go exactly, and why.
         told: the best sets of steps that were told of: a step that is taken again is not.
         gates: what the gates say, once a search by gates has asked.
+        rescoring: chooses by scores of what is left, in place of measured losses.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +81,7 @@ class SetSearch:
     refused: dict[RemovalSet, str] = field(default_factory=dict)
     told: set[RemovalSet] = field(default_factory=set)
     gates: GateSearch | None = None
+    rescoring: Rescoring | None = None
 
     def order(self) -> list[int]:
         """The blocks that may go, by what each costs alone, the cheapest first."""
@@ -135,6 +138,8 @@ class SetSearch:
             return list(self._evolved(wanted).sets)
         if self.selection.kind == "gate":
             return gate_sets(self, wanted)
+        if self.rescoring is not None:
+            return [frozenset(self.checkpoint.position_of(block) for block in self.rescoring.first(wanted))]
         steps = self.steps(wanted)
         if len(steps) < wanted or not steps[-1].sets:
             why = next(iter(steps[-1].skipped.values()), "")
