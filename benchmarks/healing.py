@@ -2,16 +2,21 @@
 
     python benchmarks/healing.py --quick                                  # the embedded model, half removed, minutes
     python benchmarks/healing.py --deep DIR --plot PNG                    # both models, both ratios, everything
+    python benchmarks/healing.py --real DIR --tokens 226K                 # LoRA and block by block: tokens and memory
 
 DIR is what `python scripts/train_deep.py --out DIR` makes. Every run sees the same number of tokens of the same text. Text
 that neither training nor scoring saw is cut in two: each way's learning rate is the better of two on one half (`dev`, after
 the severe cut), its figure is the perplexity of the other half (`test`), on windows of 128 tokens. One JSON line per figure.
+
+`--real` takes 8 blocks out of a real model, and heals it by LoRA on the whole model and block by block on a tenth of its
+tokens: processes of their own, whose peak memory is what the system counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -20,24 +25,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import say
+from common import run, say, shortstack
 from shortstack.data.sources import read_corpus
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
 from shortstack.retraining.cpt import retrain_cpt
 from shortstack.retraining.distill import retrain_distill
+from shortstack.retraining.local import retrain_local
 from shortstack.retraining.lora import retrain_lora
-from shortstack.retraining.options import TrainingOptions
-from shortstack.retraining.results import RetrainResult
+from shortstack.retraining.options import TrainingOptions, parse_tokens
+from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.scoring.score import score
 
 # Two learning rates for each way; the published 1e-4 is for 7B. Training from random weights gets the larger one.
 RATES = {
-    "embedded": {"lora": (3e-4, 3e-3), "cpt": (1e-4, 1e-3), "partial": (1e-4, 1e-3), "distill": (3e-4, 1e-3)},
-    "deep": {"lora": (3e-3, 1e-2), "cpt": (1e-3, 3e-3), "partial": (1e-3, 3e-3), "distill": (1e-3, 3e-3)},
-}
+    "embedded": {"lora": (3e-4, 3e-3), "cpt": (1e-4, 1e-3), "partial": (1e-4, 1e-3), "distill": (3e-4, 1e-3),
+                 "local": (3e-4, 1e-3)},
+    "deep": {"lora": (3e-3, 1e-2), "cpt": (1e-3, 3e-3), "partial": (1e-3, 3e-3), "distill": (1e-3, 3e-3),
+             "local": (1e-3, 3e-3)},
+}  # fmt: skip
 FROM_RANDOM = (3e-3,)
 SEQ_LEN, BATCH = 256, 16
+LOCAL = ["--lr", "1e-3", "--epochs", "2"]  # of the real model
 
 
 @dataclass
@@ -78,6 +87,8 @@ class Subject:
 
     def run(self, start: Path, way: str, rate: float) -> tuple[RetrainResult, list[tuple[int, float]]]:
         """Train a copy in one of the ways: (its figures, (step, perplexity of the test half) along the way)."""
+        if way == "local":
+            return self.run_local(start, rate)
         every = max(1, self.steps // 4)
         options = TrainingOptions(
             max_steps=self.steps, eval_every=every, save_every=10**6, log_every=every, validation=0,
@@ -101,6 +112,23 @@ class Subject:
         curve = [(line["step"], line["ppl:test.txt"]) for line in lines if "ppl:test.txt" in line]
         assert curve[-1][0] == self.steps
         return result, curve
+
+    def run_local(self, start: Path, rate: float) -> tuple[RetrainResult, list[tuple[int, float]]]:
+        """The same, block by block, every block on the tokens of the other ways."""
+        out, tokens = self.folder / f"{start.name}-local", self.steps * BATCH * SEQ_LEN
+        shared: dict[str, Any] = {
+            "of": self.model, "data": self.training, "out": out, "lr": rate, "batch": 4, "micro_batch": 4,
+            "seq_len": SEQ_LEN, "radius": "all", "validation": 0, "quiet": True,
+        }  # fmt: skip
+        planned = retrain_local(str(start), dry_run=True, **shared)
+        assert isinstance(planned, RetrainEstimate)
+        held = min(tokens, planned.tokens)
+        result = retrain_local(
+            str(start), tokens=held, epochs=tokens / held, eval_data=self.halves(), eval_windows=self.windows, **shared
+        )
+        assert isinstance(result, RetrainResult)
+        shutil.rmtree(out)
+        return result, [(self.steps, result.rows["after"]["figures"]["ppl:test.txt"])]
 
     def healed(self, ratio: str, start: Path, way: str, rates: Sequence[float]) -> None:
         """One way at its better rate, by the dev half; its figures and its curve."""
@@ -164,6 +192,38 @@ def lora_on_instructions(shared: Path, folder: Path, steps: int) -> None:
     )  # fmt: skip
 
 
+def on_a_real_model(model: Path, data: Path, folder: Path, tokens: int, removed: int) -> None:
+    """LoRA on the whole model against block by block on a tenth of its tokens: perplexity and peak memory of each process."""
+    scores, pruned, text = folder / "scores.json", folder / "pruned", str(data / "text/wiki_demo.txt")
+    score(str(model), data=str(data / "text/c4_demo.jsonl"), criterion="ppl", samples=10, out=scores, quiet=True)
+    prune(str(model), scores=scores, criterion="ppl", remove=removed, plus=False, out=pruned, quiet=True)
+    heldout = str(data / "text/wikitext2/wiki.test.raw")
+    common = ["--eval-data", heldout, "--eval-windows", "64", "--validation", "8", "--save-every", "100000", "--quiet"]
+    steps = max(1, tokens // (BATCH * SEQ_LEN))
+    lora = ["lora", "--cutoff", "256", "--batch", "16", "--micro-batch", "4", "--lr", "1e-3", "--dense", str(model),
+            "--warmup", str(max(1, steps // 10)), "--eval-every", str(max(1, steps // 4))]  # fmt: skip
+    local = ["local", "--of", str(model), "--seq-len", "256", "--batch", "4", *LOCAL]
+    for way, options, amount in (
+        ("lora", lora, tokens), ("local", local, tokens // 10), ("local, disk", [*local, "--states", "disk"], tokens // 10),
+        ("local", local, tokens),
+    ):  # fmt: skip
+        out = folder / "out"
+        ran = run(shortstack("retrain", *options[:1], str(pruned), "--data", text, "--out", str(out),
+                             "--tokens", str(amount), *options[1:], *common))  # fmt: skip
+        models = json.loads((out / "retraining.json").read_text())["models"]
+        dense, before, after = (models[row]["figures"]["ppl:wiki.test.raw"] for row in ("dense", "before", "after"))
+        back = math.log(before / after) / math.log(before / dense)
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        curve = [
+            (line["step"] * BATCH * SEQ_LEN, line["ppl:wiki.test.raw"]) for line in lines if "ppl:wiki.test.raw" in line
+        ]
+        shutil.rmtree(out)
+        say(
+            "healing, real", way=way, removed=removed, tokens=amount, dense=dense, pruned=before, healed=after,
+            share_back=back, peak_bytes=ran.peak_bytes, seconds=ran.seconds, curve=curve,
+        )  # fmt: skip
+
+
 def plot(subjects: list[Subject], path: Path) -> None:
     """Held-out perplexity over tokens, a panel per model and ratio."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -191,13 +251,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--deep", type=Path)
+    parser.add_argument("--real", type=Path)
+    parser.add_argument("--tokens", default="220K")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
-    if arguments.deep is None and not arguments.quick:
-        sys.exit("--deep DIR: what scripts/train_deep.py made; or --quick")
+    if arguments.deep is None and not arguments.quick and arguments.real is None:
+        sys.exit("--deep DIR: what scripts/train_deep.py made; --real DIR: a real model; or --quick")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
+        if arguments.real is not None:
+            tokens = parse_tokens(arguments.tokens)
+            assert tokens is not None
+            on_a_real_model(arguments.real.absolute(), arguments.data.absolute(), folder, tokens, removed=8)
+            return
         # The embedded model knows its training text nearly by heart: much more of it makes any copy worse.
         steps, windows = 30, 32 if arguments.quick else 100
         rates = {way: found[-1:] for way, found in RATES["embedded"].items()} if arguments.quick else RATES["embedded"]
