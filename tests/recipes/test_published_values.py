@@ -131,7 +131,17 @@ def test_every_recipe_ends_with_a_report() -> None:
 def test_there_is_no_other_recipe() -> None:
     cpt = {f"vicuna-7b-cpt{way}-{share}" for way in ("", "-lora") for share in CPT}
     evaluated = {f"eval-{name}" for name in (*MODELS, *CHECKPOINTS)}
-    assert set(shipped_recipes()) == {*PIPELINES, *cpt, *evaluated, *BENCHES, *GPTQ, "quickstart", "any-light"}
+    assert set(shipped_recipes()) == {
+        *PIPELINES,
+        *cpt,
+        *evaluated,
+        *BENCHES,
+        *GPTQ,
+        "quickstart",
+        "any-light",
+        "best-25",
+        "best-50",
+    }
 
 
 @pytest.mark.parametrize("name", PIPELINES)

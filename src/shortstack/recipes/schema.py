@@ -27,6 +27,7 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
     "base": ("checkpoint",),
     "teacher": ("checkpoint",),
     "dense": ("checkpoint",),
+    "of": ("checkpoint",),
     "draft": ("checkpoint",),
     "adapter": ("adapter",),
     "scores": ("scores",),
@@ -40,7 +41,7 @@ REFERENCES: dict[str, tuple[Kind, ...]] = {
 IN_PLACE = {"directory"}
 # Options that may name a file or folder, besides those that are annotated as paths: models, and what is known by content.
 CONTENTS = {"data", "eval_data", "prompt_template", "tokenizer"}
-SOURCES = {"model", "models", "base", "teacher", "dense", "draft", *CONTENTS}
+SOURCES = {"model", "models", "base", "teacher", "dense", "of", "draft", *CONTENTS}
 # Paths that a stage writes besides OUT: they lie in the step's own folder.
 OUTPUTS = {"csv", "plot"}
 # Keys of a recipe, and of a step besides its stage's parameters, with what they mean.
