@@ -21,7 +21,8 @@ from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import CurveOptions
 from shortstack.pruning.selection import parse_selection
 from shortstack.pruning.set_search import Judged, SetSearch
-from shortstack.runtime.atomic_output import resumable_file, write_json
+from shortstack.runtime.atomic_output import write_json
+from shortstack.runtime.workspace import workspace
 from shortstack.scoring.options import ScoreOptions
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def curve(
     checkpoint, progress, leads = opened(model, out, options)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     most = _most(checkpoint, len(protected), choice.most)
-    with resumable_file(out, leads=leads) as work:
+    with workspace(out, leads=leads) as work:
         with opened_search(checkpoint, calibration, selection, protected, work, options, progress, objective) as (
             sets,
             why,

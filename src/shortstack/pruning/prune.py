@@ -28,7 +28,8 @@ from shortstack.pruning.options import BlockChoice, Budget, PruneChoice, PruneOp
 from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
 from shortstack.pruning.search import check_choice, searched
 from shortstack.publishing.model_card import write_beside_weights
-from shortstack.runtime.atomic_output import check_output, published, resumable_file
+from shortstack.runtime.atomic_output import check_output, published
+from shortstack.runtime.workspace import workspace
 from shortstack.scoring.options import ScoreOptions
 
 _CHOICE, _OPTIONS, _CALIBRATION, _MEASURING = PruneChoice(), PruneOptions(), CalibrationOptions(), ScoreOptions()
@@ -146,7 +147,7 @@ def prune(
         if line:
             progress.say(line)
     says, logits, repaired = None, None, None
-    with resumable_file(out) as work:
+    with workspace(out) as work:
         if search is not None:
             planned = searched(checkpoint, calibration, search, measuring, progress, work)
         nbytes = planned.plan.after["bytes"] or 0

@@ -25,7 +25,8 @@ from shortstack.pruning.plan import PlannedCut, planned, too_many
 from shortstack.pruning.rescoring import parse_rescore
 from shortstack.pruning.selection import parse_selection
 from shortstack.pruning.set_search import Judged, SetSearch
-from shortstack.runtime.atomic_output import resumable_file, write_json
+from shortstack.runtime.atomic_output import write_json
+from shortstack.runtime.workspace import workspace
 from shortstack.scoring.options import ScoreOptions
 
 _CALIBRATION, _SEARCH, _OPTIONS = CalibrationOptions(), SearchOptions(), ScoreOptions()
@@ -60,7 +61,7 @@ def search(
     """
     check_choice(choice)
     checkpoint, progress, leads = opened(model, out, options)
-    with resumable_file(out, leads=leads) as work:
+    with workspace(out, leads=leads) as work:
         found = searched(checkpoint, calibration, choice, options, progress, work).plan
         if out is not None and leads:
             write_json(Path(out), found.to_json())

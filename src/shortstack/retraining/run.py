@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,8 +25,9 @@ from shortstack.families.open_model import open_model
 from shortstack.retraining.options import Hyperparameters, TrainingOptions
 from shortstack.retraining.results import Measure, RetrainEstimate, RetrainResult, whole_figures
 from shortstack.retraining.run_folder import STREAM, Monitor, Session, step_of
-from shortstack.runtime.atomic_output import absolute, check_output, locked
+from shortstack.runtime.atomic_output import check_output
 from shortstack.runtime.distributed import Process
+from shortstack.runtime.workspace import work_folder, workspace
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +75,8 @@ def retrain(
     make = run_of or Run
     run = make(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge)
     _check_request(run)
-    work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
-    with contextlib.nullcontext() if options.dry_run or not process.leads else locked(absolute(out)):
+    ready = contextlib.nullcontext(work_folder(out)) if options.dry_run else workspace(out, leads=process.leads)
+    with ready as work:
         run.prepare(data, feed_from, work)
         if options.dry_run:
             return run.estimate()
@@ -90,9 +90,7 @@ def retrain(
             return None
         from shortstack.retraining.export import publish
 
-        result = publish(run)
-        shutil.rmtree(work, ignore_errors=True)
-    return result
+        return publish(run)
 
 
 def _check_request(run: Run) -> None:

@@ -30,8 +30,9 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.retraining.options import TeachOptions
 from shortstack.retraining.teacher_cache import KIND
-from shortstack.runtime.atomic_output import absolute, check_output, locked, published, write_json
+from shortstack.runtime.atomic_output import check_output, published, write_json
 from shortstack.runtime.devices import DType
+from shortstack.runtime.workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -116,8 +117,7 @@ def teach(
         "seed": options.seed, "validation": options.validation, "isolate_documents": options.isolate_documents,
         "tokens": parse_tokens(options.tokens), "micro_batch": options.micro_batch,
     }  # fmt: skip
-    work = absolute(out).parent / f".{absolute(out).name}.shortstack-work"
-    with locked(absolute(out)):
+    with workspace(out) as work:
         lesson = _Lesson(checkpoint, data, settings, work, progress, options.trust_remote_code)
         record = lesson.write(options.dtype, options.device)
         with published(out, inputs=[checkpoint.directory], force=options.force, is_locked=True) as folder:
@@ -125,7 +125,6 @@ def teach(
                 (work / name).rename(folder / name)
             record["files"] = {name: shard["sha256"] for name, shard in record["shards"].items()}
             write_json(folder / FILE_NAME, record)
-        shutil.rmtree(work, ignore_errors=True)
     nbytes = sum(shard["bytes"] for shard in record["shards"].values())
     return TeachResult(Path(out), record["rows"], record["predicted"], nbytes, record["mass"], command_seconds())
 

@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,35 +51,39 @@ def published(
         ShortstackError: the output may not be written there, or another process is writing it.
     """
     target = absolute(output)
-    try:
-        _refuse_unsafe(target, inputs, force)
-        with contextlib.nullcontext() if is_locked else locked(target):
-            _remove_stale(target)
-            _check_space(target.parent, nbytes)
-            yield from _staged(target, force)
-    except OSError as error:
-        raise _explained(target, error) from error
+    with _staged(target, lambda: _refuse_unsafe(target, inputs, force), nbytes, is_locked=is_locked) as stage:
+        yield stage
+        _as_usual(stage)
+        record_hashes(stage)
+        sync_tree(stage)
+        if os.path.lexists(target):
+            _refuse_unsafe(target, (), force)  # it may have appeared meanwhile
+        if target.exists():
+            old = target.parent / f"{stage.name}-old"
+            target.rename(old)
+            _renamed(stage, target)
+            shutil.rmtree(old)
+        else:
+            _renamed(stage, target)
+        _sync(target.parent)
 
 
 @contextlib.contextmanager
-def resumable_file(output: Path | None, *, leads: bool = True) -> Iterator[Path | None]:
-    """Be the only process that makes a file; gives the folder beside it for the state of a run that may be killed.
-
-    The folder stays where the body fails, and goes when it ends well.
-
-    Args:
-        output: the file; None, where nothing is written, gives no folder and no lock.
-        leads: whether this is the process that writes, of those that share the work.
-    """
-    if output is None:
-        yield None
-        return
-    target = Path(output).absolute()
-    work = target.parent / f".{target.name}.shortstack-work"
-    with locked(target) if leads else contextlib.nullcontext():
-        yield work
-        if leads:
-            shutil.rmtree(work, ignore_errors=True)
+def _staged(target: Path, check: Callable[[], object], nbytes: int, *, is_locked: bool = False) -> Iterator[Path]:
+    """A folder beside an output that `check` allows and this process alone may write; it is gone afterwards."""
+    try:
+        check()
+        with contextlib.nullcontext() if is_locked else locked(target):
+            _remove_stale(target)
+            _check_space(target.parent, nbytes)
+            stage = target.parent / f".{target.name}.shortstack-stage-{os.getpid()}"
+            stage.mkdir()
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+    except OSError as error:
+        raise _explained(target, error) from error
 
 
 def absolute(output: str | Path) -> Path:
@@ -134,28 +138,6 @@ def _holder(lock: Path) -> str:
         pid, host, since = lock.read_text().strip().split(" ", 2)
         return f" (process {pid} on {host}, since {since})"
     return ""
-
-
-def _staged(target: Path, force: bool) -> Iterator[Path]:
-    stage = target.parent / f".{target.name}.shortstack-stage-{os.getpid()}"
-    stage.mkdir()
-    try:
-        yield stage
-        _as_usual(stage)
-        record_hashes(stage)
-        sync_tree(stage)
-        if os.path.lexists(target):
-            _refuse_unsafe(target, (), force)  # it may have appeared meanwhile
-        if target.exists():
-            old = target.parent / f"{stage.name}-old"
-            target.rename(old)
-            _renamed(stage, target)
-            shutil.rmtree(old)
-        else:
-            _renamed(stage, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _as_usual(folder: Path) -> None:
@@ -240,24 +222,17 @@ def published_file(
         ShortstackError: the output may not be written there, or another process is writing it.
     """
     target = absolute(output)
-    try:
+
+    def check() -> None:
         check_new_file(target, inputs=inputs, force=force)
-        with locked(target):
-            _remove_stale(target)
-            _check_space(target.parent, nbytes)
-            stage = target.parent / f".{target.name}.shortstack-stage-{os.getpid()}"
-            stage.mkdir()
-            try:
-                made = stage / f"output{target.suffix}"
-                yield made
-                _sync(made)
-                check_new_file(target, inputs=inputs, force=force)  # it may have appeared meanwhile
-                made.replace(target)
-                _sync(target.parent)
-            finally:
-                shutil.rmtree(stage, ignore_errors=True)
-    except OSError as error:
-        raise _explained(target, error) from error
+
+    with _staged(target, check, nbytes) as stage:
+        made = stage / f"output{target.suffix}"
+        yield made
+        _sync(made)
+        check()  # it may have appeared meanwhile
+        made.replace(target)
+        _sync(target.parent)
 
 
 def check_new_file(output: str | Path, *, inputs: Sequence[Path] = (), force: bool = False) -> None:

@@ -29,11 +29,12 @@ from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.select import EngineOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.runtime.atomic_output import check_writable_file, resumable_file
+from shortstack.runtime.atomic_output import check_writable_file
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.distributed import Process, together
 from shortstack.runtime.libraries import import_transformers
 from shortstack.runtime.memory import peak_rss_bytes
+from shortstack.runtime.workspace import workspace
 from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_text, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
@@ -103,7 +104,7 @@ def score(
         windows = calibration_windows(checkpoint, calibration, stopping=stopping, options=options, progress=progress)
     elif calibration != CalibrationOptions() or options.tokenizer is not None:
         progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
-    with resumable_file(out, leads=process.leads) as work:
+    with workspace(out, leads=process.leads) as work:
         rounds = None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus)
         request = SweepRequest(candidates, rounds, memory_bytes)
         scores = _scored(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +27,9 @@ from shortstack.pruning.width.options import WidthChoice, WriteOptions
 from shortstack.pruning.width.shape import BlockShape, Width, chosen_width, shape_of
 from shortstack.pruning.width.units import KeptUnits, UnitScores, kept_units, narrow_cut, parameters_of
 from shortstack.publishing.model_card import write_beside_weights
-from shortstack.runtime.atomic_output import absolute, check_output, locked, published
+from shortstack.runtime.atomic_output import check_output, published
 from shortstack.runtime.distributed import Process
+from shortstack.runtime.workspace import workspace
 from shortstack.scoring.criteria import RequestedCriterion, Row
 from shortstack.scoring.options import ScoreOptions, SweepRequest
 from shortstack.scoring.score import calibration_windows, score_windows
@@ -156,10 +155,8 @@ def prune_width(
         progress.say(checkpoint.repair.says)
     shape = shape_of(checkpoint)
     width = chosen_width(shape, checkpoint.parameters(), choice, checkpoint.source)
-    target = absolute(out)
-    check_output(target, inputs=[checkpoint.directory], force=write.force)
-    work = target.parent / f".{target.name}.shortstack-work"
-    with locked(target) if process.leads else contextlib.nullcontext():
+    check_output(out, inputs=[checkpoint.directory], force=write.force)
+    with workspace(out, leads=process.leads) as work:
         scores = _importance(checkpoint, shape, calibration, options, progress, work)
         found = scores.criteria[_NAME]
         assert isinstance(found, UnitScores)
@@ -173,7 +170,6 @@ def prune_width(
         if process.leads:
             step = {**_step(checkpoint, choice, result), "removed": _removed(checkpoint, shape, kept)}
             result = _written(checkpoint, cut, result, step, write, progress)
-            shutil.rmtree(work, ignore_errors=True)
     return dataclasses.replace(result, seconds=command_seconds())
 
 

@@ -1,0 +1,195 @@
+"""What a run that may be killed keeps until its output is written, and what later runs find again.
+
+One folder beside the output, under the output's lock; in it records that carry their key: all that made them. What a run
+left is used by a run with an equal key alone; where the keys differ it can be told in which fields. The cache of findings
+holds the same records, in a folder of the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from shortstack.common.json_text import json_text, read_json
+from shortstack.common.progress import Progress
+from shortstack.errors import ShortstackError
+from shortstack.runtime.atomic_output import absolute, locked, write_file
+
+_CACHE_FORM = 4  # raised when what is kept, or how it is computed, changes
+_Output = TypeVar("_Output", bound=Path | None)
+
+
+def work_folder(output: Path) -> Path:
+    """Where a run keeps what it needs until its output is written: beside that."""
+    target = absolute(output)
+    return target.parent / f".{target.name}.shortstack-work"
+
+
+@contextlib.contextmanager
+def workspace(output: _Output, *, leads: bool = True) -> Iterator[_Output]:
+    """Be the only process that makes an output; gives the folder for the state of a run that may be killed.
+
+    The folder stays where the body fails, and goes when it ends well.
+
+    Args:
+        output: a file or folder; None, where nothing is written, gives no folder and no lock.
+        leads: whether this is the process that writes, of those that share the work.
+
+    Raises:
+        ShortstackError: another process is writing the output.
+    """
+    if output is None:
+        yield output
+        return
+    folder = work_folder(output)
+    with locked(absolute(output)) if leads else contextlib.nullcontext():
+        yield cast(_Output, folder)
+        if leads:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# ---- records with the key of what made them
+
+
+def differences(old: Any, key: Mapping[str, Any]) -> list[str]:
+    """In what the key of a record differs from another, as `name was OLD, now NEW`, by fields; nothing where they agree.
+
+    Args:
+        old: what was recorded; something else than an object has no field.
+        key: in any form that JSON holds: a tuple is a list.
+    """
+    return _differences(old if isinstance(old, dict) else {}, read_json(json_text(key)), "")
+
+
+def load_state(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """(the record that `save_state` wrote, in what its key differs); no record where there is none that can be used."""
+    with contextlib.suppress(OSError, ValueError):
+        record = read_json(path.read_bytes())
+        if isinstance(record, dict) and isinstance(record.get("key"), dict):
+            differs = differences(record["key"], key)
+            return ({} if differs else record), differs
+    return {}, []
+
+
+def save_state(path: Path, key: Mapping[str, Any], **record: Any) -> None:
+    """Write a record with its key, whole or not at all."""
+    write_file(path, json_text({"key": key, **record}).encode())
+
+
+def load_log(path: Path, key: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
+    """(the records that were appended to a log with this key, in what its key differs); the file is ready for more.
+
+    It is written anew, without a line that is not whole: the next one would be appended to it.
+    """
+    header, *records = read_log(path) or [{}]
+    differs = differences(header["key"], key) if isinstance(header, dict) and "key" in header else []
+    records = [] if differs else records
+    write_file(path, "".join(f"{json_text(line)}\n" for line in ({"key": key}, *records)).encode())
+    return records, differs
+
+
+def append_log(path: Path, records: Iterable[Any]) -> None:
+    """Append records to a log, a line each."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(f"{json_text(record)}\n" for record in records))
+
+
+def read_log(path: Path) -> list[Any]:
+    """The lines of a log, up to the first that is not whole: whoever wrote it may have been killed there."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n"):
+                break
+            found.append(read_json(line))
+    return found
+
+
+def say_unused(progress: Progress, what: Path, differs: list[str]) -> None:
+    """One line where something is there, but of another run."""
+    if differs:
+        progress.say(f"{what}: the saved state is another run's and is not used: {'; '.join(differs)}")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name in sorted({*old, *new}):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{prefix}{name}.")
+        elif json_text(before, sort_keys=True) != json_text(now, sort_keys=True):  # NaN is what it was
+            found.append(f"{prefix}{name} was {_short(before)}, now {_short(now)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "not there" if value is None else str(value)
+    return text if len(text) <= 40 else text[:12] + "..."
+
+
+# ---- findings that later runs use again
+
+
+def cache_folder() -> Path:
+    """Where findings lie: `$SHORTSTACK_CACHE`, else `shortstack` in the user's cache."""
+    chosen = os.environ.get("SHORTSTACK_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortstack"
+
+
+def cached_or_made(
+    key: dict[str, Any],
+    make: Callable[[], dict[str, Any]],
+    *,
+    fresh: bool,
+    progress: Progress,
+    what: str,
+    or_of: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `make` gives, or gave to an earlier run with an equal key.
+
+    Args:
+        key: everything that the finding depends on.
+        make: computes it: an object that JSON can hold.
+        fresh: compute it in any case.
+        progress: says where something was found.
+        what: what it is, for that line.
+        or_of: the key of a larger finding that holds this one, too.
+    """
+    for known in () if fresh else (key, or_of):
+        found = cached(known) if known is not None else None
+        if found is not None:
+            progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
+            return found
+    found = make()
+    cache(key, found)
+    return found
+
+
+def cached(key: dict[str, Any]) -> dict[str, Any] | None:
+    """What was kept under an equal key; None where nothing was."""
+    found: dict[str, Any] | None = load_state(_cache_file(key), key)[0].get("found")
+    return found
+
+
+def cache(key: dict[str, Any], found: dict[str, Any]) -> None:
+    """Keep a finding for runs with an equal key."""
+    with contextlib.suppress(ShortstackError):  # a cache that cannot be written costs time, not the result
+        save_state(_cache_file(key), key, found=found)
+
+
+def forget(key: dict[str, Any]) -> None:
+    """Keep it no longer."""
+    with contextlib.suppress(OSError):
+        _cache_file(key).unlink(missing_ok=True)
+
+
+def _cache_file(key: dict[str, Any]) -> Path:
+    text = json_text({"form": _CACHE_FORM, **key}, sort_keys=True)
+    return cache_folder() / "results" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
