@@ -1,4 +1,4 @@
-"""JSON records that anyone may have edited: each field is checked where it is read; two are set side by side."""
+"""JSON records that anyone may have edited: each field is checked where it is read."""
 
 from __future__ import annotations
 
@@ -65,23 +65,6 @@ def amount(value: Any, key: str) -> float:
     if not 0 <= number(value, key) < 1e18:
         raise TypeError(f"{key} is {value!r:.60}, expected a number from 0 up")
     return float(value)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two records, as `name: old, now new`."""
-    found = []
-    for name in sorted({*old, *new}):
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += differences(before, now, f"{prefix}{name}.")
-        elif before != now:
-            found.append(f"{prefix}{name} was {_short(before)}, now {_short(now)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = "not there" if value is None else str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
 
 
 def _checked(record: Any, key: str, kind: type, expected: str) -> Any:

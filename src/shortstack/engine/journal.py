@@ -18,6 +18,7 @@ import torch
 from shortstack.checkpoint.headers import TensorInfo, write_header
 from shortstack.common.json_text import json_text, read_json
 from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.workspace import differences
 
 STATE = "state.safetensors"
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -51,7 +52,7 @@ class Journal:
     def found(self) -> SavedState | None:
         """The state of an earlier run with this key, or None; one that cannot be read is as good as none."""
         state = read_state(self.folder) if self.folder is not None else None
-        return state if state is not None and state.record.get("key") == self.key else None
+        return state if state is not None and not differences(state.record.get("key"), self.key) else None
 
     def due(self) -> bool:
         """Whether it is time to save again."""

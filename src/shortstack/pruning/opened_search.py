@@ -123,7 +123,7 @@ def opened_search(
             "versions": versions(),
         }
         file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
-        return MeasuredSets(engine, windows_tensor(text.own, place), half, process, file, key, text)
+        return MeasuredSets(engine, windows_tensor(text.own, place), half, process, file, key, text, say=progress.say)
 
     why = {"plus": bool(protected), "calibration": first.record, "settings": settings}
     why |= {"objective": objective.text} if objective is not None else {}

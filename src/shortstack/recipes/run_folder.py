@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from shortstack.common.json_fields import differences
-from shortstack.common.json_text import json_text, read_json
+from shortstack.common.json_text import read_json
 from shortstack.common.options import option_text
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.recipes.cache_keys import output_identity
@@ -17,6 +16,7 @@ from shortstack.recipes.merge import MODEL, RUN
 from shortstack.recipes.resolve import Recipe, Reference, Step
 from shortstack.recipes.schema import OUTPUTS, REFERENCES
 from shortstack.runtime.atomic_output import write_file, write_json
+from shortstack.runtime.workspace import differences
 
 RUN_FILE, RECIPE_FILE = "run.json", "recipe.yaml"
 _STEERING = ("fresh",)  # how a run goes, and not what is made
@@ -142,7 +142,7 @@ class RunFolder:
         is_done = noted.get("state") == "done"
         if not noted or (is_done and identity is None):
             return "new", []
-        changed = differences(noted.get("key", {}), read_json(json_text(key)))
+        changed = differences(noted.get("key"), key)
         if is_done and not changed and identity != noted.get("identity"):
             changed = [f"{self.output(step)} was changed since"]
         if changed:

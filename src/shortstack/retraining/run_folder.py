@@ -7,7 +7,6 @@ has no such file and is never used.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import time
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.common.formatting import seconds
-from shortstack.common.json_fields import differences
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.atomic_output import sync_tree, write_file, write_json
 from shortstack.runtime.distributed import Process
+from shortstack.runtime.workspace import append_log, load_state, read_log, save_state
 
 COMPLETE = "complete.json"
 STREAM = "stream.json"
@@ -71,7 +70,9 @@ class Session:
             return self._newest(weights_only)
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
-        differs = self._differences()
+        record, differs = load_state(self.folder / _RUN, self.key)
+        if not self.complete_steps():
+            differs = []  # there is nothing to resume
         if differs and not force:
             raise ShortstackError(
                 f"{self.folder}: holds a run that was begun with other settings: {'; '.join(differs)}",
@@ -83,8 +84,7 @@ class Session:
         for folder in self.checkpoints.iterdir():
             if not (folder / COMPLETE).is_file():  # a killed process was writing it
                 shutil.rmtree(folder, ignore_errors=True)
-        record = {"key": self.key, "forced": [*self._record().get("forced", []), *differs]}
-        write_json(self.folder / _RUN, record)
+        save_state(self.folder / _RUN, self.key, forced=[*record.get("forced", []), *differs])
         step = step_of(found) if found is not None else 0
         kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]  # the rest is logged again
         write_file(self.metrics, "".join(json_text(line) + "\n" for line in kept).encode())
@@ -142,30 +142,11 @@ class Session:
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to the metrics."""
         if self.process.leads:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json_text(record) + "\n")
+            append_log(self.metrics, [record])
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of the metrics; one that a killed process left unfinished is passed over."""
-        lines = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in self.metrics.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    lines.append(read_json(line))
-        return lines
-
-    def _record(self) -> dict[str, Any]:
-        try:
-            record = read_json((self.folder / _RUN).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
-
-    def _differences(self) -> list[str]:
-        old = self._record().get("key")
-        if not isinstance(old, dict) or not self.complete_steps():
-            return []  # nothing that could be gone on with
-        return differences(old, self.key)
+        """All lines of the metrics; one that a killed process left unfinished is not among them."""
+        return read_log(self.metrics)
 
     def _newest(self, weights_only: bool) -> Path | None:
         steps = self.complete_steps()

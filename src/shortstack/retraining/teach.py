@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from shortstack.artifacts.provenance import FILE_NAME, versions
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import count, seconds, size
-from shortstack.common.json_text import read_json
 from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
@@ -32,7 +31,7 @@ from shortstack.retraining.options import TeachOptions
 from shortstack.retraining.teacher_cache import KIND
 from shortstack.runtime.atomic_output import check_output, published, write_json
 from shortstack.runtime.devices import DType
-from shortstack.runtime.workspace import workspace
+from shortstack.runtime.workspace import load_state, save_state, unused, workspace
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
 _DEFAULTS = TeachOptions()
 _ROWS_PER_SHARD = 64
+_STATE = "state.json"
 _PARTS = ("train", "held_out")
 
 
@@ -143,6 +143,7 @@ class _Lesson:
     work: Path
     progress: Progress
     trust_remote_code: bool
+    key: dict[str, Any] = field(default_factory=dict)
 
     def write(self, dtype: DType, device: str) -> dict[str, Any]:
         """Write all shards into the work folder that are not there yet; the record of them all."""
@@ -175,25 +176,25 @@ class _Lesson:
         if not predicted:
             raise ShortstackError(f"{self.data}: nothing in it is predicted", hint="give longer texts or rows")
         mass = sum(shard["mass"] * shard["predicted"] for shard in shards) / predicted
-        return {**record, "rows": sum(shard["rows"] for shard in shards), "predicted": predicted, "mass": mass}
+        made = {"schema": 1, "kind": KIND, **self.key, **record}
+        return {**made, "rows": sum(shard["rows"] for shard in shards), "predicted": predicted, "mass": mass}
 
     def _begun(self, data: dict[str, Any], dtype: str) -> dict[str, Any]:
         """The record that an earlier run left, if it is of this one; else a fresh one."""
-        key = {
+        self.key = {
             "teacher": self.teacher.source, "fingerprint": self.teacher.fingerprint,
             "vocabulary": _vocabulary(self.teacher), "data": data, "settings": self.settings, "dtype": dtype,
             "tokenizer": self.teacher.tokenizer.described() if self.teacher.tokenizer is not None else None,
         }  # fmt: skip
-        try:
-            left = read_json((self.work / FILE_NAME).read_bytes())
-        except (OSError, ValueError):
-            left = {}
-        if left and all(left.get(name) == value for name, value in key.items()):
-            self.progress.say(f"going on after {len(left['shards'])} shards ({self.work})")
-            return dict(left)
+        record, differs = load_state(self.work / _STATE, self.key)
+        if record and not differs:
+            self.progress.say(f"going on after {len(record['shards'])} shards ({self.work})")
+            return record
+        if differs:
+            self.progress.say(unused(self.work, differs))
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(parents=True)
-        return {"schema": 1, "kind": KIND, **key, "shards": {}, "streams": {}, "versions": versions()}
+        return {"shards": {}, "streams": {}, "versions": versions()}
 
     def _training(self, feed: Any, rows: int, record: dict[str, Any]) -> Iterator[Batch]:
         """The batches that are trained on, each row once, from the one after the last shard on."""
@@ -285,7 +286,7 @@ class _Lesson:
             "sha256": hashlib.sha256(data).hexdigest(), "mass": float(probabilities.mean()) if len(probabilities) else 0.0,
         }  # fmt: skip
         record["streams"] = {name: stream} if name.startswith("train") else record["streams"]
-        write_json(self.work / FILE_NAME, record)
+        save_state(self.work / _STATE, self.key, **record)
 
 
 def _last(record: dict[str, Any], part: str) -> str:

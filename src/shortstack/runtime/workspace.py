@@ -18,9 +18,9 @@ from typing import Any, TypeVar, cast
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
-from shortstack.runtime.atomic_output import absolute, locked, write_file
+from shortstack.runtime.atomic_output import absolute, locked, write_file, write_json
 
-_CACHE_FORM = 4  # raised when what is kept, or how it is computed, changes
+_CACHE_FORM = 3  # raised when what is kept, or how it is computed, changes
 _Output = TypeVar("_Output", bound=Path | None)
 
 
@@ -67,18 +67,18 @@ def differences(old: Any, key: Mapping[str, Any]) -> list[str]:
 
 
 def load_state(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """(the record that `save_state` wrote, in what its key differs); no record where there is none that can be used."""
+    """(the record that `save_state` wrote, in what its key differs); an empty one where none can be read."""
     with contextlib.suppress(OSError, ValueError):
         record = read_json(path.read_bytes())
         if isinstance(record, dict) and isinstance(record.get("key"), dict):
-            differs = differences(record["key"], key)
-            return ({} if differs else record), differs
+            differs = differences(record.pop("key"), key)
+            return record, differs
     return {}, []
 
 
 def save_state(path: Path, key: Mapping[str, Any], **record: Any) -> None:
     """Write a record with its key, whole or not at all."""
-    write_file(path, json_text({"key": key, **record}).encode())
+    write_json(path, {"key": key, **record})
 
 
 def load_log(path: Path, key: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
@@ -110,10 +110,9 @@ def read_log(path: Path) -> list[Any]:
     return found
 
 
-def say_unused(progress: Progress, what: Path, differs: list[str]) -> None:
-    """One line where something is there, but of another run."""
-    if differs:
-        progress.say(f"{what}: the saved state is another run's and is not used: {'; '.join(differs)}")
+def unused(path: Path | None, differs: list[str]) -> str:
+    """The line that reports a saved state whose key differs."""
+    return f"the saved state in {path} is another run's and is not used: {'; '.join(differs)}"
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
@@ -174,22 +173,24 @@ def cached_or_made(
 
 def cached(key: dict[str, Any]) -> dict[str, Any] | None:
     """What was kept under an equal key; None where nothing was."""
-    found: dict[str, Any] | None = load_state(_cache_file(key), key)[0].get("found")
-    return found
+    record, differs = load_state(*_cache_entry(key))
+    return None if differs else record.get("found")
 
 
 def cache(key: dict[str, Any], found: dict[str, Any]) -> None:
     """Keep a finding for runs with an equal key."""
     with contextlib.suppress(ShortstackError):  # a cache that cannot be written costs time, not the result
-        save_state(_cache_file(key), key, found=found)
+        save_state(*_cache_entry(key), found=found)
 
 
 def forget(key: dict[str, Any]) -> None:
     """Keep it no longer."""
     with contextlib.suppress(OSError):
-        _cache_file(key).unlink(missing_ok=True)
+        _cache_entry(key)[0].unlink(missing_ok=True)
 
 
-def _cache_file(key: dict[str, Any]) -> Path:
-    text = json_text({"form": _CACHE_FORM, **key}, sort_keys=True)
-    return cache_folder() / "results" / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.json"
+def _cache_entry(key: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """(where a finding lies, its whole key)."""
+    whole = {"form": _CACHE_FORM, **key}
+    name = hashlib.sha256(json_text(whole, sort_keys=True).encode()).hexdigest()[:40]
+    return cache_folder() / "results" / f"{name}.json", whole

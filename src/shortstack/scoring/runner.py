@@ -21,6 +21,7 @@ from shortstack.errors import ShortstackError
 from shortstack.runtime.devices import Kernels
 from shortstack.runtime.distributed import ALONE, Process
 from shortstack.runtime.memory import is_out_of_memory
+from shortstack.runtime.workspace import differences, unused
 from shortstack.scoring.criteria import (
     BlockPass,
     Criterion,
@@ -170,12 +171,9 @@ class ScoringRun:
             if self.work_folder is not None and (self.work_folder / STATE).is_file():
                 self.progress.say(f"the saved state in {self.work_folder} cannot be read and is not used")
             return
-        differs = [name for name in key if self.left.get(name) != key[name]]
+        differs = differences({name: self.left.get(name) for name in key}, key)  # a round has its number besides
         if differs:
-            others = ", ".join(differs)
-            self.progress.say(
-                f"the saved state in {self.work_folder} is another run's (other {others}) and is not used"
-            )
+            self.progress.say(unused(self.work_folder, differs))
         else:
             self.progress.say(f"going on from the saved state in {self.work_folder}")
 

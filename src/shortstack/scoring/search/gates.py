@@ -22,10 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.common.json_text import json_text
 from shortstack.engine.losses import loss_scale
-from shortstack.runtime.atomic_output import write_file
-from shortstack.scoring.search.measured_sets import whole_lines
+from shortstack.runtime.workspace import append_log, load_log
 from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
@@ -114,21 +112,14 @@ class _Rows:
     """The gradient (under None) and rows of the Hessian by block, kept in a file, a line each."""
 
     def __init__(self, file: Path | None, key: dict[str, Any]) -> None:
-        self.known: dict[int | None, list[float]] = {}
+        records = [] if file is None else load_log(file, key)[0]
+        self.known: dict[int | None, list[float]] = {record["block"]: record["row"] for record in records}
         self._file = file
-        if file is None:
-            return
-        lines = whole_lines(file)
-        if lines and lines[0] == {"key": key}:
-            self.known = {line["block"]: line["row"] for line in lines[1:]}
-        kept = [{"key": key}, *({"block": block, "row": row} for block, row in self.known.items())]
-        write_file(file, "".join(json_text(line) + "\n" for line in kept).encode())
 
     def add(self, block: int | None, row: list[float]) -> None:
         self.known[block] = row
         if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json_text({"block": block, "row": row}) + "\n")
+            append_log(self._file, [{"block": block, "row": row}])
 
 
 def _changes(gradient_N: torch.Tensor, hessian_NN: torch.Tensor, sets_SK: torch.Tensor) -> torch.Tensor:

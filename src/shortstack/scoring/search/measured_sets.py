@@ -8,7 +8,6 @@ Legend: S sets, W windows, T tokens.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.common.json_text import json_text, read_json
-from shortstack.runtime.atomic_output import write_file
 from shortstack.runtime.distributed import ALONE, Process
+from shortstack.runtime.workspace import append_log, load_log, unused
 from shortstack.scoring.criteria.windows_mean import mean_and_error
 from shortstack.scoring.shared_windows import SharedWindows
 from shortstack.scoring.swept import token_weights
@@ -43,6 +41,7 @@ class MeasuredSets:
         key: what must agree for the losses in the file to be used.
         text: the windows of all processes: their sources, and which tokens count.
         on_progress: called with the number of block evaluations just done.
+        say: reports that losses of another key are in the file.
         evaluations: block evaluations so far, a window through a block, by this process in this run.
     """
 
@@ -54,18 +53,17 @@ class MeasuredSets:
     key: dict[str, Any] = field(default_factory=dict)
     text: SharedWindows | None = None
     on_progress: Callable[[int], object] = lambda _: None
+    say: Callable[[str], object] = lambda _: None
     evaluations: int = 0
     _known: dict[RemovalSet, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.file is None:
             return
-        header, *lines = whole_lines(self.file) or [None]
-        if header == {"key": self.key}:
-            self._known = {frozenset(line["blocks"]): line["nll"] for line in lines}
-        # Written anew, without a line that is not whole: the next one would be appended to it.
-        kept = [{"blocks": sorted(removed), "nll": nll} for removed, nll in self._known.items()]
-        write_file(self.file, "".join(json_text(line) + "\n" for line in [{"key": self.key}, *kept]).encode())
+        records, differs = load_log(self.file, self.key)
+        self._known = {frozenset(record["blocks"]): record["nll"] for record in records}
+        if differs:
+            self.say(unused(self.file, differs))
 
     @property
     def known(self) -> int:
@@ -132,17 +130,4 @@ class MeasuredSets:
         for removed, values in zip(sets, nll_SW.tolist(), strict=True):
             self._known[removed] = [*self._known.get(removed, ()), *values]
         if self.file is not None:
-            text = "".join(json_text({"blocks": sorted(one), "nll": self._known[one]}) + "\n" for one in sets)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(text)
-
-
-def whole_lines(file: Path) -> list[Any]:
-    """What a file holds, a value per line, up to the first that is not whole: whoever wrote it may have been killed there."""
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n"):
-                break
-            found.append(read_json(line))
-    return found
+            append_log(self.file, [{"blocks": sorted(one), "nll": self._known[one]} for one in sets])
