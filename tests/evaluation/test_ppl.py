@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.evaluation import cache as perplexity_cache
 from shortstack.evaluation import ppl as perplexity
 from shortstack.evaluation.compare import compared
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.ppl import cut_windows, evaluate_ppl, window_nll
 from shortstack.evaluation.samples import evaluate_samples
 from shortstack.families.open_model import open_checkpoint
+from shortstack.runtime.workspace import cache_folder
 from tests import oracle, pico
 
 Built = Callable[..., Path]
@@ -102,7 +102,7 @@ def test_what_was_found_of_both_rules_is_not_measured_again(built: Built, text: 
     options: dict[str, Any] = {"data": str(text), "seq_len": "32,64", "options": QUIET}
     (both,) = evaluate_ppl(model, bos="both", **options).results
     assert len(counted) == 3, "65 tokens are more than the positions"
-    (file,) = (perplexity_cache.kept_folder() / "results").iterdir()
+    (file,) = (cache_folder() / "results").iterdir()
     record = json.loads(file.read_text())
     assert not {"bos", "limit"} & record["key"]["what"].keys()
     del record["found"]["found"]["windows"]

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.runtime.workspace import (
     append_log,
+    cache,
     cache_folder,
     cached,
-    cached_or_made,
     differences,
     forget,
     load_log,
@@ -105,32 +104,28 @@ def test_a_log_that_was_cut_off_within_a_line_goes_on_after_the_last_whole_one(t
     assert len(read_log(path)) == 6
     assert load_log(path, {**KEY, "model": "xyz"}) == ([], ["model was abc, now xyz"])
     assert len(read_log(path)) == 1, "the log is of the new key"
+    path.write_text('{"n": 1}\n{"n": 2}\n')
+    assert load_log(path, KEY) == ([], []), "no key: whose it is nobody knows"
 
 
-def test_what_was_found_is_made_once_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_found_is_kept_by_all_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
-    made = []
-
-    def found(key: dict[str, Any], **options: Any) -> dict[str, Any]:
-        def make() -> dict[str, Any]:
-            made.append(key)
-            return {"nll": math.inf, "number": len(made)}
-
-        options = {"fresh": False, **options}
-        return cached_or_made(key, make, progress=Progress(quiet=True), what="it", **options)
-
-    assert [found(KEY)["number"], found(dict(reversed(KEY.items())))["number"]] == [1, 1], "by what it holds"
-    assert found({**KEY, "model": "xyz"}, or_of=KEY) == {"nll": math.inf, "number": 1}
-    assert found({**KEY, "model": "xyz"})["number"] == 2
-    assert found(KEY, fresh=True)["number"] == 3
-    assert found(KEY)["number"] == 3
-    (first, second) = sorted((cache_folder() / "results").iterdir(), key=lambda path: "xyz" in path.read_text())
+    other = {**KEY, "model": "xyz"}
+    assert cached(KEY) is None
+    cache(KEY, {"nll": math.inf, "number": 1})
+    assert cached(dict(reversed(KEY.items()))) == {"nll": math.inf, "number": 1}, "by what it holds"
+    assert cached(other) is None
+    cache(other, {"number": 2})
+    cache(KEY, {"number": 3})
+    assert (cached(KEY), cached(other)) == ({"number": 3}, {"number": 2})
+    first, second = sorted((cache_folder() / "results").iterdir(), key=lambda path: "xyz" in path.read_text())
     record = json.loads(first.read_text())
     first.write_text(json.dumps({**record, "key": json.loads(second.read_text())["key"]}))
     assert cached(KEY) is None, "a file under this name, of another key"
-    forget({**KEY, "model": "xyz"})
+    forget(other)
     forget({"never": "kept"})
     assert [path.name for path in (cache_folder() / "results").iterdir()] == [first.name]
     (tmp_path / "cache/results").rename(tmp_path / "cache/results-moved")
     (tmp_path / "cache/results").write_text("no folder")
-    assert found(KEY)["number"] == 4, "a cache that cannot be written costs time alone"
+    cache(KEY, {"number": 4})  # a cache that cannot be written costs time alone
+    assert cached(KEY) is None

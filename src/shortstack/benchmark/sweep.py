@@ -19,9 +19,9 @@ from shortstack.benchmark.options import EngineOptions, Sweep
 from shortstack.benchmark.work import Work
 from shortstack.common.formatting import size
 from shortstack.common.progress import Progress
-from shortstack.evaluation.cache import forget, keep, kept
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.runtime.memory import available_bytes
+from shortstack.runtime.workspace import cache, cached, forget
 
 _SHARE_OF_MEMORY = 0.6  # that the weights of all models may take, for them to take turns run by run
 _TURNS_OF_PROGRAMS = 2  # A B, B A: an engine that loads the model for every call
@@ -117,7 +117,7 @@ class SweepRun:
                 workload: Workload, taken: dict[str, Any], by_workload: dict[Workload, Measured] = by_workload
             ) -> None:
                 by_workload[workload].memory = taken
-                keep(self._key("memory", engine, [by_workload[workload]]), taken)
+                cache(self._key("memory", engine, [by_workload[workload]]), taken)
 
             if missing:
                 self._progress.say(f"{subject.name}: peak memory and utilisation, in a process of its own ...")
@@ -162,7 +162,7 @@ class SweepRun:
                     self._progress.say(f"{name}, {row[0].workload.label} ...")
                     known = self._timed(engines, row)
                     self._time_alone(engines, row, known)
-                    keep(key, known)
+                    cache(key, known)
                 _fill_in(row, known)
         finally:
             for engine in engines:
@@ -254,7 +254,7 @@ class SweepRun:
         return key
 
     def _kept(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        found = None if self._subjects[0].options.fresh else kept(key)
+        found = None if self._subjects[0].options.fresh else cached(key)
         if found is not None:
             self._progress.say("resumed: measured before the interruption (--fresh measures it again)")
         return found

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortstack.common.progress import Progress
-from shortstack.evaluation.cache import kept_folder
+from shortstack.runtime.workspace import cache_folder
 
 DENSE = "embedded"
 REMOVED = 3
@@ -29,7 +29,7 @@ def starter_models(progress: Progress) -> Starter:
     from shortstack.families.open_model import open_model
 
     dense = open_model(DENSE)
-    folder = kept_folder() / f"demo-{dense.fingerprint[:12]}-{__version__}"
+    folder = cache_folder() / f"demo-{dense.fingerprint[:12]}-{__version__}"
     scores, results = folder / "scores.json", folder / "results.json"
     narrower, shorter, retrained = (folder / name for name in ("narrower", "shorter", "retrained"))
     models = {"dense": DENSE, "narrower": str(narrower), "shorter": str(shorter), "retrained": str(retrained)}

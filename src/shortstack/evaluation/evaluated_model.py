@@ -17,13 +17,13 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.errors import ShortstackError, UsageError
-from shortstack.evaluation.cache import kept_or_made
 from shortstack.evaluation.csv_files import write_published_csv
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.families.open_model import open_model
 from shortstack.runtime.atomic_output import check_writable_file
 from shortstack.runtime.devices import pick_device, pick_dtype
 from shortstack.runtime.memory import Usage, used
+from shortstack.runtime.workspace import cache, cached
 
 if TYPE_CHECKING:
     import torch
@@ -120,21 +120,17 @@ class Subject:
             make: measures it.
             or_of: the key of a measurement that this one is a part of: what was found of it is taken as well.
         """
-
-        def measured() -> dict[str, Any]:
+        rest = {"model": self.identity(), "settings": self.settings, "versions": versions("lm_eval")}
+        keys = [{**rest, "what": one} for one in (key, or_of) if one is not None]
+        earlier = (cached(one) for one in keys if not self.options.fresh)
+        record = next((one for one in earlier if one is not None), None)
+        if record is not None:
+            self.progress.say(f"{self.name}: {what}: found by an earlier run (--fresh computes it again)")
+        else:
             with used(self.place) as usage:
                 found = make()
-            return {"found": found, "usage": usage.to_json()}
-
-        rest = {"model": self.identity(), "settings": self.settings, "versions": versions("lm_eval")}
-        record = kept_or_made(
-            {**rest, "what": key},
-            measured,
-            or_of=None if or_of is None else {**rest, "what": or_of},
-            fresh=self.options.fresh,
-            progress=self.progress,
-            what=f"{self.name}: {what}",
-        )
+            record = {"found": found, "usage": usage.to_json()}
+            cache(keys[0], record)
         return record["found"], Usage(**record["usage"])
 
     def result(

@@ -16,11 +16,11 @@ from shortstack.common.formatting import plain, size
 from shortstack.common.options import stage
 from shortstack.common.shown import Shown
 from shortstack.errors import first_line
-from shortstack.evaluation.cache import kept_folder
 from shortstack.inspection.findings import CheckResult, Findings
 from shortstack.runtime import cgroups
 from shortstack.runtime.devices import bfloat16_units
 from shortstack.runtime.memory import available_bytes, installed_bytes
+from shortstack.runtime.workspace import cache_folder
 
 # Engines that are programs of their own -> what they may be called on PATH.
 _ENGINES = {"vLLM": ("vllm",), "llama.cpp": ("llama-server", "llama-bench")}
@@ -174,7 +174,7 @@ def _caches() -> Findings:
     from huggingface_hub import constants
 
     findings = Findings()
-    for name, folder in (("hub", Path(constants.HF_HUB_CACHE)), ("evaluations", kept_folder())):
+    for name, folder in (("hub", Path(constants.HF_HUB_CACHE)), ("evaluations", cache_folder())):
         if not folder.is_dir():
             findings.add(name, "ok", f"{folder}: nothing yet")
             continue

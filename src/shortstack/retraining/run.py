@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from shortstack.retraining.results import Measure, RetrainEstimate, RetrainResul
 from shortstack.retraining.run_folder import STREAM, Monitor, Session, step_of
 from shortstack.runtime.atomic_output import check_output
 from shortstack.runtime.distributed import Process
-from shortstack.runtime.workspace import work_folder, workspace
+from shortstack.runtime.workspace import workspace
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +74,7 @@ def retrain(
     make = run_of or Run
     run = make(checkpoint, Path(out), hyperparameters, options, process, progress, make_objective, merge)
     _check_request(run)
-    ready = contextlib.nullcontext(work_folder(out)) if options.dry_run else workspace(out, leads=process.leads)
-    with ready as work:
+    with workspace(out, leads=process.leads and not options.dry_run) as work:
         run.prepare(data, feed_from, work)
         if options.dry_run:
             return run.estimate()

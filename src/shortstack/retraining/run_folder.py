@@ -7,6 +7,7 @@ has no such file and is never used.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time

@@ -11,23 +11,16 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from shortstack.common.json_text import json_text, read_json
-from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 from shortstack.runtime.atomic_output import absolute, locked, write_file, write_json
 
 _CACHE_FORM = 3  # raised when what is kept, or how it is computed, changes
 _Output = TypeVar("_Output", bound=Path | None)
-
-
-def work_folder(output: Path) -> Path:
-    """Where a run keeps what it needs until its output is written: beside that."""
-    target = absolute(output)
-    return target.parent / f".{target.name}.shortstack-work"
 
 
 @contextlib.contextmanager
@@ -46,14 +39,12 @@ def workspace(output: _Output, *, leads: bool = True) -> Iterator[_Output]:
     if output is None:
         yield output
         return
-    folder = work_folder(output)
-    with locked(absolute(output)) if leads else contextlib.nullcontext():
+    target = absolute(output)
+    folder = target.parent / f".{target.name}.shortstack-work"
+    with locked(target) if leads else contextlib.nullcontext():
         yield cast(_Output, folder)
         if leads:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-# ---- records with the key of what made them
 
 
 def differences(old: Any, key: Mapping[str, Any]) -> list[str]:
@@ -63,7 +54,19 @@ def differences(old: Any, key: Mapping[str, Any]) -> list[str]:
         old: what was recorded; something else than an object has no field.
         key: in any form that JSON holds: a tuple is a list.
     """
-    return _differences(old if isinstance(old, dict) else {}, read_json(json_text(key)), "")
+    old, new, found = old if isinstance(old, dict) else {}, read_json(json_text(key)), []
+    for name in sorted({*old, *new}):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += [f"{name}.{line}" for line in differences(before, now)]
+        elif json_text(before, sort_keys=True) != json_text(now, sort_keys=True):  # NaN is what it was
+            found.append(f"{name} was {_short(before)}, now {_short(now)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "not there" if value is None else str(value)
+    return text if len(text) <= 40 else text[:12] + "..."
 
 
 def load_state(path: Path, key: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -86,9 +89,10 @@ def load_log(path: Path, key: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
 
     It is written anew, without a line that is not whole: the next one would be appended to it.
     """
-    header, *records = read_log(path) or [{}]
-    differs = differences(header["key"], key) if isinstance(header, dict) and "key" in header else []
-    records = [] if differs else records
+    header, *records = read_log(path) or [None]
+    old = header.get("key") if isinstance(header, dict) else None
+    differs = [] if old is None else differences(old, key)
+    records = [] if old is None or differs else records
     write_file(path, "".join(f"{json_text(line)}\n" for line in ({"key": key}, *records)).encode())
     return records, differs
 
@@ -115,60 +119,12 @@ def unused(path: Path | None, differs: list[str]) -> str:
     return f"the saved state in {path} is another run's and is not used: {'; '.join(differs)}"
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str) -> list[str]:
-    found = []
-    for name in sorted({*old, *new}):
-        before, now = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(now, dict):
-            found += _differences(before, now, f"{prefix}{name}.")
-        elif json_text(before, sort_keys=True) != json_text(now, sort_keys=True):  # NaN is what it was
-            found.append(f"{prefix}{name} was {_short(before)}, now {_short(now)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = "not there" if value is None else str(value)
-    return text if len(text) <= 40 else text[:12] + "..."
-
-
-# ---- findings that later runs use again
-
-
 def cache_folder() -> Path:
     """Where findings lie: `$SHORTSTACK_CACHE`, else `shortstack` in the user's cache."""
     chosen = os.environ.get("SHORTSTACK_CACHE")
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortstack"
-
-
-def cached_or_made(
-    key: dict[str, Any],
-    make: Callable[[], dict[str, Any]],
-    *,
-    fresh: bool,
-    progress: Progress,
-    what: str,
-    or_of: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What `make` gives, or gave to an earlier run with an equal key.
-
-    Args:
-        key: everything that the finding depends on.
-        make: computes it: an object that JSON can hold.
-        fresh: compute it in any case.
-        progress: says where something was found.
-        what: what it is, for that line.
-        or_of: the key of a larger finding that holds this one, too.
-    """
-    for known in () if fresh else (key, or_of):
-        found = cached(known) if known is not None else None
-        if found is not None:
-            progress.say(f"{what}: found by an earlier run (--fresh computes it again)")
-            return found
-    found = make()
-    cache(key, found)
-    return found
 
 
 def cached(key: dict[str, Any]) -> dict[str, Any] | None:
