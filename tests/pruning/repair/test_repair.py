@@ -111,6 +111,7 @@ def test_never_worse_than_nothing_where_nothing_can_be_gained(
         assert result.ppl["repaired"] <= result.ppl["pruned"] * (1 + 1e-6)
 
 
+@pytest.mark.fault(127)
 def test_a_repair_that_rounding_spoils_is_not_made(
     cut: Callable[..., Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +138,7 @@ def test_blocks_behind_a_cut(cut: Callable[..., Any], rows: Path, tmp_path: Path
     assert [place["where"] for place in result.places] == ["blocks 2-3", "behind: block 4"]
 
 
+@pytest.mark.fault(125)
 def test_a_family_with_norms_behind_takes_a_factor_alone(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
     pair = cut("gemma2")
     result = repaired(pair, tmp_path / "out", rows, method="scale")
@@ -146,6 +148,7 @@ def test_a_family_with_norms_behind_takes_a_factor_alone(cut: Callable[..., Any]
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.fault(124)
 def test_a_dense_model_that_is_another_one(cut: Callable[..., Any], built: Built, rows: Path, tmp_path: Path) -> None:
     pruned, dense = cut()
     with pytest.raises(ShortstackError, match="is not the model that") as caught:
@@ -158,6 +161,7 @@ def test_a_dense_model_that_is_another_one(cut: Callable[..., Any], built: Built
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(125)
 def test_a_family_without_a_place(tiny_model: Callable[[str], Path], rows: Path, tmp_path: Path) -> None:
     dense = str(tiny_model("falcon_mamba"))
     prune(dense, blocks="2", out=tmp_path / "pruned", quiet=True)
@@ -167,6 +171,7 @@ def test_a_family_without_a_place(tiny_model: Callable[[str], Path], rows: Path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(125)
 def test_a_cut_at_the_first_block(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
     """Nothing before it writes: a factor alone can go there."""
     pair = cut("llama", "0,1")
@@ -176,6 +181,7 @@ def test_a_cut_at_the_first_block(cut: Callable[..., Any], rows: Path, tmp_path:
     assert caught.value.hint == "take `scale`"
 
 
+@pytest.mark.fault(125)
 def test_a_cut_at_the_last_block(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
     """The final norm takes a factor out again: a linear map alone does something."""
     pair = cut("llama", "4,5")
@@ -185,6 +191,7 @@ def test_a_cut_at_the_last_block(cut: Callable[..., Any], rows: Path, tmp_path: 
     assert caught.value.hint == "take `linear`"
 
 
+@pytest.mark.fault(125)
 def test_a_cut_that_the_method_cannot_repair_beside_one_that_it_can(
     cut: Callable[..., Any], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +200,7 @@ def test_a_cut_that_the_method_cannot_repair_beside_one_that_it_can(
     assert "the repair `linear` can do nothing for the cut of block 0, which stays as it is" in capsys.readouterr().err
 
 
+@pytest.mark.fault(126)
 def test_states_that_are_not_finite(built: Built, rows: Path, tmp_path: Path) -> None:
     dense = Path(shutil.copytree(built("llama"), tmp_path / "dense"))
     weights = load_file(dense / "model.safetensors")
@@ -255,6 +263,7 @@ def test_prune_and_repair_in_one_command(
     assert any(line.startswith("repaired ") for line in shown)
 
 
+@pytest.mark.fault(125)
 def test_prune_refuses_a_repair_before_it_copies(
     built: Built, tiny_model: Callable[[str], Path], rows: Path, tmp_path: Path
 ) -> None:
