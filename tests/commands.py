@@ -35,6 +35,7 @@ _SHORTER = {
     "retrain local": ["--tokens", "128", "--batch", "2", "--micro-batch", "2", "--validation", "2", "--seq-len", "32"],
     "score": ["--samples", "4"],
     "search": ["--samples", "3"],
+    "stability": ["--samples", "4"],
     "prune-width": ["--samples", "4"],
     "repair": ["--samples", "4", "--seq-len", "32"],
     "quantize": ["--samples", "4", "--seq-len", "32"],

@@ -52,6 +52,9 @@ CALLS: dict[str, Callable[[Path, str], object]] = {
     "curve": lambda at, model: shortstack.curve(
         model, most=2, data=str(at / "w.jsonl"), out=at / "curve.json", **QUIET
     ),
+    "stability": lambda at, model: shortstack.stability(
+        model, remove=1, seeds=1, criterion="bi", data=str(at / "w.jsonl"), out=at / "stability.json", **QUIET
+    ),
     "agree": lambda at, _: shortstack.agree(at / "scores.json", at / "scores.json"),
     "plan": lambda at, model: shortstack.plan(
         model, scores=at / "scores.json", criterion="ppl", remove=1, out=at / "plan.json"

@@ -76,6 +76,7 @@ from shortstack.scoring.agreement import agree as agree
 from shortstack.scoring.options import ScoreOptions as ScoreOptions
 from shortstack.scoring.options import StoppingOptions as StoppingOptions
 from shortstack.scoring.score import score as score
+from shortstack.scoring.stability import stability as stability
 
 RECORDS: dict[str, str]
 __version__: str

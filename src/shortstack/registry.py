@@ -64,6 +64,14 @@ _ROWS = [
         makes={"text": "agreement.json"},
     ),
     Command(
+        "stability",
+        "shortstack.scoring.stability:stability",
+        "Say how far a choice can be trusted: agreement of the chosen blocks between criteria, seeds and numbers of windows.",
+        "shortstack stability MODEL --remove 6 --data calibration.txt --out stability.json",
+        makes={"text": "stability.json"},
+        parallel=True,
+    ),
+    Command(
         "plan",
         "shortstack.pruning.plan:plan",
         "Choose the blocks to remove, and show what that saves.",

@@ -67,8 +67,11 @@ FROZEN = {
     "--out --criterion --data --samples --seq-len --seed --sampling --bos-every --chat-template --csv --dtype "
     "--device --memory --trust-remote-code --quiet --count-prompts",
     "plan": "--allow-links --out --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy "
-    "--objective",
-    "search": "--objective --count-prompts "
+    "--objective --bytes --ppl-ceiling --speedup",
+    "stability": "--out --plot --remove --criterion --seeds --windows --plus --no-plus --data --samples --seq-len --seed "
+    "--sampling --bos-every --chat-template --count-prompts --tokenizer --dtype --device --memory --memory-limit "
+    "--trust-remote-code --allow-links --quiet",
+    "search": "--objective --count-prompts --bytes --ppl-ceiling --speedup --rescore "
     "--out --selection --remove --ratio --params --plus --no-plus --data --samples --seq-len --seed --sampling "
     "--bos-every --chat-template --tokenizer --dtype --device --memory --memory-limit --save-every --trust-remote-code "
     "--allow-links --quiet",

@@ -218,6 +218,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "ScoreOptions": [{"memory": "strem"}, {"dtype": "float23"}],
     "SearchOptions": [{"remove": "x"}],
     "RepairOptions": [{"behind": -1}],
+    "StabilityOptions": [{"seeds": 0}],
     "StoppingOptions": [{"until": "stabl"}],
     "SweepOptions": [{"sampling": "pub"}],
     "TaskOptions": [{"tasks": 1.5}],

@@ -141,7 +141,7 @@ def agree(
         raise UsageError(f"--remove {remove}: expected 1 to {removable} blocks")
     counts = [remove] if remove is not None else _usual_counts(len(first), removable)
     pairs = [
-        _agreement(a, rankings[a], b, rankings[b], set(protected), counts)
+        agreement_of((a, b), (rankings[a], rankings[b]), set(protected), counts)
         for a, b in itertools.combinations(rankings, 2)
     ]
     found = Agreements(pairs, protected)
@@ -197,13 +197,21 @@ def _usual_counts(blocks: int, removable: int) -> list[int]:
     return sorted({min(removable, max(1, round(blocks * eighths / 8))) for eighths in range(1, 5)})
 
 
-def _agreement(
-    first: str, one: Sequence[int], second: str, other: Sequence[int], protected: set[int], counts: Sequence[int]
+def agreement_of(
+    names: tuple[str, str], rankings: tuple[Sequence[int], Sequence[int]], protected: set[int], counts: Sequence[int]
 ) -> Agreement:
-    orders = [[block for block in order if block not in protected] for order in (one, other)]
+    """How far two rankings of the same blocks agree.
+
+    Args:
+        names: of the rankings.
+        rankings: the first block of each goes first.
+        protected: blocks that neither may remove.
+        counts: numbers of blocks that would be removed.
+    """
+    orders = [[block for block in order if block not in protected] for order in rankings]
     chosen = {}
     for k in counts:
         a, b = (set(order[:k]) for order in orders)
         chosen[k] = (tuple(sorted(a & b)), tuple(sorted(a - b)), tuple(sorted(b - a)))
     by_chance = {k: k * k / len(orders[0]) for k in counts}
-    return Agreement(first, second, kendall_tau(one, other), chosen, by_chance)
+    return Agreement(*names, kendall_tau(*rankings), chosen, by_chance)

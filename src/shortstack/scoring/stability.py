@@ -1,0 +1,279 @@
+"""How far can a choice be trusted? The agreement of rankings between criteria, seeds and numbers of windows."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shortstack.artifacts.protected import protected_blocks
+from shortstack.artifacts.provenance import versions
+from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.extras import need_packages
+from shortstack.common.json_text import json_text, read_json
+from shortstack.common.option_values import Listed
+from shortstack.common.options import Options, stage
+from shortstack.common.progress import Progress
+from shortstack.common.shown import Shown
+from shortstack.common.tables import Table
+from shortstack.data.calibration import CalibrationOptions
+from shortstack.errors import UsageError
+from shortstack.families.open_model import open_model
+from shortstack.runtime.atomic_output import check_writable_file, resumable_file, write_json
+from shortstack.runtime.distributed import Process
+from shortstack.scoring.agreement import Agreement, agreement_of
+from shortstack.scoring.criteria import RequestedCriterion, parse_criteria
+from shortstack.scoring.options import ScoreOptions
+from shortstack.scoring.score import calibration_windows, score_windows
+
+
+@dataclass(frozen=True)
+class StabilityOptions(Options):
+    """What is varied, and what is chosen.
+
+    Attributes:
+        remove: The number of blocks that would be removed.
+        criterion: The criteria that are compared, separated by commas, as in `shortstack score`.
+        seeds: The number of seeds; they count from `seed`.
+        windows: The numbers of windows that are compared with `samples`, such as `5,20`. By default it is half of
+            `samples`.
+        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
+            10 blocks.
+    """
+
+    remove: int = 6
+    criterion: Listed = "ppl,taylor,bi"
+    seeds: int = 3
+    windows: Listed | None = None
+    plus: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise UsageError(f"--seeds {self.seeds}: expected at least 1")
+
+
+_CALIBRATION, _CHOICE, _OPTIONS = CalibrationOptions(), StabilityOptions(), ScoreOptions()
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One ranking.
+
+    Attributes:
+        criterion, seed, windows: what made it.
+        order: blocks of the original model, the first goes first.
+    """
+
+    criterion: str
+    seed: int
+    windows: int
+    order: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """In tables and plots."""
+        return f"{self.criterion}, seed {self.seed}, {self.windows} windows"
+
+
+@dataclass(frozen=True, repr=False)
+class Stability(Shown):
+    """Rankings of the blocks of one model, and how far they agree.
+
+    Attributes:
+        source: the model.
+        remove: how many blocks would go.
+        protected: blocks that no ranking may remove.
+        rankings: all of them.
+        varied: (`criterion`, `seed` or `windows`, two rankings that differ in it alone, how far they agree).
+    """
+
+    source: str
+    remove: int
+    protected: tuple[int, ...]
+    rankings: tuple[Ranked, ...]
+    varied: tuple[tuple[str, Ranked, Ranked, Agreement], ...]
+
+    def same(self, agreement: Agreement) -> int:
+        """How many blocks both would remove."""
+        return len(agreement.chosen[self.remove][0])
+
+    def table_rows(self) -> list[dict[str, Any]]:
+        """A row per pair of rankings that differ in one thing."""
+        return [
+            {
+                "varied": what,
+                "first": _differing(what, first),
+                "second": _differing(what, second),
+                "criterion": "" if what == "criterion" else first.criterion,
+                "tau": agreement.tau,
+                "same": self.same(agreement),
+                "by_chance": agreement.by_chance[self.remove],
+            }
+            for what, first, second, agreement in self.varied
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON form (schema 1)."""
+        return {
+            "schema": 1,
+            "source": self.source,
+            "remove": self.remove,
+            "protected": list(self.protected),
+            "rankings": [{**vars(one), "order": list(one.order)} for one in self.rankings],
+            "agreements": self.table_rows(),
+        }
+
+    def to_text(self) -> str:
+        """What a person reads on the terminal."""
+        rows = [
+            [
+                row["varied"], row["criterion"], f"{row['first']} and {row['second']}", f"{row['tau']:+.3f}",
+                f"{row['same']} of {self.remove}", f"{row['by_chance']:.1f}",
+            ]
+            for row in self.table_rows()
+        ]  # fmt: skip
+        notes = ["'by chance': what two unrelated rankings would have in common on average"]
+        title = f"{self.source}: agreement of the {self.remove} blocks that would go, and Kendall's tau over all blocks"
+        header = ["varied", "criterion", "between", "tau", "same blocks", "by chance"]
+        return Table(header, rows, title, notes).to_text()
+
+
+@stage
+def stability(
+    model: str,
+    *,
+    out: Path | None = None,
+    plot: Path | None = None,
+    calibration: CalibrationOptions = _CALIBRATION,
+    choice: StabilityOptions = _CHOICE,
+    options: ScoreOptions = _OPTIONS,
+) -> Stability:
+    """Say how far a choice can be trusted: agreement of the chosen blocks between criteria, seeds and numbers of windows.
+
+    One thing is varied at a time, the others are as the options have them.
+
+    Args:
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        out: Write the figures to this file (JSON). A run that was killed resumes when it is started again.
+        plot: Draw the share of blocks that every two rankings have in common, as a heat map, into this PNG.
+        calibration: the windows of the first seed.
+        choice: what is varied, and how many blocks would go.
+        options: how the runs go.
+
+    Returns:
+        The rankings, and how far they agree.
+
+    Raises:
+        ShortstackError: the checkpoint cannot be read, or there is too little text.
+    """
+    criteria, sizes = parse_criteria(choice.criterion), _sizes(choice, calibration)
+    if plot is not None:
+        check_writable_file(Path(plot))
+        need_packages("--plot", "matplotlib", extra="report")
+    if out is not None:
+        check_writable_file(Path(out))
+    process = Process.from_environment()
+    progress = Progress(quiet=options.quiet or not process.leads)
+    checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
+    protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
+    removable = checkpoint.depth - len(protected)
+    if not 1 <= choice.remove <= removable:
+        raise UsageError(f"--remove {choice.remove}: expected 1 to {removable} blocks")
+    if note:
+        progress.say(note)
+    with resumable_file(out, leads=process.leads) as work:
+        folder = work if process.world == 1 else None
+        rankings = tuple(_rankings(checkpoint, criteria, sizes, calibration, choice, options, progress, folder))
+        found = Stability(
+            checkpoint.source, choice.remove, protected, rankings,
+            tuple(_varied(rankings, calibration, set(protected), choice.remove)),
+        )  # fmt: skip
+        if out is not None and process.leads:
+            write_json(Path(out), found.to_json())
+    if plot is not None and process.leads:
+        from shortstack.scoring.stability_plot import write_heat_map
+
+        write_heat_map(found, Path(plot))
+    return found
+
+
+def _sizes(choice: StabilityOptions, calibration: CalibrationOptions) -> list[int]:
+    """Numbers of windows, that of `samples` first."""
+    text = choice.windows if choice.windows is not None else str(max(1, calibration.samples // 2))
+    try:
+        others = [int(part) for part in text.split(",")]
+    except ValueError:
+        others = [0]
+    if min(others) < 1:
+        raise UsageError(f"--windows {text}: expected numbers of windows", hint="--windows 5,20")
+    return list(dict.fromkeys([calibration.samples, *others]))
+
+
+def _rankings(
+    checkpoint: Checkpoint,
+    criteria: Sequence[RequestedCriterion],
+    sizes: Sequence[int],
+    calibration: CalibrationOptions,
+    choice: StabilityOptions,
+    options: ScoreOptions,
+    progress: Progress,
+    work: Path | None,
+) -> Iterator[Ranked]:
+    """By every criterion, of all seeds with the first number of windows, and of the first seed with the others."""
+    for seed in range(calibration.seed, calibration.seed + choice.seeds):
+        own = sizes if seed == calibration.seed else sizes[:1]
+        text = calibration_windows(
+            checkpoint, replace(calibration, seed=seed, samples=max(own)), options=options, progress=progress
+        )
+        for size in own:
+            some = text.first(size)
+            key = {
+                "fingerprint": checkpoint.fingerprint,
+                "windows": hashlib.sha256(json_text([some.windows, some.counted]).encode()).hexdigest(),
+                "criteria": [one.name for one in criteria],
+                "options": [options.dtype, options.device, options.cpu_kernels],
+                "versions": versions(),
+            }
+            file = None if work is None else work / f"seed-{seed}-windows-{size}.json"
+            orders = _kept(file, key)
+            if orders is None:
+                scores = score_windows(checkpoint, some, criteria, options=options, progress=progress)
+                orders = {one.name: list(scores.criterion(one.name).order) for one in criteria}
+                if file is not None:
+                    write_json(file, {"key": key, "orders": orders})
+            yield from (Ranked(name, seed, size, tuple(order)) for name, order in orders.items())
+
+
+def _kept(file: Path | None, key: dict[str, Any]) -> dict[str, list[int]] | None:
+    """The orders that an earlier run left, where they are of the same windows and model."""
+    try:
+        found = read_json(file.read_bytes()) if file is not None else {}
+    except (OSError, ValueError):
+        return None
+    orders: dict[str, list[int]] | None = found["orders"] if found.get("key") == key else None
+    return orders
+
+
+def _varied(
+    rankings: Sequence[Ranked], calibration: CalibrationOptions, protected: set[int], remove: int
+) -> Iterator[tuple[str, Ranked, Ranked, Agreement]]:
+    """Every two rankings that differ in one thing, the others being the first seed and `samples`."""
+    for what in ("criterion", "seed", "windows"):
+        for first, second in itertools.combinations(rankings, 2):
+            differs = [
+                name for name in ("criterion", "seed", "windows") if getattr(first, name) != getattr(second, name)
+            ]
+            usual = {"seed": calibration.seed, "windows": calibration.samples}
+            fixed = all(
+                getattr(one, name) == value for one in (first, second) for name, value in usual.items() if name != what
+            )
+            if differs == [what] and fixed:
+                names = (first.name, second.name)
+                yield what, first, second, agreement_of(names, (first.order, second.order), protected, [remove])
+
+
+def _differing(what: str, ranking: Ranked) -> str:
+    return str(getattr(ranking, what))
