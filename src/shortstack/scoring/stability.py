@@ -22,8 +22,9 @@ from shortstack.common.tables import Table
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import UsageError
 from shortstack.families.open_model import open_model
-from shortstack.runtime.atomic_output import check_writable_file, resumable_file, write_json
+from shortstack.runtime.atomic_output import check_writable_file, write_json
 from shortstack.runtime.distributed import Process
+from shortstack.runtime.workspace import workspace
 from shortstack.scoring.agreement import Agreement, agreement_of
 from shortstack.scoring.criteria import RequestedCriterion, parse_criteria
 from shortstack.scoring.options import ScoreOptions
@@ -184,7 +185,7 @@ def stability(
         raise UsageError(f"--remove {choice.remove}: expected 1 to {removable} blocks")
     if note:
         progress.say(note)
-    with resumable_file(out, leads=process.leads) as work:
+    with workspace(out, leads=process.leads) as work:
         folder = work if process.world == 1 else None
         rankings = tuple(_rankings(checkpoint, criteria, sizes, calibration, choice, options, progress, folder))
         found = Stability(
