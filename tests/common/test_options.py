@@ -194,6 +194,8 @@ RECORDS = sorted(
 # What a record refuses: class -> values that are out of range or contradict one another.
 REFUSED: dict[str, list[dict[str, Any]]] = {
     "AdapterUse": [{"merge": "yes"}],
+    "BlockSteps": [{"seq_len": 1}, {"epochs": 0}],
+    "BlockTargets": [{"radius": 0}, {"lora_rank": 0}, {"update_weight": -1.0}],
     "BlockChoice": [{"strategy": "oneshot"}, {"blocks": 1.5}],
     "CalibrationOptions": [{"sampling": "pub"}],
     "CalibrationText": [{"samples": "many"}],

@@ -102,14 +102,14 @@ def test_skeleton_gives_the_models_own_logits(built: Built, family: str) -> None
 def test_blocks_called_with_what_depends_on_the_text_are_refused(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(built("llama"))
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
-    real = skeleton._record
+    real = skeleton.record
 
     def record(ids: torch.Tensor) -> Any:
         log = real(ids)
         log[0][1].kwargs["original_embeddings"] = ids.float()
         return log
 
-    monkeypatch.setattr(skeleton, "_record", record)
+    monkeypatch.setattr(skeleton, "record", record)
     with pytest.raises(ShortstackError, match="depends on the text"):
         skeleton.calls(torch.tensor(pico.windows()))
 

@@ -109,7 +109,8 @@ def test_all_files_in_one_commit_private_with_no_path_and_the_name_in_the_card(
     (model / "retraining.json").write_text(
         json.dumps({"models": {"after": {"parameters": 1, "figures": {"ppl:/home/ann/t": 2.0}}}})
     )
-    record["files"]["retraining.json"] = hashlib.sha256((model / "retraining.json").read_bytes()).hexdigest()
+    for added in ("retraining.json", "LICENSE"):
+        record["files"][added] = hashlib.sha256((model / added).read_bytes()).hexdigest()
     (model / "shortstack.json").write_text(json.dumps(record))
     result = push(model, "org/name", yes=True, quiet=True)
     there = hub.repositories["model org/name"]

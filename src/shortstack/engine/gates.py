@@ -17,6 +17,7 @@ from shortstack.engine.block_model import BlockCall, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.forward import embedded
 from shortstack.engine.losses import gradient_of
+from shortstack.runtime.devices import exact_place
 
 GateSetting = Mapping[int, float]  # position of a block -> its gate, of those that are not 1
 
@@ -61,7 +62,8 @@ def gate_gradients(
             with torch.enable_grad():
                 result = skeleton.run_block(block, given, call)
             gradient, gate = gradient_RTD[part], _wide(gates_NR[index, part], given)
-            found_NR[index, part] = (gradient * (result.detach() - given.detach())).flatten(1).sum(dim=1).double().cpu()
+            sums_N = (gradient * (result.detach() - given.detach())).flatten(1).sum(dim=1)
+            found_NR[index, part] = exact_place(sums_N).double().cpu()
             if index > first:
                 torch.autograd.backward(result, gradient * gate)
                 gradient_RTD[part] = gradient_of(given) + gradient * (1 - gate)

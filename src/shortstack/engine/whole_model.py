@@ -25,6 +25,7 @@ from shortstack.engine.journal import Journal
 from shortstack.engine.losses import Predictions, mean_nll, scaled_loss, token_nll
 from shortstack.engine.removal_sets import RemovalSet
 from shortstack.engine.stopwatch import medians_of_runs, now
+from shortstack.runtime.devices import exact_place
 
 
 class WholeModel:
@@ -162,7 +163,7 @@ class WholeModel:
                     counted_BT = None if counted_WT is None else counted_WT[part]
                     torch.autograd.backward(scaled_loss(nll, scale_W[part], counted_BT))
             if gates_N.grad is not None:
-                found_SN[number] = gates_N.grad.double().cpu()
+                found_SN[number] = exact_place(gates_N.grad).double().cpu()
         return found_SN
 
     @torch.no_grad()

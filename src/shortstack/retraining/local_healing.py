@@ -23,6 +23,7 @@ from shortstack.retraining.export import DTYPES
 from shortstack.retraining.local_blocks import BlockTraining, StateLoss
 from shortstack.retraining.losses import NonFiniteLossError
 from shortstack.runtime.atomic_output import write_file
+from shortstack.runtime.devices import exact_place
 
 if TYPE_CHECKING:
     from shortstack.retraining.local_run import LocalRun
@@ -133,7 +134,9 @@ class Healing:
                 parts = self._losses(number)
                 (parts["loss"] / total).backward()  # type: ignore[no-untyped-call]
             for name, value in parts.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.detach().double().cpu()
+                sums[name] = (
+                    sums.get(name, torch.zeros((), dtype=torch.float64)) + exact_place(value.detach()).double().cpu()
+                )
         if process.world > 1:
             for leaf in self.training.leaves.values():
                 if leaf.grad is not None:

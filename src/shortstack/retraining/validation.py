@@ -100,7 +100,7 @@ def streamed_nll(model: BatchModel, batches: Sequence[Batch], file: Path | None 
             device = model.skeleton.device
             nll_BT = model.skeleton.head.nll(states[number].to(device), batch["input_ids"].to(device)).cpu()
             chosen_BT = batch["targets"][:, :-1] != IGNORED
-            summed += float(nll_BT[chosen_BT].double().sum())
+            summed += float(exact_place(nll_BT[chosen_BT]).double().sum())
             predicted += int(chosen_BT.sum())
     finally:
         states.close()

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from shortstack.runtime.devices import exact_place
+
 if TYPE_CHECKING:
     import torch
 
@@ -90,5 +92,5 @@ def token_weights(counted_W: torch.Tensor) -> torch.Tensor | None:
     """What a window's mean weighs in the mean over all tokens, 1 on average; None where all count the same number."""
     if bool((counted_W == counted_W[:1]).all()):
         return None
-    weights: torch.Tensor = counted_W.double() / counted_W.double().mean()
+    weights: torch.Tensor = exact_place(counted_W).double() / exact_place(counted_W).double().mean()
     return weights

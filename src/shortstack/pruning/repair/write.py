@@ -21,6 +21,7 @@ from shortstack.pruning.repair.folds import Change, changes
 from shortstack.pruning.repair.options import Method
 from shortstack.publishing.card_text import CARD, carried_over
 from shortstack.publishing.model_card import write_card
+from shortstack.runtime.devices import exact_place
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def write_over(staged: Checkpoint, edits: Mapping[str, Sequence[Change]]) -> dic
         with contextlib.closing(OpenFiles()) as files, path.open("r+b") as stream:
             for tensor in tensors:
                 stored = Buffer(files.buffer_bytes([tensor])).fill([tensor], files)[tensor.name]
-                changed = stored.double()
+                changed = exact_place(stored).double()
                 for edit in edits[tensor.name]:
                     changed = edit(changed)
                 data = changed.to(stored.dtype).contiguous().view(torch.uint8).numpy().tobytes()
