@@ -107,6 +107,7 @@ _ROWS = [
         makes={"checkpoint": ""},
         check="shortstack.pruning.search:check_prune",
         estimate="shortstack.pruning.estimate:estimate_prune",
+        runs_with=("selection", "repair"),
     ),
     Command(
         "prune-width",

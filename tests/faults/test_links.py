@@ -19,6 +19,7 @@ LINES = [
     "score FARM --seq-len 32 --samples 2",
     "plan FARM --blocks 1",
     "search FARM --remove 1 --data ROWS --samples 2 --seq-len 16",
+    "stability FARM --remove 1 --criterion ppl --seeds 2 --data ROWS --samples 2 --seq-len 16",
     "curve FARM --most 1 --data ROWS --samples 2 --seq-len 16",
     "prune-width FARM --ratio 0.2 --data ROWS --samples 4 --seq-len 32 --out OUT",
     "prune FARM --blocks 1 --verify --out OUT",

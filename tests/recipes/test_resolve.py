@@ -97,6 +97,17 @@ def test_set_lays_over_everything(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "is_run"),
+    [("blocks: '1'", False), ("selection: greedy, remove: 1", True), ("repair: auto, remove: 1", True)],
+)
+def test_the_data_type_of_a_recipe_is_for_steps_that_run_the_model(tmp_path: Path, more: str, is_run: bool) -> None:
+    """`prune` refuses it where it copies bytes alone, and `run --dtype` could not be used on any recipe that prunes."""
+    path = written(tmp_path, f"model: embedded\nsteps: {{prune: {{{more}}}}}")
+    found = values(resolve(path, everywhere={"dtype": "float32", "device": "cpu"}), "prune")
+    assert ("dtype" in found, "device" in found) == (is_run, is_run)
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [
         ("prune.remov=1", "--set prune.remov=1: there is no option of prune named 'remov'"),

@@ -35,6 +35,8 @@ class Command:
         extra: the extra that installs them.
         check: module:name of a function that looks, before anything runs, at what the options name: values by option name
             (a model as a `Forecast`) -> lines about what could not be looked at; it raises what is wrong.
+        runs_with: options of which one makes it run the model; without them it reads and writes files alone, and the data
+            type and device of a whole recipe are not for it. Empty where it always runs the model, or never.
         estimate: module:name of a function that foresees what a step leaves behind and computes: values -> `Estimate`.
     """
 
@@ -51,6 +53,7 @@ class Command:
     extra: str = ""
     check: str = ""
     estimate: str = ""
+    runs_with: tuple[str, ...] = ()
 
     @property
     def identifier(self) -> str:

@@ -86,8 +86,8 @@ class PruneChoice(BlockChoice):
     Attributes:
         selection: Search the set of blocks by measuring sets, as `shortstack search` does: `greedy`, `beam:4`,
             `evolution:20`, `gate:32`, `contiguous` or `one-shot`.
-        rescore: With `--selection greedy`, remove the block that scores lowest by this criterion, score what is left,
-            and so on.
+        rescore: Remove the block that scores lowest by this criterion, score what is left, and so on. It needs
+            `selection="greedy"`.
     """
 
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -129,7 +129,8 @@ class SearchOptions(Budget):
             `beam:4` continues with the four cheapest sets of each step; `evolution:20` changes sets by swaps for 20
             generations; `gate:32` measures the 32 sets that a quadratic model of gates on the blocks holds to be the
             cheapest; `one-shot` and `contiguous` take what single blocks cost, and the cheapest run of adjacent ones.
-        rescore: With `greedy`, remove the block that scores lowest by this criterion, score what is left, and so on.
+        rescore: Remove the block that scores lowest by this criterion, score what is left, and so on. It needs the
+            selection `greedy`.
     """
 
     selection: str = "greedy"

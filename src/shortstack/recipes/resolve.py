@@ -160,7 +160,10 @@ def resolve(
         if optional and command.missing:
             left_out[step_name] = f"it needs pip install {command.install}"
             continue
-        for key, value in (everywhere or {}).items():
+        runs = not command.runs_with or any(
+            option in said and said[option].value is not None for option in command.runs_with
+        )
+        for key, value in (everywhere or {}).items() if runs else ():
             if key in step_options(command) and (step_name, key) not in set_by_hand:
                 said[key] = Said(value, f"--{key}", None)
         steps.append(Step(step_name, command, _values(step_name, command, said, steps, left_out), optional))
