@@ -42,7 +42,8 @@ def sweep(models: dict[int, Path], folder: Path, engine: str, runs: int, quick: 
     """Every model in turns: batch 1 and 8, a prompt of 128 tokens, 64 new ones."""
     out = folder / f"bench-{engine.replace('.', '')}.json"
     shape = {"batch": "1", "new_tokens": "8", "runs": 5, "warmup": 2} if quick else {
-        "batch": "1,8", "new_tokens": "64", "runs": runs, "warmup": max(1, runs // 5)
+        # Larger batches of llama.cpp need a program that its Python package does not have.
+        "batch": "1" if engine == "llama.cpp" else "1,8", "new_tokens": "64", "runs": runs, "warmup": max(1, runs // 5)
     }  # fmt: skip
     if not out.is_file():
         for path in models.values() if engine == "llama.cpp" else ():  # it runs NAME.gguf beside the checkpoint NAME
