@@ -1,4 +1,4 @@
-"""Blocks of a loaded model, passed over or gated: other modules take their places for a while.
+"""Blocks of a loaded model, skipped or gated: other modules take their places for a while.
 
 Legend: B windows in a batch, T tokens, N blocks.
 """
@@ -51,7 +51,7 @@ class Bypass:
 
     @contextlib.contextmanager
     def over(self, skipped: Collection[int], *, run: bool = False) -> Iterator[None]:
-        """Within, these blocks (by position) are passed over: their hidden states go on as they came.
+        """Within, these blocks (by position) are skipped: hidden states leave them unchanged.
 
         Args:
             skipped: which.

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortstack.common.option_values import Listed
 from shortstack.common.options import records_of, stage
 from shortstack.retraining.estimate import check_steps, check_training
-from shortstack.retraining.options import Hyperparameters, TextSteps, TrainingOptions, parse_tokens
+from shortstack.retraining.options import DistillationSteps, Hyperparameters, TextSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
+if TYPE_CHECKING:
+    from shortstack.retraining.local_options import BlockSteps
+
 BETAS = (0.9, 0.95)
+
+
+def with_cosine(method: str, steps: TextSteps | DistillationSteps | BlockSteps, **more: Any) -> Hyperparameters:
+    """The numbers of a run over windows with a learning rate that falls as a cosine: what its steps say, and `more`."""
+    return Hyperparameters(
+        method=method,
+        learning_rate=steps.lr,
+        schedule="cosine",
+        warmup_steps=steps.warmup,
+        batch=steps.batch,
+        micro_batch=steps.micro_batch,
+        seq_len=steps.seq_len,
+        keep="last",
+        tokens=parse_tokens(steps.tokens),
+        betas=BETAS,
+        **more,
+    )
+
+
 _STEPS, _DEFAULTS = TextSteps(), TrainingOptions()
 
 
@@ -50,18 +72,10 @@ def retrain_cpt(
     Raises:
         ShortstackError: the checkpoint or data cannot be used, or the loss is no longer finite.
     """
-    hyperparameters = Hyperparameters(
-        method="cpt",
+    hyperparameters = with_cosine(
+        "cpt",
+        steps,
         train=train,
-        learning_rate=steps.lr,
-        schedule="cosine",
-        warmup_steps=steps.warmup,
-        batch=steps.batch,
-        micro_batch=steps.micro_batch,
-        seq_len=steps.seq_len,
-        keep="last",
-        tokens=parse_tokens(steps.tokens),
-        betas=BETAS,
         weight_decay=steps.weight_decay,
         isolate_documents=steps.isolate_documents,
     )

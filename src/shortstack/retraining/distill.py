@@ -12,7 +12,7 @@ from shortstack.common.options import records_of, refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
-from shortstack.retraining.cpt import BETAS
+from shortstack.retraining.cpt import with_cosine
 from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import (
     DistillationSteps,
@@ -20,7 +20,6 @@ from shortstack.retraining.options import (
     LoRA,
     Teaching,
     TrainingOptions,
-    parse_tokens,
 )
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
@@ -94,19 +93,11 @@ def retrain_distill(
         )
         made.check(student)
     with_adapter = train == "lora"
-    hyperparameters = Hyperparameters(
-        method="distill",
+    hyperparameters = with_cosine(
+        "distill",
+        steps,
         train=train,
-        learning_rate=steps.lr,
-        schedule="cosine",
-        warmup_steps=steps.warmup,
-        batch=steps.batch,
-        micro_batch=steps.micro_batch,
-        seq_len=steps.seq_len,
-        keep="last",
         epochs=steps.epochs,
-        tokens=parse_tokens(steps.tokens),
-        betas=BETAS,
         weight_decay=0.0 if with_adapter else steps.weight_decay,
         lora=lora if with_adapter else None,
         isolate_documents=steps.isolate_documents,

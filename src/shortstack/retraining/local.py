@@ -14,10 +14,10 @@ from shortstack.common.progress import Progress
 from shortstack.data.instructions import kind_of
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import check_pair, open_model
-from shortstack.retraining.cpt import BETAS
+from shortstack.retraining.cpt import with_cosine
 from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.local_options import BlockSteps, BlockTargets
-from shortstack.retraining.options import Hyperparameters, TrainingOptions, parse_tokens
+from shortstack.retraining.options import TrainingOptions
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
 
@@ -74,19 +74,11 @@ def retrain_local(
     progress = Progress(quiet=True)
     pruned = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     dense = dense_model(pruned, of)
-    hyperparameters = Hyperparameters(
-        method="local",
+    hyperparameters = with_cosine(
+        "local",
+        steps,
         train="all" if targets.lora_rank is None else "lora",
-        learning_rate=steps.lr,
-        schedule="cosine",
-        warmup_steps=steps.warmup,
-        batch=steps.batch,
-        micro_batch=steps.micro_batch,
-        seq_len=steps.seq_len,
-        keep="last",
         epochs=steps.epochs,
-        tokens=parse_tokens(steps.tokens),
-        betas=BETAS,
         weight_decay=steps.weight_decay,
         isolate_documents=kind_of(data) != "text",  # windows are run as they are; rows are apart anyway
         local={**targets.described(), "dense": dense.fingerprint},

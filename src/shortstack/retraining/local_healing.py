@@ -172,7 +172,7 @@ class Healing:
 
     @torch.no_grad()
     def _validated(self) -> float | None:
-        """The mean loss on what is held out, over all processes; None where nothing is."""
+        """The mean loss on the validation batches, over all processes; None where there are none."""
         summed = torch.zeros(2, dtype=torch.float64)
         for number in self.streams.validation:
             loss = self._losses(number)["loss"]

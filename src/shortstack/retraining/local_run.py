@@ -44,7 +44,7 @@ from shortstack.runtime.memory import available_bytes
 
 _DEFAULT_TOKENS = 1_000_000
 _STATES_SHARE = 0.5  # of the free memory: what hidden states may take before they lie on disk
-_VALIDATED_SHARE = 10  # of the training batches: so many times fewer are held out of each block's training
+_VALIDATED_SHARE = 10  # for this many training batches, one validates each block
 _GIVEN = ("input_ids", "attention_mask", "position_ids")
 
 

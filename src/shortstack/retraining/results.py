@@ -128,7 +128,7 @@ Measure = Callable[["Checkpoint"], dict[str, float]]
 
 
 def whole_figures(checkpoint: Checkpoint, *, held_out: HeldOut, options: TrainingOptions) -> dict[str, float]:
-    """Figures of a checkpoint on what is held out, the whole model in memory."""
+    """Figures of a checkpoint on the validation data, the whole model in memory."""
     from shortstack.engine.load import load_model
 
     model, _, place = load_model(
