@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,24 @@ def say(name: str, **figures: object) -> None:
     """One JSON line per figure."""
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in figures.items()}
     print(json.dumps({"benchmark": name, **rounded}), flush=True)
+
+
+def figures_parser(description: str) -> argparse.ArgumentParser:
+    """The options of a benchmark whose checkpoints and figures stay, so that it need not measure them again."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True, help="text that chooses blocks, and that is calibrated on")
+    parser.add_argument("--text", required=True, help="evaluation texts, separated by commas")
+    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
+    parser.add_argument("--out", type=Path, required=True, help="the figures, as JSON")
+    return parser
+
+
+def known_figures(given: argparse.Namespace) -> dict[str, Any]:
+    """What an earlier run left in `--out`; `--work` is made."""
+    given.work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
+    return found
 
 
 @dataclass

@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common import say
+from common import figures_parser, known_figures, say
 from shortstack.evaluation.ppl import evaluate_ppl
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
@@ -94,20 +94,14 @@ def measured(given: argparse.Namespace, blocks: str, known: dict[str, Any]) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--data", required=True, help="text that chooses blocks and that repairs are fitted on")
-    parser.add_argument("--text", required=True, help="evaluation texts, separated by commas")
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
-    parser.add_argument("--out", type=Path, required=True, help="the figures, as JSON")
+    parser = figures_parser(__doc__)
     parser.add_argument("--sets", default=SETS, help=f"{SETS}, or blocks such as 14-17")
     parser.add_argument("--shares", default="0.1,0.2,0.3", help="shares of the blocks")
     parser.add_argument("--methods", default=METHODS, help="linear+3 repairs three blocks behind each cut, too")
     parser.add_argument("--samples", type=int, default=128, help=f"windows of {SEQ_LEN} tokens to fit on")
     parser.add_argument("--limit", type=int, default=64, help="windows of each evaluation text")
     given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    known = json.loads(given.out.read_text()) if given.out.exists() else {}
+    known = known_figures(given)
     for name in given.sets.split(","):
         shares = [0.0] if name[0].isdigit() else [float(share) for share in given.shares.split(",")]
         for share in shares:

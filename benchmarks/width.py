@@ -11,12 +11,11 @@ is taken from there. One JSON line per figure; a picture where `--plot` says.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from common import say
+from common import figures_parser, known_figures, say
 from shortstack.benchmark.bench import bench
 from shortstack.evaluation.ppl import evaluate_ppl
 from shortstack.families.open_model import open_checkpoint
@@ -121,20 +120,14 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--data", required=True, help="calibration text")
-    parser.add_argument("--text", required=True, help="evaluation text")
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
-    parser.add_argument("--out", type=Path, required=True, help="the figures, as JSON")
+    parser = figures_parser(__doc__)
     parser.add_argument("--blocks", default="3,6,9", help="numbers of blocks to remove")
     parser.add_argument("--bench", action="store_true", help="measure latency and memory, too")
     parser.add_argument("--plot", type=Path)
     given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
+    known = {"ppl": [], "bench": [], **known_figures(given)}
     blocks = [int(part) for part in given.blocks.split(",")]
     made = models(given.model, given.data, given.work, blocks)
-    known = json.loads(given.out.read_text()) if given.out.exists() else {"ppl": [], "bench": []}
     if not known["ppl"]:
         known["ppl"] = perplexities(given.model, made, given.text)
         given.out.write_text(json.dumps(known, indent=1))
