@@ -57,14 +57,16 @@ class States:
             block: with its weights in.
             names: parameters of the block in which its output is linear: what they write is told apart.
         """
-        skeleton = self.model.skeleton
+        skeleton, factor = self.model.skeleton, None
         rows = skeleton.rows_at_a_time(self.ids_WT)
         for start in range(0, len(self.ids_WT), rows):
             windows = slice(start, min(start + rows, len(self.ids_WT)))
             call = skeleton.calls(self.ids_WT[windows])[self.next]
             run = functools.partial(skeleton.run_block, block, self.hidden_WTD[windows], call)
             with torch.no_grad():
-                yield windows, _told_apart(block, names, run)
+                found = _told_apart(block, names, run, factor)
+            factor = found.factor if found.inner_BTI is not None else None  # of all windows, once some have shown it
+            yield windows, found
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,10 @@ def _through(
             on_progress(streams.active + 1)
 
 
-def _told_apart(block: nn.Module, names: Collection[str], run: Callable[[], torch.Tensor]) -> Written:
-    """Run a block, and again with some parameters zero."""
+def _told_apart(
+    block: nn.Module, names: Collection[str], run: Callable[[], torch.Tensor], factor: float | None
+) -> Written:
+    """Run a block, and again with some parameters zero, unless the factor of what they write is known."""
     owner = _projection(block, names)
     inner: list[torch.Tensor] = []
     outer: list[torch.Tensor] = []
@@ -136,11 +140,12 @@ def _told_apart(block: nn.Module, names: Collection[str], run: Callable[[], torc
     finally:
         if handle is not None:
             handle.remove()
-    with _zero(block, names):
-        moved_BTD = left_BTD - run()
-    factor = _ratio(moved_BTD, outer[0], left_BTD) if len(inner) == 1 else None
-    if factor is None:
-        return Written(left_BTD, moved_BTD, None, 1.0)
+    if factor is None or len(inner) != 1:
+        with _zero(block, names):
+            moved_BTD = left_BTD - run()
+        factor = _ratio(moved_BTD, outer[0], left_BTD) if len(inner) == 1 else None
+        if factor is None:
+            return Written(left_BTD, moved_BTD, None, 1.0)
     # Some families (OPT) hand their projections the tokens of all windows in one row. The output itself is more exact than
     # the difference of two states.
     shape = (*left_BTD.shape[:2], -1)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.cli.app import run
+from shortstack.engine.states import nll_from
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
@@ -129,7 +130,26 @@ def test_cuts_are_repaired_one_after_another(cut: Callable[..., Any], rows: Path
     result = repaired(cut("llama", "1,3-4"), tmp_path / "out", rows, behind=0)
     assert [place["removed"] for place in result.places] == [[1], [3, 4]]
     first, second = (place["ppl"] for place in result.places)
-    assert second["none"] == pytest.approx(min(first[one] for one in first if one != "unconstrained"), rel=1e-6)
+    assert second["none"] == pytest.approx(min(first.values()), rel=1e-6)
+    assert result.ppl["unfolded"] == pytest.approx(min(second.values()), rel=1e-6)
+
+
+def test_windows_go_to_the_end_of_the_model_as_seldom_as_can_be(
+    cut: Callable[..., Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quarter of the validation windows with every candidate, the rest with one of each method. Behind a cut one method is
+    left, and what the loss is without it is known.
+    """
+    gone: list[tuple[int, int]] = []
+
+    def counted(model: Any, held_SWTD: torch.Tensor, *rest: Any) -> torch.Tensor:
+        gone.append((len(held_SWTD), held_SWTD.shape[1]))
+        return nll_from(model, held_SWTD, *rest)
+
+    monkeypatch.setattr("shortstack.pruning.repair.sweep.nll_from", counted)
+    repaired(cut(), tmp_path / "out", rows, behind=1)
+    cut_itself = [(6, 5), (1, 5), (4, 15)]  # nothing, two factors, two ridges of each of two maps; four methods
+    assert gone == [*cut_itself, (2, 5), (1, 15), (1, 20)]  # behind it, two ridges of one map; the dense model
 
 
 def test_blocks_behind_a_cut(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
@@ -290,9 +310,11 @@ def test_on_the_command_line(
 ) -> None:
     pruned, dense = cut()
     options = ["--data", str(rows), "--samples", "80", "--seq-len", "16", "--quiet"]
+    full = ["--method", "full", "--out", str(tmp_path / "full")]
+    assert run(["repair", pruned, "--of", dense, *options, *full]) == 0
+    assert "unconstrained" in capsys.readouterr().out
     assert run(["repair", pruned, "--of", dense, *options, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "unconstrained" in shown
     assert max(map(len, shown.splitlines()[1:])) <= 80
     assert run(["--json", "repair", pruned, "--of", dense, *options, "--out", str(tmp_path / "again")]) == 0
     assert json.loads(capsys.readouterr().out)["ppl"].keys() == {"dense", "pruned", "repaired", "unfolded"}

@@ -14,6 +14,8 @@ import torch
 
 from shortstack.runtime.devices import exact_place
 
+_SLICE = 1024  # tokens whose products are added up in the precision of the states
+
 
 @dataclass(frozen=True)
 class Map:
@@ -43,7 +45,13 @@ class Map:
 
 @dataclass
 class FeatureSums:
-    """Products of features with one another, with what is lacking, and with the states, summed over tokens in float64."""
+    """Products of features with one another, with what is lacking, and with the states, summed over tokens in float64.
+
+    Attributes:
+        gram_FF, lacking_FD: those.
+        left_FD: of no tokens where no number for the states is fitted along.
+        total_F: the features, summed.
+    """
 
     gram_FF: torch.Tensor
     lacking_FD: torch.Tensor
@@ -56,12 +64,26 @@ class FeatureSums:
         shapes = ((features, features), (features, hidden), (features, hidden), (features,))
         return FeatureSums(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
-    def add(self, features_RF: torch.Tensor, lacking_RD: torch.Tensor, left_RD: torch.Tensor) -> None:
-        """Some more tokens, in float64."""
-        self.gram_FF += (features_RF.T @ features_RF).cpu()
-        self.lacking_FD += (features_RF.T @ lacking_RD).cpu()
-        self.left_FD += (features_RF.T @ left_RD).cpu()
-        self.total_F += features_RF.sum(dim=0).cpu()
+    def add(self, features_RF: torch.Tensor, lacking_RD: torch.Tensor, left_RD: torch.Tensor | None) -> None:
+        """Some more tokens, all in one precision."""
+        self.gram_FF += _product(features_RF, features_RF)
+        self.lacking_FD += _product(features_RF, lacking_RD)
+        if left_RD is not None:
+            self.left_FD += _product(features_RF, left_RD)
+        self.total_F += exact_place(features_RF).double().sum(dim=0).cpu()
+
+
+def _product(first_RF: torch.Tensor, second_RD: torch.Tensor) -> torch.Tensor:
+    """`first.T @ second` in float64, on the CPU.
+
+    A slice of tokens is multiplied in the precision of the states, float32 at least, which is twice as fast and rounds less
+    than the states themselves did; slices are added in float64.
+    """
+    total_FD = torch.zeros(first_RF.shape[1], second_RD.shape[1], dtype=torch.float64)
+    for start in range(0, len(first_RF), _SLICE):
+        tokens = slice(start, start + _SLICE)
+        total_FD += (first_RF[tokens].T @ second_RD[tokens]).cpu()
+    return total_FD
 
 
 @dataclass
@@ -69,6 +91,7 @@ class Sums:
     """All sums at one block.
 
     Attributes:
+        scaled: a number for the states may be fitted along with the map of the features `inner`.
         tokens: how many were added.
         of: by kind of features.
         lacking_D, left_D: summed states.
@@ -76,6 +99,7 @@ class Sums:
         size_before_D, size_after_D: absolute values of the states that leave the block, and of the target.
     """
 
+    scaled: bool = True
     tokens: int = 0
     of: dict[str, FeatureSums] = field(default_factory=dict)
     lacking_D: torch.Tensor | float = 0.0
@@ -96,11 +120,13 @@ class Sums:
         self.left_left += float((left * left).sum())
         self.size_before_D = self.size_before_D + left.abs().sum(dim=0).cpu()
         self.size_after_D = self.size_after_D + target.abs().sum(dim=0).cpu()
+        wide = torch.promote_types(left_RD.dtype, torch.float32)
+        given_left, given_lacking = left_RD.to(wide), target_RD.to(wide) - left_RD.to(wide)
         for kind, given_RF in features.items():
-            given = exact_place(given_RF).double()
             if kind not in self.of:
-                self.of[kind] = FeatureSums.empty(given.shape[1], left.shape[1])
-            self.of[kind].add(given, lacking, left)
+                self.of[kind] = FeatureSums.empty(given_RF.shape[1], left.shape[1])
+            counts = self.scaled and kind == "inner"
+            self.of[kind].add(given_RF.to(wide), given_lacking, given_left if counts else None)
 
     @property
     def finite(self) -> bool:

@@ -1,8 +1,9 @@
 """Dense and pruned model side by side, from cut to cut: what is lacking is fitted, judged by the loss, and made good.
 
 The windows go through both models block by block. Before a cut the sums of the first windows give the candidates; the others
-(validation windows) go on with each of them to the end of the pruned model, and the loss there chooses. Then all windows go
-on with the chosen one to the next cut. So a later cut is fitted on what the repairs before it really give.
+(validation windows) go on with each of them to the end of the pruned model, and the loss there chooses. A quarter of them
+tells which of several candidates of one method goes on with the rest. Then all windows go on with the chosen one to the next
+cut. So a later cut is fitted on what the repairs before it really give.
 
 Legend: S streams, W windows, T tokens, D hidden size.
 """
@@ -10,7 +11,7 @@ Legend: S streams, W windows, T tokens, D hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,7 @@ NONE = "none"
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _TRIED = 2  # of a method's ridges, by the loss
 _STREAMS = 6  # of validation windows that go on together
+_SCREENED = 4  # one in so many validation windows tells the candidates of one method apart
 _UNCONSTRAINED = "unconstrained"
 
 
@@ -92,6 +94,10 @@ class Seen:
     features: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     projection_factor: float = 1.0
 
+    def joined(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The states of all validation windows, and their features by kind."""
+        return torch.cat(self.left), {kind: torch.cat(parts) for kind, parts in self.features.items()}
+
 
 @dataclass
 class Repairing:
@@ -114,6 +120,9 @@ class Repairing:
     parameters: Sequence[Sequence[str]]
     offset: bool
     progress: Progress
+    so_far: torch.Tensor | None = field(
+        default=None, init=False
+    )  # NLL of each validation window with what was made good
 
     def repaired(self, places: Sequence[Place]) -> Iterator[Repaired]:
         """Repair one place after another.
@@ -142,7 +151,7 @@ class Repairing:
         return nll_from(self.dense.model, held_SWTD, self.dense.ids_WT[self.fitting :], self.dense.next)[0]
 
     def _seen(self, place: Place) -> Seen:
-        seen = Seen()
+        seen = Seen(Sums(scaled=_is_scaled(place)))
         if place.position < 0:
             self._note(seen, slice(0, len(self.fitted_WT)), self.pruned.hidden_WTD, {})
             return seen
@@ -154,11 +163,13 @@ class Repairing:
 
     def _features(self, place: Place, written: Written) -> dict[str, torch.Tensor]:
         found = {}
-        if self.parameters[place.position] and "linear" in self.methods:
-            found["moved"] = written.moved_BTD
         if written.inner_BTI is not None and "full" in self.methods:
             found["inner"] = written.inner_BTI
-        if "full" in self.methods and place.removed:
+        # Behind a cut the projection that is fitted anew holds all that a map of its output does.
+        mapped = "linear" in self.methods and (place.removed or "inner" not in found)
+        if self.parameters[place.position] and mapped:
+            found["moved"] = written.moved_BTD
+        if tuple(self.methods) == ("full",) and place.removed:
             found["left"] = written.left_BTD
         return found
 
@@ -177,49 +188,76 @@ class Repairing:
     def _candidates(self, place: Place, seen: Seen) -> list[Candidate]:
         sums, offset = seen.sums, self.offset and "inner" in seen.sums.of
         found = [Candidate(NONE, Map())]
-        if "scale" in self.methods and place.removed and not place.is_last:
+        if "scale" in self.methods and _is_scaled(place):
             ratios = dict.fromkeys((magnitude_ratio(sums), nearest_factor(sums)))
             found += [Candidate("scale", Map(factor=ratio)) for ratio in ratios if ratio > 0]
-        scaled = bool(place.removed) and not place.is_last
         if "moved" in sums.of:
             found += _nearest(
                 seen, "linear", lambda ridge: linear_map(sums, "moved", ridge, offset=offset, scaled=False)
             )
         if "inner" in sums.of:
             found += _nearest(
-                seen, "full", lambda ridge: linear_map(sums, "inner", ridge, offset=offset, scaled=scaled)
+                seen, "full", lambda ridge: linear_map(sums, "inner", ridge, offset=offset, scaled=sums.scaled)
             )
         if "left" in sums.of:
-            found += _nearest(seen, _UNCONSTRAINED, lambda ridge: unconstrained_map(sums, ridge))
+            found += _nearest(seen, _UNCONSTRAINED, lambda ridge: unconstrained_map(sums, ridge))[:1]
         return found
 
     def _chosen(self, place: Place, candidates: Sequence[Candidate], seen: Seen) -> Repaired:
-        nll = self._losses(place, candidates, seen)
-        if not math.isfinite(nll[0]):
+        losses = self._losses(place, candidates, seen)
+        nll = {method: float(of_windows.mean()) for method, (_, of_windows) in losses.items()}
+        if not math.isfinite(nll[NONE]):
             raise ShortstackError(
-                f"{self.pruned.model.skeleton.checkpoint.source}: its loss on the validation windows is {nll[0]}",
+                f"{self.pruned.model.skeleton.checkpoint.source}: its loss on the validation windows is {nll[NONE]}",
                 hint="--dtype float32; or the checkpoint is damaged: shortstack check",
             )
-        best: dict[str, tuple[float, Candidate]] = {}
-        for loss, candidate in zip(nll, candidates, strict=True):
-            if loss < best.get(candidate.method, (float("inf"), None))[0]:
-                best[candidate.method] = (loss, candidate)
-        allowed = [best[method] for method in self.methods if method in best] or [best[NONE]]
-        chosen = min(allowed, key=lambda one: one[0])[1]
-        return Repaired(place, chosen, {method: loss for method, (loss, _) in best.items()}, seen.projection_factor)
+        allowed = [method for method in self.methods if math.isfinite(nll.get(method, math.inf))] or [NONE]
+        chosen, self.so_far = losses[min(allowed, key=lambda method: nll[method])]
+        return Repaired(place, chosen, nll, seen.projection_factor)
 
-    def _losses(self, place: Place, candidates: Sequence[Candidate], seen: Seen) -> list[float]:
-        """Mean NLL on the validation windows with each candidate."""
-        left_WTD = torch.cat(seen.left)
-        features = {kind: torch.cat(parts) for kind, parts in seen.features.items()}
-        ids_WT = self.pruned.ids_WT[self.fitting :]
-        found: list[float] = []
+    def _losses(
+        self, place: Place, candidates: Sequence[Candidate], seen: Seen
+    ) -> dict[str, tuple[Candidate, torch.Tensor]]:
+        """The best candidate of each method, with its NLL of each validation window; some windows alone choose among several.
+
+        What the loss is without a repair is known where one was chosen before: nothing has changed since.
+        """
+        left_WTD, features = seen.joined()
+        few = slice(0, max(1, len(left_WTD) // _SCREENED))
+        rest = slice(few.stop, len(left_WTD))
+        unknown = [one for one in candidates if one.method != NONE or self.so_far is None]
+        first = self._nll(place, unknown, left_WTD, features, few)
+        best: dict[str, tuple[Candidate, torch.Tensor]] = {}
+        for candidate, of_windows in zip(unknown, first, strict=True):
+            known = best.get(candidate.method)
+            if known is None or not float(known[1].mean()) <= float(of_windows.mean()):  # NaN is worse than all
+                best[candidate.method] = (candidate, of_windows)
+        kept = [candidate for candidate, _ in best.values()]
+        further = self._nll(place, kept, left_WTD, features, rest)
+        found = {
+            one.method: (one, torch.cat([best[one.method][1], of_windows]))
+            for one, of_windows in zip(kept, further, strict=True)
+        }
+        return found if self.so_far is None else {NONE: (candidates[0], self.so_far), **found}
+
+    def _nll(
+        self,
+        place: Place,
+        candidates: Sequence[Candidate],
+        left_WTD: torch.Tensor,
+        features: Mapping[str, torch.Tensor],
+        windows: slice,
+    ) -> list[torch.Tensor]:
+        """NLL of some validation windows with each candidate."""
+        own_WTD, own = left_WTD[windows], {kind: given[windows] for kind, given in features.items()}
+        ids_WT = self.pruned.ids_WT[self.fitting :][windows]
+        found: list[torch.Tensor] = []
         for start in range(0, len(candidates), _STREAMS):
             some = candidates[start : start + _STREAMS]
-            held_SWTD = left_WTD.new_empty((len(some), *left_WTD.shape))
+            held_SWTD = own_WTD.new_empty((len(some), *own_WTD.shape))
             for number, candidate in enumerate(some):
-                held_SWTD[number] = candidate.map(left_WTD, features.get(candidate.map.features))
-            found += nll_from(self.pruned.model, held_SWTD, ids_WT, place.position + 1).mean(dim=1).tolist()
+                held_SWTD[number] = candidate.map(own_WTD, own.get(candidate.map.features))
+            found += nll_from(self.pruned.model, held_SWTD, ids_WT, place.position + 1)
         return found
 
     def _made(self, found: Repaired) -> None:
@@ -237,6 +275,11 @@ class Repairing:
                 features = {"moved": written.moved_BTD, "inner": written.inner_BTI}[done.features]
                 states.hidden_WTD[windows] = done(written.left_BTD, features)
         states.next = place.position + 1
+
+
+def _is_scaled(place: Place) -> bool:
+    """Whether a factor does something there: at a cut with blocks behind it."""
+    return bool(place.removed) and not place.is_last
 
 
 def _nearest(seen: Seen, method: str, fit: Callable[[float], Map]) -> list[Candidate]:
