@@ -137,7 +137,7 @@ def everything(bench: Bench, count: int, length: int) -> None:
 
 @torch.no_grad()
 def naive(bench: Bench, windows: list[list[int]], at_once: int) -> float:
-    """Seconds for all candidates: the loaded model with a block passed over, windows in batches as large as fit."""
+    """Seconds for all candidates: the loaded model with a block bypassed, windows in batches as large as fit."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.bfloat16).to(bench.device).eval()

@@ -1,4 +1,4 @@
-"""The sensible naive way to ppl scores: the loaded model with one block passed over, all windows in one batch.
+"""The sensible naive way to ppl scores: the loaded model with one block bypassed, all windows in one batch.
 
     python benchmarks/naive_ppl.py MODEL WINDOWS.jsonl
 

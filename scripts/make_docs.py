@@ -130,7 +130,7 @@ def families_page() -> str:
         f"{causal} decoder-only causal language models are shortened exactly, with {ENOUGH} or more sets of blocks each;",
         f"{other} encoders and decoders of other models, run as causal ones, are too. Measured on tiny models",
         f"of six blocks with {versions}: logits of the pruned checkpoint equal those of the original with the blocks",
-        "passed over, bit for bit in float32; no key is missing or left over; cached generation equals uncached where it",
+        "bypassed, bit for bit in float32; no key is missing or left over; cached generation equals uncached where it",
         "does in the dense model; and scores by `ppl`, `taylor` and `magnitude` equal naive removal and autograd.",
         "",
         "A family that is not here is probed: a tiny model of the same config is built and tried, for every set of blocks",

@@ -30,7 +30,7 @@ def mean_nll(model: Any, windows: list[list[int]]) -> torch.Tensor:
 
 @torch.no_grad()
 def bypassed(model: Any, removed: set[int]) -> Any:
-    """The same model with blocks passed over."""
+    """The same model with blocks bypassed."""
 
     def skip(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -235,7 +235,7 @@ def test_a_sweep_that_was_interrupted_resumes(
     assert len(result.results) == 4
     log.clear()
     shortstack.bench(*models, memory=False, batch="1,2", **FEW)  # type: ignore[attr-defined]
-    assert {1, 2} <= {entry[1] for entry in log}  # a sweep that ended is measured anew
+    assert {1, 2} <= {entry[1] for entry in log}  # a sweep that ended is measured again
 
 
 def test_an_interrupted_sweep_of_other_settings_is_none(

@@ -141,7 +141,7 @@ def test_whose_numbers_are_taken_is_reported(
 
 
 def test_it_computes_what_it_did_with_those_blocks_passed_over(built: Built, tmp_path: Path) -> None:
-    """Merged by hand into both: the pruned model with its adapter, and the dense one with blocks passed over."""
+    """Merged by hand into both: the pruned model with its adapter, and the dense one with blocks bypassed."""
     from tests import oracle, pico
 
     given = adapter(tmp_path / "a")

@@ -154,7 +154,7 @@ def test_a_file_that_shrinks_after_it_was_read_is_not_missed(copied: Built) -> N
 def test_out_of_memory_halves_what_is_run_at_a_time_and_goes_on(
     built: Built, monkeypatch: pytest.MonkeyPatch, most: int, windows: int
 ) -> None:
-    """Nothing of a batch that did not fit has been written: the sweep goes on in smaller ones, from where it was."""
+    """Nothing of a batch that did not fit has been written: the sweep continues in smaller ones, from where it was."""
     ids = sweep.windows_tensor(pico.windows(windows), CPU)
     expected = _swept(built("llama"), ids)
     real, refused = Skeleton.run_block, []

@@ -34,7 +34,7 @@ class Measured:
 
 
 def measured(name: str, folder: Path, model_directory: Path | None = None) -> Measured:
-    """Prune by every set, load as a user does, and compare with the original with those blocks passed over."""
+    """Prune by every set, load as a user does, and compare with the original with those blocks bypassed."""
     directory = model_directory or tiny.build(folder / "model", name)
     checkpoint = tiny.open_checkpoint(directory)
     model, dense_keys = tiny.load(directory)

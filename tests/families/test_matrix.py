@@ -1,6 +1,6 @@
 """The matrix: every family of the table, several sets of blocks each.
 
-Pruned equals passed over, bit for bit; no key is missing or left over; cached generation equals uncached where the
+Pruned equals bypassed, bit for bit; no key is missing or left over; cached generation equals uncached where the
 dense model's does; and scores equal those of naive removal and autograd. The families that people run today are in
 every `make test`, all others in `make test-all`.
 """
@@ -147,7 +147,7 @@ def check_scores(model_directory: Path, dtype: torch.dtype, relative: float) -> 
         assert found.criteria["ppl"].dense_ppl == pytest.approx(math.exp(float(mean_nll(model, ids_WT))), rel=relative)
         for index in range(checkpoint.depth):
             if not removable(checkpoint, index):
-                continue  # others need its state: its hidden states alone are passed over
+                continue  # others need its state: its hidden states alone are bypassed
             with tiny.passed_over(model, checkpoint, [index]):
                 expected = math.exp(float(mean_nll(model, ids_WT)))
             assert found.criteria["ppl"].scores[index] == pytest.approx(expected, rel=relative), index

@@ -1,4 +1,4 @@
-"""Families that the table does not know: accepted only where a pruned copy equals the original with blocks passed over."""
+"""Families that the table does not know: accepted only where a pruned copy equals the original with blocks bypassed."""
 
 from __future__ import annotations
 

@@ -203,8 +203,8 @@ def test_out_of_memory_halves_what_is_run_at_a_time(
     monkeypatch.setattr(Skeleton, "run_block", run_block)
     found = score(str(built("llama")), **options)
     said = capsys.readouterr().err
-    assert "out of memory on cpu: going on with 640 tokens at a time" in said
-    every = 4 + 8 + 20 + 3 * 40  # batches of 10, 5, 2 windows, thrice of one: then it begins anew, block by block
+    assert "out of memory on cpu: continuing with 640 tokens at a time" in said
+    every = 4 + 8 + 20 + 3 * 40  # batches of 10, 5, 2 windows, three times one: then it starts again, block by block
     assert ("out of memory on cpu: trying again block by block" in said) == (times == every)
     assert min(sizes) < sizes[0]
     assert found.settings["memory"] == ("streamed" if times == every else "resident")

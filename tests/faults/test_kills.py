@@ -60,7 +60,7 @@ def test_prune_killed_after_a_while(built: Built, warm: Warm, tmp_path: Path) ->
 
 
 def test_score_killed_in_writes(built: Built, warm: Warm, windows: Path, tmp_path: Path) -> None:
-    """It goes on from its last saved state: the same scores bit for bit."""
+    """It resumes from its last saved state: the same scores bit for bit."""
     sweep = score_sweep(warm, built("llama", shard_bytes=40_000), tmp_path / "f", windows)
     for nth in range(1, sweep.writes + 1):
         sweep.kill(kill_at=nth)

@@ -59,7 +59,7 @@ def test_any_family_goes_the_whole_way(family: str, tmp_path: Path) -> None:
     depths = [open_checkpoint(path).depth for path in (model, out / "prune", out / "heal")]
     assert depths[0] > depths[1] == depths[2]
     looked_at(out)
-    again = done(model, out, changes)  # the card, which is made anew in place, makes nothing anew
+    again = done(model, out, changes)  # the card, which is written again in place, changes nothing else
     assert {step.state for step in again.steps} == {"skipped"}
 
 

@@ -1,4 +1,4 @@
-"""Runs: folders, records, what is passed by, what goes on after a kill, and what is refused rather than replaced."""
+"""Runs: folders, records, what is skipped, what resumes after a kill, and what is refused rather than replaced."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def command(recipe: Path, out: Path) -> list[str]:
 
 
 def test_killed_it_goes_on(recipe: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of training: the same command goes on from the last saved step, to the same bytes."""
+    """SIGKILL in the middle of training: the same command resumes from the last saved step, to the same bytes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done(recipe, tmp_path / "whole")
     out = tmp_path / "out"
@@ -330,7 +330,7 @@ def test_killed_it_goes_on(recipe: Path, tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
     assert "1/6 score: done by an earlier run" in finished.stderr
     assert "2/6 prune: done by an earlier run" in finished.stderr
-    assert "going on from step" in finished.stderr
+    assert "resuming from step" in finished.stderr
     assert not list(out.glob(".*"))
     for name in ("scores.json", "model.safetensors"):
         step = "score" if name == "scores.json" else "cpt"

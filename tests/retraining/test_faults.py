@@ -61,7 +61,7 @@ def test_a_full_disk_at_a_save_keeps_the_checkpoint_before(
             retrained("cpt", out)
     assert sorted(path.name for path in (work_of(out) / "checkpoints").iterdir()) == ["checkpoint-2", "checkpoint-4"]
     retrained("cpt", out, quiet=False)
-    assert "going on from step 4" in capsys.readouterr().err
+    assert "resuming from step 4" in capsys.readouterr().err
 
 
 @pytest.mark.fault(39, 100)

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment of a run: the same command goes on, and ends as if nothing had happened."""
+"""SIGKILL at any moment of a run: the same command resumes, and ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def test_killed_it_goes_on(way: str, warm: Warm, arguments: dict[str, list[str]]
     sweep = sweep_of(way, warm, arguments, pruned, tmp_path / "f")
     work = tmp_path / "f/.out.shortstack-work"
     sweep.kill(sign=work / "run.json")
-    assert "going on" not in said(tmp_path)
+    assert "resuming" not in said(tmp_path)
     for step in (6, 10):
         sweep.kill(sign=work / f"checkpoints/checkpoint-{step}/complete.json")
-        assert f"going on from step {step} " in said(tmp_path)
+        assert f"resuming from step {step} " in said(tmp_path)
     assert sweep.kills == 3
 
 
@@ -86,7 +86,7 @@ def test_killed_again_and_again(warm: Warm, arguments: dict[str, list[str]], pru
     for before, step in ((None, 4), (4, 8), (8, 10)):
         sign = tmp_path / f"f/.out.shortstack-work/checkpoints/checkpoint-{step}/complete.json"
         assert warm.run(sweep.argv, tmp_path / "log.txt", sign=sign)["code"] == -signal.SIGKILL
-        assert before is None or f"going on from step {before} " in said(tmp_path)
+        assert before is None or f"resuming from step {before} " in said(tmp_path)
     sweep.check_and_run_again()
 
 
@@ -100,9 +100,9 @@ def test_killed_at_many_moments(
     started = time.perf_counter()
     sweep.check_and_run_again()
     longest = time.perf_counter() - started
-    went_on = 0
+    resumed = 0
     for share in range(1, 26):
         sweep.kill(delay=longest * share / 25)
-        went_on += "going on from step" in said(tmp_path)
+        resumed += "resuming from step" in said(tmp_path)
     assert sweep.kills >= 10, "the runs ended before they were killed"
-    assert went_on >= 5
+    assert resumed >= 5

@@ -397,7 +397,7 @@ def test_a_disk_that_fills_while_states_lie_on_it(
     assert not out.exists()
     assert not (work_of(out) / "states").exists()
     retrained("local", out, states="disk", quiet=False)
-    assert "going on from step 4" in capsys.readouterr().err
+    assert "resuming from step 4" in capsys.readouterr().err
 
 
 @pytest.mark.fault(49, 93)

@@ -1,4 +1,4 @@
-"""Several processes: DDP and FSDP2 train as one process does, and go on after a kill."""
+"""Several processes: DDP and FSDP2 train as one process does, and resume after a kill."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_two_processes_train_as_one(way: str, kind: str, pruned: Path, rows: Pat
 
 @pytest.mark.slow
 def test_fsdp2_goes_on_with_another_number_of_processes(pruned: Path, text: Path, tmp_path: Path) -> None:
-    """A kill, then four processes for two: refused by name, gone on with when asked, as one run would have gone."""
+    """A kill, then four processes for two: refused by name, resumed when requested, as one run would have gone."""
     alone, out = tmp_path / "alone", tmp_path / "out"
     finished(launched("plain", 1, command("cpt", pruned, text, alone), tmp_path))
     arguments = command("cpt", pruned, text, out, "--save-every", "4")
@@ -78,7 +78,7 @@ def test_fsdp2_goes_on_with_another_number_of_processes(pruned: Path, text: Path
     assert "world size was 2, now 4" in said
     assert "Traceback" not in said.replace('Traceback (most recent call last):\n  File "<frozen runpy>"', "")
     said = finished(launched("fsdp2", 4, [*arguments, "--force"], tmp_path))
-    assert "going on from step" in said
+    assert "resuming from step" in said
     assert losses(out) == pytest.approx(losses(alone), rel=1e-4)
 
 
@@ -91,6 +91,6 @@ def test_two_processes_go_on_after_a_kill(kind: str, pruned: Path, rows: Path, t
     killed_after(
         launched(kind, 2, arguments, tmp_path), tmp_path / ".out.shortstack-work/checkpoints/checkpoint-4/complete.json"
     )
-    assert "going on from step" in finished(launched(kind, 2, arguments, tmp_path))
+    assert "resuming from step" in finished(launched(kind, 2, arguments, tmp_path))
     assert losses(out) == losses(whole)
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

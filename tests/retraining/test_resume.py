@@ -1,4 +1,4 @@
-"""A run that was cut off goes on from its last complete checkpoint, bit for bit, or says why it does not."""
+"""A run that was cut off resumes from its last complete checkpoint, bit for bit, or says why it does not."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_goes_on_bit_for_bit(
     assert not out.exists()
     assert (work_of(out) / f"checkpoints/checkpoint-{step}" / COMPLETE).is_file()
     retrained(way, out, quiet=False)
-    assert f"going on from step {step}" in capsys.readouterr().err
+    assert f"resuming from step {step}" in capsys.readouterr().err
     assert hashes(out)["model.safetensors"] == expected["model.safetensors"]
     assert figures(out) == figures(whole(way))
     if way == "lora":
@@ -120,7 +120,7 @@ def test_a_partial_checkpoint_is_never_used(
     (partial / COMPLETE).unlink()
     (partial / "optimizer.pt").write_bytes(b"half")
     retrained("cpt", cut_off, quiet=False)
-    assert "going on from step 4" in capsys.readouterr().err
+    assert "resuming from step 4" in capsys.readouterr().err
     assert hashes(cut_off)["model.safetensors"] == hashes(whole("cpt"))["model.safetensors"]
 
 
@@ -208,12 +208,12 @@ def test_an_interrupt_says_what_comes_next(
     monkeypatch.setattr(Session, "complete", complete)
     with pytest.raises(KeyboardInterrupt):
         retrained("cpt", tmp_path / "out", quiet=False)
-    assert "the same command goes on from step 2\n" in capsys.readouterr().err
+    assert "the same command resumes from step 2\n" in capsys.readouterr().err
 
 
 def test_restart_begins_anew(
     cut_off: Path, retrained: Retrained, whole: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     retrained("cpt", cut_off, restart=True, quiet=False)
-    assert "going on" not in capsys.readouterr().err
+    assert "resuming" not in capsys.readouterr().err
     assert figures(cut_off) == figures(whole("cpt"))

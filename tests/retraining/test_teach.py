@@ -91,7 +91,7 @@ def test_cut_off_it_goes_on_and_ends_the_same(
                 teach(str(dense), out=out, quiet=True, **given)
         assert not out.exists()
         teach(str(dense), out=out, **given)
-        assert f"going on after {shards} shards" in capsys.readouterr().err
+        assert f"resuming after {shards} shards" in capsys.readouterr().err
         ours, expected = open_lessons(out), open_lessons(tmp_path / "whole")
         for part in ("train", "held_out"):
             for mine, theirs in zip(ours.rows(part), expected.rows(part), strict=True):

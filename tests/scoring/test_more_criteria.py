@@ -249,7 +249,7 @@ def test_cluster_gives_the_places_of_its_order(built: Built, memory: Any) -> Non
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_states_of_a_run_that_was_cut_off(built: Built, tmp_path: Path, memory: Any, after: int) -> None:
-    """Every saved state is a place to go on from: what criteria have seen of states is neither lost nor counted twice."""
+    """A run can resume from every saved state: what criteria have seen of states is neither lost nor counted twice."""
     names, calibration = "angular:n=2,cluster,taylor,bi", CalibrationSet(pico.windows(5), {})
     model = open_checkpoint(built("llama"))
     whole = score_windows(model, calibration, parse_criteria(names), memory=memory)

@@ -123,6 +123,6 @@ def test_a_process_that_dies_ends_the_run(built: Built, tmp_path: Path) -> None:
     again = launched("ddp", 2, command, tmp_path)
     said, _ = again.communicate(timeout=240)
     assert again.returncode == 0, said
-    assert "going on from the saved state" in said
+    assert "resuming from the saved state" in said
     assert run(arguments(model, text, tmp_path / "one.json", "--samples", "100")) == 0
     assert_same(read(out), read(tmp_path / "one.json"))

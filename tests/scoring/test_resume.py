@@ -1,4 +1,4 @@
-"""A run that was cut off goes on from its saved state, and gives the same scores bit for bit."""
+"""A run that was cut off resumes from its saved state, and gives the same scores bit for bit."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class MeasuringOptions(TokenizerOptions):
         dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
         device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
             else the CPU.
-        fresh: Measure everything anew, also what an interrupted run has measured.
+        fresh: Measure everything again, also what an interrupted run has measured.
         trust_remote_code: Run code that comes with the checkpoint.
         allow_links: Follow links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.

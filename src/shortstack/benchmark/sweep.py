@@ -1,7 +1,7 @@
 """The sweep: every model, engine and configuration, models in turns, each finding kept until all are there.
 
 A sweep that was interrupted resumes: what it has measured is kept under everything that it depends on, and forgotten when
-the results are written. A second run measures anew.
+the results are written. A second run measures again.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from shortstack.runtime.atomic_output import flush
 
 _PIECES_IN_FLIGHT = 4
 _ROW = 4096  # bytes summed up together
-_SYNC_EVERY = 32 << 20  # bytes between flushes; what is flushed is read back while copying goes on
+_SYNC_EVERY = 32 << 20  # bytes between flushes; what is flushed is read back while copying continues
 
 
 @dataclass(frozen=True)

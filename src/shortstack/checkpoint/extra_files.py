@@ -185,7 +185,7 @@ def _report(left_out: Sequence[tuple[str, str]], renumbered: Sequence[str], prog
 def continued_record(
     checkpoint: Checkpoint, step: dict[str, Any], kept: Sequence[int], files: dict[str, str]
 ) -> dict[str, Any]:
-    """shortstack.json of what a step made of a checkpoint: its history goes on.
+    """shortstack.json of what a step made of a checkpoint: the history is continued.
 
     Args:
         checkpoint: what the step began with.

@@ -272,7 +272,7 @@ def _published(
     windows: list[list[int]] = []
     ahead = _FEWEST_AHEAD
     while len(windows) < samples:
-        # Drawing goes on for ever when too few rows are long enough: once all have been seen, it is known whether so.
+        # Drawing never ends when too few rows are long enough: once all have been seen, it is known whether so.
         if len(seen) == len(documents):
             samples = max(fewest, len(windows))
             if len(windows) < samples:
@@ -304,7 +304,7 @@ def _published(
 def _fetched_ahead(documents: CountedRows, generator: random.Random, seen: set[int], count: int) -> int:
     """Read the next rows that are drawn if all of them are too short, together; how many to read the next time.
 
-    The generator stays where it is. Rows that are drawn after one that is long enough are others, and are read anew.
+    The generator stays where it is. Rows that are drawn after one that is long enough are others, and are read again.
     """
     following = random.Random()
     following.setstate(generator.getstate())

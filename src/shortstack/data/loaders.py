@@ -58,7 +58,7 @@ class Feed(Protocol):
 
 @dataclass
 class ExampleFeed:
-    """Numbered items, shuffled anew in each epoch.
+    """Numbered items, shuffled again in each epoch.
 
     Attributes:
         items: what `make` puts into batches.

@@ -16,7 +16,7 @@ from shortstack.errors import ShortstackError, system_reason
 
 _EDGE = 1 << 16  # bytes at both ends of a file that its hash is made of
 
-# Where reading goes on: (file, byte or row in it, number of the line there, part of that row).
+# Where reading resumes: (file, byte or row in it, number of the line there, part of that row).
 Place = tuple[int, int, int, int]
 START: Place = (0, 0, 1, 0)
 
@@ -44,7 +44,7 @@ class TextSource:
         return {"source": self.source, "sha256": self.sha256, "rows": len(self.documents) or len(self.files)}
 
     def pieces(self, characters: int, start: Place = START) -> Iterator[tuple[Place, str, bool]]:
-        """(where reading goes on after it, text, whether a document ends with it) of each piece that is not blank."""
+        """(where reading resumes after it, text, whether a document ends with it) of each piece that is not blank."""
         read = self._from_documents if self.documents else self._from_files
         for place, text, ends in read(characters, start):
             if text.strip():
@@ -115,7 +115,7 @@ def open_texts(source: str, *, progress: Progress | None = None) -> TextSource:
 def _parts(
     text: str, characters: int, start: Place, row: tuple[int, int, int], after: tuple[int, int, int]
 ) -> Iterator[tuple[Place, str, bool]]:
-    """A row's text in pieces; those before `start` are passed over."""
+    """A row's text in pieces; those before `start` are skipped."""
     cuts = cut_text(text, characters)
     first = start[3] if row[:2] == start[:2] else 0
     for part, piece in enumerate(cuts):

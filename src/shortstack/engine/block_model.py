@@ -36,7 +36,7 @@ _BUILDING = threading.Lock()
 
 
 class NotSeparableError(ShortstackError):
-    """The blocks of a model cannot be run one at a time: it must be held whole, and blocks passed over."""
+    """The blocks of a model cannot be run one at a time: it must be held whole, and blocks bypassed."""
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(
@@ -135,7 +135,7 @@ class Skeleton:
             return False
         self.tokens //= 2
         self._calls.clear()
-        self._say(f"out of memory on {self.device}: going on with {self.tokens} tokens at a time")
+        self._say(f"out of memory on {self.device}: continuing with {self.tokens} tokens at a time")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
@@ -311,7 +311,7 @@ class Recorder(Recordable):
 
 
 class Injector(Recordable):
-    """The first block's place-holder: whatever comes in, `hidden_BTD` goes on."""
+    """The first block's place-holder: whatever comes in, it returns `hidden_BTD`."""
 
     hidden_BTD: torch.Tensor | None = None
 

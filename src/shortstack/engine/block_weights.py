@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shortstack.engine.block_model import Skeleton
     from shortstack.engine.cuda_prefetch import Transfer
 
-# In blocks: memory that the allocator gives back must be fetched anew, which after every block takes 5 % of the time.
+# In blocks: memory that the allocator gives back must be fetched again, which after every block takes 5 % of the time.
 _FREED_EVERY = 4
 # With gradients, tensors of several lifetimes leave more holes between them.
 _FREED_EVERY_WITH_GRADIENTS = 2

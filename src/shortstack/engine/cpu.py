@@ -85,7 +85,7 @@ _packing = threading.Lock()
 class _ThroughOneDNN(TorchFunctionMode):
     def __init__(self, packed: WeakIdKeyDictionary | None = None) -> None:
         super().__init__()
-        # A block's weights are made parameters anew each time it comes in, and are forgotten here when it goes.
+        # A block's weights become parameters each time it comes in, and are forgotten here when it goes.
         self.packed: WeakIdKeyDictionary = WeakIdKeyDictionary() if packed is None else packed
 
     def __torch_function__(

@@ -1,4 +1,4 @@
-"""A gate on each block's update: what goes on is what came in, plus the gate times what the block adds. All gates are 1.
+"""A gate on each block's update: the output is what came in, plus the gate times what the block adds. All gates are 1.
 
 The gradient of the loss over the gates comes from one forward and one backward sweep, a block at a time: at a block it is
 the product of what its output's gradient is and what the block adds. Weights need no gradients.
@@ -88,7 +88,7 @@ def _through(
     ids_RT: torch.Tensor,
     gates_R: torch.Tensor,
 ) -> torch.Tensor:
-    """What goes on from a block; before settings differ the gates are those of the first windows, which are 1."""
+    """The output of a block; before settings differ the gates are those of the first windows, which are 1."""
     following_RTD = torch.empty_like(hidden_RTD)
     for part, call in _parts(skeleton, ids_RT, index):
         given = hidden_RTD[part]

@@ -1,4 +1,4 @@
-"""The saved state of a sweep: a run that was killed goes on from the last one, and gives the same scores bit for bit.
+"""The saved state of a sweep: a run that was killed resumes from the last one, and gives the same scores bit for bit.
 
 One file beside the output, replaced whole: what was being written when a process died is never seen. It belongs to one
 run: a key names all that makes the figures (model, windows, criteria, precision, libraries, threads), and a state with

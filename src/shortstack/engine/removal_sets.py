@@ -47,7 +47,7 @@ def nll_without(
 
     Args:
         ids_WT: the windows.
-        sets: positions of the blocks to pass over; the empty set is the dense model. They are different.
+        sets: positions of the blocks to bypass; the empty set is the dense model. They are different.
         side_by_side: runs batches.
         on_progress: called with the number of block evaluations (one stream through one block) just done.
         counted_WT: which tokens count; by default all that are predicted.

@@ -312,7 +312,7 @@ class _Group:
 def _too_large_to_stay(skeleton: Skeleton) -> bool:
     """Whether its files would push one another out of the page cache. A GPU leaves the host time to read through it.
 
-    Not a matter of what is free now: a run that goes on later must find weights in the same places (`Span.in_place`).
+    Not a matter of what is free now: a run that resumes later must find weights in the same places (`Span.in_place`).
     """
     return skeleton.device.type == "cpu" and skeleton.checkpoint.nbytes > _CACHED_SHARE * installed_bytes()
 

@@ -29,7 +29,7 @@ from shortstack.runtime.devices import exact_place
 
 
 class WholeModel:
-    """A loaded model, its blocks, and how to pass over them.
+    """A loaded model, its blocks, and how to bypass them.
 
     Args:
         model: weights in, in evaluation mode.

@@ -84,7 +84,7 @@ def compared(results: Sequence[Result], base: str | None, beside: Sequence[Publi
             hint="give results of several models, or --published NAME",
         )
     names = [key[0] for key in order]
-    if len(set(names)) < len(names):  # one path, evaluated before and after it was written anew
+    if len(set(names)) < len(names):  # one path, evaluated before and after it was rewritten
         names = [f"{name} ({fingerprint[:8]})" for name, fingerprint in order]
     figures, notes = [], []
     for (what, sha256), data in _groups(results).items():

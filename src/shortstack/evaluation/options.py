@@ -23,7 +23,7 @@ class EvaluationOptions(TokenizerOptions):
         dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
         device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
             else the CPU.
-        fresh: Compute anew what an earlier run has found for the very same model, data and settings.
+        fresh: Compute every figure again, also those in the cache for the same model, data and settings.
         trust_remote_code: Run code that comes with the checkpoint.
         allow_links: Follow links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.

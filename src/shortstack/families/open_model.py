@@ -51,7 +51,7 @@ def open_model(
     """Open a checkpoint by directory, hub id, or `embedded`, and say what a user should hear about it.
 
     A family that the table does not know is built tiny and tried; it is accepted only if a pruned copy equals the
-    original with those blocks passed over.
+    original with those blocks bypassed.
 
     Args:
         model: which.

@@ -2,7 +2,7 @@
 
 What the probe finds is a row like any other, made for one config: where blocks lie and which entries are per block is
 read off a model of the same config with tiny widths, and every set of blocks is refused unless the tiny model, shortened
-by that set, computes bit for bit what it computes with those blocks passed over.
+by that set, computes bit for bit what it computes with those blocks bypassed.
 """
 
 from __future__ import annotations

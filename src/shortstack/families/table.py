@@ -292,7 +292,7 @@ _ROWS = [
     Family("hrm_text", prefix="model.H_module.layers.", refused="two stacks of blocks are run in cycles"),
     Family(
         "reformer", prefix="reformer.encoder.layers.", embedding="reformer.embeddings.word_embeddings.weight",
-        head="lm_head.decoder.weight", refused="its blocks are reversible pairs, which cannot be passed over",
+        head="lm_head.decoder.weight", refused="its blocks are reversible pairs, which cannot be bypassed",
         causal=False,
     ),
     Family(

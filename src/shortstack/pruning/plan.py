@@ -37,7 +37,7 @@ class PlannedCut(NamedTuple):
 
 
 def open_plan(checkpoint: Checkpoint, plan: PlanSource) -> PlannedCut:
-    """A plan from a file or in memory, with its cut of the checkpoint that it is carried out on; sizes are counted anew.
+    """A plan from a file or in memory, with its cut of the checkpoint that it is carried out on; sizes are counted again.
 
     Raises:
         ShortstackError: it was made for another checkpoint, or its blocks cannot go.

@@ -9,7 +9,7 @@ from shortstack.errors import UsageError, did_you_mean
 
 SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution", "gate")
 _NUMBERS = {  # what the number after the colon is, and what it is where none is given
-    "beam": ("sets that go on to the next step", 4),
+    "beam": ("sets kept for the next step", 4),
     "evolution": ("generations", 20),
     "gate": ("sets that are measured", 32),
 }
@@ -22,7 +22,7 @@ class Selection:
     Attributes:
         name: as the user wrote it, such as `beam:4`.
         kind: one of SELECTIONS.
-        number: of sets that go on to the next step of a beam, of generations, or of sets that gates propose.
+        number: of sets that a beam keeps for its next step, of generations, or of sets that gates propose.
         rescore: the criterion that scores again after each step of greedy; None where losses are measured.
     """
 

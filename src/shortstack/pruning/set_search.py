@@ -201,7 +201,7 @@ class SetSearch:
         return perplexity(float(self.judging.means(dense_W[None])[0])), found
 
     def say_refused(self) -> None:
-        """How many sets were passed by, and why."""
+        """How many sets were skipped, and why."""
         if self.refused:
             one, why = next(iter(self.refused.items()))
             self.progress.say(

@@ -136,7 +136,7 @@ def loaded_logits(checkpoint: Checkpoint, ids_BT: torch.Tensor, known: dict[str,
 
 
 def _bypassed_logits(checkpoint: Checkpoint, cut: Cut, ids_BT: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-    """(logits with the other blocks passed over, what transformers says of the original's keys)."""
+    """(logits with the other blocks bypassed, what transformers says of the original's keys)."""
     import torch
 
     from shortstack.engine.bypass import bypassed_logits
@@ -158,5 +158,5 @@ def _refuse_odd_keys(checkpoint: Checkpoint, info: dict[str, Any], known: dict[s
 def failed(directory: Path, what: str) -> ShortstackError:
     """The error of a check that found a difference."""
     return ShortstackError(
-        f"{directory}: verification failed: {what}", hint="nothing was published; please report this"
+        f"{directory}: verification failed: {what}", hint="no output was written; please report this"
     )

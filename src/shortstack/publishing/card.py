@@ -1,4 +1,4 @@
-"""`shortstack card`: the model card of a checkpoint made anew, with figures of given results files."""
+"""`shortstack card`: the model card of a checkpoint, written again with figures of given results files."""
 
 from __future__ import annotations
 

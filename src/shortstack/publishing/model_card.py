@@ -62,7 +62,7 @@ def write_beside_weights(
 
 
 def renew_card(directory: Path) -> None:
-    """Write the card of a checkpoint anew once figures of its retraining lie beside it."""
+    """Write the card of a checkpoint again once figures of its retraining lie beside it."""
     record = provenance.read(directory)
     if record is not None:
         write_card(directory, record, carried_over(directory / CARD))

@@ -144,7 +144,7 @@ def _findings(directory: Path, record: dict[str, Any], contents: Contents) -> Fi
         findings.add(
             "paths",
             "fail",
-            f"{CARD} shows {contents.paths[0]}, a place on this disk: {renewed} makes it anew",
+            f"{CARD} shows {contents.paths[0]}, a local path: {renewed} writes it again",
         )
     if contents.secrets:
         listed = ", ".join(contents.secrets)

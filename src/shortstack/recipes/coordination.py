@@ -1,6 +1,6 @@
 """Several processes on one recipe: the first runs it, the others take part in the steps that they share.
 
-Under torchrun and accelerate every process runs the same command. Which steps are passed by is decided by the first one
+Under torchrun and accelerate every process runs the same command. Which steps are skipped is decided by the first one
 alone, from what is on its disk; it tells the others through the launcher's own key-value store.
 """
 

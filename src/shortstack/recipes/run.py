@@ -1,4 +1,4 @@
-"""Run a recipe: one step after the other, each in its folder; what is done already, of the very same things, is passed by."""
+"""Run a recipe: one step after the other, each in its folder; a step is skipped where its result, from the same inputs, is there."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def run(
     """Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.
 
     A step is skipped where an earlier run in the same folder has done it with the very same model, data, options and
-    versions. A run that was killed goes on when the same command is given again.
+    versions. A run that was killed resumes when the same command is given again.
 
     Args:
         recipe: The recipe: a name (`shortstack recipes` lists them), or a file.

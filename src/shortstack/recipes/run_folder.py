@@ -62,7 +62,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ShortstackError(
                 f"{file}: cannot be read ({system_reason(error)})",
-                hint="choose another --out, or remove it: the run begins anew",
+                hint="choose another --out, or remove it: the run then starts from the first step",
             ) from None
         return cls(path, record)
 

@@ -1,1 +1,1 @@
-"""Train a pruned checkpoint until it is well again: LoRA, continued pretraining (CPT), distillation."""
+"""Train a pruned checkpoint to recover its quality: LoRA, continued pretraining (CPT), distillation."""

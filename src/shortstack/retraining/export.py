@@ -116,7 +116,7 @@ def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | No
     if not same:
         odd = sorted({*expected.items()} ^ {*found.items()})[0][0]
         raise ShortstackError(
-            f"{checkpoint.source}: transformers writes other tensors than it read ({odd}); nothing was published"
+            f"{checkpoint.source}: transformers writes other tensors than it read ({odd}); no output was written"
         )
     files = {}
     for shard in shards:

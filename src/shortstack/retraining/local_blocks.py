@@ -177,7 +177,7 @@ class BlockTraining:
         return trained, known
 
     def restore(self, trained: Mapping[str, torch.Tensor], known: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `saved` gave; without what the optimizer knew it begins anew."""
+        """Put back what `saved` gave; without the state of the optimizer it starts from step 0."""
         with torch.no_grad():
             for name, leaf in self.leaves.items():
                 leaf.copy_(trained[name])

@@ -232,7 +232,7 @@ class Healing:
             raise ShortstackError(
                 f"{folder}: is of step {saved.get('steps')} of block {saved.get('block')}, and the run is at step {begun} of "
                 f"block {self.block}: other blocks or other steps cannot resume from it",
-                hint="--restart begins anew",
+                hint="--restart starts again from step 0",
             )
         known = folder / OPTIMIZER
         with_optimizer = load_file(known) if known.is_file() else {}  # --weights-only-resume begins without

@@ -1,7 +1,7 @@
 """A run that trains block after block: the dense model's states and the pruned one's go through the blocks side by side.
 
 In memory are, beside the states and what lies outside the blocks, at most three blocks of one of the two models, or one
-block with its gradients and its optimizer. A finished block is a file in the work folder; states are computed anew when a
+block with its gradients and its optimizer. A finished block is a file in the work folder; states are computed again when a
 killed run resumes, which gives the same ones.
 
 Legend: B rows, T tokens, D hidden size, N real tokens.
@@ -266,7 +266,7 @@ class LocalRun(Run):
         except (OSError, ShortstackError) as error:
             raise ShortstackError(
                 f"{file}: a block that was trained before cannot be read ({first_line(error)})",
-                hint="--restart begins anew",
+                hint="--restart starts again from step 0",
             ) from None
         self.replaced |= {tensor.name: tensor for tensor in tensors}
         pruned.weights.read_instead(position, tensors)

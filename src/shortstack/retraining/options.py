@@ -41,7 +41,7 @@ class TrainingOptions(TokenizerOptions):
         report_to: Report to these trackers, besides metrics.jsonl: `tensorboard`, `trackio` or `wandb`, separated by
             commas.
         dry_run: Train nothing: show what would be trained, tokens, steps, memory, and time from three measured steps.
-        restart: Begin anew, even where a killed run could resume.
+        restart: Start from the first step, even where a killed run could resume.
         weights_only_resume: Resume from a saved state that lost its optimizer, schedule or random state, with fresh
             ones.
         force: Replace an output that shortstack made before, and resume a run that was begun with other settings.

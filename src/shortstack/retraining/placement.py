@@ -95,7 +95,9 @@ class Place:
             self.meet(process)
             if self.owns_group:
                 torch.distributed.destroy_process_group()
-            AcceleratorState._reset_state(reset_partial_state=True)  # another run in these processes begins anew
+            AcceleratorState._reset_state(
+                reset_partial_state=True
+            )  # another run in these processes starts from scratch
 
     def load(self, checkpoint: Checkpoint, *, trains_all: bool, in_4bit: bool, options: TrainingOptions) -> Any:
         """The whole model, ready to be trained: in float32 where its own weights are, else in what is computed in."""
@@ -164,7 +166,7 @@ class Place:
             eval_strategy="no",
             save_strategy="no",
             logging_nan_inf_filter=False,
-            ignore_data_skip=True,  # the loader begins where the run goes on
+            ignore_data_skip=True,  # the loader begins where the run resumes
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
             ddp_backend="gloo" if self.device.type == "cpu" and shares.world > 1 else None,

@@ -1,4 +1,4 @@
-"""One retraining run, whatever the method: open, check, train or go on, save, publish, compare."""
+"""One retraining run, whatever the method: open, check, train or resume, save, publish, compare."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def retrain(
             run.train()
         except KeyboardInterrupt:
             steps = run.session.complete_steps()
-            progress.say(f"the same command goes on from step {steps[-1]}" if steps else "no checkpoint was saved yet")
+            progress.say(f"the same command resumes from step {steps[-1]}" if steps else "no checkpoint was saved yet")
             raise
         if not process.leads:
             return None
@@ -205,7 +205,7 @@ class Run:
             self.hyperparameters = replace(self.hyperparameters, warmup_steps=shorter)
 
     def _key(self) -> dict[str, Any]:
-        """All that makes the run: a checkpoint of a run with another key is not gone on with."""
+        """All that makes the run: a checkpoint of a run with another key is not resumed."""
         return {
             "model": self.checkpoint.fingerprint,
             "data": self.feed.described["sha256"],
@@ -274,7 +274,7 @@ class Run:
         return self.hyperparameters.lora is None or self.merge
 
     def train(self) -> None:
-        """Train, or go on, to the last step; then the best or the last weights are in the model."""
+        """Train, or resume, to the last step; then the best or the last weights are in the model."""
         from shortstack.retraining.trainer import RetrainTrainer, Watch
 
         model, objective = self._loaded()

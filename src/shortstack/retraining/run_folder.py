@@ -31,7 +31,7 @@ _METRICS = "metrics.jsonl"
 _WARM_UP = 2  # steps that say nothing about speed
 _KEPT = 2  # the last checkpoints that stay, besides the best
 _NAME = re.compile(r"checkpoint-(\d+)")
-# Without these a run would go on with fresh state, and nobody would be told.
+# Without these a run would resume with fresh state, and nobody would be told.
 _STATE_FILES = ("optimizer", "scheduler", "rng_state", "trainer_state")
 
 
@@ -43,7 +43,7 @@ class Session:
         folder: where it is.
         key: all that makes the run: a checkpoint of a run with another key is refused.
         process: this process.
-        forced: what was different where the user went on all the same, for the record.
+        forced: what was different where the user resumed in spite of it, for the record.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Session:
         return self.folder / _METRICS
 
     def begin(self, *, restart: bool, force: bool, weights_only: bool, progress: Progress) -> Path | None:
-        """Make the folder, or find the checkpoint to go on from. The first process does this before the others.
+        """Make the folder, or find the checkpoint to resume from. The first process does this before the others.
 
         Raises:
             ShortstackError: what is there belongs to another run, or its newest complete checkpoint has lost files.
@@ -77,7 +77,7 @@ class Session:
         if differs and not force:
             raise ShortstackError(
                 f"{self.folder}: holds a run that was begun with other settings: {'; '.join(differs)}",
-                hint="the same command goes on; --restart begins anew; --force goes on all the same and records it",
+                hint="give the settings of then to resume, --restart to begin at step 0, or --force to resume and record the change",
             )
         self.forced += differs
         found = self._newest(weights_only)
@@ -90,7 +90,7 @@ class Session:
         kept = [line for line in self.read_metrics() if line.get("step", 0) <= step]  # the rest is logged again
         write_file(self.metrics, "".join(json_text(line) + "\n" for line in kept).encode())
         if found is not None:
-            progress.say(f"going on from step {step} ({found})")
+            progress.say(f"resuming from step {step} ({found})")
         return found
 
     @contextlib.contextmanager
@@ -109,7 +109,7 @@ class Session:
             kept = f"the one of step {steps[-1]} is kept" if steps else "there is none before it"
             raise ShortstackError(
                 f"{folder}: the checkpoint could not be saved ({first_line(error)}); {kept}",
-                hint="make room, then run the same command again: it goes on from there",
+                hint="make room, then run the same command again: it resumes from there",
             ) from error
 
     def complete(self, checkpoint: Path) -> None:
@@ -163,7 +163,7 @@ class Session:
             can_go_on = all(is_state)
             raise ShortstackError(
                 f"{newest}: {', '.join(lost)} is missing or has another size than when it was saved",
-                hint="--weights-only-resume goes on with a fresh optimizer, schedule and random state; or --restart"
+                hint="--weights-only-resume resumes with a fresh optimizer, schedule and random state; or --restart"
                 if can_go_on
                 else "put it back, or --restart",
             )

@@ -1,7 +1,7 @@
 """A teacher's top logits, computed once and written down: a student learns from them without the teacher.
 
 The folder holds what the student is trained on, too (tokens, targets, positions), so that nothing can fall apart: the
-student needs neither the data nor a tokenizer. Shards are compressed; a killed run goes on with the next one.
+student needs neither the data nor a tokenizer. Shards are compressed; a killed run resumes with the next one.
 
 Legend: N predicted tokens, K top tokens, V vocabulary.
 """
@@ -188,7 +188,7 @@ class _Lesson:
         }  # fmt: skip
         record, differs = load_state(self.work / _STATE, self.key)
         if record and not differs:
-            self.progress.say(f"going on after {len(record['shards'])} shards ({self.work})")
+            self.progress.say(f"resuming after {len(record['shards'])} shards ({self.work})")
             return record
         if differs:
             self.progress.say(unused(self.work, differs))

@@ -246,7 +246,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         # onto the device of each of several processes fails on a CPU.
         for name, receiver in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
             path = Path(checkpoint) / name
-            if path.is_file():  # the session has looked: only --weights-only-resume goes on without
+            if path.is_file():  # the session has looked: only --weights-only-resume resumes without
                 receiver.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
 

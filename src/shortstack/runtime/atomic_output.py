@@ -177,7 +177,7 @@ def _explained(target: Path, error: OSError) -> ShortstackError:
     place = error.filename or target
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return ShortstackError(f"{place}: no permission to write there ({reason})", hint="choose another --out")
-    return ShortstackError(f"{place}: {reason}", hint="nothing was published; choose another --out, or check the disk")
+    return ShortstackError(f"{place}: {reason}", hint="no output was written; choose another --out, or check the disk")
 
 
 def write_file(path: Path, *data: bytes | memoryview) -> None:

@@ -96,7 +96,7 @@ def _companions_alive() -> Iterator[None]:
     except RuntimeError as error:
         raise ShortstackError(
             f"another process of this run has ended, or cannot be reached ({str(error).splitlines()[0][:120]})",
-            hint="what it said is above; the same command goes on from what was saved",
+            hint="what it said is above; the same command resumes from what was saved",
         ) from None
 
 

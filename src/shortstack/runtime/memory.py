@@ -52,7 +52,7 @@ class Usage:
 def used(device: torch.device | None = None) -> Iterator[Usage]:
     """Measure what the body takes; the record is filled in when it ends."""
     on_cuda = device is not None and device.type == "cuda"
-    with contextlib.suppress(OSError):  # Linux: the peak begins anew; elsewhere it is that of the process so far
+    with contextlib.suppress(OSError):  # Linux: the peak is reset; elsewhere it is that of the process so far
         Path("/proc/self/clear_refs").write_text("5")
     if on_cuda:
         import torch

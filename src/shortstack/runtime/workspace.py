@@ -87,7 +87,7 @@ def save_state(path: Path, key: Mapping[str, Any], **record: Any) -> None:
 def load_log(path: Path, key: Mapping[str, Any]) -> tuple[list[Any], list[str]]:
     """(the records that were appended to a log with this key, in what its key differs); the file is ready for more.
 
-    It is written anew, without a line that is not whole: the next one would be appended to it.
+    It is rewritten without an incomplete last line: the next line would be appended to that one.
     """
     header, *records = read_log(path) or [None]
     old = header.get("key") if isinstance(header, dict) else None

@@ -175,7 +175,7 @@ class ScoringRun:
         if differs:
             self.progress.say(unused(self.work_folder, differs))
         else:
-            self.progress.say(f"going on from the saved state in {self.work_folder}")
+            self.progress.say(f"resuming from the saved state in {self.work_folder}")
 
     def _sweep(self, engine: Engine, journal: Journal) -> None:
         from shortstack.engine.forward import windows_tensor

@@ -56,7 +56,7 @@ class SharedWindows:
         return hashlib.sha256(json_text([self.own, self.sources, self.counted]).encode()).hexdigest()
 
     def some(self, windows: slice) -> SharedWindows:
-        """Some of them, of which processes have their shares anew; for text of one source."""
+        """Some of them, of which processes have their shares again; for text of one source."""
         return replace(self, ids=self.ids[windows], counted=None if self.counted is None else self.counted[windows])
 
     def own_counted(self, device: torch.device) -> torch.Tensor | None:

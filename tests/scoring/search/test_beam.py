@@ -1,4 +1,4 @@
-"""Greedy and beam search against a naive version that loads the model and passes over every set, one by one."""
+"""Greedy and beam search against a naive version that loads the model and bypasses every set, one by one."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def repair(
         of: The dense model that it was pruned from.
         out: Write the checkpoint to this directory.
         method: The repair. `scale` multiplies hidden states at a cut by one number; `linear` maps what the MLP before the
-            cut adds; `full` fits that MLP's last projection anew, with such a number; `auto` takes at each cut what gives
+            cut adds; `full` refits that MLP's last projection and such a factor; `auto` takes at each cut what gives
             the lowest loss on validation windows, or nothing.
         calibration: the windows to fit on; a quarter as many others choose.
         fitting: how maps are fitted.

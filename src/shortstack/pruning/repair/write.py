@@ -1,4 +1,4 @@
-"""Repairs into a staged checkpoint: its changed tensors are written over, its record and card are made anew."""
+"""Repairs into a staged checkpoint: its changed tensors are written over, its record and card are written again."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def fold_into(
 
 
 def write_over(staged: Checkpoint, edits: Mapping[str, Sequence[Change]]) -> dict[str, str]:
-    """Write tensors anew in their places; the sha256 of every file that changed, by name."""
+    """Overwrite tensors in their places; the sha256 of every file that changed, by name."""
     import torch
 
     from shortstack.engine.storage import Buffer, OpenFiles

@@ -1,7 +1,7 @@
 """beam: the cheapest sets, one block larger at each step, made of the cheapest ones before. With one set, greedy (SLEB).
 
 At each step every block that may still go is taken away beside what is gone already, and the model measured without it
-(Song et al. 2024, algorithm 1); `width` sets go on to the next step.
+(Song et al. 2024, algorithm 1); `width` sets are kept for the next step.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def beam(
         costs_of: the cost of each set, [S]; lower is better.
         candidates: positions of the blocks that may go.
         remove: how many blocks go in the end.
-        width: how many sets go on to the next step.
+        width: how many sets are kept for the next step.
         reason_against: why a set cannot go from this family, or None. Such a set is not measured, but larger ones that hold
             it may be: what cannot go alone may go with another block.
         on_step: called with the sets of each size.

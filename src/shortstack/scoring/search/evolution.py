@@ -1,4 +1,4 @@
-"""evolution: sets of one size that are changed by swaps; the cheapest goes on (after EvoPress, Sieberling et al. 2024).
+"""evolution: sets of one size that are changed by swaps; the cheapest is kept (after EvoPress, Sieberling et al. 2024).
 
 A (1 + offspring) search: each generation swaps a block that goes for one that stays, once or more often, in copies of the
 best set so far; all are measured on few windows, the better ones on more, and the best ones on all of them.
@@ -21,7 +21,7 @@ MeasureOn = Callable[[Sequence[RemovalSet], int], torch.Tensor]
 
 @dataclass(frozen=True)
 class Evolution:
-    """How long a search goes on, and on how many windows each round of selection looks.
+    """How long a search runs, and on how many windows each round of selection looks.
 
     Attributes:
         generations: how many.

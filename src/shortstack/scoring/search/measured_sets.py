@@ -1,7 +1,7 @@
 """Sets of blocks, measured: the losses of the model without them, each computed once, and kept in a file as they come.
 
 A search asks for what it needs and gets what is known already at once: so one that was killed runs again from its beginning,
-finds everything in the file, and goes on where it was.
+finds everything in the file, and resumes where it was.
 
 Legend: S sets, W windows, T tokens.
 """
@@ -74,7 +74,7 @@ class MeasuredSets:
         """Mean NLL per predicted token, [S, W], float64; in every process the same.
 
         Args:
-            sets: positions of the blocks that are passed over.
+            sets: positions of the blocks that are bypassed.
             windows: the first so many windows alone; all by default. One process.
         """
         asked, most = list(sets), self.windows if windows is None else windows
