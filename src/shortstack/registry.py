@@ -22,7 +22,7 @@ _ROWS = [
     Command(
         "info",
         "shortstack.inspection.info:info",
-        "Show what a checkpoint is: family, blocks, parameters, sizes, what one block less saves, and which blocks can go.",
+        "Show what a checkpoint is: family, blocks, parameters, sizes, what one block takes, and which blocks are removable.",
         "shortstack info MODEL",
     ),
     Command(
@@ -230,7 +230,7 @@ _ROWS = [
     Command(
         "eval generation",
         "shortstack.evaluation.generation:evaluate_generation",
-        "Health of what checkpoints write: repetition, end of text, foreign script, perplexity under the dense model.",
+        "Measure the quality of generated text: repetition, end of text, foreign script, perplexity under the dense model.",
         "shortstack eval generation MODEL PRUNED --out generation.json",
         makes={"results": "results.json"},
     ),
@@ -246,7 +246,7 @@ _ROWS = [
     Command(
         "eval all",
         "shortstack.evaluation.all:evaluate_all",
-        "Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.",
+        "Perplexity, zero-shot accuracy, generation quality and samples of checkpoints, in one file.",
         "shortstack eval all MODEL PRUNED --data evaluation.txt --tasks-dir tasks --out results.json",
         makes={"results": "results.json"},
         needs=("lm_eval",),
@@ -344,7 +344,7 @@ COMMANDS: dict[str, Command] = {command.name: command for command in _ROWS}
 # Commands of several words begin with one of these; with its line.
 GROUPS = {
     "retrain": "Retrain a pruned checkpoint to recover quality: LoRA, continued pretraining, distillation, block by block.",
-    "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation health, samples.",
+    "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation quality, samples.",
     "export": "Give checkpoints to other tools: llama.cpp, mergekit.",
 }
 

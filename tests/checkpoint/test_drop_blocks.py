@@ -194,7 +194,7 @@ def test_blocks_that_cannot_go_are_passed_by(tiny_model: Any) -> None:
     assert "block 0 stays, though its score is lower" in made.note
     run = plan_for(checkpoint, scores=scores, remove=2, strategy="contiguous").plan
     assert run.removed == (1, 2)
-    with pytest.raises(ShortstackError, match="only 5 blocks can go exactly|5 of 6 are removable"):
+    with pytest.raises(ShortstackError, match="only 5 blocks can be removed exactly|5 of 6 are removable"):
         plan_for(checkpoint, scores=scores, remove=6)
 
 

@@ -289,5 +289,5 @@ def test_what_is_held_out_is_not_trained_on(built: Callable[..., Path], tokenize
 
 
 def test_nothing_left_to_train_on(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(ShortstackError, match="3 of 3 rows to be held out"):
+    with pytest.raises(ShortstackError, match="3 of 3 rows are for validation"):
         split_off(3, 3, 0)

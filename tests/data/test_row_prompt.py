@@ -138,6 +138,6 @@ def test_a_template_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ShortstackError, match=r"bytes\.json: not a template"):
         read_template(str(tmp_path / "bytes.json"))
-    with pytest.raises(UsageError, match="the one asks for a template, the other for none"):
+    with pytest.raises(UsageError, match="one requires a template, the other none"):
         PromptOptions(prompt_template="own.json", instruction=False)
     assert read_template("alpaca") is ALPACA

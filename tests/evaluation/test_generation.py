@@ -1,4 +1,4 @@
-"""Generation health: draws that depend on seed and prompt alone, figures from the texts, the dense model's judgement."""
+"""Generation quality: draws that depend on seed and prompt alone, figures from the texts, the dense model's judgement."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ class TestBlockOrder:
         [
             ("0,1,2", "scores for blocks 0-2, but .* has blocks 0-5"),
             (",".join(map(str, range(32))), "scores for blocks 0-31, but .* has blocks 0-5"),
-            ("0,1,2,3,4,4", "row 1, cell 6: block 4 is there twice"),
+            ("0,1,2,3,4,4", "row 1, cell 6: duplicate block 4"),
             ("0,1,2,3,4,-5", "row 1, cell 6: '-5' is not a block number"),
             ("0,1,2,3,4,5.0", "cell 6: '5.0' is not a block number"),
             ("0\x1f,1", "scores for blocks 0-1, but"),

@@ -45,8 +45,8 @@ def test_every_key_has_its_line() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3", "r.yaml, line 3: a is there twice (first in line 1)"),
-        ("a: {b: 1, b: 2}", "r.yaml, line 1: b is there twice"),
+        ("a: 1\nb: 2\na: 3", "r.yaml, line 3: duplicate key a (first in line 1)"),
+        ("a: {b: 1, b: 2}", "r.yaml, line 1: duplicate key b"),
         ("1: x", "line 1: a key must be text, found !!int 1"),
         ("? [a]\n: x", "line 1: a key must be text"),
         ("a: b: c", "r.yaml, line 1: not valid YAML: mapping values are not allowed here"),

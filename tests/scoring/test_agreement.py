@@ -53,7 +53,7 @@ def test_the_sets_that_would_go(tmp_path: Path) -> None:
 
 
 def test_protected_blocks_are_those_of_the_model_not_of_what_was_scored(tmp_path: Path) -> None:
-    """`score --blocks 2-9` of a model of 12 blocks: 4-9 may go, the first four and last two of the model may not."""
+    """`score --blocks 2-9` of a model of 12 blocks: 4-9 are removable, the first four and last two of the model are not."""
     scored = tuple(range(2, 10))
     files = []
     for name, values in (("a", range(8)), ("b", range(8, 0, -1))):

@@ -47,7 +47,7 @@ class CriterionScores:
     """What one criterion says of every block.
 
     Attributes:
-        name: the criterion with its parameters, as the user asked for it.
+        name: the criterion with its parameters, as the user requested it.
         scores: one number per block that was scored, in the order of the checkpoint's blocks; lower is removed first. Empty
             where only an order is known.
         blocks: the original index of each block that was scored.
@@ -99,7 +99,7 @@ class Scores(Shown):
     Attributes:
         source, fingerprint: the checkpoint; the fingerprint is None for a bare block order.
         blocks: original indices of its blocks, in order.
-        criteria: by name, in the order asked for.
+        criteria: by name, in the order requested.
         calibration: source, sha256, sampling, seed and size of the calibration set.
         settings: dtype, device, memory mode, versions.
         seconds: wall-clock time of the whole command, loading included.
@@ -376,7 +376,7 @@ def _from_block_order(path: Path, text: str) -> Scores:
             )
         block = int(match.group(1))
         if block in order:
-            raise ShortstackError(f"{place}: block {block} is there twice", hint="name each block once")
+            raise ShortstackError(f"{place}: duplicate block {block}", hint="name each block once")
         order.append(block)
     blocks = tuple(sorted(order))
     only = CriterionScores(path.name, (), blocks, known_order=tuple(order))

@@ -34,7 +34,7 @@ class BenchResults(Results):
     exit_code: int = 0
 
     def to_text(self) -> str:
-        """A table per engine; speed-ups below it, where they were asked for."""
+        """A table per engine; speed-ups below it, where they were requested."""
         parts = []
         for engine in dict.fromkeys(str(result.settings["engine"]) for result in self.results):
             own = [result for result in self.results if result.settings["engine"] == engine]

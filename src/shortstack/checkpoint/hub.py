@@ -196,7 +196,7 @@ def asked(source: str, ask: Callable[[], _Result], *, what: str = "model") -> _R
     """Ask the hub; every way in which it can fail is a line of its own.
 
     Args:
-        source: what errors call the thing that was asked for.
+        source: what errors call the requested thing.
         ask: the call.
         what: the kind of thing, as errors name it.
     """

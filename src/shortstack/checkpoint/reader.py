@@ -54,7 +54,7 @@ class Checkpoint:
         notes: what a user should hear about it, a line each.
         allow_links: files may be links that lead out of the directory; so may those beside the weights.
         tokenizer: the one that is used in place of its own.
-        is_here: whether the weights are on this disk; of a hub id, headers alone may have been read.
+        is_here: whether the weights are local; of a hub id, headers alone may have been read.
     """
 
     directory: Path

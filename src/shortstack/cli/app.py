@@ -132,11 +132,11 @@ def _print_result(result: Any, wants_json: bool) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep what libraries say (progress, advice) off the terminal, unless the user asked for it."""
+    """Keep what libraries say (progress, advice) off the terminal, unless the user requested it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars are asked for by name
+    os.environ.setdefault("TQDM_DISABLE", "1")  # our own bars are switched on by name
 
 
 def _respect_processor_quota() -> None:

@@ -36,7 +36,7 @@ _KINDS = {int: "N", float: "X", Path: "PATH", str: "TEXT", bool: ""}
 
 
 def requested_help(argv: list[str]) -> str | None:
-    """The help that a command line asks for; None where it asks for none.
+    """The help that a command line requests; None where it requests none.
 
     Raises:
         UsageError: of a command that does not exist.

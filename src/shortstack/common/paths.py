@@ -23,7 +23,7 @@ def public_name(source: str) -> str:
 
 
 def is_path(source: str) -> bool:
-    """Whether a source can only be a path, whatever there is on this disk."""
+    """Whether a source can only be a path, whatever files exist."""
     if re.match(r"(?!file:)\w+://", source):
         return False
     return bool(_WHOLE.fullmatch(source)) or "\\" in source or source.count("/") > 1 or _is_data_file(source)

@@ -267,7 +267,7 @@ def _published(
     generator: random.Random,
 ) -> list[list[int]]:
     fewest, samples = wanted
-    seen: set[int] = set()  # what is long enough is used at once, so that no row is needed twice
+    seen: set[int] = set()  # what is long enough is used immediately, so that no row is needed twice
     tokens = 0
     windows: list[list[int]] = []
     ahead = _FEWEST_AHEAD

@@ -67,7 +67,7 @@ NAMED_SETS = {
 
 
 def hub_files(source: str, *, role: Role, progress: Progress | None = None) -> Sequence[Path]:
-    """The files of a set on the hub; each is downloaded when it is first asked for, and found in the cache after that.
+    """The files of a set on the hub; each is downloaded when it is first requested, and found in the cache after that.
 
     Args:
         source: a published name (`NAMED_SETS`) or a hub id with an optional `@revision`.
@@ -97,7 +97,7 @@ def hub_files(source: str, *, role: Role, progress: Progress | None = None) -> S
 
 @dataclass(frozen=True)
 class HubFiles(Sequence[Path]):
-    """Files on the hub as paths on this disk, each downloaded when it is asked for."""
+    """Files on the hub as local paths, each downloaded when it is requested."""
 
     source: str
     repository: str

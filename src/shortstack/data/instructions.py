@@ -196,7 +196,7 @@ def labelled_row(
 
 
 def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """(training, held out) row numbers of `count` rows: the very split that `datasets.train_test_split` makes.
+    """(training, validation) row numbers of `count` rows: the very split that `datasets.train_test_split` makes.
 
     Raises:
         ShortstackError: nothing would be left to train on.
@@ -204,7 +204,10 @@ def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int
     import numpy as np
 
     if held_out >= count:
-        raise ShortstackError(f"{held_out} of {count} rows to be held out: none would be left", hint="--validation N")
+        raise ShortstackError(
+            f"{held_out} of {count} rows are for validation: none is left to train on",
+            hint="--validation with fewer rows",
+        )
     order = np.random.default_rng(seed).permutation(count)
     return order[held_out:].tolist(), order[:held_out].tolist()
 

@@ -1,4 +1,4 @@
-"""Data as the loop takes it: batches from any step on, what is held out, and how many steps the data are."""
+"""Data as the loop takes it: batches from any step on, validation batches, and how many steps the data are."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def _text_feed(source: str, encoder: Encoder, options: FeedOptions, progress: Pr
     held_out = in_batches(windows, _stacked)
     counted = packing.count_tokens()
     tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"
-    progress.say(f"{source}: {tokens}, in windows of {options.seq_len}; {len(windows)} windows held out")
+    progress.say(f"{source}: {tokens}, in windows of {options.seq_len}; {len(windows)} validation windows")
     if asked and not windows:
         progress.say(f"{source}: too little text to hold any out: nothing is validated")
     if counted is None and (beyond := encoder.beyond):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _GROUP = 1024  # pieces that are shuffled together
 _PIECE_WINDOWS = 4  # windows that a piece is about as long as
 _CHARACTERS_PER_TOKEN = 4
-_HELD_OUT_EVERY = 20  # of the first pieces every 20th is held out, as many as are needed
+_HELD_OUT_EVERY = 20  # of the first pieces every 20th is for validation, as many as are needed
 _COUNTED = 64 << 20  # bytes of text that are tokenized whole to learn how many tokens they are
 
 

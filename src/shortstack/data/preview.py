@@ -1,4 +1,4 @@
-"""A text looked at before anything runs: what lies here is opened, what lies on the hub is asked for."""
+"""A text looked at before anything runs: a local one is opened, one on the hub is looked up."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class PromptOptions(Options):
     def __post_init__(self) -> None:
         if not self.instruction and self.prompt_template != "alpaca":
             raise UsageError(
-                f"--prompt-template {self.prompt_template} --no-instruction: the one asks for a template, the other for none",
+                f"--prompt-template {self.prompt_template} --no-instruction: one requires a template, the other none",
                 hint="leave one of them out",
             )
 

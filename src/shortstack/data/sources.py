@@ -65,7 +65,7 @@ def read_corpus(
         source: `embedded`, or the path of a .txt .raw .tokens .text (one document each), .jsonl or .json (rows with
             `text`, `input_ids` or `messages`) or .parquet file, or of a folder of such files, read in name order; of a
             folder with splits, those that go with the role.
-        role: which part of the embedded text: what the model was trained on, or what was held out.
+        role: which part of the embedded text: the one that the model was trained on, or the held-out one.
         limit_bytes: read about this much and no more, however large the files are; the record says so.
         counted_beyond: of files that are larger than this together, rows are counted, and read when they are indexed.
         answered: rows of instruction and output, under one of their names, are taken, too.

@@ -30,7 +30,7 @@ class TextSource:
         sha256: over the names, sizes and ends of the files.
         files: where they are read from, or
         documents: the texts themselves (the embedded ones).
-        nbytes: of all files that are on this disk; None where some are still on the hub.
+        nbytes: of all local files; None where some are still on the hub.
     """
 
     source: str

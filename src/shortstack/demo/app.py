@@ -182,7 +182,7 @@ def _host(options: DemoOptions) -> str:
 
 
 def _free_port(options: DemoOptions) -> int:
-    """The port that was asked for, where it is free; for 0 one that is."""
+    """The requested port, where it is free; for 0 one that is."""
     import socket
 
     with socket.socket() as found:

@@ -30,7 +30,7 @@ _SHOWN_EVERY = 0.1  # seconds: a page that is redrawn for every token is slower 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a visitor asks for; a value out of range is brought into it, whatever the page sent.
+    """What a visitor requests; a value out of range is brought into it, whatever the page sent.
 
     Attributes:
         prompt: the text to write on.
@@ -112,7 +112,7 @@ class Column:
         self.subject: Subject | None = None
         try:
             self.subject = _opened(model, options)
-            self.subject.tokenizer  # noqa: B018 - without one nothing can be written: its column says so at once
+            self.subject.tokenizer  # noqa: B018 - without one nothing can be written: its column says so immediately
         except ShortstackError as error:
             self.error = str(error)
 

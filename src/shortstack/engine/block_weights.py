@@ -78,7 +78,7 @@ class BlockWeights:
         self._kept.pop(index, None)
 
     def each(self, order: Sequence[int], *, gradients: bool = False) -> Iterator[tuple[int, nn.Module]]:
-        """Yield (index, block with its weights in) in this order; a block is let go when the next one is asked for.
+        """Yield (index, block with its weights in) in this order; a block is released when the next one is requested.
 
         Args:
             order: block indices.

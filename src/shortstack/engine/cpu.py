@@ -43,7 +43,7 @@ def computing(dtype: torch.dtype, device: torch.device, kernels: Kernels = "auto
         The library used: "onednn" or "torch".
 
     Raises:
-        UsageError: oneDNN was asked for where it cannot be used.
+        UsageError: oneDNN was requested where it cannot be used.
     """
     before, outer = torch.get_num_threads(), getattr(_thread, "mode", None)
     library = library_for(dtype, device, kernels)
@@ -63,7 +63,7 @@ def library_for(dtype: torch.dtype, device: torch.device, kernels: Kernels) -> s
     """ "onednn" or "torch", for float32 products of linear layers.
 
     Raises:
-        UsageError: oneDNN was asked for where it cannot be used.
+        UsageError: oneDNN was requested where it cannot be used.
     """
     possible = _available() and device.type == "cpu" and dtype == torch.float32
     if kernels == "onednn" and not possible:

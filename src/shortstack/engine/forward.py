@@ -116,7 +116,7 @@ def sweep(
     *,
     gradients: bool = False,
 ) -> None:
-    """Bring a block in; run the base and the candidates through it; keep what the criteria asked for.
+    """Bring a block in; run the base and the candidates through it; keep what the criteria need.
 
     Args:
         weights: gives blocks with their weights in.

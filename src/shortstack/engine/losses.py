@@ -71,7 +71,7 @@ def losses_over(
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicts after each token of a slice. All is made when it is first asked for, and kept.
+    """What a model predicts after each token of a slice. Each is computed when it is first requested, and kept.
 
     Attributes:
         logits_BTV: in the precision computed in. They are lent, and must not be changed.

@@ -170,7 +170,7 @@ def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | Non
     """The engine for a checkpoint: what its family's row says, or what its blocks turn out to be given.
 
     Raises:
-        ShortstackError: the model must be held whole, and is too large for that or `streamed` was asked for.
+        ShortstackError: the model must be held whole, and is too large for that or `streamed` was requested.
     """
     from shortstack.engine.block_model import NotSeparableError
 

@@ -33,7 +33,7 @@ def evaluate_all(
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
-    """Perplexity, zero-shot accuracy, generation health and samples of checkpoints, in one file.
+    """Perplexity, zero-shot accuracy, generation quality and samples of checkpoints, in one file.
 
     Args:
         models: The checkpoints, the dense one first: directories, hub ids such as `org/name@revision`, or `embedded`.

@@ -36,7 +36,7 @@ def _write_ppl(results: Sequence[Result], folder: Path) -> None:
     for length in lengths:
         for rule, suffix in (("", ""), ("_bos_every", "_bos")):
             if not all(f"ppl_{length}{rule}" in result.figures for result in results):
-                continue  # a rule that was not asked for
+                continue  # a rule that was not requested
             table = "ppl" if length == _PUBLISHED_WINDOW else f"ppl_{length}"
             header = [f"ppl_{file_name(str(result.data['source']))}" for result in results]
             values = [result.figures[f"ppl_{length}{rule}"].value for result in results]

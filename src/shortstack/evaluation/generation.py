@@ -1,4 +1,4 @@
-"""Generation health: what perplexity and multiple choice do not show. Repetition, drift, the end of texts, probes."""
+"""Generation quality: what perplexity and multiple choice do not show. Repetition, drift, the end of texts, probes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def evaluate_generation(
     out: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
-    """Health of what checkpoints write: repetition, end of text, foreign script, perplexity under the dense model.
+    """Measure the quality of generated text: repetition, end of text, foreign script, perplexity under the dense model.
 
     Every prompt is continued twice by every model: greedily, where repetition shows, and drawn (temperature 1, top-k 50,
     top-p 0.95), where drift shows. A draw depends on seed and prompt alone. Of each continuation: the share of different
@@ -145,10 +145,10 @@ def _left_out(one: Written, request: GenerationRequest) -> list[str]:
 
 
 def find_judge(written: Sequence[Written], dense: str | None, options: EvaluationOptions) -> tuple[Subject, list[str]]:
-    """(the dense model, what a reader should know): the one asked for, the one that the models were made of, or the first.
+    """(the dense model, what a reader should know): the requested one, the models' own, or the first.
 
     Raises:
-        ShortstackError: the one asked for cannot be opened.
+        ShortstackError: the requested one cannot be opened.
     """
     first = written[0].subject
     if dense is not None:

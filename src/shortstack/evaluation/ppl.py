@@ -290,7 +290,7 @@ def _overlaps(checkpoint: Checkpoint, corpus: Corpus, ids: Sequence[int]) -> lis
                 notes.append(f"warning: {checkpoint.source} was {how} on this very text ({corpus.source})")
             elif found := marked_windows(nested(calibration, "marks"), ids):
                 notes.append(
-                    f"warning: {checkpoint.source} was {how} on text that stands in {corpus.source} "
+                    f"warning: {checkpoint.source} was {how} on text that occurs in {corpus.source} "
                     f"({found} of its calibration windows)"
                 )
         trained = nested(step, "data", "source") if step.get("stage") == "retrain" else None

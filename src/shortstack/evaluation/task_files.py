@@ -1,4 +1,4 @@
-"""The seven published zero-shot tasks: which figure counts, and their rows from files on this disk.
+"""The seven published zero-shot tasks: which figure counts, and their rows from local files.
 
 A task's own published files become rows of the very form that the hub's copy has, so that the harness's own definition of
 the task (prompt, choices, target, preprocessing) runs on them unchanged. The generic form (`query`, `choices`, `gold`)
@@ -228,7 +228,7 @@ class TaskForm:
 
 @dataclass(frozen=True)
 class LocalRows:
-    """The rows of a task that were found on this disk.
+    """The rows of a task that were found in local files.
 
     Attributes:
         files: what was read.

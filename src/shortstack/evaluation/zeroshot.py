@@ -70,7 +70,7 @@ class TaskPlan:
     Attributes:
         tasks: as the harness runs them.
         limit: the first so many rows.
-        num_fewshot: as it was asked for.
+        num_fewshot: as requested.
     """
 
     tasks: list[LoadedTask]

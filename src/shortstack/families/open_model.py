@@ -81,7 +81,7 @@ def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> t
 
     Args:
         checkpoint: a pruned or retrained one, or any other.
-        asked: which one the user says it is; by default the one that shortstack.json names, if it is on this disk and
+        asked: which one the user says it is; by default the one that shortstack.json names, if it is local and
             still the same.
         progress: where lines are said.
     """
@@ -90,7 +90,7 @@ def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> t
     if source is None or (asked is None and not record.get("steps")):
         return None, ""
     if asked is None and source != "embedded" and not Path(source).is_dir():
-        return None, f"the dense model ({source}) is not on this disk: --dense MODEL names it"
+        return None, f"the dense model ({source}) is not a local directory: name it with --dense MODEL"
     try:
         dense = open_model(source, allow_links=checkpoint.allow_links, progress=progress)
     except ShortstackError as error:

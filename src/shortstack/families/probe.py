@@ -131,7 +131,7 @@ class _Probe:
         sizes = Counter(match.group(1) for match in numbered)
         fitting = [prefix for prefix, found in groups.items() if found == set(range(self._depth))]
         if not fitting:
-            raise self._refusal(f"no list of {self._depth} blocks stands in its tensor names")
+            raise self._refusal(f"no list of {self._depth} blocks is in its tensor names")
         saved, _ = read_config(self._tiny)
         expanded = _lists(self._model.config.to_dict(), self._depth)
         embedding, head = self._ends(names)

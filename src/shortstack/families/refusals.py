@@ -18,7 +18,7 @@ def _left(depth: int, removed: Sequence[int]) -> list[int]:
 
 
 def only_the_last_blocks(reason: str, when: Callable[[Config], bool] = lambda _: True) -> Refusal:
-    """Something depends on the block's number: only a suffix can go without changing the others."""
+    """Something depends on the block's number: only a suffix can be removed without changing the others."""
 
     def refuse(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
         suffix = list(range(depth - len(removed), depth))

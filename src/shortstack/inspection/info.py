@@ -95,7 +95,7 @@ class Info(Shown):
         return "\n".join([self.source, *(f"  {name.ljust(width)}  {value}" for name, value in lines)])
 
     def _removable(self) -> str:
-        """Which blocks can go, in words."""
+        """Which blocks can be removed, in words."""
         possible = [block for block in self.original_blocks if block not in self.not_removable]
         shown = "any block" if not self.not_removable else f"block {ranges(possible)}" if possible else "no block"
         reasons = dict.fromkeys(self.not_removable.values())
@@ -112,7 +112,7 @@ class Info(Shown):
 
 @stage
 def info(model: str, *, allow_links: bool = False) -> Info:
-    """Show what a checkpoint is: family, blocks, parameters, sizes, what one block less saves, and which blocks can go.
+    """Show what a checkpoint is: family, blocks, parameters, sizes, what one block takes, and which blocks are removable.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.

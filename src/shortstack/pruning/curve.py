@@ -57,7 +57,7 @@ def curve(
         The points of the curve.
 
     Raises:
-        ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can go exactly.
+        ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can be removed exactly.
     """
     selection = parse_selection(choice.selection)
     if selection.kind == "evolution":

@@ -65,7 +65,7 @@ def estimate_curve(values: Mapping[str, Any]) -> Estimate:
 
 
 def _of_steps(model: Forecast, steps: int, plus: bool | None, values: Mapping[str, Any]) -> Passes:
-    """At least what a greedy search computes on the windows that choose: every block that may go, at each step."""
+    """At least what a greedy search computes on the windows that choose: every removable block, at each step."""
     depth, free = len(model.kept), _free(model, plus)
     tokens = calibration_tokens(values)
     blocks = heads = 0
@@ -77,7 +77,7 @@ def _of_steps(model: Forecast, steps: int, plus: bool | None, values: Mapping[st
 
 
 def _free(model: Forecast, plus: bool | None) -> list[int]:
-    """Places of the blocks that may go."""
+    """Positions of the removable blocks."""
     kept = protected_blocks(model.checkpoint.original_blocks, plus)[0]
     blocks = [model.checkpoint.original_blocks[position] for position in model.kept]
     return [place for place, block in enumerate(blocks) if block not in kept]
@@ -113,7 +113,7 @@ def _cut(values: Mapping[str, Any]) -> Forecast | None:
     if is_whole and is_scored:
         return _planned(model, plan_for(checkpoint, choice).plan)
     if is_whole:
-        # Which blocks go is not known before they are scored; that so many may go is.
+        # Which blocks are removed is not known before they are scored; that so many are removable is.
         plan_for(checkpoint, dataclasses.replace(choice, scores=any_scores, criterion=None))
     if choice.blocks is not None:
         return _without(model, len(choice.blocks.split(",")))
@@ -129,7 +129,7 @@ def _planned(model: Forecast, plan: PrunePlan) -> Forecast:
 
 
 def _without(model: Forecast, blocks: int) -> Forecast:
-    """With that many blocks less: the first that may go."""
+    """With that many blocks less: the first removable ones."""
     protected = set(protected_blocks(range(len(model.kept)), None)[0])
     free = [position for number, position in enumerate(model.kept) if number not in protected]
     gone = set((free if blocks <= len(free) else list(model.kept))[:blocks])

@@ -100,7 +100,7 @@ def gate_sets(sets: SetSearch, wanted: int) -> list[RemovalSet]:
     """The measured sets of so many blocks, the cheapest first.
 
     Raises:
-        ShortstackError: none of the sets that were looked at can go exactly.
+        ShortstackError: none of the sets that were looked at can be removed exactly.
     """
     gates = sets.gates or _gates(sets)
     sets.gates = gates
@@ -113,7 +113,7 @@ def gate_sets(sets: SetSearch, wanted: int) -> list[RemovalSet]:
     if not chosen:
         raise ShortstackError(
             f"{sets.checkpoint.source}: none of the {most} sets of {wanted} blocks that the gates hold to be the cheapest "
-            f"can go exactly: {next(iter(sets.refused.values()))}",
+            f"can be removed exactly: {next(iter(sets.refused.values()))}",
             hint="--selection greedy, or remove fewer",
         )
     dense, *losses = sets.losses([frozenset(), *chosen])

@@ -127,8 +127,8 @@ def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) ->
         removed = _cheapest_run(checkpoint, protected, costs, wanted)
         notes = [note]
     else:
-        removed, passed_by = first_that_may_go(checkpoint, order, wanted)
-        notes = [note, passed_by, close_scores(checkpoint.source, ranking, chosen, order, removed, choice)]
+        removed, not_exact = first_that_may_go(checkpoint, order, wanted)
+        notes = [note, not_exact, close_scores(checkpoint.source, ranking, chosen, order, removed, choice)]
     if not wanted and choice.remove is None and order:
         notes.append(_nothing_goes(choice, checkpoint.block_parameters()[places[0]] / checkpoint.parameters()))
     if chosen.is_bare and choice.criterion is not None:
@@ -183,7 +183,7 @@ def _reason_against(checkpoint: Checkpoint, removed: Sequence[int]) -> str | Non
 
 def first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int) -> tuple[tuple[int, ...], str]:
     """The first blocks of an order; where they cannot go together, those that can, and a line about the others."""
-    chosen, passed_by = list(order[:wanted]), {}
+    chosen, not_exact = list(order[:wanted]), {}
     if _reason_against(checkpoint, chosen) is None:
         return tuple(chosen), ""
     chosen = []
@@ -194,14 +194,15 @@ def first_that_may_go(checkpoint: Checkpoint, order: Sequence[int], wanted: int)
         if reason is None:
             chosen.append(index)
         else:
-            passed_by[index] = reason
+            not_exact[index] = reason
     if len(chosen) < wanted:
-        first = next(iter(passed_by))
+        first = next(iter(not_exact))
         raise ShortstackError(
-            f"{checkpoint.source}: only {len(chosen)} blocks can go exactly; block {first} cannot: {passed_by[first]}",
+            f"{checkpoint.source}: {wanted} blocks to remove, but only {len(chosen)} can be removed exactly; "
+            f"block {first} cannot: {not_exact[first]}",
             hint=f"--remove {len(chosen)}, or choose with --blocks",
         )
-    lines = [f"block {index} stays, though its score is lower: {reason}" for index, reason in passed_by.items()]
+    lines = [f"block {index} stays, though its score is lower: {reason}" for index, reason in not_exact.items()]
     return tuple(chosen), "\n".join(lines)
 
 
@@ -236,7 +237,7 @@ def _cheapest_run(checkpoint: Checkpoint, protected: Sequence[int], costs: Added
         if _reason_against(checkpoint, run) is None:
             return run
     raise ShortstackError(
-        f"{checkpoint.source}: no run of {wanted} adjacent blocks can go exactly: "
+        f"{checkpoint.source}: no run of {wanted} adjacent blocks can be removed exactly: "
         f"{_reason_against(checkpoint, free[0])}",
         hint="remove fewer, or --strategy one-shot",
     )
@@ -269,7 +270,7 @@ def planned(
             sorted(set(range((checkpoint.provenance or {}).get("original_depth", 0))) - set(checkpoint.original_blocks))
         ),
     )
-    # Whether this set can go exactly is part of the plan, not a surprise at pruning time.
+    # Whether this set can be removed exactly is part of the plan, not a surprise at pruning time.
     cut = cut_blocks(checkpoint, [checkpoint.position_of(index) for index in made.kept])
     before = {
         "parameters": checkpoint.parameters(),

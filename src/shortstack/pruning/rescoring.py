@@ -31,7 +31,7 @@ class Rescoring:
 
     Attributes:
         checkpoint: what the steps begin with.
-        free: the blocks that may go.
+        free: the removable blocks.
         score: gives the scores of a checkpoint's blocks.
         folder: where checkpoints of steps lie, one at a time, and which blocks are gone.
         key: what must agree for what an earlier run chose to be used.
@@ -62,7 +62,7 @@ class Rescoring:
         """The first so many blocks to go.
 
         Raises:
-            ShortstackError: no further block can go exactly.
+            ShortstackError: no further block can be removed exactly.
         """
         while len(self.removed) < wanted:
             self.removed.append(self._next())
@@ -79,9 +79,9 @@ class Rescoring:
             if reason is None:
                 self.progress.say(f"step {len(self.removed) + 1}: without block {block}, which scores lowest" + refused)
                 return block
-            refused = f" of those that can go (block {block} cannot: {reason})"
+            refused = f" of those that can be removed (block {block} cannot: {reason})"
         raise ShortstackError(
-            f"{self.checkpoint.source}: after {len(self.removed)} steps no block can go exactly{refused}",
+            f"{self.checkpoint.source}: after {len(self.removed)} steps no block can be removed exactly{refused}",
             hint="remove fewer",
         )
 

@@ -57,7 +57,7 @@ def search(
         The plan, with what was measured.
 
     Raises:
-        ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can go exactly.
+        ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can be removed exactly.
     """
     check_choice(choice)
     checkpoint, progress, leads = opened(model, out, options)

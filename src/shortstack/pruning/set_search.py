@@ -62,7 +62,7 @@ class SetSearch:
     """Searches on one opened model.
 
     Attributes:
-        free: positions of the blocks that may go.
+        free: positions of the removable blocks.
         choosing, judging: measure sets, on the windows that choose and on the others.
         objective: what sets are chosen for, where the text has named sources; None for the loss over all tokens.
         refused: sets that cannot go exactly, and why.
@@ -84,7 +84,7 @@ class SetSearch:
     rescoring: Rescoring | None = None
 
     def order(self) -> list[int]:
-        """The blocks that may go, by what each costs alone, the cheapest first."""
+        """The removable blocks, by what each costs alone, the cheapest first."""
         costs = self.costs([frozenset(), *(frozenset({place}) for place in self.free)])[1:]
         return [
             self.free[number] for number in sorted(range(len(self.free)), key=lambda number: (costs[number], number))
@@ -117,7 +117,7 @@ class SetSearch:
         return self.first_of(self.order(), wanted)
 
     def first_of(self, order: Sequence[int], wanted: int) -> RemovalSet:
-        """So many blocks of an order, the first that can go together."""
+        """So many blocks of an order, the first that can be removed together."""
         blocks = self.checkpoint.original_blocks
         removed, passed_by = first_that_may_go(self.checkpoint, [blocks[place] for place in order], wanted)
         if passed_by:
@@ -128,7 +128,7 @@ class SetSearch:
         """Sets of that many blocks, the chosen one first.
 
         Raises:
-            ShortstackError: no such set can go exactly.
+            ShortstackError: no such set can be removed exactly.
         """
         if self.selection.kind == "one-shot" or not wanted:
             return [self.one_shot(wanted)]
@@ -144,12 +144,12 @@ class SetSearch:
         if len(steps) < wanted or not steps[-1].sets:
             why = next(iter(steps[-1].skipped.values()), "")
             raise ShortstackError(
-                f"{self.checkpoint.source}: no {wanted} blocks can go exactly: {why}", hint="remove fewer"
+                f"{self.checkpoint.source}: no {wanted} blocks can be removed exactly: {why}", hint="remove fewer"
             )
         return list(steps[-1].sets)
 
     def most_under(self, ceiling: str, limit: int) -> int:
-        """How many blocks can go under a ceiling of perplexity: up to where the chosen set of one more is over it.
+        """How many blocks can be removed under a perplexity ceiling: as long as the chosen set stays below it.
 
         Args:
             ceiling: such as `12.5`, or `1.2x` for 1.2 times the dense model's.
@@ -163,7 +163,7 @@ class SetSearch:
         for size in range(1, limit + 1):
             try:
                 chosen = self.ranked(size)[0]
-            except ShortstackError:  # of this size none can go; of a larger one some may
+            except ShortstackError:  # of this size no set is removable; of a larger one some may be
                 continue
             cost = self.losses([chosen])[0]
             least = least or f"; without {named_blocks(self.blocks(chosen))} it is {perplexity(cost):.4g}"
@@ -219,7 +219,7 @@ class SetSearch:
         possible = [run for run in runs if run <= free and self.reason_against(run) is None]
         if not possible:
             raise ShortstackError(
-                f"{self.checkpoint.source}: no run of {wanted} adjacent blocks can go",
+                f"{self.checkpoint.source}: no run of {wanted} adjacent blocks can be removed",
                 hint="remove fewer, --no-plus, or --selection greedy",
             )
         costs = self.costs(possible)

@@ -123,9 +123,7 @@ def without_card(record: dict[str, Any]) -> dict[str, Any]:
 def _opened(directory: Path, progress: Progress) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint and its record."""
     if not directory.is_dir():
-        raise ShortstackError(
-            f"{directory}: no such directory", hint="give the directory of a checkpoint, on this disk"
-        )
+        raise ShortstackError(f"{directory}: no such directory", hint="give the local directory of a checkpoint")
     record = provenance.read(directory)
     if record is None or not record["steps"]:
         raise ShortstackError(

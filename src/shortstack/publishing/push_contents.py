@@ -63,7 +63,7 @@ class Contents:
         files: in the order of names.
         left_out: name -> why.
         secrets: files that hold what looks like an access token or a key.
-        paths: places on this disk that the card shows.
+        paths: local paths that the card shows.
     """
 
     files: list[PushFile]

@@ -60,7 +60,7 @@ def run_worker(job: Job, *, source: str, device: str, advance: Callable[[int], o
 
 
 def _environment(device: str) -> dict[str, str]:
-    """The process's own: the model lies on this disk, and it sees the device that was chosen."""
+    """The process's own: the model is local, and it sees the device that was chosen."""
     paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     chosen = {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     if device == "cpu":

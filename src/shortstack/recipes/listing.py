@@ -69,7 +69,7 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
             listed.
 
     Returns:
-        What was asked for.
+        What was requested.
 
     Raises:
         ShortstackError: there is no such recipe, or it is wrong.

@@ -74,8 +74,8 @@ class Recipe:
     """A recipe with everything that it extends and every change made on the command line.
 
     Attributes:
-        name: as it was asked for.
-        file: where it is, by whatever name it was asked for.
+        name: as requested.
+        file: where it is, by whatever name it was requested.
         about: what it does.
         model: the checkpoint that it begins with; empty where it is for any.
         steps: in order.

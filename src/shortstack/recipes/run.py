@@ -1,4 +1,4 @@
-"""Run a recipe: one step after the other, each in its folder; a step is skipped where its result, from the same inputs, is there."""
+"""Run a recipe: one step after the other, each in its folder; a step whose result is there already is skipped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""YAML -> plain data with the line of every key: nothing is constructed that YAML asks for, nothing grows, nothing is lost.
+"""YAML -> plain data with the line of every key: no object that a tag names is constructed, nothing grows, nothing is lost.
 
 Scalars are those of YAML 1.2: `1e-4` is a number, `no` is text, only `true` and `false` are truth values. A key that is
-there twice, a tag, an alias that makes the text grow, and a file above 1 MB are refused.
+duplicate, a tag, an alias that makes the text grow, and a file above 1 MB are refused.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _plain_mapping(node: Any, place: Place, lines: dict[Place, int], source: str
         if key in found:
             first = lines[(*place, key)]
             raise ShortstackError(
-                f"{source}, line {line}: {key} is there twice (first in line {first})", hint="keep one of them"
+                f"{source}, line {line}: duplicate key {key} (first in line {first})", hint="keep one of them"
             )
         lines[(*place, key)] = line
         found[key] = _plain(value_node, (*place, key), lines, source)

@@ -163,7 +163,7 @@ def _same_temperature(lessons: Lessons, asked: float | None) -> float:
 def _dense(student: Checkpoint, teacher: str | None) -> Checkpoint:
     source = teacher or (student.provenance or {}).get("source")
     if source is None:
-        raise UsageError(f"{student.source}: does not say which model it was made of", hint="--teacher DENSE")
+        raise UsageError(f"{student.source}: does not record which model it was derived from", hint="--teacher DENSE")
     return open_model(source, allow_links=student.allow_links, progress=Progress(quiet=True))
 
 

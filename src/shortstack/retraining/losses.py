@@ -1,4 +1,4 @@
-"""What is made small in training: the next token's loss, and the distance to a teacher (distillation).
+"""The losses of training: the next token's loss, and the distance to a teacher (distillation).
 
 Every part is a sum over the tokens that are predicted; the trainer divides by their number over all processes.
 
@@ -36,7 +36,7 @@ class NonFiniteLossError(ShortstackError):
 
 
 class Objective(Protocol):
-    """Sums of losses over a batch, by name; `loss` is what is made small."""
+    """Sums of losses over a batch, by name; `loss` is the one that is minimized."""
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """Run the model on a batch."""

@@ -200,7 +200,7 @@ def _shard_on_cpu(arguments: TrainingArguments) -> None:
 
 
 def check_trackers(report_to: str | None) -> list[str]:
-    """The trackers asked for, as the Trainer knows them.
+    """The requested trackers, as the Trainer knows them.
 
     Raises:
         UsageError: one is unknown or not installed.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _SHORTEST_WARM_UP = 10  # a tenth of a run that its warm-up would fill by more than half
 
 
-# Given the student, its checkpoint, its dtype and device: what is made small.
+# Given the student, its checkpoint, its dtype and device: the loss.
 MakeObjective = Callable[[Any, Checkpoint, "torch.dtype", "torch.device"], "Objective"]
 # Given the tokenizer and the hyperparameters: what is trained on, where that is not a SOURCE.
 OpenFeed = Callable[[Hyperparameters], "Feed"]
@@ -226,7 +226,7 @@ class Run:
     # ---- the work
 
     def _loaded(self) -> tuple[Any, Objective]:
-        """The model with what is to be trained, and what is to be made small."""
+        """The model with what is to be trained, and the loss."""
         import torch
 
         from shortstack.retraining.losses import NextToken

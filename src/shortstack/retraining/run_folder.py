@@ -77,7 +77,7 @@ class Session:
         if differs and not force:
             raise ShortstackError(
                 f"{self.folder}: holds a run that was begun with other settings: {'; '.join(differs)}",
-                hint="give the settings of then to resume, --restart to begin at step 0, or --force to resume and record the change",
+                hint="the former settings resume it; --restart begins at step 0; --force resumes with these and records it",
             )
         self.forced += differs
         found = self._newest(weights_only)

@@ -67,7 +67,7 @@ def open_lessons(folder: Path) -> Lessons:
 
 
 class TaughtRows(Sequence[dict[str, np.ndarray]]):
-    """Rows of some shards, read as they are asked for; the shards that were used last are held."""
+    """Rows of some shards, read when they are requested; the shards that were used last are held."""
 
     def __init__(self, folder: Path, shards: dict[str, Any]) -> None:
         self.folder, self.names = folder, sorted(shards)

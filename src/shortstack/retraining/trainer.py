@@ -55,11 +55,11 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
     """The Trainer, on our batches and objective.
 
     Args:
-        objective: what is made small.
+        objective: the loss.
         loader: this process's micro-batches, beginning with the step after `resumed`.
         session: the work folder.
         monitor: says how it goes.
-        measure: figures on what is held out, by name; run by every process.
+        measure: figures on the validation set, by name; run by every process.
         keep_best: remember the saved step with the lowest validation loss.
         rhythm: steps between two lines of progress, two evaluations and two saved checkpoints.
         stream: where the data streams stood at the checkpoint that the run resumes from.
@@ -163,7 +163,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
 
     @phase("validation")
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Measure what is held out."""
+        """Measure on the validation set."""
         started = time.perf_counter()
         figures = self._measure(self.model_wrapped if self.is_fsdp_enabled else self.model)
         self.monitor.pause(started)
@@ -299,6 +299,6 @@ class _Guard(TrainerCallback):  # type: ignore[misc]
         self._trainer.monitor.step_done(state.global_step, self._trainer._tokens)
 
     def mean_losses(self) -> dict[str, float]:
-        """Means since they were last asked for."""
+        """Means since the last call."""
         losses, self._losses = self._losses, []
         return {name: math.fsum(step[name] for step in losses) / len(losses) for name in losses[0]} if losses else {}

@@ -1,4 +1,4 @@
-"""What is watched in training and compared at its end: the loss on what was held out, the perplexity of given texts."""
+"""What is watched in training and compared at its end: the loss on the validation set, the perplexity of given texts."""
 
 from __future__ import annotations
 

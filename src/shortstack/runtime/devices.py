@@ -83,7 +83,7 @@ def pick_scoring_dtype(name: DType, stored: str, device: torch.device, *, say: C
     """What a scoring run computes in: `auto` is the fastest that keeps the order of the blocks.
 
     Args:
-        name: what was asked for. `auto` on a GPU is bfloat16, which GPUs are made for, also where the checkpoint is stored
+        name: the requested one. `auto` on a GPU is bfloat16, which GPUs are made for, also where the checkpoint is stored
             in float32, and float16 where it is float16. On a CPU it is float32, or bfloat16 where the checkpoint is stored
             in it and the CPU has units for it.
         stored: the checkpoint's dtype as safetensors names it, such as BF16.

@@ -77,7 +77,7 @@ class Stability:
         free = len(self.blocks) - len(self.protected)
         if not 1 <= self.remove < free:
             raise UsageError(
-                f"--until stable --remove {self.remove}: expected 1 to {free - 1}: some of the {free} blocks that may go "
+                f"--until stable --remove {self.remove}: expected 1 to {free - 1}: some of the {free} removable blocks "
                 "must stay, or there is nothing to choose"
             )
 

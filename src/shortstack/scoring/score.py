@@ -1,4 +1,4 @@
-"""Plan the fewest sweeps for the criteria asked for, run them, return Scores."""
+"""Plan the fewest sweeps for the requested criteria, run them, return Scores."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ def test_what_heads_could_not_do_is_reported(built: Built, rows: Path, tmp_path:
 def test_one_key_value_head(tiny_model: Callable[[str], Path], built: Built, rows: Path, tmp_path: Path) -> None:
     """No group can go; query heads can."""
     source = built("gemma", num_key_value_heads=1)
-    with pytest.raises(ShortstackError, match="no head can go: it has one key-value head") as refused:
+    with pytest.raises(ShortstackError, match="no head can be removed: it has one key-value head") as refused:
         narrow(source, tmp_path / "w", rows, ratio=0.1, only="heads")
     assert "--head-unit query-heads" in (refused.value.hint or "")
     assert "no head goes: there is one key-value head" in narrow(source, tmp_path / "m", rows, ratio=0.2).to_text()

@@ -51,7 +51,7 @@ class WidthResult(Shown):
         files: sha256 of every file written, by name.
         seconds: wall-clock time.
         peak_rss_bytes: the most memory that computing the gradients took.
-        verified: what the check found, or None where none was asked for.
+        verified: what the check found, or None where none was requested.
         says: what a user should hear about it.
     """
 
@@ -266,7 +266,7 @@ def _removed(checkpoint: Checkpoint, shape: BlockShape, kept: Sequence[KeptUnits
 def _written(
     checkpoint: Checkpoint, cut: Cut, result: WidthResult, step: dict[str, Any], write: WriteOptions, progress: Progress
 ) -> WidthResult:
-    """The checkpoint on disk, and checked where that is asked for."""
+    """The checkpoint on disk, and checked where that is requested."""
     verified = None
     nbytes = result.after["bytes"] or 0
     inputs = [checkpoint.directory]

@@ -244,7 +244,7 @@ def chosen_width(shape: BlockShape, parameters: int, choice: WidthChoice, source
             if (removed := shape.removed(Width(kv, per_group, kept))) > 0
         )
         raise UsageError(
-            f"{source}: nothing would be removed: the least that can go is {count(smallest)} of {count(parameters)} "
+            f"{source}: nothing would be removed: the least that can be removed is {count(smallest)} of {count(parameters)} "
             "parameters",
             hint=f"--ratio {_up(smallest / parameters)}",
         )
@@ -301,11 +301,11 @@ def _nearest(shape: BlockShape, rising: Sequence[Width], target: float, choice: 
 
 
 def _refuse_whole(shape: BlockShape, choice: WidthChoice, source: str) -> NoReturn:
-    """Nothing can go at all."""
+    """Nothing can be removed at all."""
     if choice.only != "heads":
         raise ShortstackError(
-            f"{source}: --multiple-of {choice.multiple_of}: a block has {shape.channels} channels, and no head can go",
-            hint="a smaller --multiple-of",
+            f"{source}: --multiple-of {choice.multiple_of}: a block has {shape.channels} channels; no head is removable",
+            hint="give a smaller --multiple-of",
         )
     if choice.head_unit == "query-heads":
         reasons = {"each key-value head has one query head": shape.per_group == 1}
@@ -314,7 +314,7 @@ def _refuse_whole(shape: BlockShape, choice: WidthChoice, source: str) -> NoRetu
         reasons = {"it has one key-value head": shape.kv_heads == 1}
         hint = "--head-unit query-heads, or --only mlp"
     why = next((reason for reason, holds in reasons.items() if holds), "no smaller number of heads divides hidden_size")
-    raise ShortstackError(f"{source}: no head can go: {why}", hint=hint)
+    raise ShortstackError(f"{source}: no head can be removed: {why}", hint=hint)
 
 
 def _refuse_too_much(parameters: int, choice: WidthChoice, most: int, source: str) -> NoReturn:
@@ -324,7 +324,7 @@ def _refuse_too_much(parameters: int, choice: WidthChoice, most: int, source: st
     least = f"{count(parameters - most)} parameters stay in any case"
     hint = f"--ratio {_down(most / parameters)}" if choice.ratio is not None else f"--params {parameters - most}"
     raise ShortstackError(
-        f"{source}: {asked} would leave {what} in a block: at most {most / parameters:.1%} of the parameters can go "
+        f"{source}: {asked} would leave {what} in a block: at most {most / parameters:.1%} of the parameters can be removed "
         f"({least})",
         hint=f"{hint} at most" if choice.ratio is not None else f"{hint} at least",
     )

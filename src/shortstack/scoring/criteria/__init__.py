@@ -28,7 +28,7 @@ __all__ = ["CRITERIA", "BlockPass", "Criterion", "LogitsPass", "RequestedCriteri
 
 # weights: `on_block`, once per block. hidden: `on_block` with what goes in and comes out. gradients: `on_block` with those of
 # the block's weights. branches: the losses without each block, in `finish`. logits: `on_logits`, dense and without a block.
-# states: `on_states`, what goes into every block. others: the scores of all other criteria that were asked for, in `finish`.
+# states: `on_states`, what goes into every block. others: the scores of all other criteria that were requested, in `finish`.
 Need = Literal["weights", "hidden", "states", "gradients", "branches", "logits", "others"]
 Reduction = Literal["sum", "mean", "max", "prod"]
 REDUCTIONS: tuple[Reduction, ...] = ("sum", "mean", "max", "prod")

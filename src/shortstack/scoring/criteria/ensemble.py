@@ -1,4 +1,4 @@
-"""ensemble: the mean rank of a block among those of the other criteria that were asked for. Needs their scores."""
+"""ensemble: the mean rank of a block among those of the other criteria that were requested. Needs their scores."""
 
 from __future__ import annotations
 

@@ -44,15 +44,15 @@ def beam(
 
     Args:
         costs_of: the cost of each set, [S]; lower is better.
-        candidates: positions of the blocks that may go.
+        candidates: positions of the removable blocks.
         remove: how many blocks go in the end.
         width: how many sets are kept for the next step.
         reason_against: why a set cannot go from this family, or None. Such a set is not measured, but larger ones that hold
-            it may be: what cannot go alone may go with another block.
+            it may be: a block that cannot be removed alone may be removable with another.
         on_step: called with the sets of each size.
 
     Returns:
-        As many as `remove`, fewer where no larger set can go.
+        As many as `remove`, fewer where no larger set can be removed.
     """
     kept: list[RemovalSet] = [frozenset()]
     steps: list[Ranked] = []

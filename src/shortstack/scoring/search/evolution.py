@@ -53,8 +53,8 @@ def evolve(
 
     Args:
         costs_of: the cost of each set on the first so many windows.
-        start: the first parent, a set that can go.
-        candidates: positions of the blocks that may go.
+        start: the first parent, a removable set.
+        candidates: positions of the removable blocks.
         windows: how many there are.
         how: how long.
         reason_against: why a set cannot go from this family, or None; such a set is not measured.

@@ -5,9 +5,9 @@ Hessian H of the loss over the gates, all of them at 1 (arXiv 2602.00161, 2026).
 gates, and a removal is a large one: so its best sets are measured, and what was measured ranks them.
 
 H is the central difference of gradients, exact to about 1e-3 of its largest entry in float32. What it costs: for each block
-that may go, two settings of its gate, each run forward through the model and backward down to that block.
+that is removable, two settings of its gate, each run forward through the model and backward down to that block.
 
-Legend: S sets, W windows, T tokens, N blocks that may go, K blocks of a set.
+Legend: S sets, W windows, T tokens, N removable blocks, K blocks of a set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class QuadraticModel:
     """The loss over gates, to second order.
 
     Attributes:
-        candidates: positions of the blocks that may go.
+        candidates: positions of the removable blocks.
         gradient_N, hessian_NN: of the mean NLL over their gates, float64.
     """
 

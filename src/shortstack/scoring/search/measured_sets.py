@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class MeasuredSets:
-    """Mean NLL per predicted token of each window, without each set of blocks that was asked for.
+    """Mean NLL per predicted token of each window, without each requested set of blocks.
 
     Several processes share the windows, and all get the losses of all windows.
 
