@@ -126,7 +126,7 @@ _ROWS = [
         "shortstack repair PRUNED --of MODEL --data calibration.txt --out REPAIRED",
         makes={"checkpoint": ""},
         check="shortstack.pruning.repair.repair:check_repair",
-        estimate="shortstack.pruning.repair.repair:estimate_repair",
+        estimate="shortstack.pruning.repair.estimate:estimate_repair",
     ),
     Command(
         "retrain lora",

@@ -17,6 +17,7 @@ from shortstack.data.named_sources import calibration_tokens
 from shortstack.pruning.budget import Sizes, amount_to_remove, is_of_measurements
 from shortstack.pruning.options import BlockChoice, CurveOptions, SearchOptions
 from shortstack.pruning.plan import plan_for
+from shortstack.pruning.repair.estimate import repair_passes
 from shortstack.pruning.selection import parse_selection
 
 
@@ -28,14 +29,16 @@ def estimate_plan(values: Mapping[str, Any]) -> Estimate:
 
 def estimate_prune(values: Mapping[str, Any]) -> Estimate:
     """The checkpoint that pruning makes."""
-    if values.get("selection") is not None:
-        found = estimate_search(values)
-        nbytes = 0 if found.forecast is None else found.forecast.nbytes
-        return dataclasses.replace(found, makes="checkpoint" if found.forecast is None else found.makes, nbytes=nbytes)
-    forecast = _cut(values)
+    searches, repairs = values.get("selection") is not None, values.get("repair") is not None
+    searched = estimate_search(values) if searches else Estimate("")
+    forecast = searched.forecast if searches else _cut(values)
     if forecast is None:
         return Estimate("checkpoint")
-    return Estimate(_described(forecast), forecast.nbytes, forecast=forecast, untimed=COPIES)
+    passes = (*searched.passes, *((repair_passes(forecast, values),) if repairs else ()))
+    untimed = "" if searches or repairs else COPIES
+    return Estimate(
+        _described(forecast), forecast.nbytes, forecast=forecast, passes=passes, untimed=untimed, fastest=True
+    )
 
 
 def estimate_search(values: Mapping[str, Any]) -> Estimate:
@@ -49,8 +52,10 @@ def estimate_search(values: Mapping[str, Any]) -> Estimate:
         return Estimate("plan")
     wanted = amount_to_remove(_sizes(model), choice)
     forecast = _without(model, wanted)
-    steps = wanted if parse_selection(choice.selection).kind in ("greedy", "beam") else 1
-    return Estimate(_described(forecast), forecast=forecast, passes=(_of_steps(model, steps, choice.plus, values),))
+    kind = parse_selection(choice.selection).kind
+    steps = wanted if kind in ("greedy", "beam") else 1
+    passes = (_of_steps(model, steps, choice.plus, values),)
+    return Estimate(_described(forecast), forecast=forecast, passes=passes, fastest=kind != "gate")
 
 
 def estimate_curve(values: Mapping[str, Any]) -> Estimate:
@@ -61,7 +66,8 @@ def estimate_curve(values: Mapping[str, Any]) -> Estimate:
     selection = parse_selection(values.get("selection", CurveOptions().selection))
     most = values.get("most") or max(1, len(_free(model, values.get("plus"))) // 2)
     steps = most if selection.kind in ("greedy", "beam") else 1
-    return Estimate(f"{most} points", passes=(_of_steps(model, steps, values.get("plus"), values),))
+    passes = (_of_steps(model, steps, values.get("plus"), values),)
+    return Estimate(f"{most} points", passes=passes, fastest=selection.kind != "gate")
 
 
 def _of_steps(model: Forecast, steps: int, plus: bool | None, values: Mapping[str, Any]) -> Passes:

@@ -14,7 +14,7 @@ from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import check_pair
-from shortstack.pruning.repair.options import Method, RepairOptions
+from shortstack.pruning.repair.options import VALIDATION_SHARE, Method, RepairOptions
 from shortstack.pruning.repair.places import Place, named, places_of, residual_of
 from shortstack.runtime.devices import pick_device, pick_scoring_dtype
 from shortstack.runtime.libraries import import_transformers
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from shortstack.engine.streamed import StreamedModel
     from shortstack.pruning.repair.sweep import Repaired, Repairing
 
-_VALIDATION_SHARE = 4  # as many windows are fitted on as these times those that choose
 _FEWEST_VALIDATION = 2
 
 
@@ -155,7 +154,7 @@ def drawn_windows(
         ShortstackError: there is too little text.
     """
     fitting = calibration.samples
-    choosing = max(_FEWEST_VALIDATION, -(-fitting // _VALIDATION_SHARE))
+    choosing = max(_FEWEST_VALIDATION, -(-fitting // VALIDATION_SHARE))
     drawn = calibration_windows(
         checkpoint,
         replace(calibration, samples=fitting + choosing),

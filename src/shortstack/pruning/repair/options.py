@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shortstack.common.options import Options, expect
+from shortstack.data.calibration import CalibrationOptions
 
 Method = Literal["auto", "scale", "linear", "full"]
+# A map of the states of hundreds of channels needs many tokens: what is fitted on 2,048 is worse than nothing.
+WINDOWS = CalibrationOptions(samples=128, seq_len=256)
+VALIDATION_SHARE = 4  # as many windows are fitted on as these times those that choose
 _BEHIND = {"auto": 2, "full": 2}
 
 

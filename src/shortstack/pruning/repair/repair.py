@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shortstack.checkpoint.drop_blocks import Cut, cut_blocks
-from shortstack.checkpoint.forecast import Estimate, Forecast, Passes
+from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.clock import command_seconds
 from shortstack.common.formatting import seconds
@@ -20,15 +20,13 @@ from shortstack.data.preview import preview
 from shortstack.families.open_model import open_checkpoint, open_model
 from shortstack.pruning.prune import copy_weights
 from shortstack.pruning.repair.fitted import check_repairable, fitted
-from shortstack.pruning.repair.options import Method, RepairOptions
+from shortstack.pruning.repair.options import WINDOWS, Method, RepairOptions
 from shortstack.pruning.repair.text import repair_text, share_back
 from shortstack.pruning.repair.write import fold_into
 from shortstack.publishing.model_card import write_beside_weights
 from shortstack.runtime.atomic_output import check_output, published
 from shortstack.scoring.options import ScoreOptions
 
-# A map of the states of hundreds of channels needs many tokens: what is fitted on 2,048 is worse than nothing.
-_CALIBRATION = CalibrationOptions(samples=128, seq_len=256)
 _REPAIR, _OPTIONS = RepairOptions(), ScoreOptions()
 
 
@@ -85,7 +83,7 @@ def repair(
     of: str,
     out: Path,
     method: Method = "auto",
-    calibration: CalibrationOptions = _CALIBRATION,
+    calibration: CalibrationOptions = WINDOWS,
     fitting: RepairOptions = _REPAIR,
     force: bool = False,
     options: ScoreOptions = _OPTIONS,
@@ -171,7 +169,7 @@ def repaired_in(
     pruned = replace(open_checkpoint(folder, family=dense.anatomy.family), source=out, tokenizer=dense.tokenizer)
     usual = CalibrationOptions()
     sizes = {
-        name: getattr(_CALIBRATION if getattr(calibration, name) == getattr(usual, name) else calibration, name)
+        name: getattr(WINDOWS if getattr(calibration, name) == getattr(usual, name) else calibration, name)
         for name in ("samples", "seq_len")
     }
     found = fitted(dense, pruned, method, replace(calibration, **sizes), _REPAIR, options, progress)
@@ -199,21 +197,9 @@ def check_repair(values: Mapping[str, Any]) -> list[str]:
         ShortstackError: the text cannot be used, or windows are longer than the model takes.
     """
     given = {name: values[name] for name in ("data", "samples", "seq_len") if name in values}
-    calibration = CalibrationOptions(**{"samples": _CALIBRATION.samples, "seq_len": _CALIBRATION.seq_len, **given})
+    calibration = CalibrationOptions(**{"samples": WINDOWS.samples, "seq_len": WINDOWS.seq_len, **given})
     notes = preview(calibration.data, "calibration", lambda: check_enough(calibration))
     model: Forecast | None = values.get("model")
     if model is not None:
         model.check_positions("seq_len", calibration.seq_len)
     return notes
-
-
-def estimate_repair(values: Mapping[str, Any]) -> Estimate:
-    """The checkpoint that a repair makes."""
-    model: Forecast | None = values.get("model")
-    if model is None:
-        return Estimate("checkpoint")
-    tokens = values.get("samples", _CALIBRATION.samples) * values.get("seq_len", _CALIBRATION.seq_len)
-    passes = Passes(
-        model, 4 * tokens * len(model.kept), 2 * tokens
-    )  # both models, and the validation windows' candidates
-    return Estimate("a checkpoint of the same size", model.nbytes, forecast=model, passes=(passes,))
