@@ -80,7 +80,7 @@ class Goals:
     def figure(
         self, name: str, value: float, *, at_least: float | None = None, at_most: float | None = None, **more: object
     ) -> None:
-        """One figure, with what was asked for beside it."""
+        """One figure, with its target."""
         reached = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
         goal = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
         say(name, value=value, **goal, reached=reached, **more)

@@ -1,4 +1,4 @@
-"""Scoring on a GPU: seconds, tokens/s, share of the matrix-multiply peak, memory; beside the naive and the published way.
+"""Scoring on a GPU: seconds, tokens/s, share of the matrix-multiply peak, memory; beside the naive and published ways.
 
     python benchmarks/gpu_scoring.py [--small] [--folder DIR]
 
@@ -216,12 +216,18 @@ def main() -> None:
         goals.figure(f"{many} x {length}: share of the matrix-multiply peak", long["share_of_peak"], at_least=0.65)
         slow = naive(bench, few, len(few))
         let_go()
-        say("10 x 128: times the naive way", ratio=slow / short["resident_seconds"], naive_seconds=slow)
+        say(
+            "10 x 128: times as fast as the naive procedure", ratio=slow / short["resident_seconds"], naive_seconds=slow
+        )
         slow = naive(bench, bench.windows(many, length)[:4], 4) * many / 4
         let_go()
-        say(f"{many} x {length}: times the naive way", ratio=slow / long["resident_seconds"], naive_seconds=slow)
+        say(
+            f"{many} x {length}: times as fast as the naive procedure",
+            ratio=slow / long["resident_seconds"],
+            naive_seconds=slow,
+        )
         slow = published(bench, few)
-        goals.figure("10 x 128: times the published procedure", slow / short["resident_seconds"], at_least=100,
+        goals.figure("10 x 128: times as fast as the published procedure", slow / short["resident_seconds"], at_least=100,
                      published_seconds=slow)  # fmt: skip
     if arguments.small:
         sys.exit(0)

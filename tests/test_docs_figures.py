@@ -111,3 +111,39 @@ def test_notebooks_and_pages_agree_on_the_size_of_the_model_in_the_package() -> 
     for path in (ROOT / "docs/notebooks").glob("*.ipynb"):
         text = "".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
         assert "M parameters" not in text or million in text, path.name
+
+
+def test_the_cost_of_several_texts_in_the_guide_is_the_measured_one() -> None:
+    """Choosing for the worst source: what the guide recommends by stands in the tables of the results."""
+    results, guide = RESULTS.partition("## Choosing for several texts")[2], PAGES["docs/guide/choosing.md"]
+    three, six = (results.partition(f"| {count} blocks, chosen by")[2].partition("The set")[0] for count in (3, 6))
+    books, sums = re.search(r"perplexity (\+\d+ %) on books, (\+\d+ %) on sums", guide).groups()  # type: ignore[union-attr]
+    row = re.search(r"\| `ppl` of books alone \| [\d, -]+ \| [^|]+ \| (\+\d+ %)[^|]+\| [^|]+\| (\+\d+ %)", three)
+    assert row
+    assert row.groups() == (books, sums)
+    assert six
+    added = re.search(
+        r"from ([\d.]+) to ([\d.]+) of its dense loss.*?gave ([\d.]+)\. With six blocks .*? are\s+(.*?)\. So", guide
+    )
+    assert added
+    assert f"adds {added[1]} of the dense loss" in results
+    assert f"reduces this to {added[2]} " in results
+    assert f"single costs gives {added[3]} " in results
+    assert f"the three figures are {added[4]}:" in results
+
+
+def test_figures_of_the_guide_that_are_measured_elsewhere() -> None:
+    """Seconds, tokens, kills, blocks and tests: one number for each, on whatever page it stands."""
+    for pattern, pages in (
+        (r"(\d+) seconds (?:on 2 cores, without the installation|after installation)", 2),
+        (r"(\d+) (?:tokens of Python 3.11.7's|predicted tokens in windows of 128)", 2),
+        (r"(2,\d+|1,\d+|\d+) (?:kills\b|killed processes)", 3),
+        (r"(\d+,\d{3}) random (?:inputs|headers)", 2),
+        (r"Pruning needs less than (\d+) MB", 2),
+    ):
+        values = set().union(*stated(pattern, at_least=pages).values())
+        assert len(values) == 1, (pattern, values)
+    most = re.search(r"Pruning needs less than (\d+) MB", PAGES["README.md"])
+    assert most
+    for measured in re.findall(r"\| peak memory \| (\d+) MB", PAGES["docs/measurements.md"]):
+        assert int(measured) < int(most[1])
