@@ -14,7 +14,7 @@ _ROWS = [
     Command(
         "quickstart",
         "shortstack.recipes.quickstart:quickstart",
-        "Take the small model in the package through info, score, plan, prune, retrain, evaluate and report.",
+        "Run every stage on the small model in the package: info, score, plan, prune, retrain, evaluate, report.",
         "shortstack quickstart --out tour",
         step=False,
         api="-",
@@ -22,19 +22,19 @@ _ROWS = [
     Command(
         "info",
         "shortstack.inspection.info:info",
-        "Show what a checkpoint is: family, blocks, parameters, sizes, what one block takes, and which blocks are removable.",
+        "Show a checkpoint's family, blocks, parameters, sizes, and which blocks can be removed.",
         "shortstack info MODEL",
     ),
     Command(
         "check",
         "shortstack.inspection.check:check",
-        "Check that a checkpoint loads and generates as it should, whoever made it.",
+        "Check that a checkpoint loads and generates correctly, whoever made it.",
         "shortstack check MODEL",
     ),
     Command(
         "doctor",
         "shortstack.inspection.doctor:doctor",
-        "Show versions, devices, extras, engines, and the caches with their sizes: what a report of a fault should hold.",
+        "Show versions, devices, extras, engines, and caches with their sizes, for a bug report.",
         "shortstack doctor",
         step=False,
     ),
@@ -59,14 +59,14 @@ _ROWS = [
     Command(
         "agree",
         "shortstack.scoring.agreement:agree",
-        "Say how far rankings of blocks agree: Kendall's tau, and the overlap of the blocks they would remove.",
+        "Measure how far rankings of blocks agree: Kendall's tau, and the overlap of the blocks that they would remove.",
         "shortstack agree scores.json --remove 6",
         makes={"text": "agreement.json"},
     ),
     Command(
         "stability",
         "shortstack.scoring.stability:stability",
-        "Say how far a choice can be trusted: agreement of the chosen blocks between criteria, seeds and numbers of windows.",
+        "Measure how stable the chosen blocks are when the criterion, the seed or the number of windows changes.",
         "shortstack stability MODEL --remove 6 --data calibration.txt --out stability.json",
         makes={"text": "stability.json"},
         parallel=True,
@@ -74,7 +74,7 @@ _ROWS = [
     Command(
         "plan",
         "shortstack.pruning.plan:plan",
-        "Choose the blocks to remove, and show what that saves.",
+        "Choose the blocks to remove, and show what their removal saves.",
         "shortstack plan MODEL --scores scores.json --criterion ppl --remove 6 --out plan.json",
         makes={"plan": "plan.json"},
         estimate="shortstack.pruning.estimate:estimate_plan",
@@ -82,7 +82,7 @@ _ROWS = [
     Command(
         "search",
         "shortstack.pruning.search:search",
-        "Choose the blocks to remove by measuring sets of them, not blocks one by one.",
+        "Choose the blocks to remove by measuring whole sets of blocks.",
         "shortstack search MODEL --selection greedy --remove 6 --data calibration.txt --out plan.json",
         makes={"plan": "plan.json"},
         parallel=True,
@@ -92,7 +92,7 @@ _ROWS = [
     Command(
         "curve",
         "shortstack.pruning.curve:curve",
-        "Show what it costs to remove ever more blocks: perplexity against their number, in one run.",
+        "Measure perplexity against the number of removed blocks, in one run.",
         "shortstack curve MODEL --selection greedy --data calibration.txt --out curve.json",
         makes={"text": "curve.json"},
         parallel=True,
@@ -102,7 +102,7 @@ _ROWS = [
     Command(
         "prune",
         "shortstack.pruning.prune:prune",
-        "Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.",
+        "Write a checkpoint without some of the blocks; every kept tensor keeps its bytes.",
         "shortstack prune MODEL --plan plan.json --verify --out PRUNED",
         makes={"checkpoint": ""},
         check="shortstack.pruning.search:check_prune",
@@ -112,7 +112,7 @@ _ROWS = [
     Command(
         "prune-width",
         "shortstack.pruning.width.prune_width:prune_width",
-        "Write a checkpoint with fewer attention heads and MLP channels in every block: the baseline of width pruning.",
+        "Write a checkpoint with fewer attention heads and MLP channels in every block, as a baseline for depth pruning.",
         "shortstack prune-width MODEL --ratio 0.2 --data calibration.txt --out NARROW",
         makes={"checkpoint": ""},
         parallel=True,
@@ -122,7 +122,7 @@ _ROWS = [
     Command(
         "repair",
         "shortstack.pruning.repair.repair:repair",
-        "Repair a pruned checkpoint without training: fold what a cut changes in hidden states into the weights beside it.",
+        "Repair a pruned checkpoint without training, by changing weights beside each cut in closed form.",
         "shortstack repair PRUNED --of MODEL --data calibration.txt --out REPAIRED",
         makes={"checkpoint": ""},
         check="shortstack.pruning.repair.repair:check_repair",
@@ -131,7 +131,7 @@ _ROWS = [
     Command(
         "retrain lora",
         "shortstack.retraining.lora:retrain_lora",
-        "Train a LoRA adapter on a checkpoint, and merge it into a plain one.",
+        "Train a LoRA adapter on a checkpoint, and merge it into a plain checkpoint.",
         "shortstack retrain lora PRUNED --data rows.json --eval-data evaluation.txt --out HEALED",
         makes={"checkpoint": "", "adapter": "adapter"},
         unless={"checkpoint": ("merge", False)},
@@ -159,7 +159,7 @@ _ROWS = [
     Command(
         "retrain distill",
         "shortstack.retraining.distill:retrain_distill",
-        "Train a pruned checkpoint on the outputs of the dense one: its logits, and its hidden states if requested.",
+        "Train a pruned checkpoint with the dense model as teacher: on its logits, and its hidden states if requested.",
         "shortstack retrain distill PRUNED --teacher MODEL --data text.jsonl --out TAUGHT",
         makes={"checkpoint": ""},
         parallel=True,
@@ -191,7 +191,7 @@ _ROWS = [
     Command(
         "teach",
         "shortstack.retraining.teach:teach",
-        "Write down a teacher's top logits on a text, for distillation without the teacher.",
+        "Cache a teacher's top logits on a text, for distillation without the teacher in memory.",
         "shortstack teach MODEL --data text.jsonl --top-k 64 --out NOTES",
         makes={"teacher logits": ""},
         check="shortstack.retraining.estimate:check_training",
@@ -211,7 +211,7 @@ _ROWS = [
     Command(
         "eval ppl",
         "shortstack.evaluation.ppl:evaluate_ppl",
-        "Perplexity of checkpoints on texts, with standard errors.",
+        "Measure the perplexity of checkpoints on texts, with standard errors.",
         "shortstack eval ppl MODEL PRUNED HEALED --data evaluation.txt --out ppl.json",
         makes={"results": "results.json"},
         check="shortstack.evaluation.ppl:check_texts",
@@ -220,7 +220,7 @@ _ROWS = [
     Command(
         "eval zeroshot",
         "shortstack.evaluation.zeroshot:evaluate_zeroshot",
-        "Zero-shot accuracy of checkpoints on the seven published tasks, and their mean.",
+        "Measure zero-shot accuracy of checkpoints on the seven published tasks, and their mean.",
         "shortstack eval zeroshot MODEL PRUNED --tasks-dir tasks --limit 200 --out zeroshot.json",
         makes={"results": "results.json"},
         needs=("lm_eval",),
@@ -237,7 +237,7 @@ _ROWS = [
     Command(
         "eval samples",
         "shortstack.evaluation.samples:evaluate_samples",
-        "Continuations of one prompt by each checkpoint, with the same seed.",
+        "Print continuations of one prompt by each checkpoint, with the same seed.",
         "shortstack eval samples MODEL PRUNED --prompt 'Once upon a time' --new-tokens 40",
         makes={"results": "results.json"},
         api="samples",
@@ -246,7 +246,7 @@ _ROWS = [
     Command(
         "eval all",
         "shortstack.evaluation.all:evaluate_all",
-        "Perplexity, zero-shot accuracy, generation quality and samples of checkpoints, in one file.",
+        "Measure perplexity, zero-shot accuracy and generation quality of checkpoints, with samples, into one file.",
         "shortstack eval all MODEL PRUNED --data evaluation.txt --tasks-dir tasks --out results.json",
         makes={"results": "results.json"},
         needs=("lm_eval",),
@@ -256,7 +256,7 @@ _ROWS = [
     Command(
         "compare",
         "shortstack.evaluation.compare:compare",
-        "Set the results of several models side by side, with differences and their paired standard errors.",
+        "Compare the results of several models, with differences and their paired standard errors.",
         "shortstack compare ppl.json zeroshot.json --published st-vicuna-v1.3-5.5b-ppl",
         makes={"text": "comparison.json"},
         check="shortstack.evaluation.compare:check_published",
@@ -290,34 +290,34 @@ _ROWS = [
     Command(
         "export mergekit",
         "shortstack.publishing.export.mergekit:export_mergekit",
-        "Write a passthrough merge for mergekit that rebuilds a pruned checkpoint out of the dense model.",
+        "Write a passthrough merge for mergekit, which rebuilds a pruned checkpoint from the dense model.",
         "shortstack export mergekit PRUNED --out merge.yaml",
         makes={"text": "merge.yaml"},
     ),
     Command(
         "export prune-layers",
         "shortstack.publishing.export.prune_layers:export_prune_layers",
-        "List the removed blocks for `llama-quantize --prune-layers`, which takes them out of the dense model's GGUF file.",
+        "List the removed blocks for `llama-quantize --prune-layers`, which removes them from the dense model's GGUF file.",
         "shortstack export prune-layers PRUNED",
         makes={"text": "prune-layers.txt"},
     ),
     Command(
         "card",
         "shortstack.publishing.card:card",
-        "Renew the model card of a checkpoint that shortstack made, with the figures of results files.",
+        "Update the model card of a checkpoint that shortstack made, with the figures of results files.",
         "shortstack card PRUNED ppl.json",
     ),
     Command(
         "push",
         "shortstack.publishing.push:push",
-        "Push a checkpoint that shortstack made to the hub; without --yes only show what would be pushed.",
+        "Upload a checkpoint that shortstack made to the hub; without --yes, only show what would be uploaded.",
         "shortstack push PRUNED org/name",
         step=False,
     ),
     Command(
         "demo",
         "shortstack.demo.app:demo",
-        "Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.",
+        "Serve a web page on which up to four checkpoints continue the same prompt, side by side.",
         "shortstack demo embedded pruned --scores scores.json",
         api="serve_demo",
         step=False,
@@ -345,7 +345,7 @@ COMMANDS: dict[str, Command] = {command.name: command for command in _ROWS}
 GROUPS = {
     "retrain": "Retrain a pruned checkpoint to recover quality: LoRA, continued pretraining, distillation, block by block.",
     "eval": "Evaluate checkpoints: perplexity, zero-shot accuracy, generation quality, samples.",
-    "export": "Give checkpoints to other tools: llama.cpp, mergekit.",
+    "export": "Export checkpoints for other tools: llama.cpp, mergekit.",
 }
 
 

@@ -32,17 +32,17 @@ _SWEEP, _ENGINES, _MEASURING = SweepOptions(), EngineOptions(), MeasuringOptions
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions(Options):
-    """What is made of the figures.
+    """What is made from the figures.
 
     Attributes:
-        compare: Show how many times as fast each model is as the first, beside the ideal: the share of the work that
-            its blocks, head and cache leave.
-        draft: A pruned model that drafts tokens for the one MODEL (speculative decoding), which is measured instead of
-            the sweep.
-        draft_tokens: The number of tokens that are drafted at a time.
-        csv: Write the published layout into this folder: latency_throughput.csv, memory_tracemalloc.csv and
-            nvidia_smi_gpuutil.csv of each model and configuration.
-        plot: Draw latency and memory against the batch, and speed-up against blocks removed, into this folder.
+        compare: Show the speed-up of each model over the first one, beside the ideal speed-up, which follows from the
+            remaining work of blocks, head and cache.
+        draft: Measure speculative decoding of the one MODEL with this pruned model as the draft, instead of the sweep.
+        draft_tokens: The number of tokens that the draft generates at a time.
+        csv: Write the published CSV files into this folder: latency_throughput.csv, memory_tracemalloc.csv and
+            nvidia_smi_gpuutil.csv for each model and configuration.
+        plot: Draw latency and memory against the batch size, and speed-up against removed blocks, as PNG files in this
+            folder.
     """
 
     compare: bool = False
@@ -67,10 +67,10 @@ def bench(
 ) -> Results:
     """Measure latency, throughput, memory and utilisation of checkpoints, in the engines that people use.
 
-    Of every configuration: latency, time to the first token (prefill), time per further token (decoding) and throughput, as
-    medians with percentiles; peak memory and utilisation from a process of its own; and beside them what the machine's
-    memory bandwidth and matrix products, measured in the same run, allow at best. Several models take turns (A B, B A), so
-    that their runs are pairs.
+    For every configuration the output has latency, time to the first token (prefill), time per further token (decoding)
+    and throughput, as medians with percentiles. Peak memory and utilisation are measured in a separate process. Each
+    figure is shown beside the limit that memory bandwidth and matrix products, measured in the same run, allow. Several
+    models take turns (A B, B A), so that differences are paired.
 
     Source of --draft: speculative decoding (Leviathan et al. 2023, arXiv 2211.17192).
 
@@ -78,7 +78,7 @@ def bench(
         models: The checkpoints, the dense one first: directories, hub ids such as `org/name@revision`, or `embedded`.
         sweep: what is run.
         engine: The engines, separated by commas: `transformers` (eager), `compiled` (transformers with torch.compile
-            and a static cache), `vllm`, `llama.cpp`. Each is reported apart.
+            and a static cache), `vllm`, `llama.cpp`. Each has its own table.
         engines: where they are.
         report: what is made of the figures.
         out: Write the results to this file (results.json).

@@ -21,18 +21,18 @@ class SweepOptions(Options):
     """What is run: every batch size with every number of new tokens.
 
     Attributes:
-        preset: The published sweep by name. Options that are given beside it take precedence. `shortened-llm` is batch
-            1, 8, 16, 32, 64, 128 and 256 with 128 and 512 new tokens after the published prompt, sampled as published,
-            30 runs of which 10 are warm-up.
+        preset: A published sweep. Options that are given beside it take precedence. `shortened-llm` is batch 1, 8, 16,
+            32, 64, 128 and 256 with 128 and 512 new tokens after the published prompt, sampled as published, in 30 runs
+            of which 10 are warm-up.
         batch: The batch sizes, separated by commas. By default it is 1.
-        prompt_tokens: The number of tokens in the prompt, which is a piece of English text. By default it is the
-            published prompt as the model's own tokenizer has it.
+        prompt_tokens: The number of tokens in the prompt, which is English text. By default the published prompt is
+            used with the model's own tokenizer.
         new_tokens: The numbers of new tokens, separated by commas. By default it is 128. The end-of-text token is
             suppressed.
         sampling: How tokens are chosen: `greedy`, or `published` (top-k 50, top-p 0.95, temperature 1). By default it
             is greedy.
-        runs: The number of runs of each configuration, those of the warm-up included. By default it is 30.
-        warmup: Do not count this many runs of each configuration, the first ones. By default it is 10.
+        runs: The number of runs of each configuration, including the warm-up. By default it is 30.
+        warmup: The number of first runs of each configuration that are not counted. By default it is 10.
     """
 
     preset: PresetName | None = None
@@ -51,10 +51,10 @@ class EngineOptions(Options):
     Attributes:
         engine_python: The Python of the engine's own environment, such as VENV/bin/python.
         engine_binary: The engine's program, or the folder that holds it. Without `engine_python` and `engine_binary`,
-            an engine is looked for in the folder that the environment variable SHORTSTACK_ENGINES names (`make engines`
-            fills one), then on PATH.
-        engine_args: Further arguments for the engine's program, as on a command line.
-        time_limit: The most seconds that one call of an external engine may take.
+            an engine is searched for in the folder that the environment variable SHORTSTACK_ENGINES names (`make
+            engines` fills one), then on PATH.
+        engine_args: Further command line arguments for the engine's program.
+        time_limit: The time limit in seconds for one call of an external engine.
     """
 
     engine_python: Path | None = None
@@ -68,14 +68,14 @@ class MeasuringOptions(TokenizerOptions):
     """How it is measured.
 
     Attributes:
-        memory: Measure peak memory and utilisation too, in a process of its own.
+        memory: Measure peak memory and utilisation too, in a separate process.
         seed: The seed of the sampling.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
-        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
-            else the CPU.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
+        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
+            a Mac (`mps`), else the CPU.
         fresh: Measure everything again, also what an interrupted run has measured.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 

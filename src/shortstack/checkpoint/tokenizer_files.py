@@ -27,7 +27,7 @@ class TokenizerOptions(Options):
     """Which tokenizer reads text.
 
     Attributes:
-        tokenizer: Use the tokenizer of this directory or hub id, where the checkpoint's own is wrong or missing.
+        tokenizer: Use the tokenizer of this directory or hub id, if the checkpoint's own is wrong or missing.
     """
 
     tokenizer: str | None = None

@@ -87,7 +87,7 @@ help_command.__annotations__["command"] = Literal[
 
 
 def completion_command(shell: Shell | None = None, *, install: Annotated[bool, Parameter(negative="")] = False) -> Any:
-    """Print or install what makes a shell complete commands, options and their choices.
+    """Print or install the shell completion of commands, options and their choices.
 
     Args:
         shell: The shell; by default the one that the environment variable SHELL names.

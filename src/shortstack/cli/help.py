@@ -16,17 +16,17 @@ from shortstack.common.options import Option
 from shortstack.errors import UsageError, did_you_mean
 from shortstack.registry import COMMANDS, GROUPS, Command
 
-ABOUT = "Make the stack of Transformer blocks of a language model shorter: measure, remove, and show what it cost."
+ABOUT = "Remove Transformer blocks from language models: measure which matter least, remove them, retrain, and compare."
 # What every command takes, and what is no command of the registry: with their help.
 EVERYWHERE = {
     "--json": "Print the result as JSON.",
-    "--verbose": "Show on stderr where time goes, which files are read and written, and what libraries report.",
-    "--debug": "Show an error's traceback.",
+    "--verbose": "Show on stderr how long each phase takes, which files are read and written, and messages of libraries.",
+    "--debug": "Show the traceback of an error.",
     "--help": "Show this help.",
 }
 BESIDE = {
     "help": "Show the help of a command, such as `shortstack help score`.",
-    "completion": "Print or install what makes a shell complete commands, options and their choices.",
+    "completion": "Print or install the shell completion of commands, options and their choices.",
 }
 # Options of most commands: they stand last, whatever record they are in.
 _GENERAL = ("force", "trust_remote_code", "allow_links", "quiet")

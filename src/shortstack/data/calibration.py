@@ -38,19 +38,19 @@ class CalibrationOptions(Options):
     """The windows of text that scores are computed on.
 
     Attributes:
-        data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set
-            on the hub such as `bookcorpus`; `self:PROMPTS` for continuations that the model writes itself of the prompts in
-            such a source. Several sources have a name each: `general=books.txt,code=src.jsonl`.
-        samples: The number of calibration windows, of each source where there are several.
+        data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a
+            data set on the hub such as `bookcorpus`. `self:PROMPTS` uses continuations that the model generates from
+            the prompts in such a source. Several sources need names: `general=books.txt,code=src.jsonl`.
+        samples: The number of calibration windows; with several sources, of each.
         seq_len: The number of tokens in a calibration window.
         seed: The seed of the generator that draws the calibration windows.
         sampling: How the windows are drawn: `documents` draws them from documents that are long enough, or from joined
-            rows; `published` is the procedure of Shortened LLaMA; `joined` draws them anywhere in the first 5000 rows
+            rows; `published` draws them as Shortened LLaMA does; `joined` draws them anywhere in the first 5000 rows
             joined by blank lines, as published for GPTQ.
         bos_every: Begin every window with BOS, as published for Gemma.
         chat_template: Render rows of `messages` through the tokenizer's chat template.
-        count_prompts: Count the tokens of prompts in losses, too. By default the losses of rows of chats and instructions
-            are those of their responses alone, as in retraining.
+        count_prompts: Count the tokens of prompts in losses, too. By default only responses count in rows of chats and
+            instructions, as in retraining.
     """
 
     data: str = "embedded"

@@ -50,12 +50,12 @@ class PromptOptions(Options):
     """How rows become text: the template around instructions, and which tokens the loss counts.
 
     Attributes:
-        prompt_template: What stands around an instruction: `alpaca`, as published, or a JSON file with `prompt_input`
-            and `prompt_no_input`, which hold {instruction} and {input}.
-        instruction: Put the template around rows. With `instruction=False`, instruction, input and output follow one
-            another.
+        prompt_template: The prompt template for rows of instructions: `alpaca`, as published, or a JSON file with
+            `prompt_input` and `prompt_no_input`, which contain {instruction} and {input}.
+        instruction: Use the prompt template. With `instruction=False`, instruction, input and output are joined without
+            it.
         train_on_inputs: Count the tokens of prompts in the loss, too.
-        add_eos: End each response with the end-of-text token, where it fits within `cutoff`.
+        add_eos: End each response with the end-of-text token, if it fits within `cutoff`.
     """
 
     prompt_template: str = "alpaca"

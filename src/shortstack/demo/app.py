@@ -51,10 +51,10 @@ def demo(
     results: str = "",
     options: DemoOptions = _OPTIONS,
 ) -> Served:
-    """Serve a page on which up to four checkpoints write the same prompt on, side by side, until it is interrupted.
+    """Serve a web page on which up to four checkpoints continue the same prompt, side by side.
 
-    Without a model: the small model of the package, dense, without some blocks, and retrained; they are made when
-    the page is first served, and kept.
+    Without MODELS the page shows the small model of the package: dense, narrower, pruned and retrained. These are made
+    when the page is first served, and kept. Ctrl-C stops the server.
 
     Args:
         models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.

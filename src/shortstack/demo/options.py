@@ -48,16 +48,16 @@ class DemoOptions(TokenizerOptions):
     """Where the page is served, to whom, and how its models are run.
 
     Attributes:
-        port: The port of the page. 0 takes a free one.
-        public: Serve the page to other machines, not to this one alone. This demands a password.
-        user: The name that visitors give where there is a password.
+        port: The port of the page. 0 chooses a free port.
+        public: Serve the page to other machines too. This requires a password.
+        user: The user name for the password.
         password_env: The environment variable that holds the password.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
-        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
-            else the CPU.
-        trust_remote_code: Run code that comes with a checkpoint.
-        allow_links: Follow links in a checkpoint that lead out of its directory.
-        quiet: Show no lines on stderr.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
+        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
+            a Mac (`mps`), else the CPU.
+        trust_remote_code: Run the Python code that comes with a checkpoint.
+        allow_links: Follow symbolic links in a checkpoint that lead out of its directory.
+        quiet: Show no messages on stderr.
     """
 
     port: int = 7860

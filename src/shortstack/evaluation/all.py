@@ -33,16 +33,16 @@ def evaluate_all(
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
-    """Perplexity, zero-shot accuracy, generation quality and samples of checkpoints, in one file.
+    """Measure perplexity, zero-shot accuracy and generation quality of checkpoints, with samples, into one file.
 
     Args:
         models: The checkpoints, the dense one first: directories, hub ids such as `org/name@revision`, or `embedded`.
         texts: what perplexity is measured on.
         chosen: the zero-shot tasks.
-        limit: Use only this many rows of each task, and this many windows of each text, the first ones.
+        limit: Use only the first rows of each task and the first windows of each text, this many.
         written_texts: what the models write, and who judges it.
         out: Write the results to this file (results.json).
-        csv: Write the published layout into this folder, as `shortstack eval ppl`, `shortstack eval zeroshot` and
+        csv: Write the published files into this folder, as `shortstack eval ppl`, `shortstack eval zeroshot` and
             `shortstack eval samples` do.
         options: how it is run.
 

@@ -35,13 +35,13 @@ _FEW_ROWS = 1000  # up to which accuracies on other rows have an exact test
 def compare(
     *results: ResultsSource, base: str | None = None, published: Listed | None = None, out: Path | None = None
 ) -> Comparison:
-    """Set the results of several models side by side, with differences and their paired standard errors.
+    """Compare the results of several models, with differences and their paired standard errors.
 
     Args:
-        results: The files that `shortstack eval` wrote. One may hold several models.
-        base: The model that the others are compared with. By default it is the first one (give the dense model's
-            results first).
-        published: Put these published models beside the results, separated by commas, such as
+        results: Results files that `shortstack eval` or `shortstack bench` wrote. A file may hold several models.
+        base: The model that the others are compared with. By default it is the first one, so give the dense model's
+            results first.
+        published: Show these published models beside the results, separated by commas, such as
             `st-vicuna-v1.3-5.5b-ppl`.
         out: Write the comparison to this file (JSON).
 

@@ -40,22 +40,22 @@ def evaluate_generation(
 ) -> Results:
     """Measure the quality of generated text: repetition, end of text, foreign script, perplexity under the dense model.
 
-    Every prompt is continued twice by every model: greedily, where repetition shows, and drawn (temperature 1, top-k 50,
-    top-p 0.95), where drift shows. A draw depends on seed and prompt alone. Of each continuation: the share of different
-    n-grams (`distinct_1`, `distinct_2`, `distinct_4`), the longest span that occurs twice (`longest_repeat`), whether it ends
-    in a loop (`loops`), whether the text ended by itself (`ended`) and after how many tokens (`length`), the share of tokens
-    outside the prompt's script (`foreign`), and its perplexity under the dense model (`ppl_by_dense`). The probes have one
-    right answer: sums, and words to be copied.
+    Every model continues every prompt twice: greedily, which shows repetition, and by sampling (temperature 1, top-k
+    50, top-p 0.95), which shows drift. A sample depends only on seed and prompt. The figures of a continuation are the
+    share of distinct n-grams (`distinct_1`, `distinct_2`, `distinct_4`), the longest span that occurs twice
+    (`longest_repeat`), whether it ends in a loop (`loops`), whether the text ended by itself (`ended`) and after how
+    many tokens (`length`), the share of tokens outside the prompt's script (`foreign`), and its perplexity under the
+    dense model (`ppl_by_dense`). Probes have one right answer: sums, and words to copy.
 
     Args:
         models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
-        prompts: The prompts: a .txt file with one on each line, or rows of `text`. By default they are 41 of
-            shortstack's own, in several registers.
-        new_tokens: The most tokens of a continuation.
-        probes: The number of questions of each kind.
-        dense: The model that judges the texts. By default it is the one that shortstack.json names, else the first of
-            the checkpoints.
-        seed: The seed of the draws and the probes, the same for every model.
+        prompts: The prompts: a .txt file with one on each line, or rows of `text`. By default they are the 41 prompts
+            in the package, in several registers.
+        new_tokens: The largest number of tokens in a continuation.
+        probes: The number of probes of each kind.
+        dense: The model whose perplexity judges the texts. By default it is the dense model that shortstack.json names,
+            or else the first checkpoint.
+        seed: The seed of the samples and the probes, the same for every model.
         out: Write the results with the texts to this file (results.json).
         options: how it is run.
 

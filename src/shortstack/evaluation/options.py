@@ -19,13 +19,13 @@ class EvaluationOptions(TokenizerOptions):
     """How an evaluation runs, whatever it measures.
 
     Attributes:
-        batch: The number of rows at a time. `auto` takes as many as are fast.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
-        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
-            else the CPU.
+        batch: The number of rows in a batch. `auto` chooses a fast number.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
+        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
+            a Mac (`mps`), else the CPU.
         fresh: Compute every figure again, also those in the cache for the same model, data and settings.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 
@@ -43,12 +43,12 @@ class TextOptions(Options):
     """The texts that perplexity is measured on, and the windows.
 
     Attributes:
-        data: The texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the split that
-            published figures are of), a file, a folder, or a hub set.
-        data_dir: A folder with local copies of the published sets. By default they come from the hub.
-        seq_len: The lengths of the windows, separated by commas. By default they are 128, and 2048 where the model has
-            as many positions.
-        bos: Where the beginning-of-text token (BOS) goes: `first` puts it once in front of the text, as published;
+        data: The texts, separated by commas: `embedded` (its held-out part), `wikitext2`, `ptb` or `c4` (the published
+            split), a file, a folder, or a data set on the hub.
+        data_dir: A folder with local copies of the published data sets. By default they come from the hub.
+        seq_len: The lengths of the windows, separated by commas. By default they are 128, and 2048 if the model has as
+            many positions.
+        bos: The position of the beginning-of-text token (BOS): `first` puts it once in front of the text, as published;
             `every` puts it in front of each window; `both` measures both, which takes twice as long.
     """
 
@@ -65,8 +65,8 @@ class TaskOptions(Options):
     Attributes:
         tasks: The names of the tasks, separated by commas. By default they are the published seven. Any task of the
             harness can be named.
-        tasks_dir: A folder with each task's own published files, or rows with the fields query, choices and gold. By
-            default the rows come from the hub.
+        tasks_dir: A folder with the published files of each task, or with rows that have the fields query, choices and
+            gold. By default the rows come from the hub.
     """
 
     tasks: Listed | None = None
@@ -75,11 +75,11 @@ class TaskOptions(Options):
 
 @dataclass(frozen=True)
 class GenerationOptions(Options):
-    """The texts that models write when everything is evaluated.
+    """The generated texts of `eval all`.
 
     Attributes:
-        dense: The model that judges what the others write, as in `shortstack eval generation`.
-        seed: The seed of draws and probes.
+        dense: The model whose perplexity judges the texts, as in `shortstack eval generation`.
+        seed: The seed of samples and probes.
     """
 
     dense: str | None = None

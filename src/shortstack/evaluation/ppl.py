@@ -89,20 +89,19 @@ def evaluate_ppl(
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
-    """Perplexity of checkpoints on texts, with standard errors. Lower is better.
+    """Measure the perplexity of checkpoints on texts, with standard errors. Lower is better.
 
-    Rows are joined by blank lines, tokenized without special tokens, and cut into windows side by side (the tail is
-    dropped). A figure per length and BOS rule: BOS once in front of everything (`ppl_L`, the published rule and the
-    default), or BOS in front of every window (`ppl_L_bos_every`).
+    Rows are joined by blank lines, tokenized without special tokens, and cut into consecutive windows (the rest is
+    dropped). There is a figure for each length L and BOS rule: `ppl_L` has BOS once in front of the text (the published
+    rule and the default), `ppl_L_bos_every` has BOS in front of every window.
 
     Args:
         models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
         texts: what it is measured on.
-        limit: Use only this many windows of each text, the first ones. Figures of other limits are not compared with
-            each other.
+        limit: Use only the first windows of each text, this many. Figures with different limits are not compared.
         out: Write the results to this file (results.json).
-        csv: Write the published layout into this folder: ppl.csv and ppl_bos.csv of each model, with a column per text,
-            the parameters, and the MiB that the weights take.
+        csv: Write the published CSV files into this folder: ppl.csv and ppl_bos.csv for each model, with a column for
+            each text, the number of parameters, and the MiB of the weights.
         options: how it is run.
 
     Returns:

@@ -28,8 +28,8 @@ class SampleRequest(Options):
         prompt: The text to continue.
         count: The number of continuations for each model.
         new_tokens: The number of tokens in a continuation. The end-of-text token does not end it.
-        top_k: Draw among this many tokens, the most likely ones.
-        top_p: Draw among the most likely tokens that together have this probability.
+        top_k: Sample from this many of the most likely tokens.
+        top_p: Sample from the most likely tokens that together have this probability.
         temperature: The temperature of the sampling. 0 always takes the most likely token.
         seed: The seed of the sampling, the same for every model.
     """
@@ -65,13 +65,13 @@ def evaluate_samples(
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
-    """Continuations of one prompt by each checkpoint, with the same seed. The defaults are the published ones.
+    """Print continuations of one prompt by each checkpoint, with the same seed. The defaults are those of Shortened LLaMA.
 
     Args:
         models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
         request: what is continued, and how.
         out: Write the results to this file (results.json).
-        csv: Write the published layout into this folder: gen_text.txt of each model.
+        csv: Write the published text file into this folder: gen_text.txt for each model.
         options: how it is run.
 
     Returns:

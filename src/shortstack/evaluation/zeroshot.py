@@ -35,21 +35,21 @@ def evaluate_zeroshot(
     csv: Path | None = None,
     options: EvaluationOptions = _DEFAULTS,
 ) -> Results:
-    """Zero-shot accuracy of checkpoints on the seven published tasks, and their mean. Higher is better.
+    """Measure zero-shot accuracy of checkpoints on the seven published tasks, and their mean. Higher is better.
 
-    The tasks are lm-evaluation-harness's own: prompts, choices and metrics. Published are accuracy on BoolQ, PIQA, WinoGrande
-    and ARC-easy, and accuracy by length-normalized likelihood on HellaSwag, ARC-challenge and OpenBookQA (Shortened LLaMA,
-    section "evaluation").
+    Prompts, choices and metrics are those of lm-evaluation-harness. As published, the metric is accuracy on BoolQ,
+    PIQA, WinoGrande and ARC-easy, and accuracy by length-normalized likelihood on HellaSwag, ARC-challenge and
+    OpenBookQA (Shortened LLaMA, section "evaluation").
 
     Args:
         models: The checkpoints: directories, hub ids such as `org/name@revision`, or `embedded`.
         chosen: the tasks.
-        limit: Use only this many rows of each task, the first ones.
-        num_fewshot: The number of examples in front of each question. By default it is what the task says, which for
-            the published seven is none.
+        limit: Use only the first rows of each task, this many.
+        num_fewshot: The number of examples in front of each question. By default it is that of the task; for the
+            published seven it is 0.
         out: Write the results to this file (results.json).
-        csv: Write the published layout into this folder: zeroshot_acc.csv of each model, a row of tasks, one of
-            metrics, one of scores in percent.
+        csv: Write the published CSV file into this folder: zeroshot_acc.csv for each model, with a row of tasks, one of
+            metrics, and one of scores in percent.
         options: how it is run.
 
     Returns:

@@ -44,27 +44,27 @@ def check(
     allow_links: bool = False,
     quiet: bool = False,
 ) -> CheckResult:
-    """Check that a checkpoint loads and generates as it should, whoever made it.
+    """Check that a checkpoint loads and generates correctly, whoever made it.
 
-    Files, index and headers; number of blocks and per-block lists; NaN and infinity; the hashes that shortstack.json records;
-    missing and unexpected keys; generation without a cache, with one, and with a static one; tokenizer, chat template,
-    positions, generation config. What is not checked is reported as skipped.
+    It checks files, index and headers; the number of blocks and per-block lists; NaN and infinity; the hashes that
+    shortstack.json records; missing and unexpected keys; generation without a cache, with one, and with a static one;
+    tokenizer, chat template, positions and generation config. Checks that are not made are reported as skipped.
 
-    With `--engine` that engine then loads the checkpoint in an environment of its own and continues four prompts by 32 greedy
-    tokens each. Every token must be the first choice of transformers in float32; where one is not, the two logits are told.
+    With `--engine` that engine then loads the checkpoint in its own environment and continues four prompts by 32 greedy
+    tokens each. Every token must be the first choice of transformers in float32; if one is not, the difference of the
+    logits is reported.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`; or a GGUF file, which
             llama.cpp runs.
-        engine: Let these engines generate, separated by commas: `transformers` (with `engine_python`: that of another
-            environment), `vllm`, `llama.cpp`, `mlx`, `openvino`; or `found`, all that are installed. By default none
-            does: an engine takes up to a minute to start.
-        of: The checkpoint that a GGUF file was made of. By default it is the directory NAME beside NAME.gguf.
+        engine: Run these engines, separated by commas: `transformers` (with `engine_python`, that of another
+            environment), `vllm`, `llama.cpp`, `mlx`, `openvino`; or `found`, all that are installed. By default no
+            engine runs, because starting one takes up to a minute.
+        of: The checkpoint that a GGUF file was made from. By default it is the directory NAME beside NAME.gguf.
         engines: where engines are.
-        quick: Leave weight files of 256 MB or more alone: they are neither read, hashed nor loaded, and reported as
-            skipped.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        quick: Skip weight files of 256 MB or more: they are not read, hashed or loaded, and are reported as skipped.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
 
     Returns:

@@ -68,9 +68,9 @@ class DoctorResult(Shown):
 
 @stage
 def doctor() -> DoctorResult:
-    """Show versions, devices, extras, engines, and the caches with their sizes: what a report of a fault should hold.
+    """Show versions, devices, extras, engines, and caches with their sizes, for a bug report.
 
-    Nothing is downloaded, written or run. Whether there is a token for the hub is shown, and never the token.
+    Nothing is downloaded, written or run. The output states whether a hub token is set, but never shows the token.
 
     Returns:
         A line per thing. The command exits 1 where a package that shortstack needs is missing or of another version.

@@ -106,8 +106,8 @@ def families(name: str | None = None, *, status: Status | None = None) -> Famili
     """Show which model families can be shortened exactly, which are refused, and why.
 
     Args:
-        name: Show this family, or those whose name holds this text. By default all are shown.
-        status: Show the families that are `exact`, `partly` (exact but for some sets of blocks) or `refused`.
+        name: Show this family, or all whose name contains this text. By default all families are shown.
+        status: Show only the families that are `exact`, `partly` (exact except for some sets of blocks) or `refused`.
 
     Returns:
         A row per family, with the number of sets of blocks that the test matrix has found exact.

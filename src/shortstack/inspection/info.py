@@ -112,11 +112,11 @@ class Info(Shown):
 
 @stage
 def info(model: str, *, allow_links: bool = False) -> Info:
-    """Show what a checkpoint is: family, blocks, parameters, sizes, what one block takes, and which blocks are removable.
+    """Show a checkpoint's family, blocks, parameters, sizes, and which blocks can be removed.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
 
     Returns:
         The facts; no tensor is read for them but the 8 KiB per tensor that the fingerprint takes. Of a hub id that is

@@ -40,15 +40,15 @@ def curve(
     choice: CurveOptions = _CHOICE,
     options: ScoreOptions = _OPTIONS,
 ) -> Curve:
-    """Show what it costs to remove ever more blocks: perplexity against their number, in one run.
+    """Measure perplexity against the number of removed blocks, in one run.
 
-    Half of the windows choose the set of each size; the other half, which chose nothing, say what it costs. The knee is where
-    the curve bends most; the point of no return is where the model predicts no better than the dense one that sees a single
-    token. Processes that torchrun or accelerate started together share the windows.
+    Half of the windows choose the set of each size. The other half, a validation set, measures its cost. The knee is
+    where the curve bends most. The point of no return is where the model predicts no better than the dense model that
+    sees only one token. Processes that torchrun or accelerate started together share the windows.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: Write the curve to this file (curve.json). A run that was killed resumes when it is started again.
+        out: Write the curve to this file (curve.json). If a run is killed, the same command resumes it.
         calibration: the windows that choose; as many again judge.
         choice: how far it goes, and how sets are chosen.
         options: how the run goes.

@@ -23,15 +23,15 @@ class Budget(Options):
         remove: The number of blocks to remove.
         ratio: Remove the most blocks whose share of the parameters is at most this, such as 0.2.
         params: Remove blocks until the number of parameters is nearest to this, such as `5.5B`.
-        bytes: Remove the fewest blocks without which the weights take at most this, such as `12GB`.
-        ppl_ceiling: Remove the most blocks without which the measured perplexity is at most this, such as `12.5`, or
+        bytes: Remove the fewest blocks, so that the weights take at most this, such as `12GB`.
+        ppl_ceiling: Remove the most blocks, as long as the measured perplexity is at most this, such as `12.5`, or
             `1.2x` for 1.2 times the dense model's. It needs a search.
-        speedup: Remove the fewest blocks without which generation is so many times as fast, such as 1.3. What a token
-            takes in each block, and in embeddings and head, is measured first, in a few seconds.
-        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
-            10 blocks.
-        objective: What the set is chosen for, where the text has named sources: their `mean`, the source that is hit
-            `worst` beside its dense loss, or weights such as `general=2,code=1`.
+        speedup: Remove the fewest blocks, so that generation is this many times as fast, such as 1.3. First the time of
+            a token in each block, and in embeddings and head, is measured, which takes a few seconds.
+        plus: Keep the first four and the last two blocks, as published. By default this is on for models of at least 10
+            blocks.
+        objective: The cost to minimize, if the text has named sources: the `mean` of the sources, the `worst` source
+            (by the increase relative to its dense loss), or weights such as `general=2,code=1`.
     """
 
     # What one of them, chosen by hand, takes the place of in a recipe.
@@ -61,11 +61,11 @@ class BlockChoice(Budget):
 
     Attributes:
         blocks: The blocks to remove, by their numbers in the original model, such as `3,7-9`.
-        scores: Choose by these scores: a scores.json of `shortstack score`, a block_order.csv (block numbers, first
-            removed first), or `published:[MODEL:]CRITERION`.
-        criterion: Choose by this criterion. It may be left out where the scores hold only one.
-        strategy: How the blocks are chosen: `one-shot` removes those with the lowest scores, `contiguous` the adjacent
-            ones with the lowest sum.
+        scores: Choose by these scores: a scores.json from `shortstack score`, a block_order.csv (block numbers in the
+            order of removal), or `published:[MODEL:]CRITERION`.
+        criterion: Choose by this criterion of the scores. It can be left out if the scores have only one.
+        strategy: How the blocks are chosen: `one-shot` removes those with the lowest scores, `contiguous` the run of
+            adjacent blocks with the lowest sum.
     """
 
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -84,10 +84,10 @@ class PruneChoice(BlockChoice):
     """Which blocks to remove: the blocks themselves, scores and how much to remove, or a search.
 
     Attributes:
-        selection: Search the set of blocks by measuring sets, as `shortstack search` does: `greedy`, `beam:4`,
+        selection: Choose the blocks by measuring whole sets, as `shortstack search` does: `greedy`, `beam:4`,
             `evolution:20`, `gate:32`, `contiguous` or `one-shot`.
-        rescore: Remove the block that scores lowest by this criterion, score what is left, and so on. It needs
-            `selection="greedy"`.
+        rescore: Remove the block with the lowest score by this criterion, score the remaining blocks, and so on. It
+            needs `selection="greedy"`.
     """
 
     REPLACES: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -107,11 +107,11 @@ class CurveOptions(Options):
     Attributes:
         selection: How the set of each size is chosen: `greedy`, `beam:4`, `gate:32`, `contiguous` or `one-shot`, as in
             `shortstack search`.
-        most: The most blocks to remove. By default it is half of those that may be removed.
-        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
-            10 blocks.
-        objective: What sets are chosen for, where the text has named sources: their `mean`, the source that is hit
-            `worst` beside its dense loss, or weights such as `general=2,code=1`.
+        most: The largest number of blocks to remove. By default it is half of the removable blocks.
+        plus: Keep the first four and the last two blocks, as published. By default this is on for models of at least 10
+            blocks.
+        objective: The cost to minimize, if the text has named sources: the `mean` of the sources, the `worst` source
+            (by the increase relative to its dense loss), or weights such as `general=2,code=1`.
     """
 
     selection: str = "greedy"
@@ -122,15 +122,15 @@ class CurveOptions(Options):
 
 @dataclass(frozen=True)
 class SearchOptions(Budget):
-    """How many blocks go, and how the set of them is searched.
+    """How many blocks are removed, and how the set of them is searched.
 
     Attributes:
-        selection: How the set is searched: `greedy` removes the block that costs least, measures again, and so on;
-            `beam:4` continues with the four cheapest sets of each step; `evolution:20` changes sets by swaps for 20
-            generations; `gate:32` measures the 32 sets that a quadratic model of gates on the blocks holds to be the
-            cheapest; `one-shot` and `contiguous` take what single blocks cost, and the cheapest run of adjacent ones.
-        rescore: Remove the block that scores lowest by this criterion, score what is left, and so on. It needs the
-            selection `greedy`.
+        selection: The search method. `greedy` removes the block that costs least, measures again, and so on. `beam:4`
+            keeps the four cheapest sets at each step. `evolution:20` changes sets by swaps for 20 generations.
+            `gate:32` measures the 32 sets that a quadratic model of gates on the blocks predicts to be the cheapest.
+            `one-shot` takes the blocks that cost least alone, `contiguous` the cheapest run of adjacent blocks.
+        rescore: Remove the block with the lowest score by this criterion, score the remaining blocks, and so on. It
+            needs the selection `greedy`.
     """
 
     selection: str = "greedy"
@@ -142,11 +142,11 @@ class PruneOptions(Options):
     """How a pruned checkpoint is written.
 
     Attributes:
-        verify: Load the result and compare it with the original with those blocks skipped: bytes, config, logits.
-            Logits that cannot be compared are reported.
-        repair: Repair the cuts without training, as `shortstack repair` does by this method. The calibration windows are
-            those to fit on; 128 of 256 tokens where nothing is said.
-        force: Replace an output that shortstack made before.
+        verify: Load the result and compare bytes, config and logits with those of the original with the removed blocks
+            skipped. If logits cannot be compared, this is reported.
+        repair: Repair the cuts without training by this method, as `shortstack repair` does. It fits on the calibration
+            windows, by default 128 windows of 256 tokens.
+        force: Replace an existing output that shortstack made.
         allow_nonfinite: Copy tensors that hold NaN or infinity.
     """
 

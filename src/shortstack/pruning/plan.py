@@ -60,15 +60,15 @@ def plan(
     choice: BlockChoice = _CHOICE,
     allow_links: bool = False,
 ) -> PrunePlan:
-    """Choose the blocks to remove, and show what that saves.
+    """Choose the blocks to remove, and show what their removal saves.
 
-    Give either the blocks, or scores and how much to remove. Nothing is written but the plan itself.
+    Give either the blocks, or scores and how much to remove. Only the plan is written.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: Write the plan to this file (JSON).
         choice: which blocks to remove.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
 
     Returns:
         The plan.

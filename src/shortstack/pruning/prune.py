@@ -106,21 +106,21 @@ def prune(
     options: PruneOptions = _OPTIONS,
     measuring: ScoreOptions = _MEASURING,
 ) -> PruneResult:
-    """Write a checkpoint without some of the blocks: the bytes of every kept tensor as they were.
+    """Write a checkpoint without some of the blocks; every kept tensor keeps its bytes.
 
-    Tokenizer, chat template, generation config and the other files are copied; shards stay as the input has them. The
-    output appears whole or not at all. With `selection` the blocks are chosen as `shortstack search` chooses them, and its
-    plan is OUT/plan.json; a search that was killed resumes. With `repair` a few tensors beside the cuts are changed.
+    Tokenizer, chat template, generation config and the other files are copied; the shards are those of the input. The
+    output is complete or absent. With `selection` the blocks are chosen as by `shortstack search`, and the plan is
+    written to OUT/plan.json; a killed search resumes. With `repair` a few tensors beside the cuts are changed.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: Write the checkpoint to this directory.
-        plan: Remove the blocks of this plan.json of `shortstack plan`. Without it, the options of `shortstack plan`
-            choose them.
+        plan: Remove the blocks of this plan.json, which `shortstack plan` or `shortstack search` wrote. Without it, the
+            options below choose the blocks.
         choice: which blocks to remove.
         calibration: with `selection`, the windows that choose; as many again judge. With `repair`, those to fit on.
-        adapter: A PEFT adapter that was trained on the model. What it holds for the remaining blocks is written to
-            OUT/adapter.
+        adapter: Adapt this PEFT adapter, which was trained on the model. Its weights for the remaining blocks are
+            written to OUT/adapter.
         options: how the checkpoint is written.
         measuring: with `selection` or `repair`, how models are run.
 

@@ -41,10 +41,11 @@ def search(
     choice: SearchOptions = _SEARCH,
     options: ScoreOptions = _OPTIONS,
 ) -> PrunePlan:
-    """Choose the blocks to remove by measuring sets of them, not blocks one by one.
+    """Choose the blocks to remove by measuring whole sets of blocks.
 
-    Half of the windows choose; the other half, which chose nothing, say what the chosen set costs, beside two alternatives.
-    What sets have in common is computed once. Processes that torchrun or accelerate started together share the windows.
+    Half of the windows choose the set. The other half, a validation set, measures the cost of the chosen set and of two
+    alternatives. Computation that sets have in common is done once. Processes that torchrun or accelerate started
+    together share the windows.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.

@@ -66,19 +66,19 @@ def card(
     force: bool = False,
     quiet: bool = False,
 ) -> CardResult:
-    """Renew the model card of a checkpoint that shortstack made, with the figures of results files.
+    """Update the model card of a checkpoint that shortstack made, with the figures of results files.
 
-    README.md and its hash in shortstack.json are replaced, and nothing else. A results file must hold results of this very
-    checkpoint, by its fingerprint; those of the dense model that it was made of are set beside them.
+    Only README.md and its hash in shortstack.json are replaced. A results file must have results of this checkpoint,
+    which is recognised by its fingerprint; results of its dense model are shown beside them.
 
     Args:
         directory: A checkpoint that shortstack wrote.
         results: The files that `shortstack eval` or `shortstack bench` wrote.
-        base_model: The hub id of the model that the checkpoint was made of, where shortstack.json does not know it.
-        license: The checkpoint's licence, by the hub's name for it, such as `apache-2.0`, where its own card did not
-            state it.
-        eval_results: Also write the accuracies on complete tasks to .eval_results/shortstack.yaml. The hub shows those
-            whose data set it lists as a benchmark.
+        base_model: The hub id of the dense model, if shortstack.json does not have it.
+        license: The licence of the checkpoint by the hub's name, such as `apache-2.0`, if the card of the original did
+            not state it.
+        eval_results: Also write the accuracies on complete tasks to .eval_results/shortstack.yaml. The hub shows
+            accuracies on data sets that it lists as benchmarks.
         force: Replace a README.md that was edited.
         quiet: Show no progress on stderr.
 

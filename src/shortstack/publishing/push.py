@@ -86,20 +86,21 @@ def push(
     force: bool = False,
     quiet: bool = False,
 ) -> PushResult:
-    """Push a checkpoint that shortstack made to the hub; without --yes only show what would be pushed.
+    """Upload a checkpoint that shortstack made to the hub; without --yes, only show what would be uploaded.
 
-    The files that shortstack.json names are pushed, with card, licence and pictures, in one commit: the repository gets all
-    of them or none. Everything is checked before: the card, every recorded hash, that the model loads and generates. Files
-    that look like secrets, temporary files and adapters stay here, and shortstack.json is pushed without paths of this disk.
-    A push that was cut off is resumed by the same command: what has arrived is not sent again.
+    The files that shortstack.json names are uploaded with card, licence and pictures in one commit, so the repository
+    gets all of them or none. First the card and every recorded hash are checked, and that the model loads and
+    generates. Files that look like secrets, temporary files and adapters are not uploaded, and local paths are removed
+    from shortstack.json. If an upload is interrupted, the same command resumes it; files that have arrived are not sent
+    again.
 
     Args:
         directory: A checkpoint that shortstack wrote.
         repository: The repository to push to, such as `org/name`.
-        yes: Push. Without this nothing leaves this machine.
-        public: Make the repository public. By default nobody else can see it.
-        quick: Leave weight files of 256 MB or more alone when checking.
-        force: Push into a repository whose model shortstack did not make.
+        yes: Upload the files. Without this option nothing is sent.
+        public: Make the repository public. By default it is private.
+        quick: Skip weight files of 256 MB or more when checking.
+        force: Replace the model of a repository even if shortstack did not make it.
         quiet: Show no progress on stderr.
 
     Returns:

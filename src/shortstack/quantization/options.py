@@ -12,18 +12,18 @@ from shortstack.data.calibration import Sampling
 
 @dataclass(frozen=True)
 class CalibrationText(Options):
-    """The windows of text that show what each layer's inputs look like.
+    """The calibration windows, which give each layer's inputs.
 
     Attributes:
-        data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a set
-            on the hub such as `c4`.
+        data: The source of the calibration text: `embedded`, a .txt, .jsonl, .json or .parquet file, a folder, or a
+            data set on the hub such as `c4`.
         samples: The number of calibration windows.
         seq_len: The number of tokens in a calibration window. By default it is 2048, or as many as the model has
             positions.
         seed: The seed of the generator that draws the calibration windows.
         sampling: How the windows are drawn: `joined` draws them anywhere in the first 5000 rows joined by blank lines,
             as published for GPTQ on C4; `documents` draws them from documents that are long enough, or from joined
-            rows; `published` is the procedure of Shortened LLaMA for its scores.
+            rows; `published` draws them as Shortened LLaMA does for its scores.
         chat_template: Render rows of `messages` through the tokenizer's chat template.
     """
 
@@ -41,11 +41,11 @@ class QuantizeOptions(TokenizerOptions):
 
     Attributes:
         eval_data: Measure the perplexity of these texts before and after, separated by commas (windows of 128, as
-            published). `none` measures nothing.
-        device: Where to compute: `cpu`, `cuda` or `cuda:N`. `auto` takes CUDA, else the CPU.
-        force: Replace an output that shortstack made before.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+            published). `none` skips this.
+        device: The device to compute on: `cpu`, `cuda` or `cuda:N`. `auto` is CUDA if available, else the CPU.
+        force: Replace an existing output that shortstack made.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 

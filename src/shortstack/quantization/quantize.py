@@ -142,10 +142,11 @@ def quantize(
 ) -> QuantizeResult:
     """Store the weights of a checkpoint in fewer bits, by GPTQ or a simpler scheme, with llm-compressor.
 
-    The result is a compressed-tensors checkpoint, which transformers and vLLM load. The matrices of the blocks are quantized;
-    embedding, output head and norms keep their bytes. Sizes and perplexity are printed before and after.
+    The result is a compressed-tensors checkpoint, which transformers and vLLM load. The matrices of the blocks are
+    quantized; embedding, output head and norms keep their bytes. The command prints size and perplexity before and
+    after.
 
-    Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323), as llm-compressor has it.
+    Source: GPTQ (Frantar et al. 2022, arXiv 2210.17323), in the implementation of llm-compressor.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
@@ -153,11 +154,12 @@ def quantize(
         scheme: How weights are stored. `W4A16` and `W8A16` are integers of 4 or 8 bits, in groups (GPTQ). `W8A8` is
             integers of 8 bits, activations too (GPTQ). `FP8_DYNAMIC` and `NVFP4A16` are floating-point numbers of 8 or
             4 bits, rounded without calibration.
-        group_size: The number of weights that share a scale, in `W4A16` and `W8A16`. Layers whose inputs it does not
-            divide are left dense. By default it is the largest of 128, 64 and 32 that divides, for each kind of layer.
-        actorder: The order in which GPTQ rounds the columns of a matrix: `static` takes those with the largest inputs
-            first, while groups stay in place; `none` takes them as they stand.
-        dampening: The share of its mean that GPTQ adds to the diagonal of the Hessian.
+        group_size: The number of weights that share a scale, in `W4A16` and `W8A16`. Layers whose number of inputs it
+            does not divide are not quantized. By default it is, for each kind of layer, the largest of 128, 64 and 32
+            that divides this number.
+        actorder: The order in which GPTQ rounds the columns of a matrix: `static` rounds those with the largest inputs
+            first and keeps groups of neighbouring columns; `none` rounds from left to right.
+        dampening: The share of the mean of the Hessian's diagonal that GPTQ adds to the diagonal.
         calibration: the windows.
         options: how the run goes.
 

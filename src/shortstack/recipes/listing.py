@@ -65,8 +65,8 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
     """List the recipes in the package; show one in full, or the JSON schema for editors.
 
     Args:
-        what: Show this: a recipe by name or file, with all that it extends, or `schema`. Without it, the recipes are
-            listed.
+        what: Show this recipe, by name or file, with everything that it extends; or `schema`, the JSON schema. By
+            default the recipes are listed.
 
     Returns:
         What was requested.

@@ -90,14 +90,16 @@ class QuickstartResult(Shown):
 def quickstart(
     *, out: Path = Path("shortstack-quickstart"), force: bool = False, quiet: bool = False
 ) -> QuickstartResult:
-    """Take the small model in the package through info, score, plan, prune, retrain, evaluate and report. About a minute.
+    """Run every stage on the small model in the package: info, score, plan, prune, retrain, evaluate, report.
 
-    It runs the recipe `quickstart` (`shortstack recipes quickstart` shows it). Retraining is left out where its packages
+    It takes about a minute.
+
+    It runs the recipe `quickstart` (`shortstack recipes quickstart` shows it). Retraining is skipped if its packages
     are not installed (`pip install 'shortstack[retrain]'`).
 
     Args:
-        out: Leave everything in this folder. What an earlier quickstart did there is not done again.
-        force: Do everything again, also what an earlier quickstart did.
+        out: Write everything into this folder. Steps that an earlier quickstart did there are skipped.
+        force: Run every step again, also those that an earlier quickstart did.
         quiet: Show no progress on stderr.
 
     Returns:

@@ -102,10 +102,10 @@ class RunOptions(Options):
     """How a recipe is run.
 
     Attributes:
-        dry_run: Run nothing: check models, data, packages and disk, and show the plan with sizes.
-        dtype: The data type that every step computes in, unless `set_` gives it another.
-        device: Where every step computes, unless `set_` gives it another device.
-        force: Make steps again that an earlier run in this folder has made with other settings.
+        dry_run: Run nothing. Check models, data, packages and disk space, and show the steps with their sizes.
+        dtype: The data type that every step computes in, unless `set_` gives a step another.
+        device: The device on which every step computes, unless `set_` gives a step another.
+        force: Run steps again that an earlier run in this folder has done with other settings.
         quiet: Show no progress on stderr.
     """
 
@@ -131,16 +131,16 @@ def run(
 ) -> RunResult | Rehearsal | None:
     """Run a recipe: a pipeline of stages, by its name in the package or from a YAML file of your own.
 
-    A step is skipped where an earlier run in the same folder has done it with the very same model, data, options and
-    versions. A run that was killed resumes when the same command is given again.
+    A step is skipped if an earlier run in the same folder has done it with the same model, data, options and versions.
+    If a run is killed, the same command resumes it.
 
     Args:
         recipe: The recipe: a name (`shortstack recipes` lists them), or a file.
         model: Begin with this checkpoint instead of the recipe's: a directory, a hub id, or `embedded`.
-        out: The run's folder, in which each step has a folder. By default it is named after the recipe.
-        set_: Change an option of a step, as `step.key=value`. It can be given several times. `step=null` takes a step
-            away.
-        from_: Run this step and those after it again, whatever has been done.
+        out: The folder of the run, in which each step has a folder. By default it has the name of the recipe.
+        set_: Change an option of a step, as `step.key=value`. It can be given several times. `step=null` removes a
+            step.
+        from_: Run this step and all later steps again, even if they are done.
         options: how the run goes.
 
     Returns:

@@ -51,18 +51,18 @@ def retrain_cpt(
 ) -> RetrainResult | RetrainEstimate | None:
     """Train a checkpoint further on text, as in pretraining.
 
-    Texts are packed into windows, each document with its BOS and end of text. AdamW (0.9, 0.95), weight decay 0.1, a
-    cosine schedule, 512 windows a step: the settings published with the CPT checkpoints of Shortened LLaMA.
+    Texts are packed into windows, each document with BOS and end-of-text token. The defaults are those of the CPT
+    checkpoints of Shortened LLaMA: AdamW (0.9, 0.95), weight decay 0.1, a cosine schedule, 512 windows per step.
 
     Source: Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834), and its model cards.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: The text to train on: a .txt, .jsonl, .json or .parquet file, a folder, a hub set such as `c4`, or
-            `embedded`. It is read as it is needed, however large.
+        data: The text to train on: a .txt, .jsonl, .json or .parquet file, a folder, a data set on the hub such as
+            `c4`, or `embedded`. It is streamed, so it can be of any size.
         out: Write the checkpoint to this directory.
-        train: What is trained: `all`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated by commas
-            (`last:3,head,norm` is partial tuning as in Reassessing Layer Pruning).
+        train: The parameters to train: `all`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated
+            by commas (`last:3,head,norm` is partial tuning as in Reassessing Layer Pruning).
         steps: the steps of the optimizer.
         options: how the run goes.
 

@@ -46,21 +46,21 @@ def retrain_distill(
     lora: LoRA = _LORA,
     options: TrainingOptions = _DEFAULTS,
 ) -> RetrainResult | RetrainEstimate | None:
-    """Train a pruned checkpoint on the outputs of the dense one: its logits, and its hidden states if requested.
+    """Train a pruned checkpoint with the dense model as teacher: on its logits, and its hidden states if requested.
 
     The loss is kl_weight x KL(teacher || student) + loss_weight x next-token loss + hidden_weight x the distance of
-    hidden states, a mean over predicted tokens. Hidden states are compared by the map in shortstack.json: what a
-    surviving block gives against what the same block gives in the dense model.
+    hidden states, a mean over predicted tokens. shortstack.json maps the blocks: the output of a remaining block is
+    compared with the output of the same block in the dense model.
 
     Source: knowledge distillation (Hinton et al. 2015, arXiv 1503.02531).
 
     Args:
         model: The pruned checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: Write the checkpoint to this directory.
-        data: What to train on beside `teacher`: text, or rows of instructions.
+        data: The data to train on with `teacher`: text, or rows of instructions.
         teaching: the teacher, and what is learned from it.
-        train: What is trained: `all`, `lora`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated
-            by commas.
+        train: The parameters to train: `all`, `lora`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`,
+            separated by commas.
         steps: the steps of the optimizer.
         lora: the adapter, for `--train lora`.
         options: how the run goes.

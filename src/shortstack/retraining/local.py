@@ -47,17 +47,17 @@ def retrain_local(
 ) -> RetrainResult | RetrainEstimate | None:
     """Train a pruned checkpoint block by block towards the dense model's hidden states, in the memory of a few blocks.
 
-    The dense model's blocks are brought in one at a time, and so are the pruned model's: each is trained on what the
-    blocks before it, healed already, give, until it gives what the dense model has there. Neither model is ever in
-    memory as a whole. The blocks that are not trained keep their bytes.
+    Each block is trained so that its output is near to the hidden states of the dense model there. Its input is the
+    output of the blocks before it, which are trained already. The blocks of both models are read one at a time, so
+    neither model is in memory as a whole. Blocks that are not trained keep their bytes.
 
     Source: block-wise distillation, as in Puzzle (Bercovich et al. 2024, arXiv 2411.19146).
 
     Args:
         model: The pruned checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: What to train on: text, or rows of instructions. Their answers count no more than the rest.
+        data: The data to train on: text, or rows of instructions. All tokens count equally, in prompts and responses.
         out: Write the checkpoint to this directory.
-        of: The dense checkpoint that it was pruned from. By default it is the one that shortstack.json names.
+        of: The dense checkpoint that MODEL was pruned from. By default it is the one that shortstack.json names.
         targets: which blocks are trained, and what is compared.
         steps: the steps of the optimizer.
         options: how the run goes.

@@ -13,13 +13,14 @@ from shortstack.retraining.options import Steps
 
 @dataclass(frozen=True)
 class BlockSteps(Steps):
-    """Steps of each block that is trained on its own.
+    """Training steps of each block.
 
     Attributes:
-        epochs: The number of passes of each block over the text.
-        tokens: Train on this many tokens of text, such as `1M`, all blocks on the same. By default it is 1M, or all of
-            a shorter text.
-        seq_len: The number of tokens in a window, or after which a row is cut off; at most the model's positions.
+        epochs: The number of passes over the text for each block.
+        tokens: Train every block on this many tokens of text, such as `1M`. By default it is 1M, or the whole of a
+            shorter text.
+        seq_len: The number of tokens in a window, or the length after which a row is truncated; at most the number of
+            the model's positions.
         weight_decay: The weight decay of AdamW.
     """
 
@@ -39,16 +40,16 @@ class BlockSteps(Steps):
 
 @dataclass(frozen=True)
 class BlockTargets(Options):
-    """Which blocks are trained on their own, and what is compared.
+    """Which blocks are trained, and how, and what is compared.
 
     Attributes:
         radius: Train this many blocks on each side of each cut, or `all` blocks.
-        lora_rank: Train an adapter of this rank on every matrix of a block, and fold it in. By default all weights of
-            the block are trained.
-        update_weight: The weight of the distance relative to what the dense model changes from one surviving block to
-            the next, beside that relative to its hidden states.
+        lora_rank: Train an adapter of this rank on every matrix of a block, and fold it in. By default all weights of a
+            block are trained.
+        update_weight: The weight of a second distance, which is relative to the dense model's update from one remaining
+            block to the next, instead of to its hidden states.
         cosine_weight: The weight of 1 minus the cosine between hidden states.
-        states: Where hidden states lie: in `memory`, or on `disk`, beside OUT. `auto` takes the disk where they would
+        states: Where hidden states are kept: in `memory`, or on `disk` beside OUT. `auto` uses the disk if they would
             fill half of the free memory.
     """
 

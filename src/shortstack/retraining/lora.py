@@ -29,18 +29,18 @@ def retrain_lora(
     use: AdapterUse = _USE,
     options: TrainingOptions = _DEFAULTS,
 ) -> RetrainResult | RetrainEstimate | None:
-    """Train a LoRA adapter on a checkpoint, and merge it into a plain one.
+    """Train a LoRA adapter on a checkpoint, and merge it into a plain checkpoint.
 
-    By default as published (Shortened LLaMA, arXiv 2402.02834): rank 8 on every projection of every block, AdamW with a
-    linear schedule, the loss on responses alone, the checkpoint with the lowest validation loss.
+    The defaults are those of Shortened LLaMA (arXiv 2402.02834): rank 8 on every projection of every block, AdamW with
+    a linear schedule, a loss of responses only, and the checkpoint with the lowest validation loss.
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685), with the settings of Shortened LLaMA.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: What to train on: rows with the fields instruction, input and output, or messages (.json, .jsonl,
-            .parquet, a folder, a hub set such as `alpaca-cleaned`); or text.
-        out: Write the checkpoint to this directory, and the adapter alone to OUT/adapter.
+        data: The data to train on: rows with the fields instruction, input and output, or messages (.json, .jsonl,
+            .parquet, a folder, a data set on the hub such as `alpaca-cleaned`); or text.
+        out: Write the checkpoint to this directory, and the adapter to OUT/adapter.
         lora: the adapter.
         prompt: how rows become text.
         steps: the steps of the optimizer.

@@ -63,16 +63,16 @@ def merge(
     """Fold a PEFT adapter into its base checkpoint, and write a plain checkpoint.
 
     Each weight becomes W + scale * B A, computed in float32 and rounded once to the type that W is stored in. Before
-    anything is written, the logits are compared with those of base and adapter.
+    the output is written, its logits are compared with those of base and adapter.
 
     Args:
         adapter: The adapter's directory.
         out: Write the checkpoint to this directory.
         base: The checkpoint that the adapter was trained on. By default it is the one that adapter_config.json names.
-        save_dtype: The data type to store the result in. By default each tensor keeps that of the base.
-        force: Replace an output that shortstack made before.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the base that lead out of its directory.
+        save_dtype: The data type to store the result in. By default each tensor keeps its type in the base.
+        force: Replace an existing output that shortstack made.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the base that lead out of its directory.
         quiet: Show no progress on stderr.
 
     Returns:

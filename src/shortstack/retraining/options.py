@@ -19,34 +19,37 @@ SaveDType = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class TrainingOptions(TokenizerOptions):
-    """How a retraining run goes, whatever it trains.
+    """How a retraining run works, whatever it trains.
 
     Attributes:
-        max_steps: Stop after this many optimizer steps, whatever the data.
+        max_steps: Stop after this many optimizer steps, even if data remain.
         save_every: Save the state after each of this many steps. A killed run resumes from the last one.
         eval_every: Evaluate after each of this many steps, on the validation set and on the texts of `eval_data`.
         log_every: Show a line of progress after each of this many steps.
         validation: The number of rows or windows in the validation set. By default they are 2000 rows or 200 windows,
             or a tenth of few rows.
-        eval_data: Follow the perplexity (windows of 128, as published) of these texts, separated by commas.
+        eval_data: Measure the perplexity of these texts during training, separated by commas (windows of 128 tokens, as
+            published).
         eval_windows: Use at most this many windows of each text of `eval_data`. By default all are used.
-        dense: The checkpoint that was pruned, for the table at the end. By default it is where shortstack.json says.
+        dense: The dense checkpoint, for the table at the end. By default it is the one that shortstack.json names.
         dtype: The data type to compute in. `auto` is float32 on a CPU, and bfloat16 on a GPU that supports it.
-        device: Where to train: `cpu`, `cuda` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`), else the CPU.
-        seed: The seed of the split, the order, the dropout and the adapter's first values.
-        save_dtype: The data type to store the result in. By default each tensor keeps that of the checkpoint.
-        gradient_checkpointing: Compute activations twice instead of keeping them. This is the default on a GPU for
-            whole models.
+        device: The device to train on: `cpu`, `cuda` or `mps`. `auto` is CUDA if available, else the GPU of a Mac
+            (`mps`), else the CPU.
+        seed: The seed of the validation split, the order of the data, the dropout and the initial adapter.
+        save_dtype: The data type to store the result in. By default each tensor keeps its type in the checkpoint.
+        gradient_checkpointing: Save memory by computing activations twice. By default this is on when whole models are
+            trained on a GPU.
         workers: The number of processes that prepare batches. They divide the work of each step among them.
         report_to: Report to these trackers, besides metrics.jsonl: `tensorboard`, `trackio` or `wandb`, separated by
             commas.
-        dry_run: Train nothing: show what would be trained, tokens, steps, memory, and time from three measured steps.
+        dry_run: Train nothing. Show what would be trained, the tokens, steps and memory, and the time estimated from
+            three measured steps.
         restart: Start from the first step, even where a killed run could resume.
-        weights_only_resume: Resume from a saved state that lost its optimizer, schedule or random state, with fresh
-            ones.
-        force: Replace an output that shortstack made before, and resume a run that was begun with other settings.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        weights_only_resume: Resume from a saved state without optimizer, schedule or random state, and start these
+            afresh.
+        force: Replace an output that shortstack made before, and resume a run even if its settings were different.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 
@@ -90,10 +93,10 @@ class LoRA(Options):
 
     Attributes:
         rank: The rank of the adapter.
-        alpha: Scale the adapter by `alpha` / `rank`.
-        dropout: The dropout of the adapter's input.
-        target_modules: The linear layers that get an adapter, such as `q_proj,v_proj`. By default all in the blocks do,
-            which for Llama-like models are the published seven.
+        alpha: The adapter is scaled by `alpha` / `rank`.
+        dropout: The dropout rate of the adapter's input.
+        target_modules: The linear layers that get an adapter, such as `q_proj,v_proj`. By default all linear layers of
+            the blocks do; in Llama-like models these are the published seven.
     """
 
     rank: int = 8
@@ -121,8 +124,8 @@ class AdapterUse(Options):
     """What an adapter is trained on, and what becomes of it.
 
     Attributes:
-        merge: Fold the adapter into the weights. With `merge=False`, OUT holds the adapter alone.
-        load_in_4bit: Hold the base weights in 4 bit while training (QLoRA). This needs bitsandbytes.
+        merge: Fold the adapter into the weights. With `merge=False`, OUT holds only the adapter.
+        load_in_4bit: Hold the base weights in 4 bits during training (QLoRA). This needs bitsandbytes.
     """
 
     merge: bool = True
@@ -137,8 +140,7 @@ class Steps(Options):
         lr: The learning rate at the end of the warm-up.
         batch: The number of rows or windows in a step, over all processes.
         micro_batch: The number of rows or windows at a time in one process.
-        warmup: The number of steps until the learning rate is reached. A run that is too short for them takes a tenth
-            of its own.
+        warmup: The number of steps until the learning rate is reached. A shorter run uses a tenth of its steps instead.
     """
 
     lr: float = 1e-4
@@ -165,8 +167,8 @@ class RowSteps(Steps):
     Attributes:
         epochs: The number of passes over the data.
         tokens: Train on this many tokens, such as `10M`, instead of `epochs`.
-        cutoff: Cut rows off after this many tokens. Of text, it is the number of tokens in a window.
-        group_by_length: Put rows of like length into one batch, which means less padding and another order.
+        cutoff: Truncate rows after this many tokens. For text, this is the number of tokens in a window.
+        group_by_length: Put rows of similar length into one batch. This needs less padding and changes the order.
     """
 
     epochs: float = 2
@@ -181,9 +183,9 @@ class TextSteps(Steps):
 
     Attributes:
         tokens: Train on this many tokens, such as `1B`. By default it is one pass over the text.
-        seq_len: The number of tokens in a window, at most the model's positions.
+        seq_len: The number of tokens in a window; at most the number of the model's positions.
         weight_decay: The weight decay of AdamW.
-        isolate_documents: Keep attention within a document, in families where positions that start again do that.
+        isolate_documents: Keep attention within a document, in families where positions that start again achieve this.
     """
 
     batch: int = 512
@@ -201,9 +203,10 @@ class DistillationSteps(Steps):
     Attributes:
         epochs: The number of passes over the data.
         tokens: Train on this many tokens, such as `10M`, instead of `epochs`.
-        seq_len: The number of tokens in a window, or after which a row is cut off; at most the model's positions.
+        seq_len: The number of tokens in a window, or the length after which a row is truncated; at most the number of
+            the model's positions.
         weight_decay: The weight decay of AdamW.
-        isolate_documents: Keep attention within a document, in families where positions that start again do that.
+        isolate_documents: Keep attention within a document, in families where positions that start again achieve this.
     """
 
     epochs: float = 1
@@ -220,11 +223,11 @@ class Teaching(Options):
     Attributes:
         teacher: The dense checkpoint, which runs beside the student. By default it is the one that shortstack.json
             names.
-        offline: Train on a folder of `shortstack teach`, instead of `teacher` and `data`.
-        temperature: The temperature that softens both distributions. By default it is 1, and with `offline` that of the
-            folder.
-        kl_weight: The weight of the distance to the teacher's distribution.
-        loss_weight: The weight of the next token's own loss.
+        offline: Train on the logits in this folder, which `shortstack teach` wrote, instead of `teacher` and `data`.
+        temperature: The temperature that softens both distributions. By default it is 1; with `offline` it is the
+            temperature of the folder.
+        kl_weight: The weight of the KL divergence to the teacher's distribution.
+        loss_weight: The weight of the next-token loss.
         hidden_weight: The weight of the distance between hidden states. It cannot be used with `offline`.
     """
 
@@ -250,23 +253,23 @@ class Teaching(Options):
 
 @dataclass(frozen=True)
 class TeachOptions(TokenizerOptions):
-    """What of a teacher's logits is written down, on which rows or windows, and how the run goes.
+    """Which logits of a teacher are cached, on which rows or windows, and how the run goes.
 
     Attributes:
         top_k: The number of tokens whose log-probabilities are kept at every position.
-        temperature: Divide the logits by this temperature. The student is trained at the same one.
-        tokens: Use this many tokens of a text, such as `10M`. By default it is one pass.
-        seq_len: The number of tokens in a window or row, at most the teacher's positions.
+        temperature: Divide the logits by this temperature. The student is trained with the same temperature.
+        tokens: Use this many tokens of a text, such as `10M`. By default it is one pass over the text.
+        seq_len: The number of tokens in a window or row; at most the number of the teacher's positions.
         validation: The number of windows or rows in the validation set. By default it is that of `shortstack retrain`.
         isolate_documents: Keep attention within a document.
         micro_batch: The number of rows at a time.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own elsewhere.
-        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
-            else the CPU.
-        seed: The seed of the order of the text and of the split.
-        force: Replace an output that shortstack made before.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
+        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
+            a Mac (`mps`), else the CPU.
+        seed: The seed of the order of the text and of the validation split.
+        force: Replace an existing output that shortstack made.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 

@@ -84,13 +84,14 @@ def teach(
     out: Path,
     options: TeachOptions = _DEFAULTS,
 ) -> TeachResult:
-    """Write down a teacher's top logits on a text, for distillation without the teacher.
+    """Cache a teacher's top logits on a text, for distillation without the teacher in memory.
 
-    Source: knowledge distillation (Hinton et al. 2015, arXiv 1503.02531), from the top logits alone.
+    Source: knowledge distillation (Hinton et al. 2015, arXiv 1503.02531), with only the top logits.
 
     Args:
         teacher: The dense checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        data: What the student will be trained on: text, or rows of instructions (the loss on responses alone).
+        data: The data that the student will be trained on: text, or rows of instructions (only responses count in the
+            loss).
         out: Write the logits to this folder.
         options: what is written down of which rows, and how the run goes.
 

@@ -97,18 +97,18 @@ def agree(
     plus: bool | None = None,
     out: Path | None = None,
 ) -> Agreements:
-    """Say how far rankings of blocks agree: Kendall's tau, and the overlap of the blocks they would remove.
+    """Measure how far rankings of blocks agree: Kendall's tau, and the overlap of the blocks that they would remove.
 
-    Every ranking is set beside every other: all criteria of all files. So one scores.json with several criteria is enough,
-    and so are two with one each, of other texts, seeds or precisions, or a published order.
+    Every ranking is compared with every other one: all criteria of all files. The rankings can be several criteria in
+    one scores.json, scores from other texts, seeds or precisions, or published orders.
 
     Args:
         scores: The rankings: scores.json or block_order.csv files, or `published:[MODEL:]CRITERION`.
-        criterion: Compare this criterion only, of files that hold several.
-        remove: The number of blocks that would be removed. By default it is every eighth of the blocks, up to half of
-            them.
-        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
-            10 blocks.
+        criterion: Compare only this criterion, if files have several.
+        remove: The number of blocks to remove. By default the overlap is shown for every eighth of the blocks, up to
+            half of them.
+        plus: Keep the first four and the last two blocks, as published. By default this is on for models of at least 10
+            blocks.
         out: Write the figures to this file (JSON).
 
     Returns:

@@ -14,16 +14,16 @@ from shortstack.scoring.early_stopping import Rounds, Until
 
 @dataclass(frozen=True)
 class StoppingOptions(Options):
-    """When there are enough windows.
+    """When enough windows are drawn.
 
     Attributes:
-        until: Add windows until they are enough: `stable` adds rounds of `samples`, until the blocks that `remove`
-            takes away have not changed for three rounds, or are below all others beyond the errors. It needs the
-            criterion ppl alone.
-        remove: The number of blocks that would be removed, for `until`.
-        plus: Keep the first four and the last two blocks, for `until`. By default they stay where there are at least 10
+        until: Add windows until the choice is stable: `stable` adds rounds of `samples` windows until the `remove`
+            blocks with the lowest scores have not changed for three rounds, or are below all others by more than the
+            errors. It needs `ppl` as the only criterion.
+        remove: The number of blocks to remove, for `until`.
+        plus: Keep the first four and the last two blocks, for `until`. By default this is on for models of at least 10
             blocks.
-        max_samples: The most windows that `until` draws.
+        max_samples: The largest number of windows that `until` draws.
     """
 
     until: Until | None = None
@@ -34,23 +34,22 @@ class StoppingOptions(Options):
 
 @dataclass(frozen=True)
 class ScoreOptions(TokenizerOptions):
-    """How a scoring run goes.
+    """How a scoring run computes.
 
     Attributes:
-        dtype: The data type to compute in. `auto` is bfloat16 on a GPU (float16 where the checkpoint is), and float32 on a
-            CPU unless the checkpoint is bfloat16 and the CPU has units for it (`avx512_bf16` or `amx_bf16`).
-        device: Where to compute: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` takes CUDA, else the GPU of a Mac (`mps`),
-            else the CPU.
-        cpu_kernels: The library of float32 products on a CPU. `auto` is oneDNN on CPUs of AMD, and on all others what
-            torch chooses (MKL on Intel's).
-        memory: How the model is held: `streamed` holds two blocks at a time, `resident` keeps all of it, `auto` keeps a
-            model that fits well.
-        memory_limit: The most memory that hidden states may take, such as `4GB`. By default it is 60 % of what is free.
-            What does not fit is swept in groups of blocks, and the weights are read once for each.
-        save_every: The seconds between two saved states beside `out`, from which a killed run resumes when it is
-            started again.
-        trust_remote_code: Run code that comes with the checkpoint.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        dtype: The data type to compute in. `auto` is bfloat16 on a GPU (float16 if the checkpoint is), and float32 on a
+            CPU unless the checkpoint is bfloat16 and the CPU has instructions for it (`avx512_bf16` or `amx_bf16`).
+        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
+            a Mac (`mps`), else the CPU.
+        cpu_kernels: The library for float32 matrix products on a CPU. `auto` is oneDNN on AMD CPUs, and torch's own
+            choice on all others (MKL on Intel CPUs).
+        memory: How much of the model is in memory: `streamed` holds two blocks at a time, `resident` the whole model.
+            `auto` is `resident` if the model fits well.
+        memory_limit: The memory limit of hidden states, such as `4GB`. By default it is 60 % of the free memory. If
+            they do not fit, blocks are scored in groups, and the weights are read once for each group.
+        save_every: The number of seconds between two saved states beside `out`. A killed run resumes from the last one.
+        trust_remote_code: Run the Python code that comes with the checkpoint.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 

@@ -59,23 +59,23 @@ def score(
     stopping: StoppingOptions = _STOPPING,
     options: ScoreOptions = _OPTIONS,
 ) -> Scores:
-    """Measure how much each block matters. Lower scores are removed first.
+    """Measure how much each block matters. Blocks with lower scores are removed first.
 
-    The model is never held whole unless it is small: one block at a time is brought in, with the next one ahead. Processes
-    that torchrun or accelerate started together share the windows; the first one writes.
+    Unless the model is small, only two blocks are in memory: the current one and the next, which is read ahead.
+    Processes that torchrun or accelerate started together share the windows; the first one writes.
 
-    Source: Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834): perplexity without a block, Taylor and magnitude, with its
-    windows. docs/how-it-works.md has the formulas.
+    Source: Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834) for `ppl`, `taylor`, `magnitude` and the windows.
+    docs/how-it-works.md has the formulas.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: Write the scores to this file (scores.json).
-        criterion: The criteria, separated by commas: {criteria}; with parameters such as `taylor:p=2,weight=sum`;
-            `all` for every one. Requested together they share their passes over the weights.
+        criterion: The criteria, separated by commas: {criteria}; with parameters such as `taylor:p=2,weight=sum`; `all`
+            for every criterion. Criteria that are requested together share their passes over the weights.
         calibration: the windows.
-        blocks: Score these blocks alone, such as `3,7-9`. The others stay in whatever is planned with the scores.
-        csv: Write the published layout into this folder: of each criterion block_order.csv and the scores, sorted and
-            unsorted, per block and per tensor.
+        blocks: Score only these blocks, such as `3,7-9`. A plan made with the scores keeps the others.
+        csv: Write the published CSV files into this folder: for each criterion block_order.csv and the scores, sorted
+            and unsorted, per block and per tensor.
         stopping: when there are enough windows.
         options: how the run goes.
 

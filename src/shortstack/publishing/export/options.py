@@ -14,14 +14,15 @@ class ConverterOptions(Options):
 
     Attributes:
         converter: The converter: llama.cpp's convert_hf_to_gguf.py, or the folder that holds it. By default it is
-            looked for on PATH, and as a package.
+            searched for on PATH, and as a package.
         converter_python: The Python that runs the converter, such as VENV/bin/python. Without `converter`, it is that
-            of an environment with the package convert-hf-to-gguf. By default it is what the environment variable
-            SHORTSTACK_CONVERTER_PYTHON names, or the environment `convert` in the folder that SHORTSTACK_ENGINES names.
-        time_limit: The most seconds that the converter may take.
+            of an environment with the package convert-hf-to-gguf. By default it is the one that the environment
+            variable SHORTSTACK_CONVERTER_PYTHON names, or the environment `convert` in the folder that
+            SHORTSTACK_ENGINES names.
+        time_limit: The time limit of the converter in seconds.
         force: Replace an existing file.
-        trust_remote_code: Convert checkpoints that hold code, which the converter may run.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        trust_remote_code: Convert checkpoints that contain code, although the converter may run it.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 

@@ -66,11 +66,11 @@ def export_prune_layers(
     force: bool = False,
     options: RemovalOptions = _OPTIONS,
 ) -> PruneLayersExport:
-    """List the removed blocks for `llama-quantize --prune-layers`, which takes them out of the dense model's GGUF file.
+    """List the removed blocks for `llama-quantize --prune-layers`, which removes them from the dense model's GGUF file.
 
     Args:
         model: A checkpoint that `shortstack prune` wrote, or a plan.json; with `plan`, the model that the plan is for.
-        out: Write the list to this file, on one line. By default it is printed alone.
+        out: Write the list to this file, on one line. By default it is printed.
         force: Replace an existing file.
         options: where the removal is recorded, and the dense model is.
 

@@ -86,12 +86,12 @@ class Removal:
 
 @dataclass(frozen=True)
 class RemovalOptions(Options):
-    """Where the removal is recorded, and the dense model is.
+    """Where the removed blocks are recorded, and where the dense model is.
 
     Attributes:
         plan: A plan.json of `shortstack plan`.
-        dense: The model that was pruned, where it is no longer where shortstack.json or the plan says.
-        allow_links: Follow links in the checkpoint that lead out of its directory.
+        dense: The dense model, if it is no longer at the path in shortstack.json or in the plan.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
         quiet: Show no progress on stderr.
     """
 

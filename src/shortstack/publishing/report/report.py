@@ -67,16 +67,16 @@ def report(
 ) -> WrittenReport:
     """Write a report of a run as one HTML file: what was removed and why, what it cost, and how to do it again.
 
-    The page is made of records alone (scores, plan, results, training logs, shortstack.json). It loads nothing from
-    elsewhere, runs no script, prints, and names no folder of this machine.
+    The page is made only from records (scores, plan, results, training logs, shortstack.json). It loads nothing from
+    elsewhere, runs no script, can be printed, and shows no folders of this machine.
 
     Args:
-        sources: What to report: a run's folder, checkpoints, folders of results, or files that score, plan, eval, bench
-            and compare wrote.
-        out: Write the page to this file. By default it is report.html in the working folder, unless only `png` is
-            given.
-        png: Write the plots alone into this folder, as PNG.
-        published: Put these published models beside the figures, separated by commas, such as
+        sources: What to report: the folder of a recipe's run, checkpoints, folders of results, or files that score,
+            plan, eval, bench and compare wrote.
+        out: Write the page to this file. By default it is report.html in the current folder; with only `png`, no page
+            is written.
+        png: Write only the plots into this folder, as PNG files.
+        published: Show these published models beside the figures, separated by commas, such as
             `st-vicuna-v1.3-5.5b-ppl`.
 
     Returns:
