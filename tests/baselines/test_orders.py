@@ -132,7 +132,7 @@ def test_the_model_may_be_left_out_where_the_checkpoint_says_it(model: Path, tmp
     checkpoint = dataclasses.replace(open_checkpoint(str(model)), source="lmsys/vicuna-7b-v1.3@main")
     named = plan_for(open_checkpoint(str(model)), scores=Path("published:vicuna-7b-v1.3:taylor"), remove=6).plan
     assert plan_for(checkpoint, scores=Path("published:taylor"), remove=6).plan.removed == named.removed
-    with pytest.raises(ShortstackError, match="does not say which published model it is") as caught:
+    with pytest.raises(ShortstackError, match="does not record which published model it is") as caught:
         plan(str(model), scores=Path("published:taylor"), remove=6)
     assert "published:MODEL:taylor" in caught.value.hint
 
@@ -146,7 +146,11 @@ def test_the_history_of_a_checkpoint_says_it_too(model: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [
-        ("published:vicuna-7b:ppl", "no order was published of a model 'vicuna-7b'", "did you mean vicuna-7b-v1.3?"),
+        (
+            "published:vicuna-7b:ppl",
+            "there is no published order of a model 'vicuna-7b'",
+            "did you mean vicuna-7b-v1.3?",
+        ),
         ("published:vicuna-7b-v1.3:taylo", "no order of vicuna-7b-v1.3 by 'taylo'", "did you mean taylor?"),
         ("published:gemma-2b:magnitude", "no order of gemma-2b by 'magnitude'", "known: ppl, taylor"),
     ],

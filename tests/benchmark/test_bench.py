@@ -498,7 +498,7 @@ def test_as_a_step_of_a_recipe(models: list[str], tmp_path: Path, log: list[Any]
     assert len(load_results(tmp_path / "run/bench/results.json").results) == 2
     assert (tmp_path / "run/bench/csv").is_dir()
     recipe.write_text(f"model: {models[0]}\nsteps:\n  bench: {{models: $model, engine_binary: /bin/sh}}\n")
-    with pytest.raises(ShortstackError, match="engine_binary is not for recipes"):
+    with pytest.raises(ShortstackError, match="engine_binary is not allowed in a recipe"):
         shortstack.run(str(recipe), out=tmp_path / "other", dry_run=True)
 
 

@@ -102,14 +102,14 @@ def test_patterns_that_cannot_be_renumbered_are_refused(copied: Built, pattern: 
 @pytest.mark.fault(29)
 def test_an_unknown_method_is_refused(copied: Built) -> None:
     model = gptq(copied("llama"), {"quant_method": "something_new"})
-    with pytest.raises(ShortstackError, match="quantized by 'something_new', which shortstack does not know"):
+    with pytest.raises(ShortstackError, match="quantized by 'something_new', which shortstack does not support"):
         plan_for(open_checkpoint(model), blocks="1")
 
 
 @pytest.mark.fault(29)
 def test_scores_need_full_weights(copied: Built) -> None:
     model = gptq(copied("llama"), {"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ShortstackError, match="is quantized; scores are computed on full weights"):
+    with pytest.raises(ShortstackError, match="is quantized; scores are computed on full-precision weights"):
         score(str(model), criterion="magnitude")
 
 

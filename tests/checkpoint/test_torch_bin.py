@@ -116,7 +116,7 @@ def test_code_in_a_pickle_is_never_run(copied: Built, tmp_path: Path) -> None:
     tensors: dict[str, Any] = dict(load_file(model / "model.safetensors"))
     (model / "model.safetensors").unlink()
     torch.save({**tensors, "evil": Evil(tmp_path / "executed")}, model / "pytorch_model.bin")
-    with pytest.raises(ShortstackError, match=r"pytorch_model\.bin: holds something else than tensors") as caught:
+    with pytest.raises(ShortstackError, match=r"pytorch_model\.bin: holds other objects than tensors") as caught:
         prune(str(model), out=tmp_path / "p", blocks="1", quiet=True)
     assert "was not loaded" in caught.value.message
     assert not (tmp_path / "executed").exists()
@@ -128,7 +128,7 @@ def test_a_bare_pickle_is_never_run(copied: Built, tmp_path: Path) -> None:
     model = copied("llama")
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Evil(tmp_path / "executed")))
-    with pytest.raises(ShortstackError, match="not a file of torch.save"):
+    with pytest.raises(ShortstackError, match="not a file that torch.save writes"):
         open_checkpoint(model)
     assert not (tmp_path / "executed").exists()
 
@@ -141,7 +141,7 @@ def test_damaged_files(copied: Built) -> None:
         (whole[: len(whole) // 2], "truncated or damaged"),
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git-LFS pointer"),
-        (b"<!DOCTYPE html>", "not a file of torch.save"),
+        (b"<!DOCTYPE html>", "not a file that torch.save writes"),
     ):
         path.write_bytes(data)
         with pytest.raises(ShortstackError, match=says):

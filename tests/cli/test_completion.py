@@ -96,7 +96,10 @@ def test_a_shell_that_is_not_known(
 ) -> None:
     monkeypatch.setenv("SHELL", shell)
     assert run(["completion"]) == 2
-    assert capsys.readouterr().err == f"error: completion: which shell? {found}\nhint: name it: bash, zsh, fish\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: completion: the shell is not known: {found}\nhint: name it: bash, zsh, fish\n"
+    )
 
 
 def test_a_home_that_cannot_be_written(

@@ -34,7 +34,7 @@ MISTYPED = [
     (
         "score embedded --plus",
         "--plus: no effect without --until stable",
-        "leave it out; plan and prune choose the blocks",
+        "leave it out; use it with plan or prune",
     ),
     ("run x --set", "run: --set needs a value", f"such as {COMMANDS['run'].example}"),
     ("score embedded --samples", "score: --samples needs a value", "such as --samples 10"),
@@ -51,7 +51,7 @@ MISTYPED = [
     ("score embedded --criterion pll", "unknown criterion 'pll'", "did you mean ppl?"),
     ("score embedded --criterion taylor:wieght=sum", "no parameter 'wieght'", "did you mean weight?"),
     ("score embedded --criterion taylor:weight=summ", "weight=summ", "did you mean sum?"),
-    ("eval zeroshot embedded --tasks boolqq --tasks-dir .", "no local form of boolqq", "did you mean boolq?"),
+    ("eval zeroshot embedded --tasks boolqq --tasks-dir .", "no local file format of boolqq", "did you mean boolq?"),
     ("eval ppl embedded --data wikitext", "wikitext: no such file or folder", "did you mean wikitext2?"),
     ("score embedded --data embeded", "embeded: no such file or folder", "did you mean embedded?"),
     ("info embeded", "embeded: no such directory", "did you mean embedded?"),

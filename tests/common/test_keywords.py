@@ -83,7 +83,7 @@ def test_the_command_line_still_names_options(built: Built, capsys: pytest.Captu
 def test_what_is_called_by_itself_speaks_python_too(built: Built, tmp_path: Path) -> None:
     """Records, and functions and methods of results that are no command."""
     scores = shortstack.score(str(built("llama")), criterion=["magnitude", "magnitude:block=mean"], quiet=True)
-    with pytest.raises(shortstack.ShortstackError, match="say which one with criterion$"):
+    with pytest.raises(shortstack.ShortstackError, match="choose one with criterion$"):
         scores.criterion()
     with pytest.raises(shortstack.ShortstackError, match="plus=False lifts that$"):
         shortstack.PrunePlan("model", "", (0, 1, 2), (0,), protected=(0,))

@@ -100,7 +100,7 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.fault(40)
 def test_too_little_text_says_how_much() -> None:
-    with pytest.raises(ShortstackError, match="10 windows of 128 tokens need 1280 tokens, there are 12"):
+    with pytest.raises(ShortstackError, match="10 windows of 128 tokens need 1280 tokens, found 12"):
         draw_windows(corpus("eleven char"), TOKENIZER)
 
 

@@ -64,10 +64,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [*TURNS, {"role": "user", "content": 5}]}, "line 1, turn 3: content is 5, expected text"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "turn 1: .* of type text without text"),
     ({"messages": [{"content": "x"}]}, r"line 1, turn 1: no role \(found: content\)"),
-    ({"messages": ["x"]}, "line 1: messages is no list of objects"),
-    ({"conversations": "x"}, "line 1: conversations is no list of objects"),
+    ({"messages": ["x"]}, "line 1: messages is not a list of objects"),
+    ({"conversations": "x"}, "line 1: conversations is not a list of objects"),
     ({"conversations": [{"from": "narrator", "value": "x"}]}, "line 1, turn 1: from is 'narrator', expected one of"),
-    ({"messages": TURNS, "tools": {"name": "f"}}, "line 1: tools is no list"),
+    ({"messages": TURNS, "tools": {"name": "f"}}, "line 1: tools is not a list"),
 ]
 
 

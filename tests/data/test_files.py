@@ -41,7 +41,7 @@ def test_the_split_goes_with_the_role() -> None:
     assert files_for("d", ["train.jsonl", "dev.jsonl"], "evaluation") == ["dev.jsonl"]
     assert files_for("d", ["train.jsonl", "a.txt"], "evaluation") == ["a.txt", "train.jsonl"]
     for role in ("training", "calibration"):
-        with pytest.raises(ShortstackError, match="d: holds a test or validation split alone .test.jsonl.") as error:
+        with pytest.raises(ShortstackError, match="d: holds only a test or validation split .test.jsonl.") as error:
             files_for("d", ["test.jsonl", "README.md"], role)  # type: ignore[arg-type]
         assert "give the file itself" in error.value.hint
 

@@ -36,7 +36,7 @@ def test_a_file_of_that_very_name_is_one_source(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ("a=x.txt,a=y.txt", "two sources are called a"),
+        ("a=x.txt,a=y.txt", "two sources have the name a"),
         ("a=x.txt,y.txt", "'y.txt' has no name"),
         ("a=x.txt,b=", "b has no source"),
     ],

@@ -102,8 +102,8 @@ def test_rows_that_are_joined_take_no_template(tokenizer: Any, tmp_path: Path) -
 
 
 BROKEN = [
-    ("no json", "not a template that can be read"),
-    ("[" * 100_000, "not a template that can be read"),
+    ("no json", "the template cannot be read"),
+    ("[" * 100_000, "the template cannot be read"),
     (["a"], "not a prompt template"),
     ({"prompt_input": "{instruction} {input}"}, "not a prompt template"),
     ({**OWN, "promt": ""}, "'promt' means nothing"),
@@ -132,7 +132,7 @@ def test_a_broken_template_is_refused(content: Any, says: str, tmp_path: Path) -
 
 
 def test_a_template_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--prompt-template alpac: neither a template nor a file") as error:
+    with pytest.raises(UsageError, match="--prompt-template alpac: neither the name of a template nor a file") as error:
         PromptOptions(prompt_template="alpac").read()
     assert "alpaca" in error.value.hint
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")

@@ -76,7 +76,7 @@ def test_input_ids_and_messages(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": 5}', "x.jsonl, line 1: text is 5, expected a string"),
         ("x.jsonl", b'{"text": "a"}\n\0\0\0', "x.jsonl, line 2: NUL bytes"),
         ("x.jsonl", b'{"text": "a", "text": "b"}', "x.jsonl, line 1: not valid JSON: duplicate key text"),
-        ("x.doc", b"abc", "unknown kind of file"),
+        ("x.doc", b"abc", "unknown file type"),
     ],
 )
 @pytest.mark.fault(41, 42, 43)
@@ -112,7 +112,7 @@ def test_half_a_character_is_refused_by_line(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     file.write_text(HALF if name == "x.jsonl" else f"[{HALF.strip().replace(chr(10), ',')}]")
     place = "line 2" if name == "x.jsonl" else "row 2"
-    message = rf"{name}, {place}: half of a character \(\\ud83d, a lone surrogate\)"
+    message = rf"{name}, {place}: a lone surrogate \(\\ud83d\)"
     for reader in (
         read,
         lambda path: list(open_texts(str(path)).pieces(1000)),

@@ -33,7 +33,7 @@ def test_public_demands_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_more_models_than_columns_and_ports_out_of_range_are_refused() -> None:
-    with pytest.raises(UsageError, match="5 models: the page has room for 4"):
+    with pytest.raises(UsageError, match="5 models given, expected at most 4"):
         app.demo(*["embedded"] * 5, quiet=True)
     with pytest.raises(UsageError, match="--port 70000"):
         app.demo("embedded", port=70000, quiet=True)

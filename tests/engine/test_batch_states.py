@@ -110,7 +110,7 @@ def test_a_disk_that_fills_is_an_error_in_words(tmp_path: Path, monkeypatch: pyt
         ShortstackError, match=r"states\.bin: hidden states could not be written \(no space left"
     ) as error:
         states[0] = torch.zeros(1, 4, 8)
-    assert "make room, then run the same command again" in error.value.hint
+    assert "free some disk space, then run the same command again" in error.value.hint
 
 
 def test_parameters_become_what_was_stored(built: Built) -> None:

@@ -169,7 +169,7 @@ def test_bos_everywhere_beyond_the_positions_is_null_with_a_line(built: Built, t
 
 def test_too_little_text(built: Built, tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("short")
-    with pytest.raises(ShortstackError, match="a window of 32 tokens needs 32 tokens, there are 5"):
+    with pytest.raises(ShortstackError, match="a window of 32 tokens needs 32 tokens, found 5"):
         evaluate_ppl(str(built("llama")), data=str(tmp_path / "x.txt"), seq_len="32", options=QUIET)
 
 

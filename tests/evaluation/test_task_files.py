@@ -91,7 +91,7 @@ def test_labels_in_a_file_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(ShortstackError, match="5 labels for the 4 rows of valid.jsonl"):
         local_rows("piqa", tmp_path)
     (tmp_path / "winogrande/dev-labels.lst").write_text("1\n2\n1\n1\n")
-    with pytest.raises(ShortstackError, match="line 3: answer is 2, the file of labels says 1"):
+    with pytest.raises(ShortstackError, match="line 3: answer is 2, the file of labels has 1"):
         local_rows("winogrande", tmp_path)
 
 
@@ -117,7 +117,7 @@ def test_a_file_of_another_task_is_refused(task: str, other: str, tmp_path: Path
     with pytest.raises(ShortstackError) as raised:
         local_rows(task, tmp_path / "mixed")
     assert f"{target}, line 1: " in raised.value.message
-    assert raised.value.hint == "is this the file of another task?"
+    assert raised.value.hint == "check that the file belongs to this task"
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_ids_beyond_the_embedding_name_the_row(tmp_path: Path, rows: Path) -> No
     ("options", "message"),
     [
         ({"tasks": "piqa,piqa"}, "each once"),
-        ({"tasks": "nosuchtask"}, "no local form of nosuchtask"),
+        ({"tasks": "nosuchtask"}, "no local file format of nosuchtask"),
         ({"limit": 0}, "at least 1 row"),
         ({"tasks_dir": Path("nowhere")}, "no such folder"),
     ],

@@ -263,7 +263,7 @@ def test_an_input_that_changes_while_it_is_read(
                     stream.write(b"more")
 
     monkeypatch.setattr(pieces, "read_exactly", read_exactly)
-    with pytest.raises(ShortstackError, match="was changed while it was read"):
+    with pytest.raises(ShortstackError, match="the file changed while it was read"):
         prune(str(model), out=tmp_path / "p", blocks="1", quiet=True)
     assert not (tmp_path / "p").exists()
 

@@ -235,7 +235,7 @@ def test_an_engine_that_does_not_know_how_weights_are_quantized(model: Path, tmp
 
 
 def test_a_gguf_file_needs_its_checkpoint(model: Path, gguf: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="compared with the checkpoint that it was made of") as missing:
+    with pytest.raises(UsageError, match="compared with the checkpoint that it was made from") as missing:
         check(str(gguf), quiet=True)
     assert "--of DIR" in missing.value.hint
     with pytest.raises(UsageError, match="which llama.cpp runs"):
@@ -252,9 +252,9 @@ def test_options_that_contradict(model: Path) -> None:
         ({"engine": "vlm"}, "--engine vlm: unknown"),
         ({"engine": "compiled"}, "--engine compiled: unknown"),
         ({"engine": "vllm,found"}, "`found` is all that are installed"),
-        ({"engine": "vllm,mlx", "engine_python": Path(sys.executable)}, "say where one engine is"),
+        ({"engine": "vllm,mlx", "engine_python": Path(sys.executable)}, "are for one engine"),
         ({"engine_python": Path(sys.executable)}, "no effect without --engine"),
-        ({"of": model}, "is no GGUF file"),
+        ({"of": model}, "is not a GGUF file"),
     ):
         with pytest.raises(UsageError, match=says):
             check(str(model), quiet=True, **options)  # type: ignore[arg-type]

@@ -32,5 +32,5 @@ def test_a_part_of_a_name_and_a_status() -> None:
 
 
 def test_a_name_that_is_not_in_the_table() -> None:
-    with pytest.raises(ShortstackError, match="lama3x: no family of the table is called so"):
+    with pytest.raises(ShortstackError, match="lama3x: not in the table of families"):
         families("lama3x")

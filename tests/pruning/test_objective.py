@@ -119,7 +119,7 @@ def test_a_contiguous_run_is_chosen_for_the_objective(built: Built) -> None:
         ("general=nan", "the weight of general is 'nan'"),
         ("general=0,sums=0", "all weights are 0"),
         ("general=1,general=2", "two weights of general"),
-        ("code=1", r"no source is called code \(sources: general, sums\)"),
+        ("code=1", r"no source has the name code \(sources: general, sums\)"),
     ],
 )
 def test_objectives_that_cannot_be_used(built: Built, objective: str, says: str) -> None:
@@ -221,7 +221,7 @@ def test_a_curve_has_the_sources(built: Built, tmp_path: Path) -> None:
 
 
 def test_an_objective_that_names_no_source_is_refused_by_a_search(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no source is called code"):
+    with pytest.raises(UsageError, match="no source has the name code"):
         search(str(built("llama")), data=texts(tmp_path), samples=2, seq_len=16, remove=1, objective="code=1")
     with pytest.raises(UsageError, match="the text has one source without a name"):
         search(str(built("llama")), data=str(tmp_path / "sums.txt"), samples=2, seq_len=16, remove=1, objective="worst")

@@ -194,7 +194,7 @@ class TestOutput:
         (tmp_path / "p/mine.txt").write_text("mine")
         with pytest.raises(ShortstackError, match="exists already"):
             prune(str(built("llama")), out=tmp_path / "p", blocks="1", quiet=True)
-        with pytest.raises(ShortstackError, match="no checkpoint that shortstack made"):
+        with pytest.raises(ShortstackError, match="not a checkpoint that shortstack made"):
             prune(str(built("llama")), out=tmp_path / "p", blocks="1", force=True, quiet=True)
         assert (tmp_path / "p/mine.txt").read_text() == "mine"
 

@@ -113,7 +113,7 @@ def test_a_choice_as_plan_takes_it_is_taken_too(built: Built, tmp_path: Path) ->
     [
         ({"blocks": "1"}, "--selection searches the blocks; --blocks contradicts it"),
         ({"scores": "scores.json", "remove": 1}, "--selection searches the blocks; --scores contradicts it"),
-        ({"plan": "plan.json"}, "--plan says which blocks go"),
+        ({"plan": "plan.json"}, "--plan names the blocks"),
         ({"remove": 1, "criterion": "ppl"}, "--criterion ppl: no effect with --selection"),
         ({"remove": 1, "strategy": "contiguous"}, "--strategy contiguous: no effect with --selection"),
         ({"remove": 1, "selection": "gredy"}, "no such selection"),

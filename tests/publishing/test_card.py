@@ -130,7 +130,7 @@ def test_accuracies_on_complete_tasks_in_the_hubs_other_form(model: Path, tmp_pa
     assert "zero-shot" in str(entries[0].notes)
     assert json.loads((model / "shortstack.json").read_text())["files"][name] == file_sha256(model / name)
     for other in (result(own), result(own, "zeroshot", settings={"limit": 10})):
-        with pytest.raises(UsageError, match="none of the files holds the accuracy on all rows"):
+        with pytest.raises(UsageError, match="no file has the accuracy on all rows"):
             card(model, saved(tmp_path / "b.json", other), eval_results=True, quiet=True)
 
 
@@ -138,7 +138,7 @@ def test_results_of_other_models_are_refused(model: Path, tmp_path: Path) -> Non
     before = (model / "README.md").read_bytes()
     _, dense = fingerprints(model)
     for file in (saved(tmp_path / "a.json", result("0" * 64)), saved(tmp_path / "b.json", result(dense))):
-        with pytest.raises(ShortstackError, match="holds no result of") as caught:
+        with pytest.raises(ShortstackError, match="has no result of the current") as caught:
             card(model, file, quiet=True)
         assert "shortstack eval ppl" in caught.value.hint
     assert (model / "README.md").read_bytes() == before
@@ -148,7 +148,7 @@ def test_results_from_before_the_checkpoint_was_changed_are_refused(model: Path,
     file = saved(tmp_path / "a.json", result(fingerprints(model)[0]))
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "rope_theta": 5.0}))
-    with pytest.raises(ShortstackError, match="holds no result of"):
+    with pytest.raises(ShortstackError, match="has no result of the current"):
         card(model, file, quiet=True)
 
 

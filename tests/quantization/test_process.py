@@ -58,7 +58,7 @@ def test_a_report_and_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "",
         ),
         ("sys.exit(0)\n", "ended with code 0: it said nothing", ""),
-        ("os.kill(os.getpid(), signal.SIGKILL)\n", "was killed; is there too little memory", "--samples"),
+        ("os.kill(os.getpid(), signal.SIGKILL)\n", "was killed; there may be too little memory", "--samples"),
         (failed(), "llm-compressor cannot quantize it: ValueError: no", "--debug"),
         (failed(says="can't allocate memory: 9 GB"), "out of memory", "--samples"),
         (failed(kind="ShortstackError", says="place: wrong", hint="do so"), "place: wrong", "do so"),

@@ -248,7 +248,7 @@ def test_bad_input(
     refused("is quantized already", tmp_path, result.out, capsys=capsys)
     (tmp_path / "short.txt").write_text("hardly any text")
     for sampling in ("documents", "joined"):
-        says = "128 windows of 64 tokens need 8192 tokens, there are"
+        says = "128 windows of 64 tokens need 8192 tokens, found"
         error = refused(says, tmp_path, pruned, "--data", tmp_path / "short.txt", "--sampling", sampling, capsys=capsys)
         assert "hint: give more text" in error
     refused("windows of 100 tokens, but", tmp_path, pruned, "--seq-len", 100, "--samples", 2, capsys=capsys)
@@ -283,7 +283,7 @@ def test_a_result_that_does_not_hold_is_not_written(
 
 def test_layers_of_another_kind_than_linear_are_refused(built: Built, tmp_path: Path) -> None:
     source = built("gpt2", n_embd=64, n_head=4)
-    with pytest.raises(ShortstackError, match=r"none of its layers is a Linear one \(.* is a Conv1D\)"):
+    with pytest.raises(ShortstackError, match=r"none of its layers is of type Linear \(.* is a Conv1D\)"):
         quantize(str(source), out=tmp_path / "q", **QUICK)
     assert list(tmp_path.iterdir()) == []
 

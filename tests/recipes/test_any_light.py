@@ -107,7 +107,7 @@ def test_it_is_shown_without_a_model_and_not_run_without_one(capsys: pytest.Capt
     assert "\nmodel:" not in shown
     assert cli(["run", RECIPE]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: any-light: names no model to begin with",
+        "error: any-light: has no model to begin with",
         "hint: --model MODEL",
     ]
 
@@ -120,7 +120,7 @@ def written(folder: Path, steps: str) -> str:
 
 @pytest.mark.parametrize("directory", ["$model", "somewhere"])
 def test_a_recipe_renews_no_card_but_of_what_it_made(directory: str, tmp_path: Path) -> None:
-    with pytest.raises(ShortstackError, match="which this run has not made"):
+    with pytest.raises(ShortstackError, match="which is not an output of this run"):
         resolve(written(tmp_path, f"  card: {{directory: {directory}, results: [ppl.json]}}\n"))
     assert resolve(written(tmp_path, "  card: {results: [ppl.json]}\n")).steps[-1].values["directory"] == Reference(
         "prune"

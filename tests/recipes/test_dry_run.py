@@ -125,7 +125,7 @@ def test_texts_that_are_not_here_have_no_time(recipe: Path, tmp_path: Path, monk
         (["cpt.device=cuda:9"], "cpt: "),
         (["prune.criterion=taylor"], "prune: "),
         (["prune.criterion=taylor"], "the scores hold ppl, not taylor"),
-        (["score.criterion=ppl,magnitude"], "the scores hold ppl, magnitude (say which one with --criterion)"),
+        (["score.criterion=ppl,magnitude"], "the scores hold ppl, magnitude (choose one with --criterion)"),
         (["score.samples=100000"], "100000 windows of 16 tokens need 1600000 tokens"),
         (["lora.micro_batch=3"], "lora: --batch 2 is not a multiple of 3 (--micro-batch)"),
         (["cpt.batch=3", "cpt.micro_batch=2"], "cpt: --batch 3 is not a multiple of 2 (--micro-batch)"),
@@ -151,7 +151,7 @@ def test_what_distilling_would_refuse_is_found(built: Built, tmp_path: Path) -> 
         (["retrain.rank=2"], "--rank 2: no effect with --train all: there is no adapter"),
         (["retrain.train=lora", "retrain.weight_decay=0.5"], "--weight-decay 0.5: no effect with --train lora"),
         (["retrain.data=null"], "nothing to train on"),
-        (["retrain.offline=notes", "retrain.seq_len=null"], "--offline holds the data"),
+        (["retrain.offline=notes", "retrain.seq_len=null"], "--offline has data and teacher"),
         (["retrain.batch=3", "retrain.micro_batch=2"], "--batch 3 is not a multiple of 2"),
     ):
         found = rehearsal(path, tmp_path / "out", set_=settings).problems

@@ -137,7 +137,7 @@ def test_settings_that_cannot_be(setting: str, message: str, tmp_path: Path) -> 
         ("- a", "expected a mapping", ""),
         ("", "found nothing, expected a mapping", ""),
         ("model: embedded", "has no steps", ""),
-        ("steps: {info: {}}", "names no model to begin with", "--model"),
+        ("steps: {info: {}}", "has no model to begin with", "--model"),
         ("model: embedded\nsteps: {info: 3}", "found 3, expected a mapping", ""),
         (PRUNING + "  ppl: {stage: eval ppl, fresh: no}", "fresh is 'no', expected true or false", "fresh"),
         (PRUNING + "  lora: {stage: retrain lora, data: x, rank: 8.5}", "rank is 8.5, expected a whole", "rank: The rank"),
@@ -146,9 +146,9 @@ def test_settings_that_cannot_be(setting: str, message: str, tmp_path: Path) -> 
         (PRUNING + "  lora: {stage: retrain lora, data: [x]}", "data is ['x'], expected text", ""),
         (PRUNING + "  lora: {stage: retrain lora}", "step lora does not say data", "data: What to train on: rows"),
         ("model: embedded\nsteps: {score: {dtype: float8}}", "dtype is 'float8', expected auto, float32", ""),
-        (PRUNING + "  Bad: {stage: info}", "'Bad' cannot be the name of a step", "lower case"),
-        (PRUNING + "  ../../etc: {stage: info}", "cannot be the name of a step", ""),
-        (PRUNING + "  logs: {stage: info}", "cannot be the name of a step", ""),
+        (PRUNING + "  Bad: {stage: info}", "'Bad' is not allowed as the name of a step", "lower case"),
+        (PRUNING + "  ../../etc: {stage: info}", "is not allowed as the name of a step", ""),
+        (PRUNING + "  logs: {stage: info}", "is not allowed as the name of a step", ""),
         (PRUNING + "  x: {stage: info, optional: 1}", "optional is 1, expected true or false", ""),
         (PRUNING + "  x: null", "there is no step to take away named 'x'", ""),
     ],
@@ -164,7 +164,7 @@ def test_what_a_user_decides_is_not_for_recipes(option: str, tmp_path: Path) -> 
     error = refused(tmp_path, PRUNING + f"  score2: {{stage: score, {option}: true}}")
     verb = "score" if option in COMMANDS["score"].options else "prune"
     if verb == "score":
-        assert f"{option} is not for recipes" in error.message
+        assert f"{option} is not allowed in a recipe" in error.message
     else:
         assert option in error.message
 
@@ -209,8 +209,8 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("model: ~/secrets\nsteps: {info: {}}", "do not read home folders"),
         ("model: $HOME/secrets\nsteps: {info: {}}", "do not read home folders or environment variables"),
-        ("model: https://example.org/m\nsteps: {info: {}}", "nothing is fetched by URL"),
-        ("model: embedded\nsteps: {score: {data: 'https://example.org/x.txt'}}", "nothing is fetched by URL"),
+        ("model: https://example.org/m\nsteps: {info: {}}", "URLs are not read"),
+        ("model: embedded\nsteps: {score: {data: 'https://example.org/x.txt'}}", "URLs are not read"),
         ("model: embedded\nsteps: {score: {data: '~/x.txt'}}", "do not read home folders"),
         ("model: embedded\nsteps: {score: {data: embedded, csv: ../../up}}", "expected a name inside the step's folder"),
         ("model: embedded\nsteps: {score: {data: embedded, csv: /tmp/up}}", "expected a name inside the step's folder"),
@@ -234,7 +234,7 @@ def test_names_are_found_whatever_their_case_and_bases_are_not_recipes() -> None
     with pytest.raises(ShortstackError, match="there is no recipe named 'vicuna-7b-pl'") as caught:
         resolve("vicuna-7b-pl")
     assert caught.value.hint == "did you mean vicuna-7b-ppl?"
-    with pytest.raises(ShortstackError, match="there is no recipe"):
+    with pytest.raises(ShortstackError, match="there is not a recipe"):
         resolve("published-pruning")
 
 

@@ -99,7 +99,7 @@ def test_aliases_do_not_grow() -> None:
 
 @pytest.mark.fault(71)
 def test_an_alias_inside_itself() -> None:
-    with pytest.raises(ShortstackError, match="inside what it stands for"):
+    with pytest.raises(ShortstackError, match="inside its own anchor"):
         data("a: &x [1, *x]")
 
 

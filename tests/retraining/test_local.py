@@ -304,7 +304,7 @@ def test_a_dense_model_that_is_not_the_one_is_refused(
     prune(str(pruned), blocks="5", out=again, quiet=True)
     with pytest.raises(ShortstackError, match="is not the model"):
         retrained("local", tmp_path / "out", model=pruned, of=str(again))
-    with pytest.raises(ShortstackError, match="there is no cut to heal"):
+    with pytest.raises(ShortstackError, match="there is no cut to repair"):
         retrained("local", tmp_path / "out", model=pruned, of=str(pruned))
     retrained("local", tmp_path / "out", model=again, of=str(pruned))  # pruned twice: the one between is in its history
 
@@ -319,7 +319,7 @@ def test_a_quantized_dense_model_is_refused(retrained: Retrained, dense: Path, p
     record = json.loads((model / "shortstack.json").read_text())
     record["source_fingerprint"] = open_checkpoint(quantized).fingerprint
     (model / "shortstack.json").write_text(json.dumps(record))
-    with pytest.raises(ShortstackError, match="is quantized; hidden states"):
+    with pytest.raises(ShortstackError, match="is quantized; the teacher must"):
         retrained("local", tmp_path / "out", model=model, of=str(quantized))
 
 

@@ -177,7 +177,7 @@ def test_kinds_that_are_no_change_of_weights_are_refused_by_name(built: Built, t
 
     settings = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(pico.load(built("llama")), settings).save_pretrained(tmp_path / "adapter")
-    refused(built("llama"), tmp_path, "PREFIX_TUNING adds no weights")
+    refused(built("llama"), tmp_path, "PREFIX_TUNING does not change the model's weights")
     adapters.configure(tmp_path / "adapter", peft_type="OF_TOMORROW")
     refused(built("llama"), tmp_path, "peft_type is 'OF_TOMORROW', which PEFT .* does not know")
 
@@ -215,4 +215,4 @@ def test_a_quantized_base_is_refused(copied: Built, tmp_path: Path) -> None:
     (model / "config.json").write_text(
         json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
     )
-    refused(model, tmp_path, "is quantized; an adapter is folded into full weights only")
+    refused(model, tmp_path, "is quantized; an adapter can be folded only into full-precision weights")

@@ -59,7 +59,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"tokens": "0"}, "--tokens"),
     ({"batch": 3}, "--batch 3 is not a multiple of 2"),
     ({"train": "tail"}, "--train 'tail': unknown"),
-    ({"dtype": "float64"}, "--dtype float64: not for training"),
+    ({"dtype": "float64"}, "--dtype float64: not supported in training"),
     ({"device": "cuda"}, "cuda"),
     ({"data": "nowhere.jsonl"}, "nowhere.jsonl"),
 ]
@@ -95,7 +95,11 @@ NONSENSE: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"dropout": 1.0}, "--dropout 1.0: expected"),
     ("lora", {"target_modules": "q_proj,,v_proj"}, "--target-modules 'q_proj,,v_proj': expected names"),
     ("lora", {"target_modules": "q_porj"}, "--target-modules q_porj: .* has no such linear layer in its blocks"),
-    ("lora", {"prompt_template": "nowhere.json"}, "--prompt-template nowhere.json: neither a template nor a file"),
+    (
+        "lora",
+        {"prompt_template": "nowhere.json"},
+        "--prompt-template nowhere.json: neither the name of a template nor a file",
+    ),
     (
         "lora",
         {"prompt_template": "x.json", "instruction": False},

@@ -20,7 +20,7 @@ def test_a_disk_too_full_for_the_lock_is_a_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ShortstackError, match="could not be written .no space left") as refused, locked(tmp_path / "o"):
         pass
-    assert refused.value.hint == "make room, then run it again"
+    assert refused.value.hint == "free some disk space, then run the command again"
     assert list(tmp_path.iterdir()) == []
 
 

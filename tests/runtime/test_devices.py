@@ -76,7 +76,7 @@ def test_a_gpu_on_a_mac_is_mps(mac: None) -> None:
 def test_dtypes_of_a_mac() -> None:
     mps = torch.device("mps")
     assert pick_dtype("auto", "BF16", mps) == torch.bfloat16
-    with pytest.raises(ShortstackError, match="--dtype float64: mps has none"):
+    with pytest.raises(ShortstackError, match="--dtype float64: not supported on mps"):
         pick_dtype("float64", "BF16", mps)
 
 

@@ -137,7 +137,7 @@ def test_the_published_model_is_found_by_the_other_files_source(tmp_path: Path) 
     assert pair.second == "published:ppl"
     record["model"]["source"] = "/elsewhere"  # type: ignore[index]
     path.write_text(json.dumps(record))
-    with pytest.raises(ShortstackError, match="/elsewhere does not say which published model it is"):
+    with pytest.raises(ShortstackError, match="/elsewhere does not record which published model it is"):
         agree(path, Path("published:ppl"))
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     a, b = order(tmp_path / "a.csv", "0,1,2"), order(tmp_path / "b.csv", "0,1,2,3")
     for arguments, options, message in (
         ((), {}, "no scores given"),
-        ((a,), {}, "one ranking only"),
+        ((a,), {}, "found only one ranking"),
         ((a, b), {}, r"ranks blocks 0-2, .*b.csv blocks 0-3"),
         ((a, a), {"remove": 4}, "--remove 4: expected 1 to 3 blocks"),
         ((a, tmp_path / "c.csv"), {}, "no such file"),

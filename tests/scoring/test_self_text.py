@@ -93,7 +93,7 @@ def test_all_tokens_count_where_that_is_requested(built: Built, prompts: str) ->
 
 def test_several_processes_take_what_is_kept(built: Built, prompts: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ShortstackError, match="each process would write its own") as error:
+    with pytest.raises(ShortstackError, match="each process would generate its own") as error:
         drawn(built("llama"), prompts)
     assert "in one process first" in error.value.hint
     monkeypatch.delenv("WORLD_SIZE")
@@ -106,7 +106,7 @@ def test_several_processes_take_what_is_kept(built: Built, prompts: str, monkeyp
     ("text", "name", "options", "says"),
     [
         (" \n", "p.txt", {}, "no usable text"),
-        ('{"input_ids": [3, 4]}\n', "p.jsonl", {}, "rows of input_ids are no prompts"),
+        ('{"input_ids": [3, 4]}\n', "p.jsonl", {}, "rows of input_ids cannot be used as prompts"),
         ("words\n", "p.txt", {"seq_len": 99}, "windows of 99 tokens, but .* has 64 positions"),
         ("words\n", "p.txt", {"sampling": "joined"}, "--sampling joined"),
         ("words\n", "p.txt", {"chat_template": True}, "--chat-template"),

@@ -168,7 +168,7 @@ def test_sources_of_other_blocks_are_refused(built: Built, tmp_path: Path) -> No
 
 
 def test_until_takes_one_source(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--until stable: for text of one source, and --data names several"):
+    with pytest.raises(UsageError, match="--until stable: supports one source, but --data names several"):
         score(str(built("llama")), data=texts(tmp_path), until="stable", remove=2)
 
 

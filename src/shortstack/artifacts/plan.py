@@ -68,7 +68,9 @@ class PrunePlan(Shown):
             )
         guarded = sorted(set(self.removed) & set(self.protected))
         if guarded:
-            raise ShortstackError(f"{self.source}: {blocks_text(guarded)} protected", hint="--no-plus lifts that")
+            raise ShortstackError(
+                f"{self.source}: {blocks_text(guarded)} protected", hint="--no-plus switches the protection off"
+            )
         if self.removed and len(self.removed) >= len(self.blocks):
             raise ShortstackError(
                 f"{self.source}: removing {len(self.removed)} of {len(self.blocks)} blocks leaves none",

@@ -40,7 +40,8 @@ def read(directory: Path) -> dict[str, Any] | None:
         files = mapping(record, "files") if "files" in record else {}
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ShortstackError(
-            f"{path}: not a record of shortstack ({error})", hint="remove it to number blocks as they stand"
+            f"{path}: not a record of shortstack ({error})",
+            hint="remove the file; blocks are then numbered as they are in this checkpoint",
         ) from None
     return {**record, "original_depth": depth, "steps": steps, "files": files}
 

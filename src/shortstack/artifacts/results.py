@@ -286,14 +286,14 @@ def load_results(path: str | Path) -> Results:
         results = [Result.from_json(entry) for entry in (record if isinstance(record, list) else [record])]
     except OSError as error:
         raise ShortstackError(
-            f"{path}: cannot be read ({system_reason(error)})", hint="give what shortstack eval --out wrote"
+            f"{path}: cannot be read ({system_reason(error)})", hint="give a file that `shortstack eval --out` wrote"
         ) from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ShortstackError(
-            f"{path}: not a results file ({error})", hint="give what shortstack eval --out wrote"
+            f"{path}: not a results file ({error})", hint="give a file that `shortstack eval --out` wrote"
         ) from None
     if not results:
-        raise ShortstackError(f"{path}: holds no results", hint="give what shortstack eval --out wrote")
+        raise ShortstackError(f"{path}: holds no results", hint="give a file that `shortstack eval --out` wrote")
     return Results(tuple(results))
 
 

@@ -126,7 +126,7 @@ class Scores(Shown):
         if name is None:
             if len(self.criteria) == 1:
                 return next(iter(self.criteria.values()))
-            raise ShortstackError(f"{self.source}: the scores hold {listed}", hint="say which one with --criterion")
+            raise ShortstackError(f"{self.source}: the scores hold {listed}", hint="choose one with --criterion")
         if name in self.criteria:
             return self.criteria[name]
         only = next(iter(self.criteria.values()))
@@ -149,7 +149,7 @@ class Scores(Shown):
         given, stated = criterion_folder(name), match[1]
         if not (given.startswith(stated) or stated.startswith(given)):
             raise ShortstackError(
-                f"{self.source}: its folder says that it is an order by {stated}; --criterion {name} contradicts it",
+                f"{self.source}: its folder states that it is an order by {stated}; --criterion {name} contradicts it",
                 hint="leave --criterion out, or give the order that you mean",
             )
 

@@ -61,7 +61,7 @@ def load_training(folder: Path) -> TrainingLog | None:
                     number(value, name)
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ShortstackError(
-            f"{path}: not what training writes ({error})", hint="train again, or take the file away"
+            f"{path}: not a log of shortstack's training ({error})", hint="train again, or remove the file"
         ) from None
     return TrainingLog(metrics, models)
 

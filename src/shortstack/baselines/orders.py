@@ -39,7 +39,7 @@ def open_scores(source: str | Path, checkpoint: Checkpoint | None = None, *, mod
         if not name:
             which = sources[0] or "nothing"
             raise UsageError(
-                f"{text}: {which} does not say which published model it is",
+                f"{text}: {which} does not record which published model it is",
                 hint=f"{PREFIX}MODEL:{criterion}, MODEL one of {', '.join(published_models())}",
             )
     return _published(text, name, criterion)
@@ -55,7 +55,7 @@ def _published(text: str, name: str, criterion: str) -> Scores:
     known = _name_of(name)
     if known is None:
         hint = did_you_mean(name, published_models())
-        raise UsageError(f"{text}: no order was published of a model {name!r}", hint=hint)
+        raise UsageError(f"{text}: there is no published order of a model {name!r}", hint=hint)
     record = published_models()[known]
     if criterion not in record["criteria"]:
         hint = did_you_mean(criterion, record["criteria"])

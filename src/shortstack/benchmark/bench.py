@@ -155,7 +155,7 @@ def _opened(models: Sequence[str], options: MeasuringOptions) -> list[Subject]:
     if not models:
         raise UsageError("no model given", hint="shortstack bench MODEL...")
     if len(set(models)) < len(models):
-        raise UsageError("a model is given twice")
+        raise UsageError("a model is given twice: expected each once")
     progress = Progress(quiet=options.quiet)
     how = EvaluationOptions(
         dtype=options.dtype, device=options.device, fresh=options.fresh, trust_remote_code=options.trust_remote_code,
@@ -206,7 +206,7 @@ def _swept(
             failed.append(f"{name} is left out: {error.message}")
     if not any(one.samples for one in measured):
         why = failed[0] if not measured else f"no configuration fits: {measured[0].does_not_fit}"
-        raise ShortstackError(why, hint="a smaller --batch or --new-tokens" if measured else "")
+        raise ShortstackError(why, hint="use a smaller --batch or fewer --new-tokens" if measured else "")
     results = [result_of(one, sweep) for one in measured]
     if report.compare:
         results = with_speedups(results, measured)
@@ -274,7 +274,7 @@ def check_positions(model: Forecast, prompt_tokens: int, sweep: Sweep) -> None:
     """
     too_long = model.checkpoint.too_long(prompt_tokens, max(sweep.new_tokens))
     if too_long:
-        raise ShortstackError(too_long, hint="fewer --new-tokens, or fewer --prompt-tokens")
+        raise ShortstackError(too_long, hint="use fewer --new-tokens or --prompt-tokens")
 
 
 def _tokenizer_notes(subjects: Sequence[Subject]) -> list[str]:

@@ -102,14 +102,14 @@ def refuse_other_vocabulary(dense: Subject, draft: Subject) -> None:
     hint = "a draft is a pruned copy of the model, or another model of the same family with the same tokenizer"
     if dense.rows != draft.rows:
         raise ShortstackError(
-            f"{draft.name}: as a draft it needs the vocabulary of {dense.name}: {dense.rows} tokens, it has {draft.rows}",
+            f"{draft.name}: a draft has the vocabulary of {dense.name}: expected {dense.rows} tokens, found {draft.rows}",
             hint=hint,
         )
     ours, theirs = dense.tokenizer.get_vocab(), draft.tokenizer.get_vocab()
     if ours != theirs:
         other = next(token for token in sorted({*ours, *theirs}) if ours.get(token) != theirs.get(token))
         raise ShortstackError(
-            f"{draft.name}: as a draft it needs the vocabulary of {dense.name}: token {other!r} is "
+            f"{draft.name}: a draft has the vocabulary of {dense.name}: token {other!r} is "
             f"{ours.get(other)} there and {theirs.get(other)} here",
             hint=hint,
         )
@@ -161,7 +161,7 @@ def _prompts(dense: Subject, draft: Subject, new_tokens: int, seed: int) -> list
     if not fitting:
         raise ShortstackError(
             f"{dense.name}: no prompt fits with {new_tokens} new tokens into {longest} positions",
-            hint="fewer --new-tokens",
+            hint="use fewer --new-tokens",
         )
     random.Random(seed).shuffle(fitting)  # registers alternate, whatever the number of runs
     return fitting

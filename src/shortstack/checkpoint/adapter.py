@@ -58,7 +58,9 @@ def carry_adapter(
     renumber = Renumbering(checkpoint.anatomy, kept, str(adapter / CONFIG))
     found = _adapted_blocks(tensors, renumber)
     if not found and not any(".modules_to_save." in tensor.name for tensor in tensors):
-        raise ShortstackError(f"{adapter}: none of its tensors belongs to a block", hint="is it of another model?")
+        raise ShortstackError(
+            f"{adapter}: none of its tensors belongs to a block", hint="check that it is an adapter of this model"
+        )
     _check_blocks(adapter, config, found, checkpoint, progress or Progress(quiet=True))
     copies = [TensorCopy(tensor, name) for tensor in tensors if (name := renumber(tensor.name)) is not None]
     if not copies:
@@ -201,7 +203,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ShortstackError(
-            f"{path}: cannot be read ({system_reason(error)})", hint="get the adapter again"
+            f"{path}: cannot be read ({system_reason(error)})", hint="download or copy the adapter again"
         ) from None
     if not isinstance(config, dict):
         raise ShortstackError(f"{path}: expected a JSON object, found {type(config).__name__}")
@@ -220,7 +222,7 @@ def _tensors(adapter: Path) -> tuple[list[TensorInfo], dict[str, str]]:
         from shortstack.checkpoint.torch_bin import read_pickled
 
         return read_pickled(adapter / PICKLED)
-    raise ShortstackError(f"{adapter}: no weights ({WEIGHTS} or {PICKLED})", hint="get the adapter again")
+    raise ShortstackError(f"{adapter}: no weights ({WEIGHTS} or {PICKLED})", hint="download or copy the adapter again")
 
 
 def _named_in_full(config: dict[str, Any], tensors: Sequence[TensorInfo], blocks: set[int]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def anatomy_of(config: Config, family: Family, tensor_names: Iterable[str], plac
     if not found:
         raise ShortstackError(
             f"{place}: no tensor starts with {family.prefix!r}, where {family.model_type} keeps blocks",
-            hint="the names are those of another architecture, or of an adapter",
+            hint="check that config.json belongs to the weights: the names are those of another model or an adapter",
         )
     missing = sorted(set(range(depth)) - found)
     extra = sorted(found - set(range(depth)))
@@ -301,7 +301,7 @@ def reading_rules(place: str, family: Family) -> Iterator[None]:
         yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ShortstackError(
-            f"{place}: config.json: what it says about the blocks of {family.model_type} cannot be read "
+            f"{place}: config.json: its entries about the blocks of {family.model_type} cannot be read "
             f"({type(error).__name__}: {error})",
             hint="compare it with the config.json of the original model",
         ) from None
@@ -311,7 +311,7 @@ def _of_depth(value: list[Any], key: str, depth: int, place: str) -> list[Any]:
     if len(value) != depth:
         raise ShortstackError(
             f"{place}: config.json: {key} has {len(value)} entries for {depth} blocks",
-            hint="correct config.json: this checkpoint would not compute what it was trained to",
+            hint="correct config.json; with this one the model would not compute what it was trained for",
         )
     return value
 

@@ -122,13 +122,16 @@ def copy_tensors(
                 if not allow_nonfinite and not _all_finite(buffer, tensor.dtype):
                     raise ShortstackError(
                         f"{tensor.file}: tensor {tensor.name!r} holds NaN or infinity",
-                        hint="the checkpoint is damaged; --allow-nonfinite copies it all the same",
+                        hint="the checkpoint is damaged; --allow-nonfinite copies it unchanged",
                     )
                 pipeline.write(buffer)
                 progress(size)
     for path, stamp in before.items():
         if _stamp(path) != stamp:
-            raise ShortstackError(f"{path}: was changed while it was read", hint="run again when nothing writes to it")
+            raise ShortstackError(
+                f"{path}: the file changed while it was read",
+                hint="run the command again when no other program writes to the file",
+            )
     return pipeline.sha256.hexdigest()
 
 
@@ -291,7 +294,7 @@ class _CopyPipeline:
                 read_exactly(self._descriptor, piece, start, self.target)
                 if _checksum(piece) != checksum:
                     raise ShortstackError(
-                        f"{self.target}: what was read back, at byte {start}, is not what was written",
+                        f"{self.target}: read back other bytes than were written, from byte {start} on",
                         hint="check the disk",
                     )
 

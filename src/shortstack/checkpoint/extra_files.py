@@ -168,7 +168,7 @@ def _with_new_numbers(path: Path, data: bytes, checkpoint: Checkpoint, kept: Seq
     try:
         record = json.loads(data)
     except (ValueError, RecursionError):
-        raise ShortstackError(f"{path}: not valid JSON", hint="remove it, or get it again") from None
+        raise ShortstackError(f"{path}: not valid JSON", hint="remove the file, or download it again") from None
     moved = moved_names(record, Renumbering(checkpoint.anatomy, kept, str(path)))
     return data if moved == record else config_text(moved).encode()
 

@@ -138,7 +138,7 @@ def _read_at(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 def _check_start(path: Path, size: int, start: bytes) -> None:
     if size == 0:
-        raise ShortstackError(f"{path}: is empty (0 bytes); download incomplete?", hint="download the file again")
+        raise ShortstackError(f"{path}: is empty (0 bytes)", hint="download the file again")
     if start.startswith(b"version https://git-lfs"):
         raise ShortstackError(f"{path}: is a Git-LFS pointer, not the weights", hint="run: git lfs pull")
     if start.lstrip()[:1] == b"<" and start[7:8] != b"\0":  # text has no zero bytes; a header's length ends in them
@@ -167,7 +167,9 @@ def _tensor(path: Path, name: str, entry: object, data_start: int) -> TensorInfo
         raise ShortstackError(f"{place}: the header entry lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in DTYPE_BITS:
-        raise ShortstackError(f"{place}: unknown dtype {dtype!r}", hint="a newer shortstack or safetensors may know it")
+        raise ShortstackError(
+            f"{place}: unknown dtype {dtype!r}", hint="a newer shortstack or safetensors may support it"
+        )
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise ShortstackError(f"{place}: shape and data_offsets must be lists of whole numbers >= 0")
     nbytes = offsets[1] - offsets[0]
@@ -211,9 +213,13 @@ def read_weights(directory: Path, *, allow_links: bool = False) -> Weights:
     shards = sorted(path.name for path in directory.glob("*.safetensors"))
     if shards:
         raise ShortstackError(
-            f"{directory}: holds {shards[0]}, but neither {SINGLE} nor {INDEX}", hint="download incomplete?"
+            f"{directory}: holds {shards[0]}, but neither {SINGLE} nor {INDEX}",
+            hint="the download may be incomplete: download the checkpoint again",
         )
-    raise ShortstackError(f"{directory}: no weights ({SINGLE} or {INDEX})", hint="download incomplete?")
+    raise ShortstackError(
+        f"{directory}: no weights ({SINGLE} or {INDEX})",
+        hint="the download may be incomplete: download the checkpoint again",
+    )
 
 
 def has_weights(directory: Path) -> bool:
@@ -248,7 +254,7 @@ def checked_link(path: Path, directory: Path, allow_links: bool) -> Path:
         return path
     raise ShortstackError(
         f"{path}: is a link to {real}, outside the checkpoint",
-        hint="--allow-links follows it, if it is yours; or copy what it leads to: cp -rL FOLDER COPY",
+        hint="if you trust the link, use --allow-links; or copy the files: cp -rL FOLDER COPY",
     )
 
 

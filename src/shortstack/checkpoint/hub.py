@@ -47,7 +47,9 @@ def locate(
     if source == "embedded":
         return EMBEDDED_MODEL
     if not source.strip():  # as a path, it would be the working folder
-        raise UsageError(f"{source!r} names no {what}", hint="give a directory, a hub id such as org/name, or embedded")
+        raise UsageError(
+            f"{source!r} is not the name of a {what}", hint="give a directory, a hub id such as org/name, or embedded"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -92,7 +94,7 @@ def remote_headers(source: str, directory: Path) -> tuple[dict[str, TensorInfo],
     try:
         found = asked(source, lambda: HfApi().get_safetensors_metadata(name, revision=revision or None))
     except (NotASafetensorsRepoError, SafetensorsParsingError, KeyError, ValueError) as error:
-        raise ShortstackError(f"{source}: {first_line(error)}", hint="download it, and give the directory") from None
+        raise ShortstackError(f"{source}: {first_line(error)}", hint="download it, and give its directory") from None
     tensors = {}
     for file, metadata in found.files_metadata.items():
         for tensor, info in metadata.tensors.items():
@@ -188,7 +190,7 @@ def _weight_patterns(source: str, files: list[str]) -> list[str]:
             return [single]
     raise ShortstackError(
         f"{source}: the hub's copy has no weights ({SINGLE}, {INDEX} or {PICKLED_SINGLE})",
-        hint="an adapter or another format? look at its files on the hub",
+        hint="look at its files on the hub: it may hold an adapter or another format",
     )
 
 

@@ -238,7 +238,7 @@ def read_checkpoint(
     if len(original) != anatomy.depth:
         raise ShortstackError(
             f"{directory / provenance.FILE_NAME}: lists {len(original)} kept blocks, the checkpoint has {anatomy.depth}",
-            hint="the file does not belong to this checkpoint; remove it to number blocks as they stand",
+            hint="the file belongs to another checkpoint; remove it, and blocks are numbered as they are here",
         )
     stray = stray_shards(directory, set(shards))
     beside = adapter_files(directory)
@@ -299,7 +299,7 @@ def check_consistency(checkpoint: Checkpoint) -> None:
             if tensor.dtype not in FLOAT_DTYPES and tensor.name.endswith("weight"):
                 raise ShortstackError(
                     f"{source}: {tensor.name} is {tensor.dtype}, expected floating-point weights",
-                    hint="a quantized checkpoint says so in config.json (quantization_config)",
+                    hint="if the checkpoint is quantized, config.json must have a quantization_config",
                 )
     embedding = checkpoint.tensors.get(anatomy.embedding)
     if embedding is None:

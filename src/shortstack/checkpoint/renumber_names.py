@@ -62,7 +62,7 @@ class Renumbering:
         if is_pattern and re.search(r"(?:\\\.|\.|\(|\[|\|)\d", rest):
             raise ShortstackError(
                 f"{self._place} has the pattern {name!r}, which may name blocks by number",
-                hint="replace it by module names, or go back to what it was made from",
+                hint="replace it by module names, or prune the checkpoint before quantization",
             )
         return renumbered
 
@@ -126,8 +126,8 @@ def renumbered_quantization(record: Any, anatomy: Anatomy, kept: Sequence[int], 
     method = record.get("quant_method", "bitsandbytes" if "load_in_4bit" in record else None)
     if method not in METHODS:
         raise ShortstackError(
-            f"{place}: is quantized by {method!r}, which shortstack does not know",
-            hint="prune the checkpoint it was made from, then quantize that",
+            f"{place}: is quantized by {method!r}, which shortstack does not support",
+            hint="prune the checkpoint before quantization, then quantize the result",
         )
     return moved_names(record, Renumbering(anatomy, kept, f"{place}: quantization_config"))
 

@@ -93,6 +93,6 @@ def chosen_tokenizer(source: str | None) -> ChosenTokenizer | None:
     if not any((directory / name).is_file() for name in NEEDED_FILES):
         raise ShortstackError(
             f"--tokenizer {source}: no tokenizer in the directory (tokenizer.json or tokenizer.model)",
-            hint="give a directory that holds one, or a hub id",
+            hint="give a directory with a tokenizer, or a hub id",
         )
     return ChosenTokenizer(source, directory)

@@ -37,13 +37,13 @@ def _check_archive(path: Path) -> None:
     with path.open("rb") as stream:
         start = stream.read(64)
     if not start:
-        raise ShortstackError(f"{path}: is empty (0 bytes); download incomplete?", hint="download the file again")
+        raise ShortstackError(f"{path}: is empty (0 bytes)", hint="download the file again")
     if start.startswith(b"version https://git-lfs"):
         raise ShortstackError(f"{path}: is a Git-LFS pointer, not the weights", hint="run: git lfs pull")
     if not start.startswith(b"PK"):
         raise ShortstackError(
-            f"{path}: not a file of torch.save as it is since torch 1.6 (starts {start[:8]!r})",
-            hint="if it is older: load it with torch and save it again",
+            f"{path}: not a file that torch.save writes since torch 1.6 (starts {start[:8]!r})",
+            hint="load it with torch and save it again",
         )
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,14 +65,14 @@ def _state_dict(path: Path) -> dict[str, Any]:
         named = [part for part in str(error).split() if part.count(".") and part.startswith(("GLOBAL", "__"))]
         what = f" ({named[0]})" if named else ""
         raise ShortstackError(
-            f"{path}: holds something else than tensors{what}; it was not loaded, and nothing in it was run",
+            f"{path}: holds other objects than tensors{what}; it was not loaded, and no code in it was run",
             hint="get the checkpoint as safetensors, or from a source that you trust",
         ) from None
     except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, OSError) as error:
         raise ShortstackError(f"{path}: cannot be read ({first_line(error)})", hint="download the file again") from None
     nested = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(nested, dict) or not nested:
-        raise ShortstackError(f"{path}: holds no tensors by name", hint="expected what model.state_dict() gives")
+        raise ShortstackError(f"{path}: holds no tensors by name", hint="save the output of model.state_dict()")
     for name, value in nested.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ShortstackError(f"{path}: {name!r} is a {type(value).__name__}, expected a tensor")
@@ -82,16 +82,18 @@ def _state_dict(path: Path) -> dict[str, Any]:
 def _located(path: Path, size: int, name: str, value: Any) -> TensorInfo:
     dtype = _DTYPES.get(str(value.dtype).removeprefix("torch."))
     if dtype is None or str(value.layout) != "torch.strided":
-        raise ShortstackError(f"{path}: tensor {name!r} is {value.dtype}, which safetensors does not hold")
+        raise ShortstackError(f"{path}: tensor {name!r} is {value.dtype}, which safetensors does not support")
     if not value.is_contiguous():
         raise ShortstackError(
-            f"{path}: tensor {name!r} is a strided view, whose bytes do not lie in order",
+            f"{path}: tensor {name!r} is a strided view, whose bytes are not contiguous",
             hint="load it with torch, make it contiguous and save it again",
         )
     element = DTYPE_BITS[dtype] // 8
     start = getattr(value.untyped_storage(), "_checkpoint_offset", None)
     if start is None:
-        raise ShortstackError(f"{path}: torch does not say where tensor {name!r} lies", hint="torch >= 2.10 is needed")
+        raise ShortstackError(
+            f"{path}: torch does not report the position of tensor {name!r}", hint="install torch >= 2.10"
+        )
     start += value.storage_offset() * element
     nbytes = value.numel() * element
     if start + nbytes > size:

@@ -56,7 +56,7 @@ def completion(program: App, shell: Shell | None, install: bool) -> Completion:
     chosen = shell or next((one for one in get_args(Shell) if one == named), None)
     if chosen is None:
         found = f"SHELL is {named!r}" if named else "SHELL is not set"
-        raise UsageError(f"completion: which shell? {found}", hint=f"name it: {', '.join(get_args(Shell))}")
+        raise UsageError(f"completion: the shell is not known: {found}", hint=f"name it: {', '.join(get_args(Shell))}")
     script = program.generate_completion(shell=chosen)
     if not install:
         return Completion(chosen, script, None)

@@ -160,7 +160,9 @@ def draw_windows(
         record |= {"samples": samples, "seq_len": len(windows[0]), "sampling": "as given", "marks": marks_of(windows)}
         return CalibrationSet(windows, record)
     if tokenizer is None:
-        raise ShortstackError(f"{corpus.source}: text needs a tokenizer", hint="or give rows of input_ids")
+        raise ShortstackError(
+            f"{corpus.source}: text needs a tokenizer", hint="name one with --tokenizer, or give rows of input_ids"
+        )
     if bos_every and tokenizer.bos_token_id is None:
         raise ShortstackError("--bos-every: the tokenizer has no BOS token", hint="leave --bos-every out")
     documents, encoder = _documents(corpus, tokenizer, options)
@@ -201,7 +203,7 @@ def check_enough(options: CalibrationOptions) -> None:
         raise ShortstackError(
             f"{corpus.source}: {options.samples} windows of {options.seq_len} tokens need {wanted} tokens, "
             f"and {nbytes} bytes hold fewer",
-            hint="fewer --samples, a smaller --seq-len, or more text",
+            hint="use fewer --samples, a smaller --seq-len, or more text",
         )
 
 
@@ -225,7 +227,7 @@ def check_windows(checkpoint: Checkpoint, windows: Sequence[Sequence[int]]) -> N
 def _given_windows(corpus: Corpus, samples: int) -> list[list[int]]:
     if len(corpus.windows) < samples:
         raise ShortstackError(
-            f"{corpus.source}: {samples} windows needed, {len(corpus.windows)} rows of input_ids there",
+            f"{corpus.source}: {samples} windows needed, found {len(corpus.windows)} rows of input_ids",
             hint=f"--samples {len(corpus.windows)}, or give more rows",
         )
     windows = list(corpus.windows[:samples])
@@ -245,7 +247,9 @@ def _documents(
     text = TextEncoder(tokenizer, special_tokens=not options.bos_every and not options.chat_template)
     if not options.chat_template:
         if corpus.chats:
-            raise ShortstackError(f"{corpus.source}: rows are chats (messages)", hint="--chat-template renders them")
+            raise ShortstackError(
+                f"{corpus.source}: rows are chats (messages)", hint="use --chat-template to render them"
+            )
         return (corpus.instructions, responses) if corpus.instructions else (corpus.documents, text)
     if not corpus.chats:
         raise ShortstackError(f"{corpus.source}: no rows of messages for --chat-template", hint="leave the option out")
@@ -279,7 +283,7 @@ def _published(
                 raise ShortstackError(
                     f"{source}: the published sampling needs {samples} rows of at least {seq_len} tokens, {len(windows)} "
                     f"of {len(documents)} rows are ({tokens} tokens in all)",
-                    hint="--sampling documents joins short rows",
+                    hint="use --sampling documents, which joins short rows",
                 )
             continue
         if isinstance(documents, CountedRows):
@@ -346,7 +350,7 @@ def _from_documents(
     samples = max(fewest, min(samples, len(pool)))
     if len(pool) < samples:
         raise ShortstackError(
-            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {tokens}",
+            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, found {tokens}",
             hint=encode.too_little + (f", or --samples {len(pool)}" if pool else ", or a smaller --seq-len"),
         )
     return generator.sample(pool, samples)
@@ -366,7 +370,7 @@ def _joined(
     samples = max(fewest, min(samples, len(row) // seq_len))
     if len(row) < samples * seq_len:
         raise ShortstackError(
-            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, there are {len(row)}",
+            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, found {len(row)}",
             hint=f"{encode.too_little}, or fewer --samples",
         )
     windows: list[list[int]] = []
@@ -378,7 +382,7 @@ def _joined(
             return windows
     raise ShortstackError(
         f"{source}: hardly any run of {seq_len} tokens holds a token of a response",
-        hint="a larger --seq-len, or other data",
+        hint="use a larger --seq-len, or other data",
     )
 
 

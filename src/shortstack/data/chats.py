@@ -64,7 +64,7 @@ def chat_of(place: str, row: Mapping[str, Any]) -> Chat:
         turns = [{"role": "system", "content": row["system"]}, *turns]
     tools = _decoded(row.get("tools")) or None  # an empty text or list is none
     if tools is not None and not isinstance(tools, list):
-        raise ShortstackError(f"{place}: tools is no list", hint="correct the row")
+        raise ShortstackError(f"{place}: tools is not a list", hint="correct the row")
     return Chat(place, [*prompt, *turns], tools or None, len(prompt))
 
 
@@ -110,7 +110,7 @@ def need_template(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> None:
 def _turns(place: str, name: str, value: Any) -> list[dict[str, Any]]:
     turns = _decoded(value)
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise ShortstackError(f"{place}: {name} is no list of objects", hint="correct the row")
+        raise ShortstackError(f"{place}: {name} is not a list of objects", hint="correct the row")
     return [_turn(f"{place}, turn {number}", turn) for number, turn in enumerate(turns, start=1)]
 
 
@@ -142,7 +142,7 @@ def _text(place: str, content: Any) -> str:
         if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
             found = kind if kind not in _TEXT_PARTS else f"{kind} without text"
             raise ShortstackError(
-                f"{place}: content holds a part of type {found}, and text alone is trained on", hint="remove the row"
+                f"{place}: content holds a part of type {found}, expected only text", hint="remove the row"
             )
     return "".join(part["text"] for part in parts)
 

@@ -144,7 +144,7 @@ class Decompressed(io.RawIOBase):
             if self._is_inside:
                 raise ShortstackError(
                     f"{self._file}: ends in the middle of its compressed data (after {begin} bytes)",
-                    hint="was its download cut off? get it again",
+                    hint="download it again",
                 )
             return None
         if begin == 0 and (known := kind_by_content(data)) and known[0] != ("gzip" if self._is_gzip else "zstd"):
@@ -161,7 +161,7 @@ class Decompressed(io.RawIOBase):
             raise ShortstackError(
                 f"{self._file}: not {'gzip' if self._is_gzip else 'zstd'}, or broken, near byte {begin} "
                 f"({first_line(error)})",
-                hint="get it again",
+                hint="download it again",
             ) from None
         self._is_inside, self._pending = not self._frame.eof, self._frame.unused_data
         if not self._is_inside:

@@ -45,7 +45,9 @@ def source_files(source: str, *, role: Role, progress: Progress | None = None) -
         ShortstackError: nothing there, or nothing that goes with the role.
     """
     if not source.strip():  # as a path, it would be the working folder
-        raise UsageError(f"{source!r} names no text", hint="give a file, a folder, a hub set, or embedded")
+        raise UsageError(
+            f"{source!r} is not the name of a text", hint="give a file, a folder, a data set on the hub, or embedded"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         return _folder_files(source, path, role, progress)
@@ -96,7 +98,7 @@ def files_for(source: str, names: Sequence[str], role: Role, progress: Progress 
         chosen = [name for name, split in splits.items() if split in ("train", None)]
         if splits and not chosen:
             raise ShortstackError(
-                f"{source}: holds a test or validation split alone ({_listed(list(splits))}), which {role} does not use",
+                f"{source}: holds only a test or validation split ({_listed(list(splits))}), which {role} does not use",
                 hint="give the file itself instead of its folder",
             )
     skipped |= {name: f"{split or 'no'} split" for name, split in splits.items() if name not in chosen}
@@ -153,7 +155,7 @@ def readable(place: object) -> Iterator[None]:
         yield
     except OSError as error:
         raise ShortstackError(
-            f"{place}: cannot be read ({system_reason(error)})", hint="check the path and its rights"
+            f"{place}: cannot be read ({system_reason(error)})", hint="check the path and its permissions"
         ) from None
 
 

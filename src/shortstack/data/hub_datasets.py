@@ -89,7 +89,8 @@ def hub_files(source: str, *, role: Role, progress: Progress | None = None) -> S
     chosen = fnmatch.filter(names, known.pattern(role)) if known else files_for(source, names, role, progress)
     if not chosen:
         raise ShortstackError(
-            f"{source}: the hub's set has no file that can be read here", hint=f"expected {' '.join(SUFFIXES)}"
+            f"{source}: the data set on the hub has no file that shortstack can read",
+            hint=f"expected {' '.join(SUFFIXES)}",
         )
     known_sizes = {name: nbytes for name in chosen if (nbytes := sizes[name]) is not None}
     return HubFiles(source, repository, revision, sorted(chosen), known_sizes)

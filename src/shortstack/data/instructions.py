@@ -126,7 +126,7 @@ def kind_of(source: str) -> RowKind:
         return "text"
     for place, row in file_rows(file):
         return "instructions" if is_instruction(_as_object(file, place, row)) else "text"
-    raise ShortstackError(f"{file}: no rows", hint="give a source that holds rows")
+    raise ShortstackError(f"{file}: no rows", hint="give a source with rows")
 
 
 def read_instructions(
@@ -177,7 +177,7 @@ def read_instructions(
         why = f"has a token of its response within the cutoff of {cutoff} tokens" if empty else "has an answer"
         raise ShortstackError(
             f"{source}: none of its {empty + unanswered} rows {why}",
-            hint="a larger --cutoff, or other data" if empty else "give other data",
+            hint="use a larger --cutoff, or other data" if empty else "give other data",
         )
     return ExampleSet(examples, source, digest.hexdigest(), truncated, empty, unanswered, form)
 
@@ -206,7 +206,7 @@ def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int
     if held_out >= count:
         raise ShortstackError(
             f"{held_out} of {count} rows are for validation: none is left to train on",
-            hint="--validation with fewer rows",
+            hint="use a smaller --validation",
         )
     order = np.random.default_rng(seed).permutation(count)
     return order[held_out:].tolist(), order[:held_out].tolist()

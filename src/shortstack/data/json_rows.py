@@ -65,7 +65,7 @@ def whole_characters(file: Path, place: str, row: Any, text: str) -> Any:
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
             raise ShortstackError(
-                f"{file}, {place}: half of a character ({half}, a lone surrogate), so not valid text",
+                f"{file}, {place}: a lone surrogate ({half}), which is not valid text",
                 hint="correct or remove the row",
             ) from None
     return row
@@ -94,7 +94,8 @@ def json_lines(
             return
         if len(raw) == LONGEST_ROW:
             raise ShortstackError(
-                f"{file}, line {line_number}: longer than {LONGEST_ROW >> 20} MiB", hint="is this a .txt file?"
+                f"{file}, line {line_number}: longer than {LONGEST_ROW >> 20} MiB",
+                hint="if it is plain text, rename it to .txt",
             )
         is_row, line = not is_blank(raw, start), decoded(file, budget.take(raw), start).strip()
         start += len(raw)
@@ -144,13 +145,15 @@ def parsed(file: Path, place: str, text: str) -> Any:
     """What JSON text holds; errors name the file and the place in it."""
     if text.startswith("\0"):
         raise ShortstackError(
-            f"{file}, {place or 'its start'}: NUL bytes, not JSON", hint="was it cut off? get it again"
+            f"{file}, {place or 'its start'}: NUL bytes, not JSON", hint="the file may be incomplete: download it again"
         )
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         where = f", {place}" if place else ""
-        raise ShortstackError(f"{file}{where}: not valid JSON: {error}", hint="correct or remove it") from None
+        raise ShortstackError(
+            f"{file}{where}: not valid JSON: {error}", hint="correct the file, or leave it out"
+        ) from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

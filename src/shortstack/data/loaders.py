@@ -132,7 +132,7 @@ class StreamFeed:
             if self.tokens_per_epoch is None:
                 raise UsageError(
                     f"{self.packing.source.source}: too large to count its tokens beforehand",
-                    hint="say how much to train on: --tokens 1B, or --max-steps N",
+                    hint="set --tokens, such as 1B, or --max-steps N",
                 )
             tokens = math.ceil((1 if epochs is None else epochs) * self.tokens_per_epoch)
         return max(1, math.ceil(tokens / (batch * self.packing.seq_len)))
@@ -269,9 +269,9 @@ def _text_feed(source: str, encoder: Encoder, options: FeedOptions, progress: Pr
         )
     feed = StreamFeed(packing, held_out, packing.source.described(), counted)
     if counted == 0 and not windows:
-        raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
+        raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source with text")
     if counted == 0:
-        raise UsageError(f"{source}: nothing is left to train on", hint="--validation 0, or more text")
+        raise UsageError(f"{source}: nothing is left to train on", hint="use --validation 0, or more text")
     return feed
 
 

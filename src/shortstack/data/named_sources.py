@@ -29,12 +29,12 @@ def named_sources(data: str) -> dict[str, str]:
         match = NAMED.fullmatch(piece)
         if match is None:
             raise UsageError(
-                f"--data {data!r}: {piece!r} has no name, and the others have",
+                f"--data {data!r}: {piece!r} has no name, but others have",
                 hint="such as general=books.txt,code=src.jsonl",
             )
         name, source = match[1], match[2].strip()
         if name in found:
-            raise UsageError(f"--data {data!r}: two sources are called {name}", hint="name each source once")
+            raise UsageError(f"--data {data!r}: two sources have the name {name}", hint="name each source once")
         if not source:
             raise UsageError(
                 f"--data {data!r}: {name} has no source", hint=f"{name}=FILE, a folder or a set on the hub"
@@ -72,7 +72,7 @@ def joined_sets(calibration: CalibrationOptions, drawn: Mapping[str, Calibration
     of_rows = {"--chat-template": "chat_template", "--count-prompts": "counted"}
     for option, key in of_rows.items():
         if getattr(calibration, option[2:].replace("-", "_")) and not any(one.record.get(key) for one in sets):
-            raise ShortstackError(f"--data {data}: no source holds rows for {option}", hint="leave the option out")
+            raise ShortstackError(f"--data {data}: no source has rows for {option}", hint="leave the option out")
     windows = [window for one in sets for window in one.windows]
     counted = None
     if any(one.counted is not None for one in sets):

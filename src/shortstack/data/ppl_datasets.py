@@ -52,7 +52,9 @@ def text_names(data: str) -> list[str]:
     """
     names = [source.strip() for source in data.split(",") if source.strip()]
     if not names:
-        raise UsageError(f"--data {data!r}: names no text", hint="--data embedded, or a file, folder or hub set")
+        raise UsageError(
+            f"--data {data!r}: names no text", hint="give --data embedded, a file, a folder, or a data set on the hub"
+        )
     return names
 
 
@@ -70,7 +72,7 @@ def _local_files(name: str, folder: Path) -> Sequence[Path]:
         if found:
             return found
     raise ShortstackError(
-        f"{folder}: no copy of {name} (looked for {', '.join(LOCAL_COPIES[name])})",
+        f"{folder}: no copy of {name} (searched for {', '.join(LOCAL_COPIES[name])})",
         hint="put the published file there, or leave --data-dir out to get it from the hub",
     )
 
@@ -90,7 +92,7 @@ def _rows_of(name: str, files: Sequence[Path]) -> Corpus:
         if wanted is not None and len(rows) >= wanted:
             break
     if not any(row.strip() for row in rows):
-        raise ShortstackError(f"{name}: no usable text in {files[0]}", hint="get the published file again")
+        raise ShortstackError(f"{name}: no usable text in {files[0]}", hint="download the published file again")
     where = "local copy" if isinstance(files, list) else "hub"
     cut = f", its first {len(rows)} documents" if wanted is not None else ""
     return Corpus(name, budget.digest.hexdigest(), rows, detail=f"{where}, {Path(files[0]).name}{cut}")

@@ -147,17 +147,17 @@ def read_template(name: str) -> PromptTemplate:
     path = Path(name).expanduser()
     if not path.is_file():
         raise UsageError(
-            f"--prompt-template {name}: neither a template nor a file",
+            f"--prompt-template {name}: neither the name of a template nor a file",
             hint=did_you_mean(name, TEMPLATES, otherwise=f"known: {', '.join(TEMPLATES)}; or a JSON file"),
         )
     try:
         found = read_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ShortstackError(f"{path}: not a template that can be read ({error})", hint=_form()) from None
+        raise ShortstackError(f"{path}: the template cannot be read ({error})", hint=_form()) from None
     if not isinstance(found, dict) or set(_FIELDS) - found.keys():
         raise ShortstackError(f"{path}: not a prompt template", hint=_form())
     if unknown := sorted(found.keys() - {*_FIELDS, *_IGNORED_FIELDS}):
-        raise ShortstackError(f"{path}: {unknown[0]!r} means nothing in a prompt template", hint=_form())
+        raise ShortstackError(f"{path}: {unknown[0]!r} is not a key of a prompt template", hint=_form())
     _check_holds(path, found, "prompt_input", {"instruction", "input"})
     _check_holds(path, found, "prompt_no_input", {"instruction"})
     return PromptTemplate(found["prompt_input"], found["prompt_no_input"])
@@ -171,14 +171,14 @@ def _check_holds(path: Path, found: dict[str, object], name: str, expected: set[
     try:
         parts = list(string.Formatter().parse(text))
     except ValueError as error:
-        raise ShortstackError(f"{path}: {name}: {error}", hint="a brace that is text is written twice") from None
+        raise ShortstackError(f"{path}: {name}: {error}", hint="write a brace twice where it is text") from None
     holds = {field for _, field, _, _ in parts if field is not None}
     plain = not any(form or conversion for _, _, form, conversion in parts)
     if holds != expected or not plain:
         wanted = " and ".join(f"{{{field}}}" for field in sorted(expected, reverse=True))
         there = ", ".join(f"{{{field}}}" for field in sorted(holds)) or "nothing"
         raise ShortstackError(
-            f"{path}: {name} holds {there} in braces, expected {wanted}", hint="a brace that is text is written twice"
+            f"{path}: {name} holds {there} in braces, expected {wanted}", hint="write a brace twice where it is text"
         )
 
 

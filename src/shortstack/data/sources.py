@@ -88,7 +88,7 @@ def read_corpus(
     corpus = Corpus(source, budget.digest.hexdigest(), **found, detail=detail)
     kinds = [kind for kind, rows in found.items() if rows]
     if kinds in ([], ["documents"]) and not any(text.strip() for text in corpus.documents):
-        raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
+        raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source with text")
     if len(kinds) > 1:
         raise _mixed(source)
     if progress is not None:
@@ -115,7 +115,7 @@ def _counted_corpus(source: str, files: Sequence[Path], answered: bool, progress
     with readable(source):
         rows = CountedRows(files, convert)
         if not rows:
-            raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source that holds text")
+            raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source with text")
         _ = rows[0]  # says of which kind they are
     kind, number = min(kinds), len(files)
     detail = f"{len(rows)} rows counted in {number} {'file' if number == 1 else 'files'}; sha256 is of names and sizes"
@@ -188,7 +188,7 @@ def file_rows(file: Path, budget: Budget | None = None) -> Iterator[tuple[str, A
     """
     suffix = suffix_of(file)
     if suffix not in SUFFIXES or suffix in TEXT_SUFFIXES:
-        raise ShortstackError(f"{file}: unknown kind of file", hint=f"expected one ending in {' '.join(SUFFIXES)}")
+        raise ShortstackError(f"{file}: unknown file type", hint=f"expected one ending in {' '.join(SUFFIXES)}")
     if budget is not None and budget.left == 0:
         budget.is_cut = True
     elif suffix == ".parquet":

@@ -67,7 +67,8 @@ def tokenizer_in(directory: Path, source: str, *, trust_remote_code: bool = Fals
     except Exception as error:
         # Tokenizer files fail in many ways (the Rust library raises bare Exception), all of which a user can cause.
         raise ShortstackError(
-            f"{source}: its tokenizer cannot be loaded: {first_line(error)}", hint="get the tokenizer's files again"
+            f"{source}: its tokenizer cannot be loaded: {first_line(error)}",
+            hint="download the files of the tokenizer again",
         ) from None
 
 
@@ -104,7 +105,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], rows: int 
     if rows is not None and largest >= rows:
         raise ShortstackError(
             f"{place}: {tokenizer.convert_ids_to_tokens(largest)} is token {largest}, but the embedding has {rows} rows",
-            hint="the token was added to the tokenizer alone: remove it there or from the row, or resize the embedding",
+            hint="the token was added only to the tokenizer: remove it there or from the row, or resize the embedding",
         )
 
 

@@ -100,7 +100,7 @@ def _asked(
     """Models by the name that the page gives them; files of scores; files of results."""
     files = [[Path(part.strip()) for part in text.split(",") if part.strip()] for text in (scores, results)]
     if len(models) > _MOST:
-        raise UsageError(f"{len(models)} models: the page has room for {_MOST}")
+        raise UsageError(f"{len(models)} models given, expected at most {_MOST}")
     if models:
         return _named(models), files[0], files[1]
     made = starter_models(progress)
@@ -192,7 +192,7 @@ def _free_port(options: DemoOptions) -> int:
         except OSError as error:
             raise ShortstackError(
                 f"port {options.port} cannot be used: {system_reason(error)}",
-                hint="another --port, or --port 0 for a free one",
+                hint="use another --port, or --port 0 for a free port",
             ) from None
         return int(found.getsockname()[1])
 

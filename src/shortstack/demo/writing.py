@@ -237,7 +237,7 @@ def _prompt_ids(subject: Subject, asked: Asked) -> list[int]:
     check_ids(tokenizer, ids, subject.rows, subject.name)
     too_long = subject.checkpoint.too_long(len(ids), asked.new_tokens)
     if too_long:
-        raise UsageError(too_long, hint="a shorter prompt, or fewer new tokens")
+        raise UsageError(too_long, hint="use a shorter prompt, or fewer new tokens")
     return ids
 
 

@@ -88,7 +88,7 @@ class BatchStates:
     def _unwritable(self, error: OSError) -> ShortstackError:
         return ShortstackError(
             f"{self._file}: hidden states could not be written ({system_reason(error)})",
-            hint="make room, then run the same command again: it resumes from what was saved; or use fewer tokens",
+            hint="free some disk space, then run the same command again, which resumes; or use fewer tokens",
         )
 
 
@@ -173,7 +173,7 @@ class BatchModel:
         return ShortstackError(
             f"{checkpoint.source}: block {checkpoint.original_blocks[index]} gives hidden states that are not finite in "
             f"{str(self.skeleton.dtype).removeprefix('torch.')}",
-            hint="--dtype bfloat16 or float32 have more range than float16; `shortstack check` looks at the weights",
+            hint="use --dtype bfloat16 or float32, which have more range than float16; `shortstack check` tests the weights",
         )
 
     def close(self) -> None:

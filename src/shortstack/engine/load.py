@@ -188,7 +188,7 @@ def load_model(
     if needed > free:
         raise ShortstackError(
             f"{checkpoint.source}: {needed / 1e9:.1f} GB of weights in {computed}, {free / 1e9:.1f} GB free on {place}",
-            hint="--dtype bfloat16 halves it",
+            hint="--dtype bfloat16 needs half as much memory",
         )
     model = load_whole(checkpoint, dtype=computed, trust_remote_code=trust_remote_code)
     return model.to(place), computed, place

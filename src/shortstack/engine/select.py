@@ -182,7 +182,8 @@ def choose_engine(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | Non
             reason = error.reason
     if options.memory == "streamed":
         raise ShortstackError(
-            f"{checkpoint.source}: --memory streamed, but {reason}", hint="leave --memory out: the model is held whole"
+            f"{checkpoint.source}: --memory streamed, but {reason}",
+            hint="leave --memory out; the model is then held whole",
         )
     options.say(f"{checkpoint.source}: the whole model is held in memory, and runs once per block: {reason}")
     return _whole(checkpoint, windows, options, reason)

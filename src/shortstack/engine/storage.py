@@ -37,7 +37,7 @@ def from_bytes(raw: torch.Tensor, tensor: TensorInfo) -> torch.Tensor:
     """
     if tensor.dtype not in _DTYPES:
         raise ShortstackError(
-            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which cannot be computed with"
+            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}, which is no type to compute in"
         )
     return raw.view(_DTYPES[tensor.dtype]).view(tensor.shape)
 

@@ -69,8 +69,8 @@ class Conversion:
             if self._ignored(tensor.name) or checkpoint.anatomy.is_buffer(tensor.name):
                 return
             raise ShortstackError(
-                f"{checkpoint.source}: the model has no place for tensor {tensor.name!r}",
-                hint="its names are not those that transformers loads this family from",
+                f"{checkpoint.source}: the model has no parameter for tensor {tensor.name!r}",
+                hint="check that the weights belong to this config: transformers expects other names for this family",
             )
         if pattern is None and tuple(expected[target].shape) != tensor.shape:
             raise ShortstackError(

@@ -97,7 +97,7 @@ class Subject:
         if not bool(torch.isfinite(logits_BTV).all()):
             raise ShortstackError(
                 f"{self.name}: its logits are not finite",
-                hint=f"shortstack check {self.name} says where; or --dtype float32",
+                hint=f"shortstack check {self.name} shows where; or use --dtype float32",
             )
         return model
 

@@ -74,7 +74,7 @@ def _write(subject: Subject, request: GenerationRequest) -> dict[str, Any]:
         raise ShortstackError(
             f"{subject.name}: none of the {len(request.prompts)} prompts can be written by its tokenizer and fits, with "
             f"{request.new_tokens} new tokens, into its {subject.checkpoint.positions} positions",
-            hint="--prompts FILE with others, or fewer --new-tokens",
+            hint="give other prompts with --prompts FILE, or use fewer --new-tokens",
         )
     numbers = list(usable)
     found: dict[str, Any] = {"left_out": [n for n in range(len(request.prompts)) if n not in usable]}

@@ -106,11 +106,12 @@ def _asked(manager: TaskManager, name: str, spec: str) -> dict[str, Any]:
         if isinstance(error, KeyError) and name not in TASKS and name not in manager.all_tasks:
             known = ", ".join(TASKS)
             raise UsageError(
-                f"--tasks {name}: the harness has no such task", hint=f"{known}, or a name of lm-eval ls tasks"
+                f"--tasks {name}: the harness has no such task",
+                hint=f"{known}, or a name that `lm-eval ls tasks` lists",
             ) from None
         raise ShortstackError(
-            f"{name}: its rows cannot be had from the hub ({first_line(error)})",
-            hint="--tasks-dir DIR with the task's files, or try again later",
+            f"{name}: its rows cannot be downloaded from the hub ({first_line(error)})",
+            hint="give --tasks-dir DIR with the files of the task, or try again later",
         ) from None
     return found
 
@@ -187,7 +188,7 @@ def run_task(lm: HarnessModel, loaded: LoadedTask, *, limit: int | None) -> Task
         if not all(map(math.isfinite, _numbers(sample["resps"]))):
             raise ShortstackError(
                 f"{subject.name}: {loaded.name}, row {sample['doc_id'] + 1}: a log-likelihood is not finite",
-                hint="the weights hold NaN, or --dtype float32 is needed",
+                hint="use --dtype float32; if it fails too, the weights are damaged (shortstack check)",
             )
     figures, per_row = {}, {}
     for key, value in found["results"][loaded.name].items():
@@ -200,9 +201,7 @@ def run_task(lm: HarnessModel, loaded: LoadedTask, *, limit: int | None) -> Task
         if all(isinstance(value, (int, float, bool, np.number)) for value in values):
             per_row[metric] = [float(value) for value in values]
     if not figures:
-        raise ShortstackError(
-            f"{loaded.name}: the harness gives no plain figure for it", hint="leave it out of --tasks"
-        )
+        raise ShortstackError(f"{loaded.name}: the harness gives no plain figure for it", hint="remove it from --tasks")
     return TaskFindings(per_row, figures)
 
 

@@ -194,7 +194,7 @@ def _measured(subject: Subject, corpus: Corpus, lengths: Sequence[int], requeste
                 continue
             if not windows:
                 raise ShortstackError(
-                    f"{corpus.source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}",
+                    f"{corpus.source}: a window of {length} tokens needs {length} tokens, found {len(ids)}",
                     hint="give more text, or a smaller --seq-len",
                 )
             numbers[name] = len(windows)
@@ -261,7 +261,7 @@ def window_nll(
     if broken:
         raise ShortstackError(
             f"{checkpoint.source}: the loss of window {broken[0]} is not finite ({len(broken)} of {len(found)} windows)",
-            hint="the weights hold NaN, or --dtype float32 is needed",
+            hint="use --dtype float32; if it fails too, the weights are damaged (shortstack check)",
         )
     return found
 

@@ -121,11 +121,11 @@ def _prompts_of(file: Path) -> list[dict[str, str]]:
             for place, row in file_rows(file):
                 texts.append(required_text(file, place, row))
                 if not texts[-1]:
-                    raise ShortstackError(f"{file}, {place}: no text", hint="a prompt is a row with the field text")
+                    raise ShortstackError(f"{file}, {place}: no text", hint="give each row the field text")
     except OSError as error:
         raise ShortstackError(f"{file}: cannot be read ({system_reason(error)})") from None
     except UnicodeDecodeError as error:
         raise ShortstackError(f"{file}: not UTF-8 at byte {error.start}", hint="convert the file to UTF-8") from None
     if not texts:
-        raise ShortstackError(f"{file}: no prompts", hint="a .txt file with a prompt a line, or rows of text")
+        raise ShortstackError(f"{file}: no prompts", hint="give a .txt file with one prompt per line, or rows of text")
     return [{"register": "given", "text": text} for text in texts]

@@ -103,7 +103,7 @@ def _continuations(subject: Subject, request: SampleRequest) -> list[str]:
     new_tokens = request.new_tokens
     too_long = checkpoint.too_long(ids.shape[1], new_tokens)
     if too_long:
-        raise ShortstackError(too_long, hint="fewer --new-tokens, or a shorter --prompt")
+        raise ShortstackError(too_long, hint="use fewer --new-tokens, or a shorter --prompt")
     sampled = request.temperature != 0
     generation = GenerationConfig(
         do_sample=sampled,

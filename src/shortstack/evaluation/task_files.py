@@ -123,7 +123,7 @@ def winogrande(row: Row, label: str | None) -> Row:
         raise RowError("sentence has no blank (_)")
     answer = _label(row["answer"] if row.get("answer") else label, ("1", "2"), "answer")
     if label is not None and label.strip() != answer:
-        raise RowError(f"answer is {answer}, the file of labels says {label.strip()}")
+        raise RowError(f"answer is {answer}, the file of labels has {label.strip()}")
     return {
         "sentence": sentence, "option1": text_field(row, "option1"), "option2": text_field(row, "option2"), "answer": answer
     }  # fmt: skip
@@ -271,7 +271,7 @@ def local_rows(task: str, folder: Path, *, with_training: bool = False) -> Local
         if examples is None:
             raise ShortstackError(
                 f"{folder}: no training rows of {task} for examples in the prompt ({', '.join(form.training)})",
-                hint="put the file there, or --num-fewshot 0",
+                hint="put the file there, or use --num-fewshot 0",
             )
         training = _published(form, examples)[0]
     file = _first(task, folder, form.files)
@@ -283,7 +283,7 @@ def local_rows(task: str, folder: Path, *, with_training: bool = False) -> Local
     file = next((file for file in (*own, *others) if file.is_file() and _is_generic(file, if_empty=True)), None)
     if file is None:
         raise ShortstackError(
-            f"{folder}: no rows of {task} (looked for {task}/{form.files[0]} and for a .jsonl of query, choices, gold)",
+            f"{folder}: no rows of {task} (searched for {task}/{form.files[0]} and for a .jsonl of query, choices, gold)",
             hint=f"put its file there, leave {task} out of --tasks, or leave --tasks-dir out to get it from the hub",
         )
     rows = _read(file, lambda row: _from_generic(form, row))
@@ -317,7 +317,8 @@ def _published(form: TaskForm, file: Path) -> tuple[list[Row], tuple[Path, ...]]
     rows = _read(file, lambda row: form.convert(row, next(left, "")))
     if len(rows) != len(labels):
         raise ShortstackError(
-            f"{labels_file}: {len(labels)} labels for the {len(rows)} rows of {file.name}", hint="get both files again"
+            f"{labels_file}: {len(labels)} labels for the {len(rows)} rows of {file.name}",
+            hint="download both files again",
         )
     return rows, (file, labels_file)
 
@@ -330,9 +331,11 @@ def _read(file: Path, convert: Callable[[Row], Row]) -> list[Row]:
         try:
             rows.append(convert(row))
         except RowError as error:
-            raise ShortstackError(f"{file}, {place}: {error}", hint="is this the file of another task?") from None
+            raise ShortstackError(
+                f"{file}, {place}: {error}", hint="check that the file belongs to this task"
+            ) from None
     if not rows:
-        raise ShortstackError(f"{file}: no rows", hint="get the file again")
+        raise ShortstackError(f"{file}: no rows", hint="download the file again")
     return rows
 
 

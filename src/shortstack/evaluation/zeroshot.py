@@ -100,7 +100,8 @@ def open_tasks(chosen: TaskOptions, limit: int | None, num_fewshot: int | None, 
         unknown = [name for name in names if name not in TASKS]
         if unknown:
             raise UsageError(
-                f"--tasks-dir: no local form of {', '.join(unknown)} is known", hint=did_you_mean(unknown[0], TASKS)
+                f"--tasks-dir: no local file format of {', '.join(unknown)} is known",
+                hint=did_you_mean(unknown[0], TASKS),
             )
         for name in names:
             rows[name] = local_rows(name, folder, with_training=bool(num_fewshot))

@@ -109,8 +109,8 @@ def check_pair(dense: Checkpoint, pruned: Checkpoint) -> None:
     record = pruned.provenance
     if record is None:
         raise ShortstackError(
-            f"{pruned.source}: has no shortstack.json, so it is not known which blocks of {dense.source} it keeps",
-            hint="give a checkpoint that shortstack pruned; shortstack prune makes one",
+            f"{pruned.source}: has no shortstack.json, which records the blocks of {dense.source} that it keeps",
+            hint="give a checkpoint that `shortstack prune` wrote",
         )
     known = {record.get("source_fingerprint"), *(step.get("fingerprint") for step in record["steps"])}
     same = dense.fingerprint in known | {pruned.fingerprint}
@@ -121,6 +121,6 @@ def check_pair(dense: Checkpoint, pruned: Checkpoint) -> None:
         )
     if dense.depth == pruned.depth:
         raise ShortstackError(
-            f"{pruned.source}: has all {dense.depth} blocks of {dense.source}; there is no cut to heal",
+            f"{pruned.source}: has all {dense.depth} blocks of {dense.source}; there is no cut to repair",
             hint="give a checkpoint from which blocks were removed",
         )

@@ -349,7 +349,9 @@ def family_of(config: Config, place: str) -> Family:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise ShortstackError(f"{place}: config.json has no model_type", hint="is this a Hugging Face language model?")
+        raise ShortstackError(
+            f"{place}: config.json has no model_type", hint="check that this is a Hugging Face language model"
+        )
     if model_type not in FAMILIES:
         raise UnknownFamilyError(place, model_type, config)
     family = FAMILIES[model_type]

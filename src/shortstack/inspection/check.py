@@ -77,7 +77,7 @@ def check(
     if engine is None and not model.endswith(GGUF):
         refuse_idle(engines, (field.name for field in dataclasses.fields(engines)), "without --engine")
     if of is not None and not model.endswith(GGUF):
-        raise UsageError(f"--of {of}: {model} is no GGUF file", hint="leave it out")
+        raise UsageError(f"--of {of}: {model} is not a GGUF file", hint="leave it out")
     if model.endswith(GGUF):
         return CheckResult(
             model, _gguf_findings(Path(model), engine or "llama.cpp", of, engines, allow_links, progress)
@@ -109,8 +109,8 @@ def _gguf_findings(
     source = of or file.with_suffix("")
     if not source.is_dir():
         raise UsageError(
-            f"{file}: what it generates is compared with the checkpoint that it was made of; {source} is no directory",
-            hint="--of DIR names the checkpoint",
+            f"{file}: its output is compared with the checkpoint that it was made from; {source} is not a directory",
+            hint="name the checkpoint with --of DIR",
         )
     findings = Findings()
     findings.add("GGUF file", "ok", f"weights of type {weight_type(file)}, compared with {source}")

@@ -78,8 +78,8 @@ class EngineCheck:
             raise UsageError(f"--engine {engine!r}: `{FOUND}` is all that are installed", hint=f"--engine {FOUND}")
         if len(names) > 1 and (where.engine_python or where.engine_binary):
             raise UsageError(
-                f"--engine {engine!r}: --engine-python and --engine-binary say where one engine is",
-                hint="one engine at a time; or SHORTSTACK_ENGINES=DIR, which `make engines` fills",
+                f"--engine {engine!r}: --engine-python and --engine-binary are for one engine",
+                hint="give one engine, or set SHORTSTACK_ENGINES=DIR (`make engines` fills it)",
             )
         if names == ["transformers"]:
             refuse_idle(where, ["engine_binary", "engine_args"], "with --engine transformers")

@@ -121,7 +121,7 @@ def families(name: str | None = None, *, status: Status | None = None) -> Famili
         chosen = [name] if name in FAMILIES else [one for one in chosen if name.lower() in one]
         if not chosen:
             raise ShortstackError(
-                f"{name}: no family of the table is called so; such a model is probed when it is opened",
+                f"{name}: not in the table of families; such a model is probed when it is opened",
                 hint=did_you_mean(name, FAMILIES),
             )
     facts = tuple(_facts(FAMILIES[one], measured["configurations"]) for one in chosen)

@@ -99,7 +99,7 @@ def amount_to_remove(sizes: Sizes, budget: Budget) -> int:
     if target > sizes.all_parameters:
         raise UsageError(
             f"--params {budget.params}: the model has {count(sizes.all_parameters)} parameters",
-            hint="a smaller number, or --remove K",
+            hint="give a smaller number, or --remove K",
         )
     return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
 
@@ -111,7 +111,7 @@ def _for_bytes(sizes: Sizes, text: str) -> int:
         raise ShortstackError(
             f"--bytes {text}: without all {counted(len(sizes.nbytes), 'removable block')} the weights of {sizes.source} "
             f"still take {size(int(left[-1]))}",
-            hint=f"--bytes {-(-int(left[-1]) // 10**6)}MB or more, or quantize what is left",
+            hint=f"--bytes {-(-int(left[-1]) // 10**6)}MB or more, or quantize the pruned model",
         )
     return enough[0]
 
@@ -154,5 +154,5 @@ def ceiling_nll(text: str, dense_nll: float) -> float:
     """
     match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{0,12})?)\s*(x?)\s*", text)
     if not match or float(match.group(1)) < 1:
-        raise UsageError(f"--ppl-ceiling {text!r}: expected a perplexity, or how many times the dense one", hint="1.2x")
+        raise UsageError(f"--ppl-ceiling {text!r}: expected a perplexity, or a multiple of the dense one", hint="1.2x")
     return math.log(float(match.group(1))) + (dense_nll if match.group(2) else 0.0)

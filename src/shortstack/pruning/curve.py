@@ -61,7 +61,7 @@ def curve(
     """
     selection = parse_selection(choice.selection)
     if selection.kind == "evolution":
-        raise UsageError("--selection evolution: a search for one size", hint="--selection greedy, or beam:4")
+        raise UsageError("--selection evolution: searches sets of one size only", hint="--selection greedy, or beam:4")
     objective = parse_objective(choice.objective)
     checkpoint, progress, leads = opened(model, out, options)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)

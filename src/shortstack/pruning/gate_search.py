@@ -1,4 +1,4 @@
-"""`--selection gate:M`: the sets that a quadratic model of gates holds to be the cheapest, measured and ranked by that.
+"""`--selection gate:M`: the sets that a quadratic model of gates predicts to be the cheapest, measured and ranked by that.
 
 Beside them stand what costs nothing more: what blocks cost one by one, added up, and block influence.
 """
@@ -112,9 +112,9 @@ def gate_sets(sets: SetSearch, wanted: int) -> list[RemovalSet]:
             break
     if not chosen:
         raise ShortstackError(
-            f"{sets.checkpoint.source}: none of the {most} sets of {wanted} blocks that the gates hold to be the cheapest "
+            f"{sets.checkpoint.source}: none of the {most} sets of {wanted} blocks that the gates predict to be the cheapest "
             f"can be removed exactly: {next(iter(sets.refused.values()))}",
-            hint="--selection greedy, or remove fewer",
+            hint="use --selection greedy, or remove fewer blocks",
         )
     dense, *losses = sets.losses([frozenset(), *chosen])
     gates.measured = [

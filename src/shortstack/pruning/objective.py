@@ -35,12 +35,12 @@ class Objective:
         if not sources:
             raise UsageError(
                 f"--objective {self.text}: the text has one source without a name",
-                hint="name several: --data general=books.txt,code=src.jsonl",
+                hint="name several sources: --data general=books.txt,code=src.jsonl",
             )
         for name in self.weights:
             if name not in sources:
                 raise UsageError(
-                    f"--objective {self.text}: no source is called {name} (sources: {', '.join(sources)})",
+                    f"--objective {self.text}: no source has the name {name} (sources: {', '.join(sources)})",
                     hint=did_you_mean(name, sources),
                 )
 
@@ -79,7 +79,8 @@ def parse_objective(text: str | None) -> Objective | None:
             weight = math.nan
         if not 0 <= weight < math.inf:
             raise UsageError(
-                f"--objective {text!r}: the weight of {name} is {number!r}, expected a number from 0", hint=_EXAMPLE
+                f"--objective {text!r}: the weight of {name} is {number!r}, expected a number of at least 0",
+                hint=_EXAMPLE,
             )
         if name in weights:
             raise UsageError(f"--objective {text!r}: two weights of {name}", hint="give each source one weight")

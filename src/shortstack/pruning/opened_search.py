@@ -60,8 +60,8 @@ def check_measurable(checkpoint: Checkpoint) -> None:
     """
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
-            f"{checkpoint.source}: is quantized; sets are measured on full weights",
-            hint="measure the checkpoint that it was made from; its blocks are the same",
+            f"{checkpoint.source}: is quantized; sets are measured on full-precision weights",
+            hint="search on the checkpoint before quantization; its blocks are the same",
         )
 
 
@@ -155,7 +155,8 @@ def _rescoring(
     criterion, process = parse_rescore(sets.selection.rescore), sets.choosing.process
     if process.world > 1:
         raise UsageError(
-            f"--rescore {criterion.name}: for one process, not {process.world}", hint="run it without a launcher"
+            f"--rescore {criterion.name}: runs in one process, found {process.world}",
+            hint="run it without torchrun or accelerate",
         )
 
     def score(checkpoint: Checkpoint) -> CriterionScores:

@@ -91,18 +91,18 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
     if choice.blocks is not None:
         if scores is not None or amounts:
             extra = "--scores" if scores is not None else next(iter(amounts))
-            raise UsageError(f"--blocks says which blocks go; {extra} contradicts it", hint="give one of them")
+            raise UsageError(f"--blocks names the blocks; {extra} contradicts it", hint="give one of them")
         refuse_idle(
             choice, ["criterion", "plus", "strategy", "objective"], "with --blocks, which is taken as it stands"
         )
         return planned(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
-        raise UsageError("nothing says which blocks go", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
+        raise UsageError("no blocks to remove are given", hint="give --blocks 3,7-9, or --scores FILE with --remove K")
     check_one_amount(choice)
     if choice.ppl_ceiling is not None:
         raise UsageError(
-            f"--ppl-ceiling {choice.ppl_ceiling}: scores do not say what sets of blocks cost",
-            hint="shortstack search, or prune --selection greedy: they measure sets",
+            f"--ppl-ceiling {choice.ppl_ceiling}: scores do not measure the perplexity of a set of blocks",
+            hint="use shortstack search, or prune --selection greedy, which measure sets",
         )
     ranking = scores if isinstance(scores, Scores) else open_scores(scores, checkpoint)
     return _planned_by(checkpoint, ranking, choice)

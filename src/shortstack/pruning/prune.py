@@ -193,7 +193,7 @@ def _search_of(
         raise UsageError(f"--rescore {rescore}: no effect without --selection greedy", hint="--selection greedy")
     if plan is not None:
         if choice.amounts or choice.blocks is not None or choice.scores is not None or selection is not None:
-            raise UsageError("--plan says which blocks go; the other options contradict it", hint="give one of them")
+            raise UsageError("--plan names the blocks; the other options contradict it", hint="give one of them")
         refuse_idle(choice, ["criterion", "plus", "strategy", "objective"], "with --plan, which says which blocks go")
     if selection is None:
         why = "without --selection or --repair, which run the model"

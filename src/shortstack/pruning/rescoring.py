@@ -82,7 +82,7 @@ class Rescoring:
             refused = f" of those that can be removed (block {block} cannot: {reason})"
         raise ShortstackError(
             f"{self.checkpoint.source}: after {len(self.removed)} steps no block can be removed exactly{refused}",
-            hint="remove fewer",
+            hint="remove fewer blocks",
         )
 
     def _current(self) -> Checkpoint:
@@ -121,5 +121,5 @@ def parse_rescore(text: str) -> RequestedCriterion:
     if len(criteria) > 1:
         raise UsageError(f"--rescore {text}: expected one criterion", hint=f"--rescore {criteria[0].name}")
     if criteria[0].parameters.get("n", 1) > 1:
-        raise UsageError(f"--rescore {text}: scores runs of blocks, not single ones", hint="leave n out")
+        raise UsageError(f"--rescore {text}: scores runs of blocks, not single ones", hint="leave out the parameter n")
     return criteria[0]

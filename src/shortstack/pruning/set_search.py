@@ -144,7 +144,8 @@ class SetSearch:
         if len(steps) < wanted or not steps[-1].sets:
             why = next(iter(steps[-1].skipped.values()), "")
             raise ShortstackError(
-                f"{self.checkpoint.source}: no {wanted} blocks can be removed exactly: {why}", hint="remove fewer"
+                f"{self.checkpoint.source}: no {wanted} blocks can be removed exactly: {why}",
+                hint="remove fewer blocks",
             )
         return list(steps[-1].sets)
 
@@ -172,9 +173,9 @@ class SetSearch:
             found = size
         if not found:
             raise ShortstackError(
-                f"--ppl-ceiling {ceiling}: no set of blocks of {self.checkpoint.source} keeps a perplexity of "
+                f"--ppl-ceiling {ceiling}: no set of blocks of {self.checkpoint.source} has a perplexity of at most "
                 f"{perplexity(most_nll):.4g} (the dense model's is {perplexity(dense):.4g}{least or ''})",
-                hint="a higher ceiling" + ("" if self.selection.kind == "beam" else ", or --selection beam:4"),
+                hint="set a higher ceiling" + ("" if self.selection.kind == "beam" else ", or --selection beam:4"),
             )
         return found
 

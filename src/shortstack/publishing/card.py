@@ -100,8 +100,8 @@ def card(
     entries = benchmark_entries(own) if eval_results else []
     if eval_results and not entries:
         raise UsageError(
-            "--eval-results: none of the files holds the accuracy on all rows of a task",
-            hint="shortstack eval zeroshot without --limit writes one",
+            "--eval-results: no file has the accuracy on all rows of a task",
+            hint="run shortstack eval zeroshot without --limit",
         )
     with locked(directory):
         _refuse_edited(directory, record, force)
@@ -128,12 +128,13 @@ def _opened(directory: Path, progress: Progress) -> tuple[Checkpoint, dict[str, 
     if record is None or not record["steps"]:
         raise ShortstackError(
             f"{directory}: was not made by shortstack (no {provenance.FILE_NAME} with its steps)",
-            hint="give what prune, retrain, merge or quantize wrote",
+            hint="give a checkpoint that prune, retrain, merge or quantize wrote",
         )
     checkpoint = open_model(str(directory), progress=progress)
     if checkpoint.revision:
         raise ShortstackError(
-            f"{directory}: lies in the cache of the hub, which is never changed", hint="copy it first"
+            f"{directory}: is in the cache of the hub, which is never changed",
+            hint="copy it to another directory first",
         )
     return checkpoint, record
 
@@ -152,7 +153,7 @@ def _chosen(
         if not found:
             models = ", ".join(dict.fromkeys(result.model for result in loaded))
             raise ShortstackError(
-                f"{file}: holds no result of {checkpoint.source} as it is now (results of: {models})",
+                f"{file}: has no result of the current {checkpoint.source} (results of: {models})",
                 hint=f"shortstack eval ppl {shlex.quote(checkpoint.source)} --out own-results.json measures it",
             )
         own += found
@@ -167,7 +168,7 @@ def _refuse_edited(directory: Path, record: dict[str, Any], force: bool) -> None
     path, known = directory / CARD, record["files"].get(CARD)
     if path.is_file() and not force and file_sha256(path) != known:
         raise ShortstackError(
-            f"{path}: was edited since it was written", hint="--force replaces it; keep a copy of your text"
+            f"{path}: was edited since it was written", hint="keep a copy of your text; --force replaces the file"
         )
 
 

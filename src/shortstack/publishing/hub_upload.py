@@ -99,7 +99,7 @@ def _prepared(api: Any, repository: str, public: bool, force: bool) -> tuple[boo
     names = [sibling.rfilename for sibling in info.siblings or []]
     if not info.private and not public:
         raise ShortstackError(
-            f"{repository}: exists and is public: everybody would see what is pushed", hint="--public, or another name"
+            f"{repository}: exists and is public: everybody would see the files", hint="use --public, or another name"
         )
     if FILE_NAME not in names and any(name.endswith(_WEIGHTS) for name in names) and not force:
         raise ShortstackError(
@@ -117,7 +117,7 @@ def _check_arrived(api: Any, repository: str, files: Sequence[PushFile]) -> None
         if there.get(file.name) != file.nbytes:
             found = "nothing" if there.get(file.name) is None else f"{there[file.name]} bytes"
             raise ShortstackError(
-                f"{repository}: of {file.name}, {file.nbytes} bytes were sent and the hub has {found}",
+                f"{repository}: {file.nbytes} bytes of {file.name} were sent, but the hub has {found}",
                 hint="run the same command again",
             )
 

@@ -116,8 +116,8 @@ def push(
     record = provenance.read(directory) if directory.is_dir() else None
     if record is None or not record["steps"]:
         raise ShortstackError(
-            f"{directory}: no checkpoint that shortstack made (no {provenance.FILE_NAME} with its steps)",
-            hint="give what prune, retrain, merge or quantize wrote; hf upload pushes any folder",
+            f"{directory}: not a checkpoint that shortstack made (no {provenance.FILE_NAME} with its steps)",
+            hint="give a checkpoint that prune, retrain, merge or quantize wrote; `hf upload` uploads any folder",
         )
     contents = contents_of(directory, record, repository)
     findings = _findings(directory, record, contents)

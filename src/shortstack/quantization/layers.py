@@ -63,7 +63,7 @@ def chosen_layers(checkpoint: Checkpoint, scheme: Scheme, group_size: int | None
         reasons = "; ".join(f"{kind}: {why}" for kind, why in dense.items()) or "its blocks have no matrices"
         raise ShortstackError(
             f"{checkpoint.source}: no layer can be quantized to {scheme.name}: {reasons}",
-            hint="leave --group-size out: the largest of 128, 64 and 32 that divides is taken"
+            hint="leave --group-size out; the largest of 128, 64 and 32 that divides is then used"
             if group_size is not None
             else "--scheme W8A8 scales whole rows, of any length",
         )

@@ -77,8 +77,8 @@ def _ended(source: str, code: int, log: Path) -> ShortstackError:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if code == -signal.SIGKILL:
         return ShortstackError(
-            f"{source}: the process that quantizes was killed; is there too little memory?",
-            hint="fewer --samples, or a shorter --seq-len, need less",
+            f"{source}: the process that quantizes was killed; there may be too little memory",
+            hint="use fewer --samples, or a shorter --seq-len",
         )
     last = lines[-1] if lines else "it said nothing"
     error = ShortstackError(f"{source}: the process that quantizes ended with code {code}: {last[:300]}")
@@ -94,10 +94,8 @@ def _failed(source: str, error: dict[str, Any]) -> Exception:
     if kind in ("ShortstackError", "UsageError"):
         return (UsageError if kind == "UsageError" else ShortstackError)(says, hint=error["hint"])
     if "memory" in says.lower():
-        return ShortstackError(
-            f"{source}: out of memory: {says}", hint="fewer --samples, or a shorter --seq-len, need less"
-        )
+        return ShortstackError(f"{source}: out of memory: {says}", hint="use fewer --samples, or a shorter --seq-len")
     return ShortstackError(
         f"{source}: llm-compressor cannot quantize it: {kind}: {says}",
-        hint="--debug shows where; another --scheme may work",
+        hint="try another --scheme; --debug shows the traceback",
     )

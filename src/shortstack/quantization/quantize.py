@@ -252,7 +252,7 @@ def _check_memory(checkpoint: Checkpoint, windows: CalibrationSet | None) -> Non
         raise ShortstackError(
             f"{checkpoint.source}: {size(needed)} of memory needed to quantize it ({size(states)} for the windows), "
             f"{size(free)} free",
-            hint="fewer --samples, or a shorter --seq-len, need less",
+            hint="use fewer --samples, or a shorter --seq-len",
         )
 
 
@@ -278,7 +278,7 @@ def _check_finite(checkpoint: Checkpoint, figures: Mapping[str, Figure]) -> None
         if figure.value is None or figure.note:
             raise ShortstackError(
                 f"{checkpoint.source}: its perplexity on {name} is not finite once it is quantized ({figure.note})",
-                hint="more --samples, or a scheme of more bits",
+                hint="use more --samples, or a scheme with more bits",
             )
 
 

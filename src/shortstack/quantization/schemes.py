@@ -45,8 +45,8 @@ class Scheme:
             return self.group_sizes
         if self.group_sizes != GROUP_SIZES:
             raise UsageError(
-                f"--group-size {group_size}: {self.name} has no groups of that kind",
-                hint="leave it out; W4A16 and W8A16 take one",
+                f"--group-size {group_size}: {self.name} does not use groups of that size",
+                hint="leave it out; only W4A16 and W8A16 use it",
             )
         if group_size < 1:
             raise UsageError(f"--group-size {group_size}: expected a number of weights, such as 128, 64 or 32")
@@ -67,7 +67,7 @@ class Scheme:
         except (AttributeError, RuntimeError, TypeError):
             raise ShortstackError(
                 f"--scheme {self.name}: {device} has no {self.dtype} with torch {torch.__version__}",
-                hint="W4A16 needs integers alone; or run it on another device or a newer torch",
+                hint="use W4A16, which needs only integers; or another device, or a newer torch",
             ) from None
 
 

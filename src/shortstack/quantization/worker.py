@@ -111,7 +111,7 @@ def _quantized(job: Job) -> dict[str, Any]:
     not_linear = _not_linear(model, kinds)
     if not set(kinds) - set(not_linear):
         raise ShortstackError(
-            f"{job.model}: none of its layers is a Linear one ({kinds[0]} is a {not_linear[kinds[0]]})",
+            f"{job.model}: none of its layers is of type Linear ({kinds[0]} is a {not_linear[kinds[0]]})",
             hint="export it to GGUF and quantize that with llama.cpp",
         )
     says = _run(

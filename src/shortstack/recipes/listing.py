@@ -86,5 +86,5 @@ def recipes(what: str | None = None) -> RecipeList | RecipeText:
     text = resolve(what, to_run=False).to_yaml()
     record = yaml.safe_load(text)
     if not isinstance(record, dict):
-        raise ShortstackError(f"{what}: is no recipe")
+        raise ShortstackError(f"{what}: is not a recipe")
     return RecipeText(text.rstrip(), record)

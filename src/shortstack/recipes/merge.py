@@ -37,7 +37,7 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     """
     if "://" in name:
         raise ShortstackError(
-            f"{name}: recipes are not fetched from the network", hint="download it, and give the file"
+            f"{name}: recipes are not fetched from the network", hint="download the file, and give its path"
         )
     known = {path.stem.lower(): path for path in (*BASES.glob("*.yaml"), *SHIPPED.glob("*.yaml"))}
     is_base = name.lower() in known and known[name.lower()].parent == BASES
@@ -86,7 +86,7 @@ def read_draft(path: Path, chain: tuple[Path, ...] = ()) -> Draft:
     """
     if path.resolve() in chain or len(chain) >= _LONGEST_CHAIN:
         names = " -> ".join(one.name for one in (*chain, path))
-        raise ShortstackError(f"{path}: recipes that extend one another in a circle, or too many ({names})")
+        raise ShortstackError(f"{path}: recipes extend one another in a circle, or there are too many ({names})")
     loaded = load_yaml(path)
     top = _mapping(path, loaded, (), "a recipe is a mapping with `steps`")
     for key, value in top.items():
@@ -118,8 +118,8 @@ def _read_steps(path: Path, loaded: Loaded, draft: Draft) -> None:
             continue
         if not _STEP_NAME.fullmatch(name) or name in _TAKEN:
             raise ShortstackError(
-                f"{where}: {name!r} cannot be the name of a step",
-                hint=f"lower case letters, digits, - and _; not {', '.join(_TAKEN)}",
+                f"{where}: {name!r} is not allowed as the name of a step",
+                hint=f"use lower case letters, digits, - and _, but not {', '.join(_TAKEN)}",
             )
         step = draft.steps.setdefault(name, {})
         for key, value in _mapping(path, loaded, ("steps", name), "a step is a mapping of options").items():

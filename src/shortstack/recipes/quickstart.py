@@ -171,7 +171,7 @@ def check_dense(measured: float | None, card: float) -> None:
     """
     if measured is None or not abs(measured / card - 1) <= _TOLERANCE:
         raise ShortstackError(
-            f"the dense model's perplexity is {measured}, its card says {card:.2f}: this installation computes wrongly",
+            f"the dense model's perplexity is {measured}, its card says {card:.2f}: this installation gives wrong results",
             hint="check the versions of torch and transformers; constraints.txt has a set that works",
         )
 

@@ -149,7 +149,7 @@ def resolve(
     if model is not None:
         draft.model = Said(model, "--model", None)
     if draft.model is None and to_run:
-        raise UsageError(f"{name}: names no model to begin with", hint="--model MODEL")
+        raise UsageError(f"{name}: has no model to begin with", hint="--model MODEL")
     if not draft.steps:
         raise ShortstackError(f"{path}: has no steps", hint=TOP["steps"])
     begins_with = _source(draft.model, draft.model.value) if draft.model else ""
@@ -210,7 +210,7 @@ def _values(
     for key in given:
         if key in command.options and key not in step_options(command):
             raise ShortstackError(
-                f"{given[key].place}: {key} is not for recipes: a run or its user decides that", hint="leave it out"
+                f"{given[key].place}: {key} is not allowed in a recipe: only the user can set it", hint="leave it out"
             )
     values = checked(command.name, {key: one.value for key, one in given.items()}, lambda key: given[key].place)
     found = {}
@@ -223,7 +223,7 @@ def _values(
             found[key] = _value(name, parameter, one, value, before, left_out)
             if found[key] is None:
                 raise ShortstackError(
-                    f"{one.place}: {value} was left out: {left_out[value[1:]]}", hint=f"make {name} optional, too"
+                    f"{one.place}: {value} was skipped: {left_out[value[1:]]}", hint=f"make {name} optional, too"
                 )
     return _completed(name, command, found, before, next((one.place for one in said.values()), ""))
 
@@ -248,7 +248,7 @@ def _completed(
     for key, parameter in options.items():
         must_be_said = parameter.default is inspect.Parameter.empty
         if must_be_said and not found.get(key):
-            raise ShortstackError(f"{place or name}: step {name} does not say {key}", hint=f"{key}: {parameter.help}")
+            raise ShortstackError(f"{place or name}: step {name} lacks {key}", hint=f"{key}: {parameter.help}")
     return found
 
 
@@ -261,7 +261,7 @@ def _value(
         return value
     if name in IN_PLACE and (not value.startswith("$") or value == f"${MODEL}"):
         raise ShortstackError(
-            f"{said.place}: {name} is {value}, which this run has not made",
+            f"{said.place}: {name} is {value}, which is not an output of this run",
             hint=f"{step} changes it in place: give a step, such as $prune",
         )
     if name in REFERENCES and value.startswith("$"):
@@ -289,7 +289,7 @@ def _referred(step: str, parameter: str, said: Said, name: str, before: Sequence
         raise ShortstackError(
             f"{said.place}: {parameter} is ${name}, a step that makes {' and '.join(earlier[name].makes)}; "
             f"expected {' or '.join(kinds)}",
-            hint="the step before it that makes one",
+            hint="name an earlier step that makes one",
         )
     return Reference(name)
 
@@ -302,9 +302,7 @@ def _source(said: Said, value: str, *, is_path: bool = False) -> str:
     if before and not is_path and not (said.folder / value).exists():
         return before + _source(said, place)
     if "://" in value:
-        raise ShortstackError(
-            f"{said.place}: {value}: nothing is fetched by URL", hint="download it, and give the file"
-        )
+        raise ShortstackError(f"{said.place}: {value}: URLs are not read", hint="download the file, and give its path")
     if value.startswith("~") or "$" in value:
         raise ShortstackError(
             f"{said.place}: {value}: recipes do not read home folders or environment variables",

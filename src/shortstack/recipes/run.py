@@ -220,7 +220,7 @@ class _Runner:
         if standing == "other" and not (again or self.force):
             raise ShortstackError(
                 f"was made with other settings in {self.folder.path}: {'; '.join(changed)}",
-                hint=f"another --out; --from {step.name} or --force makes it again",
+                hint=f"choose another --out, or run it again with --from {step.name} or --force",
             )
         self.progress.say(f"{says}: {step.command.summary}")
         self.folder.begin(self.recipe, step, key)
@@ -242,8 +242,8 @@ class _Runner:
             self.progress.say(text + "\n")
         if has_failed:
             raise ShortstackError(
-                f"it ended with a fault; what it found is in {self.folder.log_file(step)}",
-                hint=f"mend what it names, or --set {step.name}=null",
+                f"it found faults, which are in {self.folder.log_file(step)}",
+                hint=f"correct them, or use --set {step.name}=null",
             )
         took = time.perf_counter() - started
         self.folder.note(step, state="done", seconds=took, identity=self.folder.identity(step), text=text)

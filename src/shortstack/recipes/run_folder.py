@@ -80,7 +80,7 @@ class RunFolder:
         here, other = (recipe.name, name) if recipe.name != name else (str(recipe.file), file)
         raise ShortstackError(
             f"{self.path}: holds a run of {other}, not of {here}",
-            hint="another --out; --force runs it here all the same",
+            hint="choose another --out, or --force to run it here",
         )
 
     def _says(self, recipe: Recipe) -> bool:

@@ -100,7 +100,7 @@ def parse_yaml(text: str, source: str) -> Loaded:
         ) from None
     except (yaml.YAMLError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise ShortstackError(f"{source}: not valid YAML: {reason}", hint="check the file") from None
+        raise ShortstackError(f"{source}: not valid YAML: {reason}", hint="check the file in an editor") from None
 
 
 def _children(node: Any) -> Iterator[Any]:
@@ -115,9 +115,7 @@ def _check_growth(top: Any, source: str) -> None:
 
     def size(node: Any) -> int:
         if id(node) in open_nodes:
-            raise ShortstackError(
-                f"{source}, line {node.start_mark.line + 1}: an alias (*name) inside what it stands for"
-            )
+            raise ShortstackError(f"{source}, line {node.start_mark.line + 1}: an alias (*name) inside its own anchor")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             sizes[id(node)] = 1 + sum(size(child) for child in _children(node))
@@ -127,7 +125,7 @@ def _check_growth(top: Any, source: str) -> None:
     if size(top) > _MOST_NODES:
         raise ShortstackError(
             f"{source}: {size(top):.3g} entries once its aliases (*name) are followed, expected at most {_MOST_NODES}",
-            hint="say with `extends` what recipes have in common",
+            hint="use `extends` for what recipes have in common",
         )
 
 
@@ -160,7 +158,7 @@ def _plain_mapping(node: Any, place: Place, lines: dict[Place, int], source: str
         line = key_node.start_mark.line + 1
         if key_node.tag != _TAG + "str":
             raise ShortstackError(
-                f"{source}, line {line}: a key must be text, found {_shown(key_node)}", hint="quote it"
+                f"{source}, line {line}: a key must be text, found {_shown(key_node)}", hint="put the key in quotes"
             )
         key = str(key_node.value)
         if key in found:

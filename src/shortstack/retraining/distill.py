@@ -129,10 +129,10 @@ def _check_source(teaching: Teaching, data: Any) -> None:
     """Refuse two sources of what is trained on, or none."""
     if teaching.offline is None:
         if data is None:
-            raise UsageError("nothing to train on", hint="--data SOURCE, or --offline DIR of shortstack teach")
+            raise UsageError("nothing to train on", hint="give --data SOURCE, or --offline DIR from shortstack teach")
     elif teaching.teacher is not None or data is not None or teaching.hidden_weight:
         raise UsageError(
-            "--offline holds the data and what the teacher said; --teacher, --data and --hidden-weight do not go with it",
+            "--offline has data and teacher; it cannot be combined with --teacher, --data or --hidden-weight",
             hint="leave them out, or leave out --offline",
         )
 
@@ -155,7 +155,8 @@ def _same_temperature(lessons: Lessons, asked: float | None) -> float:
     taught = float(lessons.record["settings"]["temperature"])
     if asked is not None and asked != taught:
         raise UsageError(
-            f"--temperature {asked}: {lessons.folder} was taught at {taught}", hint="leave it out, or teach again"
+            f"--temperature {asked}: {lessons.folder} was made with temperature {taught}",
+            hint="leave --temperature out, or run shortstack teach again",
         )
     return taught
 
@@ -207,7 +208,7 @@ class _Online:
         if self._weights["hidden_weight"] and not set(student.original_blocks) <= set(teacher.original_blocks):
             raise ShortstackError(
                 f"{student.source}: its blocks are not all in {teacher.source}, so hidden states cannot be compared",
-                hint="give the model that it was pruned from, or --hidden-weight 0",
+                hint="give the model that MODEL was pruned from, or --hidden-weight 0",
             )
 
     def described(self) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _check_written(checkpoint: Checkpoint, directory: Path, save_dtype: str | No
             raise ShortstackError(
                 f"{checkpoint.source}: {broken} is not finite once it is stored"
                 f"{f' in {save_dtype}' if save_dtype else ''}",
-                hint="--save-dtype bfloat16 has the range of float32",
+                hint="use --save-dtype bfloat16, which has the range of float32",
             )
     return files
 

@@ -45,7 +45,7 @@ def merged_model(
     progress = progress or Progress(quiet=True)
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
-            f"{checkpoint.source}: is quantized; an adapter is folded into full weights only",
+            f"{checkpoint.source}: is quantized; an adapter can be folded only into full-precision weights",
             hint="--base MODEL: the checkpoint before it was quantized",
         )
     check_blocks(adapter, checkpoint, progress)
@@ -80,14 +80,17 @@ def _peft_config(adapter: Path, progress: Progress) -> Any:
     newer = "install a newer PEFT (pip install --upgrade peft), then merge again"
     if kind is None:
         raise ShortstackError(
-            f"{place}: peft_type is {raw.get('peft_type')!r}, which PEFT {peft.__version__} does not know", hint=newer
+            f"{place}: peft_type is {raw.get('peft_type')!r}, which PEFT {peft.__version__} does not support",
+            hint=newer,
         )
     known = inspect.signature(kind.__init__).parameters
     unknown = {key: value for key, value in raw.items() if key not in known}
     used = {key: value for key, value in unknown.items() if value not in (None, False, [], {}, "")}
     if used:
         key, value = next(iter(used.items()))
-        raise ShortstackError(f"{place}: {key} is {value!r}, which PEFT {peft.__version__} does not know", hint=newer)
+        raise ShortstackError(
+            f"{place}: {key} is {value!r}, which PEFT {peft.__version__} does not support", hint=newer
+        )
     if unknown:
         progress.say(f"{place}: {', '.join(unknown)}: not known to PEFT {peft.__version__}, and off: ignored")
     with _one_line(f"{place}: PEFT {peft.__version__} refuses it", newer):
@@ -121,7 +124,7 @@ def _with_adapter(model: Any, config: Any, adapter: Path, checkpoint: Checkpoint
             first = min(keys).replace(".default", "")
             raise ShortstackError(
                 f"{adapter}: {len(keys)} {says}, the first {first}",
-                hint="get the adapter again, or give the very checkpoint that it was trained on: --base MODEL",
+                hint="download the adapter again, or give the checkpoint that it was trained on: --base MODEL",
             )
     return adapted.eval()
 

@@ -99,7 +99,7 @@ def dense_model(pruned: Checkpoint, of: str | None) -> Checkpoint:
     check_pair(dense, pruned)
     if "quantization_config" in dense.config:
         raise ShortstackError(
-            f"{dense.source}: is quantized; hidden states are compared with those of full weights",
+            f"{dense.source}: is quantized; the teacher must have full-precision weights",
             hint="--of DENSE: the checkpoint before it was quantized",
         )
     return dense

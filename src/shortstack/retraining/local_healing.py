@@ -206,7 +206,7 @@ class Healing:
             raise ShortstackError(
                 f"block {self.block}: {broken} is not finite once it is stored as it was, in "
                 f"{self.run.checkpoint.tensors[broken].dtype}",
-                hint="a lower --lr; then --restart",
+                hint="use a lower --lr, and --restart",
             )
 
     def _save(self, done: int, step: int, is_last: bool) -> None:

@@ -91,7 +91,9 @@ class LocalRun(Run):
 
     def _count_steps(self) -> tuple[int, int]:
         if self.place.is_sharded:
-            raise UsageError("FSDP: no effect on blocks that are trained one at a time", hint="torchrun without it")
+            raise UsageError(
+                "FSDP: has no effect on blocks that are trained one at a time", hint="use torchrun without FSDP"
+            )
         hyperparameters, held = self.hyperparameters, self.feed.tokens_per_epoch
         requested = hyperparameters.tokens
         if requested is not None and held is not None and requested > held:

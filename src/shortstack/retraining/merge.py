@@ -85,7 +85,7 @@ def merge(
     named = read_adapter_config(adapter).get("base_model_name_or_path")
     if base is None and not named:
         raise ShortstackError(
-            f"{adapter}: does not say which checkpoint it was trained on", hint="--base MODEL says which"
+            f"{adapter}: does not record which checkpoint it was trained on", hint="name it with --base MODEL"
         )
     progress = Progress(quiet=quiet)
     checkpoint = _opened(adapter, base or str(named), base is not None, allow_links, progress)
@@ -115,7 +115,7 @@ def _opened(adapter: Path, base: str, is_given: bool, allow_links: bool, progres
             raise
         raise ShortstackError(
             f"{adapter}: the base that it names cannot be opened: {error.message}",
-            hint="--base MODEL: where that checkpoint is now",
+            hint="give its current path with --base MODEL",
         ) from None
 
 
@@ -124,7 +124,9 @@ def _weights(adapter: Path) -> Path:
         (adapter / n for n in ("adapter_model.safetensors", "adapter_model.bin") if (adapter / n).is_file()), None
     )
     if found is None:
-        raise ShortstackError(f"{adapter}: no weights (adapter_model.safetensors)", hint="get the adapter again")
+        raise ShortstackError(
+            f"{adapter}: no weights (adapter_model.safetensors)", hint="download or copy the adapter again"
+        )
     if found.suffix == ".bin":
         raise ShortstackError(
             f"{found}: a pickled adapter; merge reads safetensors only", hint="save it again with a current PEFT"

@@ -56,17 +56,19 @@ class Place:
         place = pick_device(device)
         if place.type == "cuda":
             if place.index not in (None, 0, process.local_rank):
-                raise UsageError(f"--device {device}: training takes the first GPU", hint="CUDA_VISIBLE_DEVICES=N")
+                raise UsageError(
+                    f"--device {device}: training uses the first GPU", hint="choose the GPU with CUDA_VISIBLE_DEVICES=N"
+                )
             place = torch.device("cuda", process.local_rank)
         stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
         computed = pick_dtype(dtype, stored, place)
         if dtype == "auto" and place.type == "cuda" and torch.cuda.is_bf16_supported():
             computed = torch.bfloat16  # float16 overflows in training where bfloat16 does not
         if computed == torch.float64:
-            raise UsageError("--dtype float64: not for training", hint="--dtype float32")
+            raise UsageError("--dtype float64: not supported in training", hint="--dtype float32")
         is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
         if is_sharded and os.environ.get("FSDP_VERSION", "1") != "2":
-            raise UsageError("FSDP of version 1 is not supported", hint="fsdp_version: 2, as in configs/")
+            raise UsageError("FSDP of version 1 is not supported", hint="set fsdp_version: 2, as in configs/")
         parallelism: Parallelism = "FSDP2" if is_sharded else "DDP" if process.world > 1 else "one process"
         return cls(place, computed, parallelism, not torch.distributed.is_initialized())
 

@@ -96,7 +96,7 @@ def _check_request(run: Run) -> None:
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
             f"{checkpoint.source}: is quantized; its weights cannot be trained",
-            hint="retrain first, quantize after that",
+            hint="retrain the checkpoint before quantization, then quantize the result",
         )
     if not run.options.dry_run:
         check_output(run.out, inputs=run.inputs, force=run.options.force)

@@ -109,7 +109,7 @@ class Session:
             kept = f"the one of step {steps[-1]} is kept" if steps else "there is none before it"
             raise ShortstackError(
                 f"{folder}: the checkpoint could not be saved ({first_line(error)}); {kept}",
-                hint="make room, then run the same command again: it resumes from there",
+                hint="free some disk space, then run the same command again: it resumes from there",
             ) from error
 
     def complete(self, checkpoint: Path) -> None:
@@ -162,10 +162,10 @@ class Session:
         if lost and not (weights_only and all(is_state)):
             can_go_on = all(is_state)
             raise ShortstackError(
-                f"{newest}: {', '.join(lost)} is missing or has another size than when it was saved",
+                f"{newest}: {', '.join(lost)} is missing, or its size has changed",
                 hint="--weights-only-resume resumes with a fresh optimizer, schedule and random state; or --restart"
                 if can_go_on
-                else "put it back, or --restart",
+                else "restore the file, or use --restart",
             )
         return newest
 

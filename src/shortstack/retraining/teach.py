@@ -175,7 +175,7 @@ class _Lesson:
         shards = record["shards"].values()
         predicted = sum(shard["predicted"] for shard in shards)
         if not predicted:
-            raise ShortstackError(f"{self.data}: nothing in it is predicted", hint="give longer texts or rows")
+            raise ShortstackError(f"{self.data}: it has no tokens to predict", hint="give longer texts or rows")
         mass = sum(shard["mass"] * shard["predicted"] for shard in shards) / predicted
         made = {"schema": 1, "kind": KIND, **self.key, **record}
         return {**made, "rows": sum(shard["rows"] for shard in shards), "predicted": predicted, "mass": mass}

@@ -159,7 +159,7 @@ def taught_feed(lessons: Lessons, hyperparameters: Hyperparameters, seed: int) -
 
     rows = lessons.rows("train")
     if not len(rows):
-        raise ShortstackError(f"{lessons.folder}: holds nothing to train on", hint="teach more data")
+        raise ShortstackError(f"{lessons.folder}: has no data to train on", hint="run shortstack teach with more data")
     digest = hashlib.sha256(json_text(lessons.record["shards"], sort_keys=True).encode()).hexdigest()
     held_out = in_batches(lessons.rows("held_out"), taught_batch)
     return ExampleFeed(

@@ -126,7 +126,7 @@ def text_batches(
         ids = list(tokenizer("\n\n".join(corpus.documents), add_special_tokens=False, verbose=False)["input_ids"])
         windows = cut_windows(ids, tokenizer.bos_token_id, length, bos_every=False)[:limit]
         if not windows:
-            raise ShortstackError(f"{source}: a window of {length} tokens needs {length} tokens, there are {len(ids)}")
+            raise ShortstackError(f"{source}: a window of {length} tokens needs {length} tokens, found {len(ids)}")
         check_windows(checkpoint, windows)
         name = Path(source).name
         batches[name] = list(window_batches(windows, _WINDOWS_AT_A_TIME))

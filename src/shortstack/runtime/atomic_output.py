@@ -172,7 +172,8 @@ def _explained(target: Path, error: OSError) -> ShortstackError:
     reason = system_reason(error)
     if error.errno in _FULL:
         return ShortstackError(
-            f"{target}: could not be written ({reason}); nothing was left there", hint="make room, then run it again"
+            f"{target}: could not be written ({reason}); no output was left",
+            hint="free some disk space, then run the command again",
         )
     place = error.filename or target
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
@@ -266,7 +267,7 @@ def _refuse_inputs(target: Path, inputs: Sequence[Path]) -> None:
             where = "is the input" if real == real_source else f"lies inside the input {source}"
             raise ShortstackError(f"{target}: {where}, which is never touched", hint="choose another --out")
     if "snapshots" in real.parts and any(part.startswith("models--") for part in real.parts):
-        raise ShortstackError(f"{target}: lies in a hub cache", hint="choose another --out")
+        raise ShortstackError(f"{target}: is inside a hub cache", hint="choose another --out")
 
 
 def _refuse_unsafe(target: Path, inputs: Sequence[Path], force: bool) -> None:
@@ -280,7 +281,7 @@ def _refuse_unsafe(target: Path, inputs: Sequence[Path], force: bool) -> None:
         return
     if not (target / RECORD_NAME).is_file():
         raise ShortstackError(
-            f"{target}: exists already, and is no checkpoint that shortstack made (no {RECORD_NAME}): it is left alone",
+            f"{target}: exists already, not a checkpoint that shortstack made (no {RECORD_NAME}), so it is not replaced",
             hint="choose another --out, or remove it yourself",
         )
     if not force:
@@ -318,7 +319,7 @@ def _check_space(folder: Path, nbytes: int) -> None:
     needed = int(nbytes * _SPARE_SPACE)
     if needed > free:
         raise ShortstackError(
-            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free", hint="make room first"
+            f"{folder}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free", hint="free some disk space first"
         )
 
 

@@ -73,7 +73,7 @@ def pick_dtype(name: str, stored: str, device: torch.device) -> torch.dtype:
         own = {"BF16": torch.bfloat16, "F16": torch.float16}.get(stored, torch.float32)
         return torch.float32 if device.type == "cpu" else own
     if name == "float64" and device.type == "mps":
-        raise UsageError("--dtype float64: mps has none", hint="--dtype float32, or --device cpu")
+        raise UsageError("--dtype float64: not supported on mps", hint="--dtype float32, or --device cpu")
     if name not in dtypes:
         raise UsageError(f"--dtype {name}: unknown", hint=did_you_mean(name, ("auto", *dtypes)))
     return dtypes[name]

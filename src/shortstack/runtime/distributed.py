@@ -52,7 +52,9 @@ class Process:
             UsageError: there are fewer items than processes.
         """
         if items < self.world:
-            raise UsageError(f"{items} windows for {self.world} processes", hint="more --samples, or fewer processes")
+            raise UsageError(
+                f"{items} windows for {self.world} processes", hint="use more --samples, or fewer processes"
+            )
         return slice(self.rank * items // self.world, (self.rank + 1) * items // self.world)
 
     def gathered(self, part: torch.Tensor, items: int) -> torch.Tensor:
@@ -96,7 +98,7 @@ def _companions_alive() -> Iterator[None]:
     except RuntimeError as error:
         raise ShortstackError(
             f"another process of this run has ended, or cannot be reached ({str(error).splitlines()[0][:120]})",
-            hint="what it said is above; the same command resumes from what was saved",
+            hint="its messages are above; the same command resumes from the saved state",
         ) from None
 
 

@@ -124,19 +124,20 @@ def agree(
     rankings, blocks = _rankings(scores, criterion)
     if len(rankings) < 2:
         raise UsageError(
-            f"one ranking only ({next(iter(rankings))})", hint="give another file, or one of several criteria"
+            f"found only one ranking ({next(iter(rankings))})",
+            hint="give another file, or a file with several criteria",
         )
     (first_name, first), *others = rankings.items()
     for name, order in others:
         if sorted(order) != sorted(first):
             raise ShortstackError(
                 f"{first_name} ranks blocks {ranges(sorted(first))}, {name} blocks {ranges(sorted(order))}",
-                hint="scores of one model, or of models of the same depth",
+                hint="give scores of one model, or of models of the same depth",
             )
     protected, _ = protected_blocks(blocks, plus)
     removable = len(set(first).difference(protected))
     if not removable:
-        raise UsageError("every block that was scored is protected", hint="--no-plus, or score more blocks")
+        raise UsageError("every block that was scored is protected", hint="use --no-plus, or score more blocks")
     if remove is not None and not 1 <= remove <= removable:
         raise UsageError(f"--remove {remove}: expected 1 to {removable} blocks")
     counts = [remove] if remove is not None else _usual_counts(len(first), removable)
@@ -184,7 +185,7 @@ def _rankings(
         if other != blocks:
             raise ShortstackError(
                 f"{first} is of a model of blocks {ranges(blocks)}, {label} of blocks {ranges(other)}",
-                hint="scores of one model, or of models of the same depth",
+                hint="give scores of one model, or of models of the same depth",
             )
     return found, blocks
 

@@ -105,13 +105,13 @@ class ScoringRun:
                 if self.process.world > 1:
                     raise ShortstackError(
                         f"{self.checkpoint.source}: out of memory on {place}, in one of {self.process.world} processes",
-                        hint="--memory streamed, a smaller --seq-len, or fewer processes",
+                        hint="use --memory streamed, a smaller --seq-len, or fewer processes",
                     ) from None
                 less = with_less_memory(trying, self.engine, self.windows.seq_len if self.windows else 1)
             if less is None:
                 raise ShortstackError(
                     f"{self.checkpoint.source}: out of memory on {place}, even with one window and one block at a time",
-                    hint="a smaller --seq-len, --dtype bfloat16, or --device cpu",
+                    hint="use a smaller --seq-len, --dtype bfloat16, or --device cpu",
                 )
             how = "block by block" if less.tokens is None else f"with {less.tokens} tokens at a time"
             self.progress.say(f"out of memory on {place}: trying again {how}")

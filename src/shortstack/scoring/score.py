@@ -192,7 +192,7 @@ def self_windows(
         UsageError: an option that is about other text.
     """
     if stopping.until is not None:
-        raise UsageError("--until stable: needs more windows than are written by `self:`", hint="--samples 40")
+        raise UsageError("--until stable: needs more windows than `self:` has generated", hint="--samples 40")
     refuse_idle(calibration, ["sampling", "chat_template"], "with self:PROMPTS, which is written window by window")
     corpus = self_written(checkpoint, calibration, options, progress)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
@@ -217,24 +217,20 @@ def _check_until(stopping: StoppingOptions, criteria: Sequence[RequestedCriterio
         if stopping.remove is not None or stopping.plus is not None:
             option = "--remove" if stopping.remove is not None else "--plus"
             raise UsageError(
-                f"{option}: no effect without --until stable", hint="leave it out; plan and prune choose the blocks"
+                f"{option}: no effect without --until stable", hint="leave it out; use it with plan or prune"
             )
         refuse_idle(stopping, ["max_samples"], "without --until stable")
         return
     if stopping.remove is None:
-        raise UsageError(
-            "--until stable needs the number of blocks whose set has to be stable", hint="such as --remove 6"
-        )
+        raise UsageError("--until stable needs the number of blocks to remove", hint="such as --remove 6")
     if len(criteria) > 1 or criteria[0].needs != {"branches"}:
         fitting = [name for name, row in CRITERIA.items() if row.needs == {"branches"}]
         raise UsageError(
-            f"--until stable: for {' or '.join(fitting)} alone, which has a loss of every window",
+            f"--until stable: for {' or '.join(fitting)} only, which has a loss for every window",
             hint=f"--criterion {fitting[0]}",
         )
     if named_sources(text.data):
-        raise UsageError(
-            "--until stable: for text of one source, and --data names several", hint="leave one of them out"
-        )
+        raise UsageError("--until stable: supports one source, but --data names several", hint="leave one of them out")
     if stopping.max_samples < 2 * text.samples:
         raise UsageError(
             f"--max-samples {stopping.max_samples}: expected at least two rounds of --samples {text.samples}"
@@ -271,8 +267,8 @@ def _scored(
     process = Process.from_environment()
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
-            f"{checkpoint.source}: is quantized; scores are computed on full weights",
-            hint="score the checkpoint it was made from; the order holds for both",
+            f"{checkpoint.source}: is quantized; scores are computed on full-precision weights",
+            hint="score the checkpoint before quantization; the order is valid for both",
         )
     place = process.own_device(pick_device(options.device))
     windows = None
@@ -349,7 +345,7 @@ def _check_finite(checkpoint: Checkpoint, found: dict[str, CriterionScores]) -> 
         if broken:
             raise ShortstackError(
                 f"{checkpoint.source}: the {name} score of block {broken[0]} is not finite",
-                hint="compute in --dtype float32 or bfloat16; or the weights hold NaN",
+                hint="use --dtype float32 or bfloat16; if it fails too, the weights are damaged (shortstack check)",
             )
 
 

@@ -67,8 +67,8 @@ def self_written(
     def write() -> dict[str, Any]:
         if Process.from_environment().world > 1:
             raise ShortstackError(
-                f"--data {calibration.data}: the text is not written yet, and each process would write its own",
-                hint="run the command in one process first: what it writes is kept",
+                f"--data {calibration.data}: the text is not generated yet, and each process would generate its own",
+                hint="run the command in one process first; the text is kept",
             )
         return {"rows": _written(subject, prompts, calibration)}
 
@@ -84,7 +84,7 @@ def _prompts(corpus: Corpus, source: str, tokenizer: PreTrainedTokenizerBase, mo
     """The first tokens of each prompt."""
     if corpus.windows:
         raise ShortstackError(
-            f"{source}: rows of input_ids are no prompts", hint="give rows of text, or of instructions"
+            f"{source}: rows of input_ids cannot be used as prompts", hint="give rows of text, or of instructions"
         )
     texts = list(corpus.documents)
     if source.endswith(TEXT_SUFFIXES) or Path(source).is_dir():
@@ -96,7 +96,7 @@ def _prompts(corpus: Corpus, source: str, tokenizer: PreTrainedTokenizerBase, mo
         prompts.append(ids[: next((n for n, label in enumerate(labels) if label != IGNORED), len(ids))])
     kept = [prompt[:most] for prompt in prompts if prompt]
     if not kept:
-        raise ShortstackError(f"{source}: no prompt holds a token", hint="give a source that holds text")
+        raise ShortstackError(f"{source}: no prompt has a token", hint="give a source with text")
     return kept
 
 

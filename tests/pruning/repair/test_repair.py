@@ -163,7 +163,7 @@ def test_a_family_with_norms_behind_takes_a_factor_alone(cut: Callable[..., Any]
     pair = cut("gemma2")
     result = repaired(pair, tmp_path / "out", rows, method="scale")
     assert result.places[0]["method"] == "scale"
-    with pytest.raises(ShortstackError, match="the repair `linear` has no place in gemma2 models"):
+    with pytest.raises(ShortstackError, match="the repair `linear` cannot be folded into gemma2 models"):
         repaired(pair, tmp_path / "other", rows, method="linear")
     assert not (tmp_path / "other").exists()
 
@@ -176,7 +176,7 @@ def test_a_dense_model_that_is_another_one(cut: Callable[..., Any], built: Built
     assert caught.value.hint == f"--of {dense}"
     with pytest.raises(ShortstackError, match="no shortstack.json"):
         repaired((dense, dense), tmp_path / "out", rows)
-    with pytest.raises(ShortstackError, match="no cut to heal"):
+    with pytest.raises(ShortstackError, match="no cut to repair"):
         repaired((pruned, pruned), tmp_path / "out", rows)
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +185,7 @@ def test_a_dense_model_that_is_another_one(cut: Callable[..., Any], built: Built
 def test_a_family_without_a_place(tiny_model: Callable[[str], Path], rows: Path, tmp_path: Path) -> None:
     dense = str(tiny_model("falcon_mamba"))
     prune(dense, blocks="2", out=tmp_path / "pruned", quiet=True)
-    with pytest.raises(ShortstackError, match="a repair has no place in falcon_mamba models") as caught:
+    with pytest.raises(ShortstackError, match="a repair cannot be folded into falcon_mamba models") as caught:
         repaired((str(tmp_path / "pruned"), dense), tmp_path / "out", rows)
     assert "retrain" in (caught.value.hint or "")
     assert not (tmp_path / "out").exists()
@@ -217,7 +217,7 @@ def test_a_cut_that_the_method_cannot_repair_beside_one_that_it_can(
 ) -> None:
     result = repaired(cut("llama", "0,3"), tmp_path / "out", rows, method="linear", quiet=False)
     assert [place["method"] for place in result.places] == ["none", "linear"]
-    assert "the repair `linear` can do nothing for the cut of block 0, which stays as it is" in capsys.readouterr().err
+    assert "the repair `linear` cannot repair the cut of block 0, which stays as it is" in capsys.readouterr().err
 
 
 @pytest.mark.fault(126)
@@ -287,7 +287,7 @@ def test_prune_and_repair_in_one_command(
 def test_prune_refuses_a_repair_before_it_copies(
     built: Built, tiny_model: Callable[[str], Path], rows: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ShortstackError, match="has no place in falcon_mamba"):
+    with pytest.raises(ShortstackError, match="cannot be folded into falcon_mamba"):
         prune(
             str(tiny_model("falcon_mamba")), blocks="2", out=tmp_path / "out", repair="auto", data=str(rows), quiet=True
         )

@@ -296,7 +296,9 @@ def test_one_key_value_head(tiny_model: Callable[[str], Path], built: Built, row
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "falcon", "opt", "gpt_neox"])
 def test_other_families_are_refused_by_name(family: str, built: Built, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShortstackError, match=f"blocks of {family} are not made narrower; those of .*llama.*qwen3"):
+    with pytest.raises(
+        ShortstackError, match=f"blocks of {family} cannot be made narrower; supported are .*llama.*qwen3"
+    ):
         narrow(built(family), tmp_path / "w", rows, ratio=0.2)
 
 

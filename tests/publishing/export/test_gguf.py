@@ -70,7 +70,7 @@ def test_text_and_json(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ("behaviour", "says", "hint"),
     [
         ("hang", "did not end within", "a longer --time-limit"),
-        ("killed", "was killed; is there too little memory?", "more memory"),
+        ("killed", "was killed; there may be too little memory", "more memory"),
         ("nothing", "wrote no file", "converter-python"),
         ("rubbish", "not a GGUF file", ""),
         ("half", "cut short", "another version of the converter"),
@@ -186,7 +186,7 @@ def test_programs_are_not_for_recipes(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     for option in ("converter", "converter_python"):
         recipe.write_text(f"model: embedded\nsteps:\n  file: {{stage: export gguf, {option}: {sys.executable}}}\n")
-        with pytest.raises(ShortstackError, match=f"{option} is not for recipes"):
+        with pytest.raises(ShortstackError, match=f"{option} is not allowed in a recipe"):
             shortstack.run(str(recipe), out=tmp_path / "out", dry_run=True)
 
 

@@ -274,7 +274,7 @@ def test_a_full_disk_leaves_the_report_that_was_there(
 
 def test_nothing_to_report_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text("{}")
-    with pytest.raises(ShortstackError, match="nothing that a report can show"):
+    with pytest.raises(ShortstackError, match="no records that a report can show"):
         report(tmp_path, out=tmp_path / "page.html")
     with pytest.raises(ShortstackError, match="cannot be read"):
         report(tmp_path / "absent.json", out=tmp_path / "page.html")
@@ -305,7 +305,7 @@ def test_a_run_folder_is_read_in_its_order_and_nothing_outside_of_it(tmp_path: P
     steps["ppl"]["output"] = "../outside.json"
     (tmp_path / "outside.json").write_text((work / "ppl.json").read_text())
     (work / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ShortstackError, match="lies outside of the run's folder"):
+    with pytest.raises(ShortstackError, match="is outside of the folder of the run"):
         report(work, out=tmp_path / "page.html")
 
 

@@ -62,7 +62,7 @@ _KNOWN: tuple[tuple[tuple[str, ...], str, str], ...] = (
     ),
     (
         ("killed by sigkill",),
-        f"{_WHAT} was killed; is there too little memory?",
+        f"{_WHAT} was killed; there may be too little memory",
         "close other programs, or use a machine with more memory",
     ),
     (

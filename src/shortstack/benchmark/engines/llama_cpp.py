@@ -313,7 +313,7 @@ def _wait_until_ready(server: Background, url: str, limit: float) -> None:
             if _get(f"{url}/health").get("status") == "ok":
                 return
         pause.wait(0.1)
-    raise server.error(f"was not ready within {limit:g} s", hint="a longer --time-limit")
+    raise server.error(f"was not ready within {limit:g} s", hint="set a longer --time-limit")
 
 
 def _get(url: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def run_program(
         except subprocess.TimeoutExpired:
             raise EngineError(
                 f"{what}: did not end within {seconds(limit)}{_said(_text(out), _text(err))}",
-                hint="a longer --time-limit",
+                hint="set a longer --time-limit",
             ) from None
         finally:
             _kill(process)
@@ -173,7 +173,8 @@ class Conversation:
         except queue.Empty:
             self.close()
             raise EngineError(
-                f"{self._what}: no answer within {seconds(self._limit)}{self._quoted()}", hint="a longer --time-limit"
+                f"{self._what}: no answer within {seconds(self._limit)}{self._quoted()}",
+                hint="set a longer --time-limit",
             ) from None
         if line is None:
             raise self._over()

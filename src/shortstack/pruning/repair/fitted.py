@@ -69,7 +69,7 @@ def check_repairable(dense: Checkpoint, pruned: Checkpoint, method: Method, repa
     if not possible:
         where = "no block comes after it" if method == "scale" else "no block comes before it"
         raise ShortstackError(
-            f"{pruned.source}: the repair `{method}` can do nothing for the cut of {places[0].name}: {where}",
+            f"{pruned.source}: the repair `{method}` cannot repair the cut of {places[0].name}: {where}",
             hint=f"take `{'linear' if method == 'scale' else 'scale'}`",
         )
     return places
@@ -83,14 +83,14 @@ def check_family(checkpoint: Checkpoint, method: Method) -> Residual:
     """
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
-            f"{checkpoint.source}: is quantized; repairs are fitted on and folded into full weights",
+            f"{checkpoint.source}: is quantized; repairs need full-precision weights",
             hint="repair before quantizing",
         )
     residual = residual_of(checkpoint)
     if residual.norms and method in ("linear", "full"):
         family = checkpoint.anatomy.family.model_type
         raise ShortstackError(
-            f"{checkpoint.source}: the repair `{method}` has no place in {family} models: a norm stands behind each MLP",
+            f"{checkpoint.source}: the repair `{method}` cannot be folded into {family} models: a norm follows each MLP",
             hint="`scale` goes into those norms; `auto` takes it where it helps",
         )
     return residual
@@ -231,11 +231,11 @@ def _fitted_tokens(ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repai
         behind_WT = (ids_WT != padding).flip(1).cummax(dim=1).values.flip(1)  # True up to the last token that is text
         fitted_WT &= behind_WT
     if not bool(fitted_WT.any()):
-        raise ShortstackError("no token of the windows is left to fit on", hint="--first-token, or longer windows")
+        raise ShortstackError("no token of the windows is left to fit on", hint="use --first-token, or longer windows")
     return fitted_WT
 
 
 def _say_left_out(places: Sequence[Place], method: Method, progress: Progress) -> None:
     left_out = [place.name for place in places if place.removed and not _possible(place, method)]
     if left_out:
-        progress.say(f"the repair `{method}` can do nothing for the cut of {', '.join(left_out)}, which stays as it is")
+        progress.say(f"the repair `{method}` cannot repair the cut of {', '.join(left_out)}, which stays as it is")

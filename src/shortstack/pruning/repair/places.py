@@ -55,7 +55,7 @@ def residual_of(checkpoint: Checkpoint) -> Residual:
         reason = family.residual.refusal(family.text(checkpoint.config))
     if reason or family.residual is None:
         raise ShortstackError(
-            f"{checkpoint.source}: a repair has no place in {family.model_type} models: {reason}", hint=_INSTEAD
+            f"{checkpoint.source}: a repair cannot be folded into {family.model_type} models: {reason}", hint=_INSTEAD
         )
     for block in range(checkpoint.depth):
         for names in (family.residual.attention, family.residual.mlp):

@@ -137,7 +137,7 @@ class Repairing:
             if not seen.sums.finite:
                 raise ShortstackError(
                     f"{self.pruned.model.skeleton.checkpoint.source}: hidden states at {_where(place)} are not finite",
-                    hint="--dtype float32; or the checkpoint is damaged: shortstack check",
+                    hint="use --dtype float32; if it fails too, the checkpoint is damaged (shortstack check)",
                 )
             candidates = self._candidates(place, seen)
             found = self._chosen(place, candidates, seen)
@@ -209,7 +209,7 @@ class Repairing:
         if not math.isfinite(nll[NONE]):
             raise ShortstackError(
                 f"{self.pruned.model.skeleton.checkpoint.source}: its loss on the validation windows is {nll[NONE]}",
-                hint="--dtype float32; or the checkpoint is damaged: shortstack check",
+                hint="use --dtype float32; if it fails too, the checkpoint is damaged (shortstack check)",
             )
         allowed = [method for method in self.methods if math.isfinite(nll.get(method, math.inf))] or [NONE]
         chosen, self.so_far = losses[min(allowed, key=lambda method: nll[method])]

@@ -104,7 +104,7 @@ def write_over(staged: Checkpoint, edits: Mapping[str, Sequence[Change]]) -> dic
             raise ShortstackError(
                 f"{staged.source}: {broken} would not be finite once it is repaired and stored as "
                 f"{staged.tensors[broken].dtype}",
-                hint="--method scale, or more windows",
+                hint="use --method scale, or more windows",
             )
     return hashes
 

@@ -46,11 +46,11 @@ class WidthChoice(Options):
         expect(self.multiple_of >= 1, "multiple_of", self.multiple_of, "a whole number of at least 1")
         if self.only == "mlp" and self.head_unit != "kv-groups":
             raise UsageError(
-                "--head-unit: no effect with --only mlp, which leaves the heads", hint="leave one of them out"
+                "--head-unit: no effect with --only mlp, which keeps all heads", hint="leave one of them out"
             )
         if self.only == "heads" and self.multiple_of != 1:
             raise UsageError(
-                "--multiple-of: no effect with --only heads, which leaves the channels", hint="leave it out"
+                "--multiple-of: no effect with --only heads, which keeps all channels", hint="leave it out"
             )
 
 

@@ -100,13 +100,13 @@ def shape_of(checkpoint: Checkpoint) -> BlockShape:
     if family.widths is None:
         known = ", ".join(sorted(name for name, row in FAMILIES.items() if row.widths is not None))
         raise ShortstackError(
-            f"{source}: blocks of {family.model_type} are not made narrower; those of {known} are",
+            f"{source}: blocks of {family.model_type} cannot be made narrower; supported are {known}",
             hint="shortstack prune removes whole blocks",
         )
     if "quantization_config" in checkpoint.config:
         raise ShortstackError(
-            f"{source}: is quantized; heads and channels are chosen by gradients of full weights",
-            hint="make the checkpoint that it was made of narrower, and quantize the result",
+            f"{source}: is quantized; heads and channels are chosen by gradients of full-precision weights",
+            hint="prune the checkpoint before quantization, and quantize the result",
         )
     if any(checkpoint.anatomy.predicts_further(name) for name in checkpoint.tensors):
         raise ShortstackError(
@@ -200,7 +200,7 @@ def _refuse_others(
             continue
         if "norm" not in owner or tensor.shape not in [(length,) for length in lengths]:
             raise ShortstackError(
-                f"{checkpoint.source}: {tensor.name}, {list(tensor.shape)}, is not known in a narrower block",
+                f"{checkpoint.source}: {tensor.name}, {list(tensor.shape)}, cannot be put into a narrower block",
                 hint="shortstack prune removes whole blocks",
             )
 
@@ -260,7 +260,9 @@ def _target(parameters: int, choice: WidthChoice) -> float:
         return choice.ratio * parameters
     target = parse_amount(choice.params or "")
     if target >= parameters:
-        raise UsageError(f"--params {choice.params}: the model has {count(parameters)} parameters", hint="give fewer")
+        raise UsageError(
+            f"--params {choice.params}: the model has {count(parameters)} parameters", hint="give a smaller number"
+        )
     return float(parameters - target)
 
 

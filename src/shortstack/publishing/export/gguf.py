@@ -134,8 +134,8 @@ def refuse_source(checkpoint: Checkpoint, *, trust_remote_code: bool) -> None:
         )
     if checkpoint.repair is not None:
         raise ShortstackError(
-            f"{checkpoint.source}: its config is known to be wrong: {checkpoint.repair.says}",
-            hint="export what `shortstack prune` makes of it, which is right",
+            f"{checkpoint.source}: its config has a known fault: {checkpoint.repair.says}",
+            hint="export the output of `shortstack prune`, which has the right values",
         )
 
 

@@ -143,8 +143,8 @@ def _check_lists(gguf: Gguf, checkpoint: Checkpoint, depth: int) -> None:
         if len(set(kinds)) == 1 or fits or any(_same_kinds(kinds, one[: len(kinds)]) for one in stated):
             continue
         raise ShortstackError(
-            f"{checkpoint.source}: its blocks are not all alike ({name}), and its GGUF file does not say which is which: "
-            "llama.cpp would go by the pattern of the dense model",
+            f"{checkpoint.source}: its blocks are not all alike ({name}), and its GGUF file does not record which is which: "
+            "llama.cpp would use the pattern of the dense model",
             hint="remove whole periods of the pattern, or serve it with transformers or vLLM",
         )
 

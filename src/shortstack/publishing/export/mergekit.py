@@ -112,7 +112,7 @@ def _named(dense: Checkpoint) -> dict[str, str]:
 
 
 def _says(removal: Removal) -> list[str]:
-    """What mergekit leaves undone: it copies the dense model's config, and sets the number of blocks alone."""
+    """What mergekit leaves undone: it copies the dense model's config, and sets only the number of blocks."""
     changed = removal.changed_entries()
     if not changed:
         return []

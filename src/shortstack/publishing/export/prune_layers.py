@@ -111,6 +111,6 @@ def _refuse_other_changes(removal: Removal) -> None:
         if name not in lists:
             raise ShortstackError(
                 f"{dense.source}: {name} would have to change from {json_text(before)[:80]} to {json_text(after)[:80]}, and "
-                "llama-quantize sets the number of blocks alone",
+                "llama-quantize sets only the number of blocks",
                 hint=_INSTEAD,
             )

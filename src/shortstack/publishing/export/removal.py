@@ -136,7 +136,7 @@ def find_removal(model: str, options: RemovalOptions) -> Removal:
     record = pruned.provenance
     if record is None or len(record["kept_blocks"]) == record["original_depth"]:
         raise ShortstackError(
-            f"{model}: no block was removed from it, as far as its shortstack.json says",
+            f"{model}: its shortstack.json records no removed block",
             hint="give a checkpoint that `shortstack prune` wrote, or a plan: --plan plan.json",
         )
     further = next((str(step.get("stage")) for step in record["steps"] if step.get("stage") != "prune"), None)
@@ -153,7 +153,9 @@ def find_removal(model: str, options: RemovalOptions) -> Removal:
 def _planned(plan: PrunePlan, dense: Checkpoint, progress: Progress) -> Removal:
     _check_same(dense, plan.fingerprint, "the plan was made for", progress)
     if not plan.removed:
-        raise ShortstackError(f"{dense.source}: the plan removes no block", hint="make a plan that removes some")
+        raise ShortstackError(
+            f"{dense.source}: the plan removes no block", hint="make a plan that removes at least one block"
+        )
     return _without(dense, plan.kept)
 
 
@@ -169,5 +171,5 @@ def _check_same(dense: Checkpoint, fingerprint: str, what: str, progress: Progre
         raise ShortstackError(
             f"{dense.source}: is not the model that {what} (the fingerprints differ; it has blocks "
             f"{ranges(dense.original_blocks)})",
-            hint="--dense MODEL names another; with --plan, MODEL does",
+            hint="name the dense model with --dense MODEL; with --plan it is MODEL",
         )

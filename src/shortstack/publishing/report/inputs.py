@@ -48,7 +48,7 @@ def read_material(places: Sequence[Path], out: Path | None = None) -> Material:
     material = reader.material
     material.plan = one_plan(material, reader.plans)
     if material.is_empty:
-        raise ShortstackError(f"{', '.join(map(str, places))}: nothing that a report can show", hint=_HINT)
+        raise ShortstackError(f"{', '.join(map(str, places))}: no records that a report can show", hint=_HINT)
     check_one_model(material)
     return material
 
@@ -84,7 +84,7 @@ class _Reader:
             self._checkpoint(path.parent)
         elif kind == "other":
             if given:
-                raise ShortstackError(f"{path}: nothing that a report can show", hint=_HINT)
+                raise ShortstackError(f"{path}: no records that a report can show", hint=_HINT)
             self.material.left_out.append(name)
         else:
             self._take(path, kind, data)
@@ -120,7 +120,7 @@ class _Reader:
         for name in order:
             output = place / done[name]
             if not _real(output).is_relative_to(_real(place)):
-                raise ShortstackError(f"{path}: {done[name]} of step {name} lies outside of the run's folder")
+                raise ShortstackError(f"{path}: {done[name]} of step {name} is outside of the folder of the run")
             name = str(_real(output).relative_to(_real(place)))
             if output.is_dir():
                 self._checkpoint(output)

@@ -31,7 +31,7 @@ def one_plan(material: Material, plans: Sequence[PrunePlan]) -> PrunePlan | None
             raise ShortstackError(
                 f"two ways to shorten {least.source} are among these files: one removes blocks {ranges(least.removed)}, "
                 f"the other {ranges(other.removed)}",
-                hint="a report is about one: give the files of each in a report of its own",
+                hint="a report is about one of them: make a report for each",
             )
     return least
 
@@ -83,5 +83,5 @@ def check_one_model(material: Material) -> None:
         if not fingerprints & related:
             raise ShortstackError(
                 f"{first[1]} (of {first[2]}) and {what} (of {source}) are about different models: their fingerprints differ",
-                hint="a report is about one model: give the files of each in a report of its own",
+                hint="a report is about one model: make a report for each",
             )

@@ -328,7 +328,7 @@ def _parse_one(name: str) -> RequestedCriterion:
         key, _, text = item.partition("=")
         if key not in row.parameters or key in given:
             hint = did_you_mean(key, row.parameters) if row.parameters else f"{known} has no parameters"
-            raise UsageError(f"criterion {name!r}: no parameter {key!r} here", hint=hint)
+            raise UsageError(f"criterion {name!r}: has no parameter {key!r}", hint=hint)
         try:
             given[key] = row.parameters[key].read(text)
         except ValueError as expected:

@@ -39,7 +39,7 @@ class AngularDistance(Criterion):
         run = self.parameters["n"]
         begins = [place for place, index in enumerate(swept.candidates) if index in self.kept]
         if not begins:
-            raise ShortstackError(f"criterion {self.name}: no run of {run} blocks fits", hint="a smaller n")
+            raise ShortstackError(f"criterion {self.name}: no run of {run} blocks fits", hint="use a smaller n")
         some = swept.of_some(begins)
         return mean_scores(self.name, some, some.per_window(self), run=run)
 
