@@ -19,7 +19,7 @@ ROWS: dict[int, tuple[str, str]] = {
     9: ("tensors of no elements", "taken, copied as such"),
     10: ("an index that points to ../", "refused: shards are plain names in the same directory"),
     11: ("an index that points to an absolute path", "refused, the same way"),
-    12: ("a file that is a link out of the checkpoint", "refused, except into the hub cache's blobs; --allow-links permits it"),
+    12: ("a file that is a link out of the checkpoint", "refused outside of the hub cache's blobs; --allow-links permits it"),
     13: ("a shard that is missing", "all that are missing are listed before one is read"),
     14: ("an index that leaves out tensors that the shards hold", "refused, with one and their number"),
     15: ("an index that names the wrong shard", "refused, with both"),

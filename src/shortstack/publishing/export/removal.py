@@ -78,8 +78,8 @@ class Removal:
                 plain = anatomy.block_name(place.get(block, -1), anatomy.within_block(plain))
             if copy.sliced is not None or copy.zeros or copy.name != plain:
                 raise ShortstackError(
-                    f"{self.dense.source}: without these blocks {copy.name} is another tensor, and {tool} takes out whole "
-                    "blocks alone",
+                    f"{self.dense.source}: without these blocks {copy.name} is another tensor, and {tool} removes "
+                    "only whole blocks",
                     hint="use the checkpoint that `shortstack prune` writes",
                 )
 
