@@ -220,11 +220,11 @@ def test_states_that_would_fill_the_memory_lie_on_disk(
         real(self, shapes, width, dtype, file)
 
     monkeypatch.setattr(BatchStates, "__init__", made)
-    monkeypatch.setattr("shortstack.retraining.local_run.available_bytes", lambda *_: 200_000)
+    monkeypatch.setattr("shortstack.retraining.local_streams.available_bytes", lambda *_: 200_000)
     retrained("local", tmp_path / "out", quiet=False)
     assert "they lie on disk, beside" in capsys.readouterr().err
     assert None not in files
-    monkeypatch.setattr("shortstack.retraining.local_run.available_bytes", lambda *_: 1_000)
+    monkeypatch.setattr("shortstack.retraining.local_streams.available_bytes", lambda *_: 1_000)
     with pytest.raises(ShortstackError, match="are free in memory") as error:
         retrained("local", tmp_path / "again", states="memory")
     assert "--states disk" in error.value.hint
@@ -380,7 +380,7 @@ def test_a_disk_that_fills_while_states_lie_on_it(
     """Beforehand where it is known, else at the write; the blocks that are done stay."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("shortstack.retraining.local_run.LocalRun._free_disk", lambda _: 1000)
+        patch.setattr("shortstack.retraining.local_streams._free_disk", lambda _: 1000)
         with pytest.raises(ShortstackError, match="hidden states take .* 1 kB are free on the disk"):
             retrained("local", out, states="disk")
     real = BatchStates.__setitem__

@@ -12,6 +12,7 @@ from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import DistillationSteps, Hyperparameters, TextSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
+from shortstack.retraining.whole_run import whole_model
 
 if TYPE_CHECKING:
     from shortstack.retraining.local_options import BlockSteps
@@ -79,7 +80,7 @@ def retrain_cpt(
         weight_decay=steps.weight_decay,
         isolate_documents=steps.isolate_documents,
     )
-    return retrain(model, data, out, hyperparameters, options)
+    return retrain(model, data, out, hyperparameters, options, whole_model())
 
 
 def check_cpt(values: Mapping[str, Any]) -> list[str]:

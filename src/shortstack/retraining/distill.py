@@ -23,6 +23,7 @@ from shortstack.retraining.options import (
 )
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
+from shortstack.retraining.whole_run import whole_model
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +109,8 @@ def retrain_distill(
         return taught_feed(lessons, fitted, options.seed)
 
     taught = feed_from if teaching.offline is not None else None
-    return retrain(model, data, out, hyperparameters, options, make_objective=made.objective, feed_from=taught)
+    way = whole_model(make_objective=made.objective, feed_from=taught)
+    return retrain(model, data, out, hyperparameters, options, way)
 
 
 def _refuse_idle(

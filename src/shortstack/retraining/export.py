@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from shortstack.artifacts.provenance import FILE_NAME, versions
+from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.training import NATS
 from shortstack.checkpoint.byte_copy import read_through
 from shortstack.checkpoint.config_file import with_dtype
@@ -28,7 +29,7 @@ from shortstack.retraining.results import RetrainResult, before_and_after
 from shortstack.runtime.atomic_output import published, write_json
 
 if TYPE_CHECKING:
-    from shortstack.retraining.run import Run
+    from shortstack.retraining.run import Prepared, S, T, Trained, Way
 
 
 DTYPES = {
@@ -139,83 +140,56 @@ def _untied(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def publish(run: Run) -> RetrainResult:
+def publish(prepared: Prepared[S], trained: T, way: Way[S, T]) -> RetrainResult:
     """Write the output, and compare what is on the disk with what there was."""
-    options, checkpoint = run.options, run.checkpoint
-    tokens = run.tokens
-    with published(run.out, inputs=run.inputs, nbytes=checkpoint.nbytes, force=options.force, is_locked=True) as stage:
-        run.write(stage, _record(run, tokens))
-        shutil.copyfile(run.session.metrics, stage / "metrics.jsonl")
-        title = f"{run.hyperparameters.method} of {public_name(checkpoint.source)}"
-        if not plot_losses(run.session.read_metrics(), stage / "loss.png", title, run.unit):
-            run.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
-        after = open_checkpoint(stage, family=checkpoint.anatomy.family) if run.writes_checkpoint else None
-        rows, notes = before_and_after(checkpoint, after, options, run.progress, run.measure)
+    options, checkpoint, out = prepared.options, prepared.checkpoint, prepared.out
+    inputs = [checkpoint.directory, *way.inputs]
+    with published(out, inputs=inputs, nbytes=checkpoint.nbytes, force=options.force, is_locked=True) as stage:
+        way.write(prepared, trained, stage, _record(prepared, trained))
+        shutil.copyfile(prepared.session.metrics, stage / "metrics.jsonl")
+        title = f"{prepared.hyperparameters.method} of {public_name(checkpoint.source)}"
+        if not plot_losses(prepared.session.read_metrics(), stage / "loss.png", title, way.unit):
+            prepared.progress.say("no loss.png: matplotlib is not installed (pip install 'shortstack[retrain]')")
+        after = open_checkpoint(stage, family=checkpoint.anatomy.family) if way.writes_checkpoint else None
+        measure = functools.partial(way.measure, prepared, trained)
+        rows, notes = before_and_after(checkpoint, after, options, prepared.progress, measure)
         write_json(stage / "retraining.json", {"models": rows})
-        if run.writes_checkpoint:
+        if way.writes_checkpoint:
             renew_card(stage)
     return RetrainResult(
-        out=run.out,
-        method=run.hyperparameters.method,
-        steps=run.steps,
-        tokens=tokens,
+        out=out,
+        method=prepared.hyperparameters.method,
+        steps=prepared.schedule.steps,
+        tokens=trained.tokens,
         seconds=command_seconds(),
         rows=rows,
-        adapter=run.out / "adapter" if run.hyperparameters.lora is not None else None,
+        adapter=out / "adapter" if prepared.hyperparameters.lora is not None else None,
         notes=notes,
     )
 
 
-def _record(run: Run, tokens: int) -> dict[str, Any]:
+def _record(prepared: Prepared[Any], trained: Trained) -> dict[str, Any]:
     """This step of the checkpoint's history."""
-    hyperparameters = run.hyperparameters
+    hyperparameters, checkpoint, place = prepared.hyperparameters, prepared.checkpoint, prepared.place
     return {
         "stage": "retrain",
         "method": hyperparameters.method,
-        "source": run.checkpoint.source,
-        "fingerprint": run.checkpoint.fingerprint,
-        "data": run.feed.described,
-        **({"tokenizer": run.checkpoint.tokenizer.described()} if run.checkpoint.tokenizer is not None else {}),
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        "data": prepared.feed.described,
+        **({"tokenizer": checkpoint.tokenizer.described()} if checkpoint.tokenizer is not None else {}),
         "hyperparameters": {key: value for key, value in asdict(hyperparameters).items() if value is not None},
-        "steps": run.steps,
-        "kept_step": run.kept_step,
-        "tokens": tokens,
-        "seed": run.options.seed,
-        "processes": run.process.world,
-        "parallelism": run.place.parallelism,
-        "dtype": run.place.name,
-        "device": run.place.device.type,
-        **({"forced": run.session.forced} if run.session.forced else {}),
+        "steps": prepared.schedule.steps,
+        "kept_step": trained.kept_step,
+        "tokens": trained.tokens,
+        "seed": prepared.options.seed,
+        "processes": prepared.process.world,
+        "parallelism": place.parallelism,
+        "dtype": place.name,
+        "device": place.device.type,
+        **({"forced": prepared.forced} if prepared.forced else {}),
         "versions": versions("peft", "accelerate"),
     }
-
-
-def write_trained(run: Run, stage: Path, step: dict[str, Any]) -> None:
-    """The adapter, where there is one, and the checkpoint, where one is wanted."""
-    from shortstack.retraining.fold import merged_model
-    from shortstack.retraining.trainable import with_adapter
-    from shortstack.retraining.trainer import put_trained
-
-    checkpoint, lora, trust = run.checkpoint, run.hyperparameters.lora, run.options.trust_remote_code
-    adapter = stage / "adapter"
-    if lora is not None:
-        model = run.trainer.accelerator.unwrap_model(run.trainer.model)
-        if run.place.is_sharded:  # its weights lie in pieces: the gathered ones go into a fresh model
-            model = with_adapter(stored_model(checkpoint, trust_remote_code=trust), checkpoint, lora)
-            put_trained(model, run.weights)
-        write_adapter(model, adapter)
-        del model
-    del run.trainer  # its model and optimizer are no longer needed
-    run.place.release()
-    if not run.writes_checkpoint:
-        write_json(stage / FILE_NAME, {"schema": 1, "adapter_of": step})
-        return
-    if lora is not None:
-        model = merged_model(checkpoint, adapter, trust_remote_code=trust, progress=run.progress)
-    else:
-        model = stored_model(checkpoint, trust_remote_code=trust)
-        put_trained(model, run.weights)
-    write_checkpoint(checkpoint, model, stage, step, save_dtype=run.options.save_dtype, progress=run.progress)
 
 
 def plot_losses(metrics: Sequence[dict[str, Any]], path: Path, title: str, unit: str = NATS) -> bool:

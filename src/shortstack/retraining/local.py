@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def retrain_local(
     Raises:
         ShortstackError: model, dense model and data do not go together, or hidden states are not finite.
     """
-    from shortstack.retraining.local_run import LocalRun
+    from shortstack.retraining.local_run import block_by_block
 
     _refuse_idle(options)
     progress = Progress(quiet=True)
@@ -83,9 +82,8 @@ def retrain_local(
         isolate_documents=kind_of(data) != "text",  # windows are run as they are; rows are apart anyway
         local={**targets.described(), "dense": dense.fingerprint},
     )
-    run_of = functools.partial(LocalRun, dense=dense, states=targets.states)
     options = dataclasses.replace(options, dense=dense.source)  # of the table at the end
-    return retrain(model, data, out, hyperparameters, options, run_of=run_of)
+    return retrain(model, data, out, hyperparameters, options, block_by_block(dense, targets.states))
 
 
 def dense_model(pruned: Checkpoint, of: str | None) -> Checkpoint:

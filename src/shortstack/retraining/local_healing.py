@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from shortstack.checkpoint.byte_copy import first_nonfinite
 from shortstack.checkpoint.headers import read_header, write_header
-from shortstack.data.collators import Batch, real_tokens
-from shortstack.engine.batch_states import BatchModel, BatchStates
+from shortstack.data.collators import real_tokens
+from shortstack.engine.batch_states import BatchModel
 from shortstack.errors import ShortstackError
 from shortstack.retraining.export import DTYPES
 from shortstack.retraining.local_blocks import BlockTraining, StateLoss
@@ -26,35 +26,11 @@ from shortstack.runtime.atomic_output import write_file
 from shortstack.runtime.devices import exact_place
 
 if TYPE_CHECKING:
-    from shortstack.retraining.local_run import LocalRun
+    from shortstack.retraining.local_schedule import LocalRun
+    from shortstack.retraining.local_streams import Streams
+    from shortstack.retraining.run_folder import Monitor
 
 TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
-
-
-@dataclass
-class Streams:
-    """BatchStates on their way, of the batches that are trained on and, behind them, of those that validate.
-
-    Attributes:
-        batches: of this process.
-        trained: how many of them are trained on.
-        ours: what goes into the pruned model's next block.
-        theirs: the dense model's, at the same place; while a block is trained, what it should give.
-        before: the dense model's at the block before; None where that does not count.
-        depth: blocks of the dense model that `theirs` has come through.
-    """
-
-    batches: list[Batch]
-    trained: int
-    ours: BatchStates
-    theirs: BatchStates
-    before: BatchStates | None
-    depth: int = 0
-
-    @property
-    def validation(self) -> range:
-        """Numbers of the batches that validate."""
-        return range(self.trained, len(self.batches))
 
 
 @dataclass
@@ -63,6 +39,7 @@ class Healing:
 
     Attributes:
         run: what it belongs to.
+        monitor: reports how it goes.
         model: the pruned model; the block's weights are in.
         streams: what goes into the block, and what it should give.
         position: the block's, in the pruned model.
@@ -72,6 +49,7 @@ class Healing:
     """
 
     run: LocalRun
+    monitor: Monitor
     model: BatchModel
     streams: Streams
     position: int
@@ -96,13 +74,13 @@ class Healing:
         if begun:
             self._restore(begun)
         losses: list[dict[str, float]] = []
-        for step in range(begun, run.block_steps):
-            done, is_last = first + step + 1, step + 1 == run.block_steps
+        for step in range(begun, run.schedule.block_steps):
+            done, is_last = first + step + 1, step + 1 == run.schedule.block_steps
             found = self.gradients(step)
             if not math.isfinite(found["loss"]):
                 raise NonFiniteLossError(done, found["loss"], run.session.complete_steps())
             norm = self.training.update(step)
-            run.monitor.step_done(done, self.tokens)
+            self.monitor.step_done(done, self.tokens)
             losses.append(found)
             saves = is_last or done % run.options.save_every == 0
             validated = self._finish(before) if is_last else {}
@@ -117,11 +95,13 @@ class Healing:
 
     def _log(self, step: int, done: int, figures: dict[str, float]) -> None:
         run = self.run
-        record = {"step": done, "block": self.block, **figures, **run.monitor.figures()}
-        record["tokens"] = run.feed.tokens(min(step + 1, run.pass_steps), run.hyperparameters.batch)  # of the text
+        record = {"step": done, "block": self.block, **figures, **self.monitor.figures()}
+        record["tokens"] = run.feed.tokens(
+            min(step + 1, run.schedule.pass_steps), run.hyperparameters.batch
+        )  # of the text
         run.session.log(record)
         if run.process.leads:
-            run.monitor.say(record)
+            self.monitor.say(record)
 
     def gradients(self, step: int) -> dict[str, float]:
         """Those of a step, over all processes, and the means of its losses over real tokens."""
@@ -151,15 +131,15 @@ class Healing:
 
     def _step_batches(self, step: int) -> list[int]:
         """Numbers of this process's micro-batches of a step; every pass has an order of its own."""
-        turn, place = divmod(step, self.run.pass_steps)
+        turn, place = divmod(step, self.run.schedule.pass_steps)
         seed = (self.run.options.seed * 1_000_003 + self.position) * 1_009 + turn
-        order = torch.randperm(self.run.pass_steps, generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(self.run.schedule.pass_steps, generator=torch.Generator().manual_seed(seed)).tolist()
         each = self.run.shares.accumulation
         return list(range(order[place] * each, (order[place] + 1) * each))
 
     def _losses(self, number: int) -> dict[str, torch.Tensor]:
         """Sums of the losses of one batch."""
-        streams, device, settings = self.streams, self.model.skeleton.device, self.run.settings
+        streams, device, settings = self.streams, self.model.skeleton.device, self.run.schedule.settings
         batch = streams.batches[number]
         hidden_BTD, call = streams.ours[number].to(device), self.model.call(batch, self.position)
         given_BTD = self.training.states(self.model.skeleton, hidden_BTD, call)
@@ -221,7 +201,7 @@ class Healing:
                 run.session.complete(folder)
                 run.session.rotate(None)
         run.place.meet(run.process)
-        run.monitor.pause(started)
+        self.monitor.pause(started)
 
     def _restore(self, begun: int) -> None:
         folder = self.run.resumed

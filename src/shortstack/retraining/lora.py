@@ -13,6 +13,7 @@ from shortstack.retraining.estimate import check_steps, check_training
 from shortstack.retraining.options import AdapterUse, Hyperparameters, LoRA, RowSteps, TrainingOptions, parse_tokens
 from shortstack.retraining.results import RetrainEstimate, RetrainResult
 from shortstack.retraining.run import retrain
+from shortstack.retraining.whole_run import whole_model
 
 _LORA, _USE, _PROMPT, _STEPS, _DEFAULTS = LoRA(), AdapterUse(), PromptOptions(), RowSteps(), TrainingOptions()
 
@@ -71,7 +72,7 @@ def retrain_lora(
         group_by_length=steps.group_by_length,
         load_in_4bit=use.load_in_4bit,
     )
-    return retrain(model, data, out, hyperparameters, options, merge=use.merge)
+    return retrain(model, data, out, hyperparameters, options, whole_model(merge=use.merge))
 
 
 def _check_request(use: AdapterUse, options: TrainingOptions) -> None:

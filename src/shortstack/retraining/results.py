@@ -17,7 +17,6 @@ from shortstack.errors import ShortstackError
 if TYPE_CHECKING:
     from shortstack.checkpoint.reader import Checkpoint
     from shortstack.retraining.options import TrainingOptions
-    from shortstack.retraining.validation import HeldOut
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,16 +124,6 @@ class RetrainEstimate(Shown):
 
 # Given a checkpoint: its figures.
 Measure = Callable[["Checkpoint"], dict[str, float]]
-
-
-def whole_figures(checkpoint: Checkpoint, *, held_out: HeldOut, options: TrainingOptions) -> dict[str, float]:
-    """Figures of a checkpoint on the validation data, the whole model in memory."""
-    from shortstack.engine.load import load_model
-
-    model, _, place = load_model(
-        checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
-    )
-    return held_out.measure(model, place)
 
 
 def before_and_after(

@@ -35,7 +35,7 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE_FILES = ("optimizer", "scheduler", "rng_state", "trainer_state")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Session:
     """A run's work folder.
 
@@ -43,13 +43,11 @@ class Session:
         folder: where it is.
         key: all that makes the run: a checkpoint of a run with another key is refused.
         process: this process.
-        forced: what was different where the user resumed in spite of it, for the record.
     """
 
     folder: Path
     key: dict[str, Any]
     process: Process
-    forced: list[str] = field(default_factory=list)
 
     @property
     def checkpoints(self) -> Path:
@@ -61,14 +59,19 @@ class Session:
         """The file of metrics, a line per logging step and evaluation."""
         return self.folder / _METRICS
 
-    def begin(self, *, restart: bool, force: bool, weights_only: bool, progress: Progress) -> Path | None:
+    def begin(
+        self, *, restart: bool, force: bool, weights_only: bool, progress: Progress
+    ) -> tuple[Path | None, list[str]]:
         """Make the folder, or find the checkpoint to resume from. The first process does this before the others.
+
+        Returns:
+            (the checkpoint, what is different in the run that it is of, where `force` resumes in spite of it).
 
         Raises:
             ShortstackError: what is there belongs to another run, or its newest complete checkpoint has lost files.
         """
         if not self.process.leads:
-            return self._newest(weights_only)
+            return self._newest(weights_only), []
         if restart:
             shutil.rmtree(self.folder, ignore_errors=True)
         record, differs = load_state(self.folder / _RUN, self.key)
@@ -79,7 +82,6 @@ class Session:
                 f"{self.folder}: holds a run that was begun with other settings: {'; '.join(differs)}",
                 hint="the former settings resume it; --restart begins at step 0; --force resumes with these and records it",
             )
-        self.forced += differs
         found = self._newest(weights_only)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for folder in self.checkpoints.iterdir():
@@ -91,7 +93,7 @@ class Session:
         write_file(self.metrics, "".join(json_text(line) + "\n" for line in kept).encode())
         if found is not None:
             progress.say(f"resuming from step {step} ({found})")
-        return found
+        return found, differs
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[Path]:
