@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 import timeit
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 
 from shortstack.engine import cpu as linear
-from shortstack.errors import UsageError
+from shortstack.errors import ShortstackError, UsageError
 from shortstack.runtime import devices
+from shortstack.runtime.private_names import has_onednn
 
-pytestmark = pytest.mark.skipif(not linear._available(), reason="this build of torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not has_onednn(), reason="this build of torch has no oneDNN")
 CPU = torch.device("cpu")
 
 
@@ -52,8 +54,8 @@ def test_what_comes_out_may_be_changed_in_place() -> None:
 
 def test_products_do_go_there(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = linear._product
-    monkeypatch.setattr(linear, "_product", lambda *arguments: calls.append(1) or real(*arguments))
+    real = linear.onednn_product
+    monkeypatch.setattr(linear, "onednn_product", lambda *arguments: calls.append(1) or real(*arguments))
     with torch.no_grad(), linear.computing(torch.float32, CPU, "onednn"):
         torch.nn.Linear(48, 32)(torch.randn(3, 48))
         functional.linear(torch.randn(3, 48), torch.randn(8, 48))
@@ -69,6 +71,19 @@ def test_other_precisions_stay_with_torch(dtype: torch.dtype) -> None:
         linear.computing(dtype, CPU, "onednn"),
     ):
         pass
+
+
+def test_a_torch_without_its_products_multiplies_itself_unless_they_are_requested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear, "cpu_maker", lambda: "AuthenticAMD")
+    assert linear.library_for(torch.float32, CPU, "auto") == "onednn"
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    assert linear.library_for(torch.float32, CPU, "auto") == "torch"
+    with pytest.raises(
+        ShortstackError, match=r"has no ops\.mkldnn\._linear_pointwise, which --cpu-kernels onednn needs"
+    ):
+        linear.library_for(torch.float32, CPU, "onednn")
 
 
 @pytest.mark.parametrize(("maker", "library"), [("AuthenticAMD", "onednn"), ("GenuineIntel", "torch"), ("", "torch")])

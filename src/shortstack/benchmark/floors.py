@@ -12,6 +12,7 @@ import torch
 from shortstack.benchmark.timing import best_seconds
 from shortstack.benchmark.work import Work
 from shortstack.runtime.memory import available_bytes
+from shortstack.runtime.private_names import has_onednn, onednn_product
 
 if TYPE_CHECKING:
     from shortstack.benchmark.engines import Workload
@@ -89,11 +90,9 @@ def product_rate(device: torch.device, dtype: torch.dtype, shape: tuple[int, int
 
 def _onednn_product(x: torch.Tensor, weight: torch.Tensor) -> list[Callable[[], object]]:
     """The other library in torch, which is the faster one on some CPUs."""
-    from shortstack.engine import cpu
-
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not cpu._available():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not has_onednn():
         return []
-    return [lambda: cpu._product(x, weight, None)]
+    return [lambda: onednn_product(x, weight, None)]
 
 
 def _best(calls: list[Callable[[], object]], device: torch.device) -> float:

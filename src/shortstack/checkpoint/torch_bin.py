@@ -14,6 +14,7 @@ from typing import Any
 
 from shortstack.checkpoint.headers import DTYPE_BITS, TensorInfo
 from shortstack.errors import ShortstackError, first_line
+from shortstack.runtime.private_names import fake_tensors, place_in_file
 
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
@@ -56,10 +57,9 @@ def _check_archive(path: Path) -> None:
 
 def _state_dict(path: Path) -> dict[str, Any]:
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
-        with FakeTensorMode():
+        with fake_tensors():
             loaded = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         named = [part for part in str(error).split() if part.count(".") and part.startswith(("GLOBAL", "__"))]
@@ -89,12 +89,7 @@ def _located(path: Path, size: int, name: str, value: Any) -> TensorInfo:
             hint="load it with torch, make it contiguous and save it again",
         )
     element = DTYPE_BITS[dtype] // 8
-    start = getattr(value.untyped_storage(), "_checkpoint_offset", None)
-    if start is None:
-        raise ShortstackError(
-            f"{path}: torch does not report the position of tensor {name!r}", hint="install torch >= 2.10"
-        )
-    start += value.storage_offset() * element
+    start = place_in_file(value) + value.storage_offset() * element
     nbytes = value.numel() * element
     if start + nbytes > size:
         raise ShortstackError(f"{path}: truncated: tensor {name!r} ends at byte {start + nbytes}, the file has {size}")

@@ -28,6 +28,7 @@ from shortstack.engine.losses import Head
 from shortstack.engine.weight_conversion import Conversion
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
+from shortstack.runtime.private_names import initialize_again
 
 # How many tokens go through a block at a time: on a CPU activations stay near the cache while matrix products are large
 # enough; a GPU wants more.
@@ -346,7 +347,7 @@ def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: 
     for name, parameter in list(model.named_parameters()):
         if not parameter.is_meta:  # drawn at random, which the device does not catch
             owner, _, last = name.rpartition(".")
-            model.get_submodule(owner)._parameters[last] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+            setattr(model.get_submodule(owner), last, nn.Parameter(parameter.to("meta"), parameter.requires_grad))
     return model
 
 
@@ -365,9 +366,8 @@ def _compute_tables(model: nn.Module, conversion: Conversion, source: str) -> No
 
     def made(fill: int) -> list[torch.Tensor]:
         for module, name, buffer in places:
-            module._is_hf_initialized = False
-            module._buffers[name] = torch.full_like(buffer, fill, device="cpu")
-        model.initialize_weights()  # type: ignore[operator]
+            setattr(module, name, torch.full_like(buffer, fill, device="cpu"))
+        initialize_again(model, [module for module, _, _ in places])
         return [getattr(module, name) for module, name, _ in places]
 
     with torch.random.fork_rng(devices=[]):

@@ -238,7 +238,5 @@ def _release(block: nn.Module) -> None:
 def _set(module: nn.Module, name: str, value: torch.Tensor, gradients: bool = False) -> None:
     owner, _, last = name.rpartition(".")
     holder = module.get_submodule(owner)
-    if last in holder._parameters:
-        holder._parameters[last] = nn.Parameter(value, requires_grad=gradients)
-    else:
-        holder._buffers[last] = value
+    is_parameter = last in dict(holder.named_parameters(recurse=False, remove_duplicate=False))
+    setattr(holder, last, nn.Parameter(value, requires_grad=gradients) if is_parameter else value)

@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from shortstack.errors import UsageError
 from shortstack.runtime.cgroups import processors
 from shortstack.runtime.devices import Kernels, cpu_maker
+from shortstack.runtime.private_names import check_onednn, has_onednn, onednn_order, onednn_product
 
 # Weights of a matrix that is packed: packing smaller ones costs more than it saves, larger ones the memory of a copy.
 _WORTH_PACKING = range(1 << 18, 1 << 24)
@@ -65,8 +66,9 @@ def library_for(dtype: torch.dtype, device: torch.device, kernels: Kernels) -> s
     Raises:
         UsageError: oneDNN was requested where it cannot be used.
     """
-    possible = _available() and device.type == "cpu" and dtype == torch.float32
+    possible = has_onednn() and device.type == "cpu" and dtype == torch.float32
     if kernels == "onednn" and not possible:
+        check_onednn()
         place = f"{str(dtype).removeprefix('torch.')} on {device}"
         raise UsageError(f"--cpu-kernels onednn: for float32 on a CPU, not for {place}", hint="leave it out")
     wanted = kernels == "onednn" or (kernels == "auto" and cpu_maker() == "AuthenticAMD")
@@ -96,7 +98,7 @@ class _ThroughOneDNN(TorchFunctionMode):
             if torch.is_grad_enabled():
                 rows = _Linear.apply(args[0].reshape(-1, args[0].shape[-1]), args[1], bias)  # type: ignore[no-untyped-call]
                 return rows.view(*args[0].shape[:-1], -1)  # a view of what it gave: models may change it in place
-            return _product(args[0], self._arranged(args[1], args[0].numel() // args[0].shape[-1]), bias)
+            return onednn_product(args[0], self._arranged(args[1], args[0].numel() // args[0].shape[-1]), bias)
         return func(*args, **(kwargs or {}))
 
     def _arranged(self, weight: torch.Tensor, rows: int) -> torch.Tensor:
@@ -108,7 +110,7 @@ class _ThroughOneDNN(TorchFunctionMode):
             if isinstance(known, int):
                 known += 1
                 if known >= _PACKED_AT:
-                    known = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+                    known = onednn_order(weight.detach(), rows)
                 self.packed[weight] = known
         return weight if isinstance(known, int) else known
 
@@ -119,7 +121,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return onednn_product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -127,22 +129,12 @@ class _Linear(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         for_x = for_weight = for_bias = None
         if ctx.needs_input_grad[0]:
-            for_x = _product(gradient, weight.T, None)
+            for_x = onednn_product(gradient, weight.T, None)
         if ctx.needs_input_grad[1]:
-            for_weight = _product(gradient.T, x.T, None)
+            for_weight = onednn_product(gradient.T, x.T, None)
         if ctx.needs_input_grad[2]:
             for_bias = gradient.sum(dim=0)
         return for_x, for_weight, for_bias
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return result
-
-
-def _available() -> bool:
-    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 Item = TypeVar("Item")

@@ -62,7 +62,7 @@ def from_directory(
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.dtype != model.dtype:
                 parameter.data = parameter.data.to(model.dtype)
-    model.config._name_or_path = str(directory)
+    model.config.name_or_path = str(directory)
     return model.eval(), info
 
 

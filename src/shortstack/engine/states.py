@@ -163,16 +163,15 @@ def _projection(block: nn.Module, names: Collection[str]) -> nn.Module | None:
 @contextlib.contextmanager
 def _zero(block: nn.Module, names: Collection[str]) -> Iterator[None]:
     """Within, these parameters are zero."""
-    holders = [(block.get_submodule(name.rpartition(".")[0])._parameters, name.rpartition(".")[2]) for name in names]
-    before = [held[last] for held, last in holders]
+    holders = [(block.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    before = [getattr(holder, last) for holder, last in holders]
     try:
-        for (held, last), parameter in zip(holders, before, strict=True):
-            assert parameter is not None
-            held[last] = nn.Parameter(torch.zeros_like(parameter), requires_grad=False)
+        for (holder, last), parameter in zip(holders, before, strict=True):
+            setattr(holder, last, nn.Parameter(torch.zeros_like(parameter), requires_grad=False))
         yield
     finally:
-        for (held, last), parameter in zip(holders, before, strict=True):
-            held[last] = parameter
+        for (holder, last), parameter in zip(holders, before, strict=True):
+            setattr(holder, last, parameter)
 
 
 _SAME = 1e-3  # of what is added, beside rounding

@@ -17,6 +17,7 @@ import torch
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.errors import ShortstackError
+from shortstack.runtime.private_names import conversion_rules, ignored_patterns
 
 
 @dataclass
@@ -46,14 +47,12 @@ class Conversion:
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
+        self._rules = conversion_rules()
         self._model = model
         self._checkpoint = checkpoint
-        mapping = get_model_conversion_mapping(model)
-        self._renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
-        self._converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
+        mapping = self._rules.mapping(model)
+        self._renamings = [rule for rule in mapping if isinstance(rule, self._rules.renaming)]
+        self._converters = [rule for rule in mapping if isinstance(rule, self._rules.converter)]
         self._by_pattern = {pattern: rule for rule in self._converters for pattern in rule.source_patterns}
         self._expected: Mapping[str, torch.Tensor] = model.state_dict()
         self._parts: dict[str, Part] = {}
@@ -86,8 +85,7 @@ class Conversion:
 
     def _ignored(self, name: str) -> bool:
         """What transformers leaves out, too; and the other models of a composite, such as a vision tower."""
-        patterns = getattr(self._model, "_keys_to_ignore_on_load_unexpected", None) or []
-        if any(re.search(pattern, name) for pattern in patterns):
+        if any(re.search(pattern, name) for pattern in ignored_patterns(self._model)):
             return True
         family, anatomy = self._checkpoint.anatomy.family, self._checkpoint.anatomy
         base = anatomy.prefix.partition(".")[0]
@@ -106,10 +104,8 @@ class Conversion:
         """The parameters that a part makes of the stored tensors, by name in the model."""
         if part.rule is None:
             return {part.target: stored[part.sources[-1][0]]}
-        from transformers.core_model_loading import dot_natural_key
-
         rule = copy.deepcopy(part.rule)
-        for name, pattern in sorted(part.sources, key=lambda source: dot_natural_key(source[0])):
+        for name, pattern in sorted(part.sources, key=lambda source: self._rules.sort_key(source[0])):
             rule.add_tensor(part.target, name, pattern, lambda value=stored[name]: value)
         made = rule.convert(part.target, model=self._model, config=self._model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
@@ -127,14 +123,12 @@ class Conversion:
         Raises:
             ShortstackError: transformers' rules give other tensors than there were.
         """
-        from transformers.core_model_loading import revert_weight_conversion
-
         shapes = {tensor.name: tensor.shape for tensor in tensors}
         plain = {part.target: part.sources[-1][0] for part in self._parts.values() if part.rule is None}
         found = {plain[name]: value for name, value in parameters.items() if name in plain}
         ruled = {name: value for name, value in parameters.items() if name not in plain}
         if ruled:
-            found |= revert_weight_conversion(self._model, ruled)
+            found |= self._rules.revert(self._model, ruled)
         odd = [name for name, value in found.items() if shapes.get(name) != tuple(value.shape)]
         if odd:
             raise ShortstackError(
@@ -145,10 +139,8 @@ class Conversion:
 
     def _renamed(self, name: str) -> tuple[str, str | None]:
         """(name in the model, pattern of the rule that makes a parameter of it)."""
-        from transformers.core_model_loading import rename_source_key
-
         prefix, expected = self._model.base_model_prefix, self._expected
-        target, pattern = rename_source_key(name, self._renamings, self._converters, prefix, expected)
+        target, pattern = self._rules.rename(name, self._renamings, self._converters, prefix, expected)
         if target not in expected and name in expected:
-            target, pattern = rename_source_key(name, [], [], base_model_prefix=prefix, meta_state_dict=expected)
+            target, pattern = self._rules.rename(name, [], [], base_model_prefix=prefix, meta_state_dict=expected)
         return target, pattern

@@ -19,6 +19,7 @@ from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, first_line
 from shortstack.retraining.export import stored_model
 from shortstack.runtime.memory import available_bytes
+from shortstack.runtime.private_names import adapter_layer, adapter_tuner, own_key_mapping
 
 _ROOM = 0.7  # share of free memory that the model in float32 may take
 _WINDOWS, _SEQ_LEN = 2, 32
@@ -104,17 +105,16 @@ def _with_adapter(model: Any, config: Any, adapter: Path, checkpoint: Checkpoint
         ShortstackError: a tensor of the adapter finds no place, or a place has no tensor.
     """
     from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTuner
 
     config.inference_mode = True
     adapted = PeftModel(model, config)
-    if not isinstance(adapted.base_model, BaseTuner):
+    if not isinstance(adapted.base_model, adapter_tuner()):
         raise ShortstackError(
             f"{adapter}: {getattr(config.peft_type, 'value', config.peft_type)} adds no weights to those of the model, so it "
             "cannot be folded into them",
             hint=_BESIDE,
         )
-    mapping = getattr(model, "_checkpoint_conversion_mapping", {})
+    mapping = own_key_mapping(model)
     loaded = adapted.load_adapter(str(adapter), "default", torch_device="cpu", key_mapping=mapping)
     for keys, says in (
         (loaded.unexpected_keys, f"of its tensors find no place in {checkpoint.source}"),
@@ -131,15 +131,14 @@ def _with_adapter(model: Any, config: Any, adapter: Path, checkpoint: Checkpoint
 
 def _folded(adapted: Any, checkpoint: Checkpoint, progress: Progress) -> Any:
     """The plain model with every change in its weights, each made once."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    kind = adapter_layer()
     config, model = adapted.peft_config["default"], adapted.get_base_model()
     embedding, head = _root(model.get_input_embeddings()), _root(model.get_output_embeddings())
     was_tied = head is not None and head.weight is embedding.weight
     if was_tied:
         head.weight = nn.Parameter(embedding.weight.detach().clone(), requires_grad=False)
     for layer in adapted.modules():
-        if isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, kind):
             with _in_float32(layer.get_base_layer()):  # PEFT rounds the product first; in float32 there is one rounding
                 layer.merge(safe_merge=True)
     plain = adapted.unload()

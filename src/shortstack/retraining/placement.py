@@ -18,6 +18,7 @@ from shortstack.errors import ShortstackError, UsageError, did_you_mean, first_l
 from shortstack.retraining.options import TrainingOptions
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.distributed import Process
+from shortstack.runtime.private_names import forget_processes, shard_on_cpu
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -92,14 +93,10 @@ class Place:
     def part(self, process: Process) -> None:
         """End what the processes have in common: from here on each goes its own way."""
         if process.world > 1:
-            from accelerate.state import AcceleratorState
-
             self.meet(process)
             if self.owns_group:
                 torch.distributed.destroy_process_group()
-            AcceleratorState._reset_state(
-                reset_partial_state=True
-            )  # another run in these processes starts from scratch
+            forget_processes()  # another run in these processes starts from scratch
 
     def load(self, checkpoint: Checkpoint, *, trains_all: bool, in_4bit: bool, options: TrainingOptions) -> Any:
         """The whole model, ready to be trained: in float32 where its own weights are, else in what is computed in."""
@@ -178,7 +175,8 @@ class Place:
             log_level_replica="error",
         )
         if self.is_sharded and self.device.type == "cpu":
-            _shard_on_cpu(arguments)
+            _ = arguments.device  # sets up the process group and the state that is changed here
+            shard_on_cpu()
         return arguments
 
     def peak_flops(self, process: Process) -> float:
@@ -190,15 +188,6 @@ class Place:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _shard_on_cpu(arguments: TrainingArguments) -> None:
-    """Let accelerate shard on the CPU, too, which it does on accelerators only: for trying a run out without any."""
-    from accelerate import PartialState
-    from accelerate.utils import DistributedType
-
-    _ = arguments.device  # sets up the process group and the state that is changed here
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def check_trackers(report_to: str | None) -> list[str]:

@@ -11,6 +11,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.block_model import find_blocks
 from shortstack.errors import ShortstackError, UsageError, did_you_mean
 from shortstack.retraining.options import LoRA
+from shortstack.runtime.private_names import adapter_layer
 
 # Linear layers that choose experts: their outputs are not projections of hidden states.
 ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -75,7 +76,7 @@ def with_adapter(model: Any, checkpoint: Checkpoint, settings: LoRA) -> Any:
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),
     )
     # What PEFT writes into adapter_config.json as the base.
-    model.config._name_or_path = checkpoint.source if checkpoint.revision else str(checkpoint.directory.absolute())
+    model.config.name_or_path = checkpoint.source if checkpoint.revision else str(checkpoint.directory.absolute())
     try:
         adapted = get_peft_model(model, config)
     except (ValueError, NotImplementedError) as error:
@@ -87,10 +88,9 @@ def without_adapter(model: Any, checkpoint: Checkpoint) -> str:
     """A line that names the matrices of the blocks that no adapter is put on (experts that are fused in one tensor, routers,
     convolutions), or nothing.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    layer = adapter_layer()
     _, blocks = find_blocks(model, checkpoint.anatomy)
-    adapted = [f"{name}." for name, module in blocks.named_modules() if isinstance(module, BaseTunerLayer)]
+    adapted = [f"{name}." for name, module in blocks.named_modules() if isinstance(module, layer)]
     total, missing = 0, 0
     names: set[str] = set()
     for name, parameter in blocks.named_parameters():

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from shortstack.common.json_text import json_text, read_json
 from shortstack.common.phases import phase
@@ -27,6 +26,7 @@ from shortstack.errors import ShortstackError
 from shortstack.retraining.losses import NonFiniteLossError, Objective
 from shortstack.retraining.run_folder import STREAM, Monitor, Session
 from shortstack.runtime.devices import exact_place
+from shortstack.runtime.private_names import check_trainer, check_trainer_class, state_file_names
 
 TRAINED = "trained.safetensors"
 _BEST = "best.json"
@@ -76,9 +76,11 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
         session: Session,
         watch: Watch,
     ) -> None:
+        check_trainer_class(Trainer)
         self.session, self.monitor = session, watch.monitor
         self.control: Any
         super().__init__(model, args, callbacks=[_Rhythm(watch), _Guard(self)])
+        check_trainer(self)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.model_accepts_loss_kwargs = True  # losses come divided by the number of predicted tokens
@@ -244,7 +246,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
             return
         # Read on the CPU and put where the parameters are by the optimizer itself: the Trainer's way of reading it right
         # onto the device of each of several processes fails on a CPU.
-        for name, receiver in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+        for name, receiver in zip(state_file_names(), (self.optimizer, self.lr_scheduler), strict=True):
             path = Path(checkpoint) / name
             if path.is_file():  # the session has looked: only --weights-only-resume resumes without
                 receiver.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

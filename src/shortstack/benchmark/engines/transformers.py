@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from shortstack.engine.load import quiet_transformers
 from shortstack.errors import first_line
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
+from shortstack.runtime.private_names import compile_everywhere, compiled_whole
 
 PUBLISHED_SAMPLING: dict[str, Any] = {"do_sample": True, "top_k": 50, "top_p": 0.95, "temperature": 1.0}
 _RECOMPILATIONS = 256  # torch falls back to eager, without a word, beyond 8 shapes
@@ -82,7 +83,7 @@ class TransformersEngine:
         try:
             with (
                 torch.no_grad(), torch.random.fork_rng(devices=devices), quiet_transformers(),
-                _no_silent_fallback() if self._compiled else contextlib.nullcontext(),
+                compiled_whole(_RECOMPILATIONS) if self._compiled else contextlib.nullcontext(),
                 clock or contextlib.nullcontext(),
             ):  # fmt: skip
                 torch.manual_seed(workload.seed)
@@ -149,7 +150,7 @@ def _generation_config(subject: Subject, workload: Workload, compiled: bool) -> 
     if compiled:
         mode = "reduce-overhead" if subject.place.type == "cuda" else "default"
         how = CompileConfig(mode=mode, dynamic=False, backend=_BACKEND)
-        how._compile_all_devices = True  # a CPU, too
+        compile_everywhere(how)
         more = {"cache_implementation": "static", "compile_config": how}
     own = subject.model.generation_config
     return GenerationConfig(
@@ -161,14 +162,3 @@ def _generation_config(subject: Subject, workload: Workload, compiled: bool) -> 
         **sampled,
         **more,
     )
-
-
-@contextlib.contextmanager
-def _no_silent_fallback() -> Iterator[None]:
-    """Within, a shape that cannot be compiled is an error instead of an eager run under the name of a compiled one."""
-    import torch._dynamo.config as dynamo
-
-    with dynamo.patch(
-        recompile_limit=_RECOMPILATIONS, accumulated_recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True
-    ):
-        yield
