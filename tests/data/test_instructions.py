@@ -143,7 +143,7 @@ def test_other_names_of_the_fields_mean_the_same(name: str, tokenizer: Any, tmp_
     data = written(tmp_path / "d.jsonl", [row])
     found = read_instructions(data, tokenizer, cutoff=1000)
     assert kind_of(data) == "instructions"
-    assert found.examples == expected.examples
+    assert list(found.examples) == list(expected.examples)
     assert found.form == form
     assert form in found.to_text()
 
@@ -241,7 +241,7 @@ def test_every_form_of_file_gives_the_same_examples(suffix: str, tokenizer: Any,
     expected = read_instructions(written(tmp_path / "e.json", rows), tokenizer, cutoff=500)
     found = read_instructions(str(path), tokenizer, cutoff=500)
     assert kind_of(str(path)) == "instructions"
-    assert found.examples == expected.examples
+    assert list(found.examples) == list(expected.examples)
     assert found.sha256 == expected.sha256
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from shortstack.data.instructions import IGNORED, Example, read_instructions
+from shortstack.data.example_rows import Example
+from shortstack.data.instructions import IGNORED, read_instructions
 from shortstack.data.row_prompt import ALPACA, PromptOptions, read_template
 from shortstack.errors import ShortstackError, UsageError
 from tests import pico
@@ -32,7 +33,7 @@ def file(path: Path, content: Any) -> str:
 
 def read(tokenizer: Any, folder: Path, rows: list[Any] = ROWS, cutoff: int = 1000, **options: Any) -> list[Example]:
     data = file(folder / "rows.json", rows)
-    return read_instructions(data, tokenizer, cutoff=cutoff, prompt=PromptOptions(**options).read()).examples
+    return list(read_instructions(data, tokenizer, cutoff=cutoff, prompt=PromptOptions(**options).read()).examples)
 
 
 def texts(tokenizer: Any, examples: list[Example]) -> list[tuple[str, str]]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from shortstack.data.instructions import IGNORED, Example
+from shortstack.data.answers import IGNORED
+from shortstack.data.example_rows import Example
 from shortstack.errors import UsageError
 
 Batch = dict[str, Any]

@@ -17,6 +17,7 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.answers import IGNORED, labelled, labelled_chat
 from shortstack.data.chats import CHAT_FIELDS, Chat, chat_of, is_chat, rendered
+from shortstack.data.example_rows import ExampleRows, RowsInMaking
 from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
 from shortstack.data.row_prompt import AS_PUBLISHED, PromptRule
 from shortstack.data.sources import file_rows, row_text
@@ -26,7 +27,7 @@ from shortstack.errors import ShortstackError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "Example", "ExampleSet", "kind_of", "read_instructions", "split_off"]
+__all__ = ["IGNORED", "ExampleSet", "kind_of", "read_instructions", "split_off"]
 
 RowKind = Literal["instructions", "text"]
 
@@ -36,24 +37,6 @@ _GIVEN = ("input", "context")
 _ANSWERED = ("output", "response", "answer", "completion")
 _ALPACA = (_ASKED[0], _GIVEN[0], _ANSWERED[0])
 _JOINED = ("prompt", "completion")  # joined as they stand
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row as token ids.
-
-    Attributes:
-        ids: the tokens, prompt and response.
-        labels: the same, with `IGNORED` for tokens that are not predicted.
-    """
-
-    ids: list[int]
-    labels: list[int]
-
-    @property
-    def predicted(self) -> int:
-        """Tokens that the loss counts; the first token of all is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,7 @@ class ExampleSet:
         form: how the first row was read, where that is not plain.
     """
 
-    examples: list[Example] = field(repr=False)
+    examples: ExampleRows = field(repr=False)
     source: str
     sha256: str
     truncated: int = 0
@@ -86,12 +69,12 @@ class ExampleSet:
     @property
     def tokens(self) -> int:
         """Tokens of all examples."""
-        return sum(len(example.ids) for example in self.examples)
+        return sum(self.examples.lengths)
 
     @property
     def predicted(self) -> int:
         """Tokens that the loss counts."""
-        return sum(example.predicted for example in self.examples)
+        return self.examples.predicted
 
     def described(self) -> dict[str, Any]:
         """What a record says about the data."""
@@ -152,7 +135,7 @@ def read_instructions(
         ShortstackError: a row is of another kind or holds a token that the model has no embedding for (names file and
             row), or no row has a response within the cutoff.
     """
-    examples: list[Example] = []
+    examples = RowsInMaking()
     digest = hashlib.sha256()
     truncated = empty = unanswered = 0
     form = ""
@@ -160,26 +143,25 @@ def read_instructions(
         for place, found in file_rows(Path(file)):
             digest.update(json_text(found, sort_keys=True, default=str).encode())
             where, row = f"{file}, {place}", _as_object(file, place, found)
-            form = form or (_form(where, row, tokenizer) if not examples else "")
-            if not (examples or empty or unanswered):
+            form = form or (_form(where, row, tokenizer) if not len(examples) else "")
+            if not (len(examples) or empty or unanswered):
                 prompt.refuse_idle(source, _prompt_kind(row))
             ids, labels = _labelled(where, row, tokenizer, cutoff, prompt)
             check_ids(tokenizer, ids, embedding_rows, where)
-            example = Example(ids[:cutoff], labels[:cutoff])
             truncated += len(ids) > cutoff
-            if example.predicted:
-                examples.append(example)
+            if any(label != IGNORED for label in labels[1:cutoff]):
+                examples.append(ids[:cutoff], labels[:cutoff])
             elif any(label != IGNORED for label in labels):
                 empty += 1
             else:
                 unanswered += 1
-    if not examples:
+    if not len(examples):
         why = f"has a token of its response within the cutoff of {cutoff} tokens" if empty else "has an answer"
         raise ShortstackError(
             f"{source}: none of its {empty + unanswered} rows {why}",
             hint="use a larger --cutoff, or other data" if empty else "give other data",
         )
-    return ExampleSet(examples, source, digest.hexdigest(), truncated, empty, unanswered, form)
+    return ExampleSet(examples.finished(), source, digest.hexdigest(), truncated, empty, unanswered, form)
 
 
 def labelled_row(

@@ -225,12 +225,12 @@ def open_feed(
     make = functools.partial(collated, pad=padding_id(tokenizer, embedding_rows))
     chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), options.validation), seed)
     progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
-    examples = [found.examples[number] for number in chosen]
+    examples = found.examples.chosen(chosen)
     return ExampleFeed(
         examples,
-        [len(example.ids) for example in examples],
+        examples.lengths,
         make,
-        in_batches([found.examples[number] for number in held_out], make),
+        in_batches(found.examples.chosen(held_out), make),
         found.described(),
         seed,
         options.group_by_length,
