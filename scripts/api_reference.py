@@ -16,6 +16,7 @@ from docstring_parser import Docstring, DocstringParam
 
 import shortstack
 from shortstack.common.option_values import Form
+from shortstack.common.options import fields_of
 from shortstack.common.shown import Shown
 from shortstack.registry import Command, public_commands
 
@@ -126,7 +127,7 @@ def record_lines(name: str, record: type) -> list[str]:
     lines = [f"### {name}", "", *prose(parsed)]
     where = f"`shortstack.{name}`, defined in" if public else "Defined in"
     lines += [f"{where} `{source_of(record)}`.", ""]
-    fields = dataclasses.fields(record) if dataclasses.is_dataclass(record) else ()
+    fields = fields_of(record) if dataclasses.is_dataclass(record) else []
     rows = [
         (
             f"`{field.name}`",

@@ -6,14 +6,14 @@ import dataclasses
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import shortstack
 from shortstack.cli.app import run
-from shortstack.common.options import Options, call_with, options_of, stage
+from shortstack.common.options import Options, call_with, fields_of, options_of, stage
 from shortstack.errors import UsageError
 from shortstack.registry import COMMANDS
 
@@ -55,6 +55,60 @@ def painted(what: str, *more: str, paint: Paint = _PAINT, fast: bool = False) ->
         fast: in a hurry.
     """
     return what, more, paint
+
+
+@dataclass(frozen=True)
+class Shared(Options):
+    """What records share.
+
+    Attributes:
+        first: a shared one that stands in front.
+        careful: a shared one that stands behind.
+    """
+
+    LAST: ClassVar[tuple[str, ...]] = ("careful",)
+
+    first: int = 1
+    careful: bool = False
+
+
+@dataclass(frozen=True)
+class Sharing(Shared):
+    """A record.
+
+    Attributes:
+        own: its own.
+        middle: its own, behind.
+        careful: another text for it.
+    """
+
+    LAST: ClassVar[tuple[str, ...]] = ("middle", *Shared.LAST)
+
+    middle: int = 2
+    own: int = 3
+
+
+_SHARING = Sharing()
+
+
+def test_what_records_share_stands_where_they_say_with_their_text() -> None:
+    @stage
+    def share(what: str, *, record: Sharing = _SHARING) -> Sharing:
+        """Share.
+
+        Args:
+            what: which.
+            record: how.
+        """
+        return record
+
+    order = ["first", "own", "middle", "careful"]
+    assert [field.name for field in fields_of(Sharing)] == order
+    assert list(options_of(share)) == ["what", *order]
+    assert [name for name in inspect.signature(share).parameters if name != "record"] == ["what", *order]
+    assert options_of(share)["careful"].help == "another text for it."
+    assert options_of(share)["first"].help == "a shared one that stands in front."
+    assert share("it", careful=True, middle=5) == Sharing(middle=5, careful=True)
 
 
 def test_the_docstring_has_the_fields_in_the_place_of_their_record() -> None:

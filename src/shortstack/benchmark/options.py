@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from shortstack.checkpoint.tokenizer_files import TokenizerOptions
+from shortstack.checkpoint.options import CheckpointOptions, ComputeOptions
 from shortstack.common.option_values import Listed
 from shortstack.common.options import Options
 from shortstack.errors import UsageError
-from shortstack.runtime.devices import DType
 
 Sampling = Literal["greedy", "published"]
 PresetName = Literal["shortened-llm"]
@@ -64,29 +63,20 @@ class EngineOptions(Options):
 
 
 @dataclass(frozen=True)
-class MeasuringOptions(TokenizerOptions):
+class MeasuringOptions(ComputeOptions, CheckpointOptions):
     """How it is measured.
 
     Attributes:
         memory: Measure peak memory and utilisation too, in a separate process.
         seed: The seed of the sampling.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
-        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
-            a Mac (`mps`), else the CPU.
         fresh: Measure everything again, also what an interrupted run has measured.
-        trust_remote_code: Run the Python code that comes with the checkpoint.
-        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
+
+    LAST: ClassVar[tuple[str, ...]] = ("dtype", "device", "fresh", *CheckpointOptions.LAST)
 
     memory: bool = True
     seed: int = 1234
-    dtype: DType = "auto"
-    device: str = "auto"
     fresh: bool = False
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from shortstack.checkpoint.config_file import Repair, repair_for, repaired
 from shortstack.checkpoint.hub import locate
-from shortstack.common.options import Options
 from shortstack.errors import ShortstackError
 
 # One of these makes a directory one with a tokenizer.
@@ -20,17 +19,6 @@ _TOKENIZER_FILE = re.compile(
     r"(.*token.*|vocab.*|merges.*|tekken.*|spiece.*|chat_template.*)\.(json|txt|model|tiktoken|jinja)|.*\.(model|tiktoken|jinja)",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True)
-class TokenizerOptions(Options):
-    """Which tokenizer reads text.
-
-    Attributes:
-        tokenizer: Use the tokenizer of this directory or hub id, if the checkpoint's own is wrong or missing.
-    """
-
-    tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

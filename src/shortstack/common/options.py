@@ -14,7 +14,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from shortstack.common.clock import timed
 from shortstack.common.docstrings import described, flattened_doc
@@ -74,7 +74,12 @@ class Options:
 
     Made by hand, `BlockChoice(blocks=[10, 11])`, it takes what a stage takes as a keyword, and what it refuses it refuses
     in the words of Python, unless the command line made it.
+
+    What several records share is a record that they extend; its fields would stand before their own, unless `LAST` says
+    otherwise (`fields_of`).
     """
+
+    LAST: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         checks = cls.__dict__.get("__post_init__")
@@ -172,7 +177,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
         if _is_record(parameter.default):
             record: Any = type(parameter.default)
             types, texts = typing.get_type_hints(record), described(record)
-            for field in dataclasses.fields(record):
+            for field in fields_of(record):
                 default = getattr(parameter.default, field.name)
                 text = _help_of(f"{record.__name__}.{field.name}", field.name, texts, "Attributes")
                 options[field.name] = Option(
@@ -185,6 +190,13 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
             text = _help_of(f"{function.__name__}({name})", name, helps, "Args")
             options[name] = Option(name, hints[name], parameter.default, text, many, positional)
     return options
+
+
+def fields_of(record: type[Any]) -> list[dataclasses.Field[Any]]:
+    """The fields of a record in the order in which they are shown: those that its `LAST` names stand behind all others."""
+    last: tuple[str, ...] = getattr(record, "LAST", ())
+    fields = {one.name: one for one in dataclasses.fields(record)}
+    return [*(one for name, one in fields.items() if name not in last), *(fields[name] for name in last)]
 
 
 def option_text(name: str, value: Any) -> str:
@@ -282,7 +294,7 @@ def _documented(called: Callable[..., _Result], function: Callable[..., _Result]
     """With the signature and the docstring that callers see: fields in the place of their records."""
     _owners(function)  # raises where two options have one name
     records = {
-        name: (type(parameter.default), [field.name for field in dataclasses.fields(parameter.default)])
+        name: (type(parameter.default), [field.name for field in fields_of(type(parameter.default))])
         for name, parameter in inspect.signature(function).parameters.items()
         if _is_record(parameter.default)
     }
@@ -319,7 +331,7 @@ def _flat_signature(function: Callable[..., Any]) -> inspect.Signature:
                 inspect.Parameter(
                     field.name, keyword_only, default=getattr(parameter.default, field.name), annotation=field.type
                 )
-                for field in dataclasses.fields(parameter.default)
+                for field in fields_of(type(parameter.default))
             ]
         else:
             flat.append(parameter.replace(name=name))

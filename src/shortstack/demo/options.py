@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
-from shortstack.checkpoint.tokenizer_files import TokenizerOptions
+from shortstack.checkpoint.options import CheckpointOptions, ComputeOptions
 from shortstack.errors import UsageError
 from shortstack.evaluation.options import EvaluationOptions
-from shortstack.runtime.devices import DType
 
 # Name -> (smallest, largest, as the page begins); ranges of the published demo, seeds aside.
 RANGES: dict[str, tuple[float, float, float]] = {
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class DemoOptions(TokenizerOptions):
+class DemoOptions(ComputeOptions, CheckpointOptions):
     """Where the page is served, to whom, and how its models are run.
 
     Attributes:
@@ -52,23 +52,15 @@ class DemoOptions(TokenizerOptions):
         public: Serve the page to other machines too. This requires a password.
         user: The user name for the password.
         password_env: The environment variable that holds the password.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
-        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
-            a Mac (`mps`), else the CPU.
-        trust_remote_code: Run the Python code that comes with a checkpoint.
-        allow_links: Follow symbolic links in a checkpoint that lead out of its directory.
         quiet: Show no messages on stderr.
     """
+
+    LAST: ClassVar[tuple[str, ...]] = ("dtype", "device", *CheckpointOptions.LAST)
 
     port: int = 7860
     public: bool = False
     user: str = "demo"
     password_env: str = "SHORTSTACK_DEMO_PASSWORD"
-    dtype: DType = "auto"
-    device: str = "auto"
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from shortstack.checkpoint.tokenizer_files import TokenizerOptions
+from shortstack.checkpoint.options import CheckpointOptions, ComputeOptions
 from shortstack.common.option_values import Listed
 from shortstack.common.options import Options
-from shortstack.runtime.devices import DType
 
 BosRule = Literal["first", "every", "both"]
 
 
 @dataclass(frozen=True)
-class EvaluationOptions(TokenizerOptions):
+class EvaluationOptions(ComputeOptions, CheckpointOptions):
     """How an evaluation runs, whatever it measures.
 
     Attributes:
         batch: The number of rows in a batch. `auto` chooses a fast number.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
-        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
-            a Mac (`mps`), else the CPU.
         fresh: Compute every figure again, also those in the cache for the same model, data and settings.
-        trust_remote_code: Run the Python code that comes with the checkpoint.
-        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
 
+    LAST: ClassVar[tuple[str, ...]] = ("dtype", "device", "fresh", *CheckpointOptions.LAST)
+
     batch: int | Literal["auto"] = "auto"
-    dtype: DType = "auto"
-    device: str = "auto"
     fresh: bool = False
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True)

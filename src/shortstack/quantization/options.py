@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.checkpoint.tokenizer_files import TokenizerOptions
+from shortstack.checkpoint.options import CheckpointOptions
 from shortstack.common.option_values import Listed
 from shortstack.common.options import Options
 from shortstack.data.calibration import Sampling
@@ -36,7 +36,7 @@ class CalibrationText(Options):
 
 
 @dataclass(frozen=True)
-class QuantizeOptions(TokenizerOptions):
+class QuantizeOptions(CheckpointOptions):
     """How a quantization runs.
 
     Attributes:
@@ -44,14 +44,8 @@ class QuantizeOptions(TokenizerOptions):
             published). `none` skips this.
         device: The device to compute on: `cpu`, `cuda` or `cuda:N`. `auto` is CUDA if available, else the CPU.
         force: Replace an existing output that shortstack made.
-        trust_remote_code: Run the Python code that comes with the checkpoint.
-        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
 
     eval_data: Listed = "embedded"
     device: str = "auto"
     force: bool = False
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False

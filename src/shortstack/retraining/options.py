@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from shortstack.checkpoint.tokenizer_files import TokenizerOptions
+from shortstack.checkpoint.options import CheckpointOptions, ComputeOptions
 from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import Options, expect, refuse_idle
 from shortstack.data.row_prompt import PromptRule
@@ -18,7 +18,7 @@ SaveDType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class TrainingOptions(TokenizerOptions):
+class TrainingOptions(CheckpointOptions):
     """How a retraining run works, whatever it trains.
 
     Attributes:
@@ -48,9 +48,6 @@ class TrainingOptions(TokenizerOptions):
         weights_only_resume: Resume from a saved state without optimizer, schedule or random state, and start these
             afresh.
         force: Replace an output that shortstack made before, and resume a run even if its settings were different.
-        trust_remote_code: Run the Python code that comes with the checkpoint.
-        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
 
     max_steps: int | None = None
@@ -72,9 +69,6 @@ class TrainingOptions(TokenizerOptions):
     restart: bool = False
     weights_only_resume: bool = False
     force: bool = False
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_steps", 1), ("save_every", 1), ("eval_every", 1), ("log_every", 1),
@@ -252,7 +246,7 @@ class Teaching(Options):
 
 
 @dataclass(frozen=True)
-class TeachOptions(TokenizerOptions):
+class TeachOptions(ComputeOptions, CheckpointOptions):
     """Which logits of a teacher are cached, on which rows or windows, and how the run goes.
 
     Attributes:
@@ -263,15 +257,11 @@ class TeachOptions(TokenizerOptions):
         validation: The number of windows or rows in the validation set. By default it is that of `shortstack retrain`.
         isolate_documents: Keep attention within a document.
         micro_batch: The number of rows at a time.
-        dtype: The data type to compute in. `auto` is float32 on a CPU, and the checkpoint's own type on other devices.
-        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
-            a Mac (`mps`), else the CPU.
         seed: The seed of the order of the text and of the validation split.
         force: Replace an existing output that shortstack made.
-        trust_remote_code: Run the Python code that comes with the checkpoint.
-        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
+
+    LAST: ClassVar[tuple[str, ...]] = ("dtype", "device", "seed", "force", *CheckpointOptions.LAST)
 
     top_k: int = 64
     temperature: float = 1.0
@@ -280,13 +270,8 @@ class TeachOptions(TokenizerOptions):
     validation: int | None = None
     isolate_documents: bool = True
     micro_batch: int = 4
-    dtype: DType = "auto"
-    device: str = "auto"
     seed: int = 42
     force: bool = False
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False
 
     def __post_init__(self) -> None:
         expect(self.top_k >= 1, "top_k", self.top_k, "at least 1")

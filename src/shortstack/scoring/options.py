@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shortstack.checkpoint.tokenizer_files import TokenizerOptions
+from shortstack.checkpoint.options import CheckpointOptions, ComputeOptions
 from shortstack.common.option_values import Amount
 from shortstack.common.options import Options
 from shortstack.engine.select import MemoryMode
-from shortstack.runtime.devices import DType, Kernels
+from shortstack.runtime.devices import Kernels
 from shortstack.scoring.early_stopping import Rounds, Until
 
 
@@ -33,14 +33,12 @@ class StoppingOptions(Options):
 
 
 @dataclass(frozen=True)
-class ScoreOptions(TokenizerOptions):
+class ScoreOptions(ComputeOptions, CheckpointOptions):
     """How a scoring run computes.
 
     Attributes:
         dtype: The data type to compute in. `auto` is bfloat16 on a GPU (float16 if the checkpoint is), and float32 on a
             CPU unless the checkpoint is bfloat16 and the CPU has instructions for it (`avx512_bf16` or `amx_bf16`).
-        device: The device to compute on: `cpu`, `cuda`, `cuda:N` or `mps`. `auto` is CUDA if available, else the GPU of
-            a Mac (`mps`), else the CPU.
         cpu_kernels: The library for float32 matrix products on a CPU. `auto` is oneDNN on AMD CPUs, and torch's own
             choice on all others (MKL on Intel CPUs).
         memory: How much of the model is in memory: `streamed` holds two blocks at a time, `resident` the whole model.
@@ -48,20 +46,12 @@ class ScoreOptions(TokenizerOptions):
         memory_limit: The memory limit of hidden states, such as `4GB`. By default it is 60 % of the free memory. If
             they do not fit, blocks are scored in groups, and the weights are read once for each group.
         save_every: The number of seconds between two saved states beside `out`. A killed run resumes from the last one.
-        trust_remote_code: Run the Python code that comes with the checkpoint.
-        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
-        quiet: Show no progress on stderr.
     """
 
-    dtype: DType = "auto"
-    device: str = "auto"
     cpu_kernels: Kernels = "auto"
     memory: MemoryMode = "auto"
     memory_limit: Amount | None = None
     save_every: float = 60.0
-    trust_remote_code: bool = False
-    allow_links: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True)
