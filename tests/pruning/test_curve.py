@@ -13,7 +13,9 @@ import torch
 
 import shortstack
 from shortstack.artifacts.curve import Curve, CurvePoint, bend
+from shortstack.common import pictures
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.pruning import curve_plot
 from tests import oracle, pico
 
 Built = Callable[..., Path]
@@ -104,6 +106,50 @@ def test_sizes_that_no_set_has_are_not_counted() -> None:
     assert "knee" in lines["4"]
     assert "no return" in lines["6"]
     assert "+10.0%" in lines["4"]
+
+
+def test_the_picture_has_the_figures_and_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, drawn_axes = made(10.5, 11.0, 11.6, 30.0, 90.0, 270.0), []
+    real = pictures.drawing
+
+    def drawing(*given: Any, **options: Any) -> Any:
+        figure, axes = real(*given, **options)
+        drawn_axes.append(axes)
+        return figure, axes
+
+    monkeypatch.setattr(curve_plot, "drawing", drawing)
+    curve_plot.write_curve(found, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn_axes
+    labels = axes.get_legend_handles_labels()[1]
+    assert set(labels) == {
+        "all text", "knee: 3 blocks", "point of no return: 6 blocks", "dense model that sees one token",
+    }  # fmt: skip
+    upright = {line.get_label(): line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1}
+    assert upright == {"knee: 3 blocks": 3, "point of no return: 6 blocks": 6}
+    assert [tick.get_text() for tick in axes.get_yticklabels()][:4] == ["1", "2", "5", "10"]
+
+
+def test_the_picture_has_each_source_and_ends_where_figures_do() -> None:
+    sources = {
+        "books": {"ppl": 11.0, "increase": 0.1, "stderr": 0.02},
+        "sums": {"ppl": 5.0, "increase": 1.0, "stderr": None},
+    }
+    points = (
+        CurvePoint((1,), 9, 12.0, 0.2, 0.01, sources),
+        CurvePoint((1, 2), 8, math.inf, math.inf, None, {**sources, "sums": {"ppl": math.inf, "increase": math.inf}}),
+    )  # fmt: skip
+    drawn_lines = curve_plot.lines(Curve("m", "f", "greedy", 10.0, 100.0, points))
+    assert drawn_lines == {
+        "all text": [(0, 1.0, 0.0), (1, 1.2, 0.01)],
+        "books": [(0, 1.0, 0.0), (1, 1.1, 0.02), (2, 1.1, 0.02)],
+        "sums": [(0, 1.0, 0.0), (1, 2.0, 0.0)],
+    }
+
+
+def test_a_picture_is_drawn_beside_the_record(built: Built, tmp_path: Path) -> None:
+    drawn(built("llama"), tmp_path, most=2, out=tmp_path / "curve.json", plot=tmp_path / "curve.png")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["curve.json", "curve.png", "rows.jsonl"]
 
 
 def test_a_straight_or_bulging_curve_has_no_knee() -> None:

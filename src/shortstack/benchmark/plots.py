@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shortstack.artifacts.results import Result
+from shortstack.common.pictures import drawing, png
 from shortstack.runtime.atomic_output import write_file
 
 
@@ -93,21 +93,11 @@ def _has(result: Result, part: str) -> bool:
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_title(title, fontsize=10)
+    figure, axes = drawing(title, x, y)
     axes.grid(alpha=0.3)
     return figure, axes
 
 
 def _png(figure: Any, axes: Any) -> bytes:
     axes.legend(fontsize=7)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return stream.getvalue()
+    return png(figure)

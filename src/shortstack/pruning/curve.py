@@ -12,6 +12,7 @@ from shortstack.artifacts.curve import Curve, CurvePoint
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.results import perplexity
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.extras import need_packages
 from shortstack.common.formatting import counted
 from shortstack.common.options import stage
 from shortstack.data.calibration import CalibrationOptions
@@ -21,7 +22,7 @@ from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import CurveOptions
 from shortstack.pruning.selection import parse_selection
 from shortstack.pruning.set_search import Judged, SetSearch
-from shortstack.runtime.atomic_output import write_json
+from shortstack.runtime.atomic_output import check_writable_file, write_json
 from shortstack.runtime.workspace import workspace
 from shortstack.scoring.options import ScoreOptions
 
@@ -36,6 +37,7 @@ def curve(
     model: str,
     *,
     out: Path | None = None,
+    plot: Path | None = None,
     calibration: CalibrationOptions = _CALIBRATION,
     choice: CurveOptions = _CHOICE,
     options: ScoreOptions = _OPTIONS,
@@ -49,6 +51,7 @@ def curve(
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
         out: Write the curve to this file (curve.json). If a run is killed, the same command resumes it.
+        plot: Draw the curve into this PNG, with the knee and the point of no return.
         calibration: the windows that choose; as many again judge.
         choice: how far it goes, and how sets are chosen.
         options: how the run goes.
@@ -63,6 +66,9 @@ def curve(
     if selection.kind == "evolution":
         raise UsageError("--selection evolution: searches sets of one size only", hint="--selection greedy, or beam:4")
     objective = parse_objective(choice.objective)
+    if plot is not None:
+        check_writable_file(Path(plot))
+        need_packages("--plot", "matplotlib", extra="report")
     checkpoint, progress, leads = opened(model, out, options)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     most = _most(checkpoint, len(protected), choice.most)
@@ -80,6 +86,10 @@ def curve(
         found = Curve(checkpoint.source, checkpoint.fingerprint, selection.name, dense_ppl, one_token, points, why)
         if out is not None and leads:
             write_json(Path(out), found.to_json())
+    if plot is not None and leads:
+        from shortstack.pruning.curve_plot import write_curve
+
+        write_curve(found, Path(plot))
     return found
 
 

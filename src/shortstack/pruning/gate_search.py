@@ -102,8 +102,7 @@ def gate_sets(sets: SetSearch, wanted: int) -> list[RemovalSet]:
     Raises:
         ShortstackError: none of the sets that were looked at can be removed exactly.
     """
-    gates = sets.gates or _gates(sets)
-    sets.gates = gates
+    gates = gates_of(sets)
     most, chosen = max(_LOOKED_AT, 20 * sets.selection.number), []
     for removed in itertools.islice(gates.model.cheapest(wanted), most):
         if sets.reason_against(removed) is None:
@@ -125,7 +124,10 @@ def gate_sets(sets: SetSearch, wanted: int) -> list[RemovalSet]:
     return sorted(chosen, key=lambda removed: (costs[removed], sorted(removed)))
 
 
-def _gates(sets: SetSearch) -> GateSearch:
+def gates_of(sets: SetSearch) -> GateSearch:
+    """What the gates of a search's model say, worked out once."""
+    if sets.gates is not None:
+        return sets.gates
     from shortstack.scoring.search.gates import quadratic_model
 
     choosing = sets.choosing
@@ -140,7 +142,8 @@ def _gates(sets: SetSearch) -> GateSearch:
             key=choosing.key,
             on_progress=advance,
         )
-    return GateSearch(model, *_states(sets), [])
+    sets.gates = GateSearch(model, *_states(sets), [])
+    return sets.gates
 
 
 def _states(sets: SetSearch) -> tuple[list[float], dict[int, tuple[float, float]]]:

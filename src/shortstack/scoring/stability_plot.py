@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shortstack.common.pictures import drawing, png
 from shortstack.runtime.atomic_output import write_file
 
 if TYPE_CHECKING:
@@ -22,19 +22,12 @@ def shares(found: Stability) -> list[list[float]]:
 
 def write_heat_map(found: Stability, path: Path) -> None:
     """Draw it as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     values, names = shares(found), [one.name for one in found.rankings]
     size = 3 + 0.35 * len(names)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    title = f"share of the {found.remove} blocks that both would remove"
+    figure, axes = drawing(title, inches=(size + 1, size))
     picture = axes.imshow(values, vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_title(f"share of the {found.remove} blocks that both would remove", fontsize=9)
     figure.colorbar(picture)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    write_file(path, stream.getvalue())
+    write_file(path, png(figure))

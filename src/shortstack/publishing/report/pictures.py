@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 from typing import Any
 
 from shortstack.benchmark.plots import write_plots
+from shortstack.common.pictures import drawing, png
 from shortstack.publishing.report.names import shared
 from shortstack.publishing.report.page import Report
 from shortstack.publishing.report.plots import Bars, Curves, HeatMap, Points
@@ -27,18 +27,12 @@ def write_pictures(report: Report, folder: Path) -> list[Path]:
 
 
 def _drawn(plot: Bars | Points | Curves | HeatMap) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = len(plot.bars) if isinstance(plot, Bars) else 18
     if isinstance(plot, HeatMap):
         rows = len(plot.rows)
     if isinstance(plot, Points):
         rows = sum(1 + len(group) for _, group in plot.groups)
-    figure = Figure(figsize=(7, max(2.5, 1.2 + 0.2 * rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_title(_plain(plot.title), fontsize=10)
+    figure, axes = drawing(_plain(plot.title), inches=(7, max(2.5, 1.2 + 0.2 * rows)))
     if isinstance(plot, Bars):
         _bars(axes, plot)
     elif isinstance(plot, Points):
@@ -47,9 +41,7 @@ def _drawn(plot: Bars | Points | Curves | HeatMap) -> bytes:
         _cells(axes, plot)
     else:
         _curves(axes, plot)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    return stream.getvalue()
+    return png(figure)
 
 
 def _bars(axes: Any, plot: Bars) -> None:
