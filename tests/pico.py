@@ -79,7 +79,7 @@ def build(
     **overrides: Any,
 ) -> Path:
     """Write a checkpoint with every parameter random (norms and biases too, so that nothing is neutral)."""
-    needs = FAMILIES[family]
+    needs = FAMILIES.get(family, {})
     base = needs if family == "gpt2" else {**COMMON, **needs}
     if family in _DERIVED_HEAD_DIM:
         base = {key: value for key, value in base.items() if key != "head_dim"}

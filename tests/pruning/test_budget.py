@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import shortstack
+from shortstack.artifacts.results import Figure, Result, Results, load_results
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
-from shortstack.pruning.block_seconds import block_seconds
-from shortstack.pruning.budget import Sizes, amount_to_remove, ceiling_nll
+from shortstack.pruning.block_seconds import benched_seconds, block_seconds
+from shortstack.pruning.budget import Sizes, amount_of_sets, amount_to_remove, ceiling_nll, sizes_of
 from shortstack.pruning.options import SearchOptions
 from tests import oracle, pico
 
@@ -69,6 +70,84 @@ def test_numbers_of_blocks(budget: dict[str, Any], blocks: int) -> None:
 def test_what_no_number_of_blocks_keeps(budget: dict[str, Any], says: str) -> None:
     with pytest.raises(ShortstackError, match=says):
         amount_to_remove(SIZES, SearchOptions(**budget))
+
+
+UNEVEN = {"decoder_sparse_step": 1, "mlp_only_layers": [1, 4], "num_experts": 8, "num_experts_per_tok": 2,
+          "moe_intermediate_size": 48, "norm_topk_prob": True}  # fmt: skip
+
+
+@pytest.fixture
+def uneven(built: Built) -> Path:
+    """Blocks 1 and 4 have one MLP, the others eight experts."""
+    model = built("qwen3_moe", **UNEVEN)
+    assert len(set(open_checkpoint(model).block_parameters())) == 2
+    return model
+
+
+def _without(model: Path, removed: tuple[int, ...]) -> dict[str, int]:
+    checkpoint = open_checkpoint(model)
+    own = sizes_of(checkpoint, removed)
+    return {
+        "bytes": own.all_nbytes - sum(own.nbytes),
+        "params": own.all_parameters - sum(own.parameters),
+    }
+
+
+@pytest.mark.parametrize("selection", ["greedy", "contiguous", "one-shot"])
+def test_the_set_that_a_search_chooses_keeps_the_budget(uneven: Path, data: str, selection: str) -> None:
+    """Not the set that one-shot scores would have taken: where blocks differ in size that may be another number of them."""
+    by_number = {k: found(uneven, data, remove=k, selection=selection).removed for k in range(1, 6)}
+    left = {k: _without(uneven, removed)["bytes"] for k, removed in by_number.items()}
+    for target in sorted({*left.values(), *(one - 1 for one in left.values())})[1:]:
+        removed = found(uneven, data, bytes=str(target), selection=selection).removed
+        assert _without(uneven, removed)["bytes"] <= target
+        fewest = min(k for k in left if left[k] <= target)
+        assert removed == by_number[fewest]
+
+
+def test_sets_of_each_number_are_chosen_only_where_blocks_differ(built: Built, uneven: Path) -> None:
+    asked: list[int] = []
+
+    def set_of(number: int) -> range:
+        asked.append(number)
+        return range(number)
+
+    for model in (built("llama"), uneven):
+        checkpoint = open_checkpoint(model)
+        target = checkpoint.nbytes - sum(sizes_of(checkpoint, [0, 1, 2]).nbytes)
+        number = amount_of_sets(checkpoint, range(6), SearchOptions(bytes=str(target)), set_of)
+        assert (number, asked) == ((3, []) if model == built("llama") else (3, [3]))
+
+
+def test_shares_and_parameters_are_those_of_the_set(uneven: Path) -> None:
+    checkpoint, orders = open_checkpoint(uneven), ([1, 4, 0, 2, 3, 5], [0, 2, 1, 4, 3, 5], [5, 3, 2, 0, 4, 1])
+    sizes, whole = checkpoint.block_parameters(), checkpoint.parameters()
+    for order in orders:
+        taken = [sum(sizes[place] for place in order[:k]) for k in range(7)]
+        for k in range(1, 6):
+
+            def amount(budget: dict[str, Any], order: list[int] = order) -> int:
+                return amount_of_sets(checkpoint, range(6), SearchOptions(**budget), lambda number: order[:number])
+
+            assert amount({"ratio": taken[k] / whole}) == k
+            assert amount({"ratio": taken[k] / whole - 1e-6}) == k - 1
+            assert amount({"params": str(whole - taken[k])}) == k
+
+
+def test_a_number_of_which_no_set_can_go_is_skipped(uneven: Path) -> None:
+    checkpoint = open_checkpoint(uneven)
+    small, large = checkpoint.block_parameters()[1], checkpoint.block_parameters()[0]
+    order = [1, 0, 4, 2, 3, 5]
+
+    def set_of(number: int) -> list[int]:
+        if number == 2:
+            raise ShortstackError("none of two")
+        return order[:number]
+
+    share = (small + large) / checkpoint.parameters()
+    assert amount_of_sets(checkpoint, range(6), SearchOptions(ratio=share), set_of) == 1
+    target = checkpoint.nbytes - sum(sizes_of(checkpoint, [1, 0]).nbytes)
+    assert amount_of_sets(checkpoint, range(6), SearchOptions(bytes=str(target)), set_of) == 3
 
 
 def test_ceilings() -> None:
@@ -178,6 +257,84 @@ def _not_separable(checkpoint: Any, *_: Any) -> Any:
     from shortstack.engine.block_model import NotSeparableError
 
     raise NotSeparableError(checkpoint.source, "for a test")
+
+
+def benched(path: Path, model: Path, per_token: dict[int, float], **settings: Any) -> Path:
+    """A record of `bench`: seconds of a token by the number of blocks; the model itself has six."""
+    common = {"engine": "vllm", "engine_version": "1", "batch": 8, "prompt_tokens": 5, "new_tokens": 32, "dtype": "bfloat16",
+              "device": "cuda:0", **settings}  # fmt: skip
+    results = [
+        Result(
+            f"m{blocks}", open_checkpoint(model).fingerprint if blocks == 6 else "other", "bench",
+            {"source": "s", "sha256": "0", "rows": 1}, {**common, "blocks": blocks},
+            {"tpot": Figure(seconds, None, "s", 3), "latency": Figure(9.0, None, "s", 3)}, 1, 1, 1.0, 1,
+        )
+        for blocks, seconds in per_token.items()
+    ]  # fmt: skip
+    Results(tuple(results)).save(path)
+    return path
+
+
+def test_times_of_blocks_from_a_bench(built: Built, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six blocks take 10 ms and four 8 ms: a block takes 1 ms, the rest 4 ms, and 1.25 times as fast is two blocks."""
+    from shortstack.engine.streamed import StreamedModel
+
+    monkeypatch.setattr(StreamedModel, "token_seconds", lambda _: 1 / 0)
+    model = built("llama")
+    times = benched(tmp_path / "bench.json", model, {6: 0.010, 4: 0.008})
+    own = benched_seconds(open_checkpoint(model), times)
+    assert own.blocks == pytest.approx((0.001,) * 6)
+    assert own.outside == pytest.approx(0.004)
+    scores = shortstack.score(str(model), criterion="magnitude", quiet=True)
+    for speedup, blocks in ((1.0, 0), (1.2, 2), (1.26, 3), (2.4, 6)):
+        made = shortstack.plan(str(model), scores=scores, speedup=speedup, times=times) if blocks < 6 else None
+        assert made is None or len(made.removed) == blocks
+    made = found(model, data, speedup=1.25, times=times)
+    assert len(made.removed) == 2
+    assert made.why["speedup"]["expected"] == pytest.approx(1.25)
+    assert made.why["speedup"]["device"] == "cuda:0"
+    assert made.why["speedup"]["of"] == "engine vllm, batch 8, prompt_tokens 5, new_tokens 32"
+
+
+def test_more_depths_are_fitted_and_other_conditions_left_out(built: Built, tmp_path: Path) -> None:
+    model = built("llama")
+    times = benched(tmp_path / "bench.json", model, {6: 0.010, 5: 0.0091, 4: 0.0079, 3: 0.007})
+    slope = 0.00102  # of 7.0, 7.9, 9.1, 10.0 ms
+    assert benched_seconds(open_checkpoint(model), times).blocks[0] == pytest.approx(slope)
+    apart = Results(
+        (
+            *load_results(times).results,
+            *load_results(benched(tmp_path / "b.json", model, {3: 0.9}, batch=1)).results,
+        )
+    )
+    apart.save(times)
+    assert benched_seconds(open_checkpoint(model), times).blocks[0] == pytest.approx(slope)
+
+
+@pytest.mark.parametrize(
+    ("per_token", "says"),
+    [
+        ({4: 0.008}, "holds no time per token of"),
+        ({6: 0.010}, "holds no model of fewer blocks beside"),
+        ({6: 0.010, 4: 0.011}, "a block takes -0.0005 s of the 0.01 s of a token, in 6 blocks"),
+        ({6: 0.010, 4: 0.001}, "a block takes 0.0045 s of the 0.01 s of a token, in 6 blocks"),
+    ],
+)
+def test_a_bench_that_does_not_say_it(built: Built, tmp_path: Path, per_token: dict[int, float], says: str) -> None:
+    model = built("llama")
+    with pytest.raises(ShortstackError, match=says):
+        benched_seconds(open_checkpoint(model), benched(tmp_path / "bench.json", model, per_token))
+
+
+def test_times_of_whole_models_say_nothing_of_uneven_blocks(uneven: Path, tmp_path: Path) -> None:
+    with pytest.raises(ShortstackError, match="differ in size"):
+        benched_seconds(open_checkpoint(uneven), benched(tmp_path / "b.json", uneven, {6: 0.01, 4: 0.008}))
+
+
+def test_times_without_a_speed_are_refused(built: Built, data: str, tmp_path: Path) -> None:
+    times = benched(tmp_path / "bench.json", built("llama"), {6: 0.010, 4: 0.008})
+    with pytest.raises(UsageError, match="times=.*: no effect without speedup"):
+        found(built("llama"), data, remove=2, times=times)
 
 
 def test_dry_runs_measure_nothing(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:

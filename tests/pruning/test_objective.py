@@ -56,14 +56,13 @@ def of_sum(blocks: tuple[int, ...], objective: str) -> float:
 
 
 @pytest.mark.parametrize("objective", ["mean", "worst", "general=3,sums=1", "general=1"])
-@pytest.mark.parametrize("remove", [1, 2])
+@pytest.mark.parametrize("remove", [1, 2, 3])
 def test_a_plan_chooses_for_the_objective(built: Built, objective: str, remove: int) -> None:
     made = plan_for(
         open_checkpoint(built("llama")), scores=scores_for(built("llama")), remove=remove, objective=objective
     )
     removed = made.plan.removed
-    first = min(range(6), key=lambda block: of_sum((block,), objective))
-    sets = [(first,)] if remove == 1 else [tuple(sorted({first, other})) for other in range(6) if other != first]
+    sets = itertools.combinations(range(6), remove)
     assert removed == min(sets, key=lambda blocks: of_sum(blocks, objective))
     assert made.plan.why["objective"] == objective
     assert made.plan.why["sources"]["added_up"]["sums"] == pytest.approx(sum(SUMS[block] for block in removed))

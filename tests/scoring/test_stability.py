@@ -13,6 +13,7 @@ import shortstack
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.scoring import stability as stage
 from shortstack.scoring.stability_plot import shares
+from tests import pico
 
 Built = Callable[..., Path]
 
@@ -66,6 +67,43 @@ def test_the_record_the_table_and_the_map(built: Built, data: str, tmp_path: Pat
     assert values == [list(column) for column in zip(*values, strict=True)]
     assert "same blocks" in made.to_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.json", "s.png", "text.jsonl"]
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> str:
+    names = []
+    for name, seed in (("general", 1), ("sums", 2)):
+        rows = tmp_path / f"{name}.jsonl"
+        rows.write_text("".join(json.dumps({"input_ids": one}) + "\n" for one in pico.windows(4, 16, seed=seed)))
+        names.append(f"{name}={rows}")
+    return ",".join(names)
+
+
+def test_named_sources_are_compared(built: Built, sources: str, tmp_path: Path) -> None:
+    """Each ranks the blocks as it does alone; all other comparisons are of the text of all of them."""
+    model, one_by_one = built("llama"), dict(part.split("=") for part in sources.split(","))
+    made = found(model, sources, out=tmp_path / "s.json", criterion="ppl,bi,magnitude", seeds=1)
+    orders = {(one.criterion, one.windows, one.source): one.order for one in made.rankings}
+    assert set(orders) == {
+        *((criterion, size, None) for criterion in ("ppl", "bi", "magnitude") for size in (2, 4)),
+        *((criterion, 4, name) for criterion in ("ppl", "bi") for name in ("general", "sums")),
+    }
+    for (criterion, size, name), order in orders.items():
+        data = sources if name is None else one_by_one[name]
+        assert order == scored(model, data, criterion, samples=size)
+    compared = [(what, first, second) for what, first, second, _ in made.varied]
+    assert [what for what, *_ in compared].count("source") == 2
+    for what, first, second in compared:
+        assert (first.source is None) == (second.source is None) == (what != "source")
+    rows = [row for row in made.table_rows() if row["varied"] == "source"]
+    assert [(row["criterion"], row["first"], row["second"]) for row in rows] == [
+        ("ppl", "general", "sums"), ("bi", "general", "sums"),
+    ]  # fmt: skip
+    assert "general and sums" in made.to_text()
+    assert (
+        found(model, sources, out=tmp_path / "s.json", criterion="ppl,bi,magnitude", seeds=1).to_json()
+        == made.to_json()
+    )
 
 
 def test_killed_it_resumes(built: Built, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,8 +97,9 @@ class CalibrationSet:
         return replace(self, record={**self.record, "tokenizer": chosen.described()})
 
     def first(self, samples: int) -> CalibrationSet:
-        """The first of them alone."""
-        return self.some(range(min(samples, len(self.windows))))
+        """The first of them alone, of each named source as many."""
+        each = self.places.values() if self.sources else [range(len(self.windows))]
+        return self.some([place for places in each for place in places[:samples]])
 
     def halves(self) -> tuple[CalibrationSet, CalibrationSet]:
         """The first and the second half of each source's windows; sources take turns, so that the first few have all."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import count, counted, parse_size, size
+from shortstack.common.options import refuse_idle
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.pruning.block_seconds import NOT_TIMED, BlockSeconds
 from shortstack.pruning.options import AMOUNTS, Budget
 
 
@@ -67,6 +71,8 @@ def check_one_amount(budget: Budget) -> None:
         found = "none" if not amounts else " and ".join(amounts)
         every = ", ".join(f"--{name.replace('_', '-')}" for name in AMOUNTS)
         raise UsageError(f"give one of {every} (found {found})", hint="such as --remove 6")
+    if budget.speedup is None:
+        refuse_idle(budget, ["times"], "without --speedup")
 
 
 def is_of_measurements(budget: Budget) -> bool:
@@ -85,56 +91,108 @@ def amount_to_remove(sizes: Sizes, budget: Budget) -> int:
         if budget.remove < 0:
             raise UsageError(f"--remove {budget.remove}: expected 0 or more blocks")
         return budget.remove
-    left = _left(sizes.all_parameters, sizes.parameters)
+    whole, gone = _of_budget(sizes, budget)
+    return _amount(sizes, budget, dict(enumerate(whole - taken for taken in itertools.accumulate(gone, initial=0))))
+
+
+def amount_of_sets(
+    checkpoint: Checkpoint,
+    free: Sequence[int],
+    budget: Budget,
+    set_of: Callable[[int], Collection[int]],
+    times: BlockSeconds = NOT_TIMED,
+) -> int:
+    """How many blocks go, where the set that is chosen for each number is known: the set itself keeps the budget.
+
+    Sets are chosen of those numbers alone for which it matters which blocks go: of none where blocks are of one size.
+
+    Args:
+        checkpoint: the model.
+        free: positions of the blocks that may go.
+        budget: how much goes.
+        set_of: positions of the blocks that go, of a number of them.
+        times: of the blocks, where `--speedup` needs them.
+
+    Raises:
+        UsageError: the amount is out of range.
+        ShortstackError: all blocks together are not enough for it.
+    """
+    sizes = sizes_of(checkpoint, free, times.blocks, times.outside)
+    if budget.remove is not None:
+        return amount_to_remove(sizes, budget)
+    whole, of_free = _of_budget(sizes, budget)
+    own = dict(zip(free, of_free, strict=True))
+    smallest_first = sorted(free, key=own.__getitem__)
+    few, many = (
+        amount_to_remove(sizes_of(checkpoint, order, times.blocks, times.outside), budget)
+        for order in (smallest_first[::-1], smallest_first)
+    )
+    if few == many:
+        return few
+    left: dict[int, float] = {}
+    for number in range(few, min(many, checkpoint.depth - 1) + 1):
+        with contextlib.suppress(ShortstackError):  # no set of so many can go; of more some may
+            left[number] = whole - sum(own[place] for place in set_of(number))
+            if budget.ratio is None and budget.params is None and left[number] <= _most_left(sizes, budget):
+                break  # the fewest
+    return _amount(sizes, budget, left) if left else few
+
+
+def _of_budget(sizes: Sizes, budget: Budget) -> tuple[float, Sequence[float]]:
+    """What the budget counts, of the whole model and of each block."""
+    if budget.speedup is not None:
+        return sizes.all_seconds, sizes.seconds
+    if budget.bytes is not None:
+        return sizes.all_nbytes, sizes.nbytes
+    return sizes.all_parameters, sizes.parameters
+
+
+def _amount(sizes: Sizes, budget: Budget, left: Mapping[int, float]) -> int:
+    """The number of blocks that the budget means, by what is left without each number."""
     if budget.ratio is not None:
         if not 0 <= budget.ratio < 1:
             raise UsageError(f"--ratio {budget.ratio}: expected a share of the parameters, 0 <= ratio < 1")
         most = budget.ratio * sizes.all_parameters + 1e-9
-        return max(k for k in range(len(left)) if sizes.all_parameters - left[k] <= most)
-    if budget.bytes is not None:
-        return _for_bytes(sizes, budget.bytes)
-    if budget.speedup is not None:
-        return _for_speedup(sizes, budget.speedup)
-    target = parse_amount(budget.params or "")
-    if target > sizes.all_parameters:
-        raise UsageError(
-            f"--params {budget.params}: the model has {count(sizes.all_parameters)} parameters",
-            hint="give a smaller number, or --remove K",
-        )
-    return min(range(len(left)), key=lambda k: (abs(left[k] - target), k))
-
-
-def _for_bytes(sizes: Sizes, text: str) -> int:
-    target, left = parse_size(text, "--bytes"), _left(sizes.all_nbytes, sizes.nbytes)
-    enough = [k for k, nbytes in enumerate(left) if nbytes <= target]
+        return max(k for k in left if sizes.all_parameters - left[k] <= most)
+    if budget.params is not None:
+        target = parse_amount(budget.params)
+        if target > sizes.all_parameters:
+            raise UsageError(
+                f"--params {budget.params}: the model has {count(sizes.all_parameters)} parameters",
+                hint="give a smaller number, or --remove K",
+            )
+        return min(left, key=lambda k: (abs(left[k] - target), k))
+    most_left = _most_left(sizes, budget)
+    enough = [k for k in left if left[k] <= most_left]
     if not enough:
-        raise ShortstackError(
-            f"--bytes {text}: without all {counted(len(sizes.nbytes), 'removable block')} the weights of {sizes.source} "
-            f"still take {size(int(left[-1]))}",
-            hint=f"--bytes {-(-int(left[-1]) // 10**6)}MB or more, or quantize the pruned model",
-        )
-    return enough[0]
+        raise _too_little(sizes, budget, min(left.values()))
+    return min(enough)
 
 
-def _for_speedup(sizes: Sizes, wanted: float) -> int:
+def _most_left(sizes: Sizes, budget: Budget) -> float:
+    """The most bytes, or seconds of a token, that `--bytes` or `--speedup` leave."""
+    if budget.bytes is not None:
+        return parse_size(budget.bytes, "--bytes")
+    wanted = budget.speedup or 0.0
     if not (math.isfinite(wanted) and wanted >= 1):
         raise UsageError(f"--speedup {wanted}: expected a number of at least 1, such as 1.3")
-    speedups = [sizes.all_seconds / max(left, 1e-12) for left in _left(sizes.all_seconds, sizes.seconds)]
-    enough = [k for k, speedup in enumerate(speedups) if speedup >= wanted]
-    if not enough:
-        raise ShortstackError(
-            f"--speedup {wanted:g}: without all {counted(len(sizes.seconds), 'removable block')} {sizes.source} is "
-            f"{speedups[-1]:.2f} times as fast here",
-            hint=f"--speedup {math.floor(speedups[-1] * 100) / 100:g} or less",
+    return sizes.all_seconds / wanted * (1 + 1e-12)
+
+
+def _too_little(sizes: Sizes, budget: Budget, left: float) -> ShortstackError:
+    """All blocks together do not keep a budget."""
+    if budget.bytes is not None:
+        return ShortstackError(
+            f"--bytes {budget.bytes}: without all {counted(len(sizes.nbytes), 'removable block')} the weights of "
+            f"{sizes.source} still take {size(int(left))}",
+            hint=f"--bytes {-(-int(left) // 10**6)}MB or more, or quantize the pruned model",
         )
-    return enough[0]
-
-
-def _left(total: float, sizes: Sequence[float]) -> list[float]:
-    left = [total]
-    for one in sizes:
-        left.append(left[-1] - one)
-    return left
+    speedup = sizes.all_seconds / max(left, 1e-12)
+    return ShortstackError(
+        f"--speedup {budget.speedup:g}: without all {counted(len(sizes.seconds), 'removable block')} {sizes.source} is "
+        f"{speedup:.2f} times as fast here",
+        hint=f"--speedup {math.floor(speedup * 100) / 100:g} or less",
+    )
 
 
 def parse_amount(text: str, option: str = "--params", what: str = "parameters") -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shortstack.artifacts.scores import CriterionScores
 from shortstack.artifacts.source_table import costs_of_source
 from shortstack.errors import UsageError, did_you_mean
+from shortstack.pruning.swaps import by_swaps
 
 _KINDS = ("mean", "worst")
 _EXAMPLE = "mean, worst, or weights such as general=2,code=1"
@@ -147,6 +148,24 @@ class AddedCosts:
             run=self.found.run,
             sources=self.found.sources,
         )
+
+    def swapped(
+        self, removed: Sequence[int], candidates: Collection[int], may_go: Callable[[Sequence[int]], bool]
+    ) -> tuple[int, ...]:
+        """The set that swaps of blocks lead to where the objective is the worst source; else the set itself.
+
+        What goes one by one for the worst source is not the best set of its size; costs of a mean add up, and it is.
+
+        Args:
+            removed: the set.
+            candidates: blocks that may go.
+            may_go: whether a set can go exactly.
+        """
+        if self.objective is None or self.objective.text != "worst":
+            return tuple(removed)
+        dense, of_sources = self._dense, self.of_sources
+        shares = {block: [own[block] / dense[name] for name, own in of_sources.items()] for block in candidates}
+        return by_swaps(shares, removed, may_go)
 
     @property
     def _dense(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from shortstack.artifacts.sources import ScoresSource
@@ -28,6 +29,8 @@ class Budget(Options):
             `1.2x` for 1.2 times the dense model's. It needs a search.
         speedup: Remove the fewest blocks, so that generation is this many times as fast, such as 1.3. First the time of
             a token in each block, and in embeddings and head, is measured, which takes a few seconds.
+        times: Take the time of a token in a block from this file of `shortstack bench`. The file needs figures of the
+            model and of the model without some blocks. It needs `speedup`.
         plus: Keep the first four and the last two blocks, as published. By default this is on for models of at least 10
             blocks.
         objective: The cost to minimize, if the text has named sources: the `mean` of the sources, the `worst` source
@@ -45,6 +48,7 @@ class Budget(Options):
     bytes: Amount | None = None
     ppl_ceiling: Amount | None = None
     speedup: float | None = None
+    times: Path | None = None
     plus: bool | None = None
     objective: str | None = None
 

@@ -20,7 +20,7 @@ from shortstack.common.options import refuse_idle, stage, takes_fields
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_model
 from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
-from shortstack.pruning.budget import amount_to_remove, check_one_amount, sizes_of
+from shortstack.pruning.budget import amount_of_sets, check_one_amount
 from shortstack.pruning.close_scores import close_scores
 from shortstack.pruning.objective import AddedCosts, parse_objective
 from shortstack.pruning.options import BlockChoice
@@ -93,7 +93,9 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
             extra = "--scores" if scores is not None else next(iter(amounts))
             raise UsageError(f"--blocks names the blocks; {extra} contradicts it", hint="give one of them")
         refuse_idle(
-            choice, ["criterion", "plus", "strategy", "objective"], "with --blocks, which is taken as it stands"
+            choice,
+            ["criterion", "plus", "strategy", "objective", "times"],
+            "with --blocks, which is taken as it stands",
         )
         return planned(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
@@ -116,19 +118,26 @@ def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) ->
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     chosen = costs.chosen(protected)
     order = [index for index in chosen.order if index not in protected]
-    seconds = block_seconds(checkpoint) if choice.speedup is not None else NOT_TIMED
+    seconds = block_seconds(checkpoint, times=choice.times) if choice.speedup is not None else NOT_TIMED
     places = [checkpoint.position_of(index) for index in order]
-    wanted = amount_to_remove(sizes_of(checkpoint, places, seconds.blocks, seconds.outside), choice)
+
+    def set_of(number: int) -> tuple[tuple[int, ...], str]:
+        if choice.strategy == "contiguous":
+            return _cheapest_run(checkpoint, protected, costs, number), ""
+        first, not_exact = first_that_may_go(checkpoint, order, number)
+        return costs.swapped(first, order, lambda blocks: _reason_against(checkpoint, blocks) is None), not_exact
+
+    wanted = amount_of_sets(
+        checkpoint, places, choice, lambda number: [*map(checkpoint.position_of, set_of(number)[0])], seconds
+    )
     limit = min(len(order), checkpoint.depth - 1)
     if wanted > limit:
         raise too_many(wanted, limit, checkpoint, protected, chosen.order)
     _check_run(chosen, wanted, choice)
-    if choice.strategy == "contiguous":
-        removed = _cheapest_run(checkpoint, protected, costs, wanted)
-        notes = [note]
-    else:
-        removed, not_exact = first_that_may_go(checkpoint, order, wanted)
-        notes = [note, not_exact, close_scores(checkpoint.source, ranking, chosen, order, removed, choice)]
+    removed, not_exact = set_of(wanted)
+    notes = [note, not_exact]
+    if choice.strategy == "one-shot":
+        notes.append(close_scores(checkpoint.source, ranking, chosen, order, removed, choice))
     if not wanted and choice.remove is None and order:
         notes.append(_nothing_goes(choice, checkpoint.block_parameters()[places[0]] / checkpoint.parameters()))
     if chosen.is_bare and choice.criterion is not None:

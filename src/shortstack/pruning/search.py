@@ -17,7 +17,7 @@ from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions
 from shortstack.data.named_sources import preview_calibration
 from shortstack.pruning.block_seconds import NOT_TIMED, block_seconds
-from shortstack.pruning.budget import amount_to_remove, ceiling_nll, check_one_amount, sizes_of
+from shortstack.pruning.budget import amount_of_sets, ceiling_nll, check_one_amount
 from shortstack.pruning.objective import parse_objective
 from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import Budget, SearchOptions
@@ -118,8 +118,8 @@ def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: st
         wanted = sets.most_under(choice.ppl_ceiling, limit)
     else:
         if choice.speedup is not None:
-            seconds = block_seconds(checkpoint, sets.choosing.engine)
-        wanted = amount_to_remove(sizes_of(checkpoint, sets.order(), seconds.blocks, seconds.outside), choice)
+            seconds = block_seconds(checkpoint, sets.choosing.engine, times=choice.times)
+        wanted = amount_of_sets(checkpoint, sets.free, choice, lambda number: sets.ranked(number)[0], seconds)
     if wanted > limit:
         raise too_many(wanted, limit, checkpoint, protected, checkpoint.original_blocks)
     ranked, one_shot = sets.ranked(wanted), sets.one_shot(wanted)

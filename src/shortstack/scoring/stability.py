@@ -1,4 +1,4 @@
-"""How far can a choice be trusted? The agreement of rankings between criteria, seeds and numbers of windows."""
+"""How far can a choice be trusted? The agreement of rankings between criteria, seeds, numbers of windows and sources."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.artifacts.provenance import versions
+from shortstack.artifacts.scores import CriterionScores
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.extras import need_packages
 from shortstack.common.json_text import json_text, read_json
@@ -55,6 +56,8 @@ class StabilityOptions(Options):
             raise UsageError(f"--seeds {self.seeds}: expected at least 1")
 
 
+_VARIED = ("criterion", "seed", "windows", "source")
+_Order = tuple[str, str | None, list[int]]  # criterion, source, blocks
 _CALIBRATION, _CHOICE, _OPTIONS = CalibrationOptions(), StabilityOptions(), ScoreOptions()
 
 
@@ -63,19 +66,22 @@ class Ranked:
     """One ranking.
 
     Attributes:
-        criterion, seed, windows: what made it.
+        criterion, seed, windows: what made it; of named sources the windows of each.
         order: blocks of the original model, the first goes first.
+        source: the named source whose windows alone made it; None for all text.
     """
 
     criterion: str
     seed: int
     windows: int
     order: tuple[int, ...]
+    source: str | None = None
 
     @property
     def name(self) -> str:
         """In tables and plots."""
-        return f"{self.criterion}, seed {self.seed}, {self.windows} windows"
+        of = f", {self.source}" if self.source is not None else ""
+        return f"{self.criterion}, seed {self.seed}, {self.windows} windows{of}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +93,7 @@ class Stability(Shown):
         remove: how many blocks would go.
         protected: blocks that no ranking may remove.
         rankings: all of them.
-        varied: (`criterion`, `seed` or `windows`, two rankings that differ in it alone, how far they agree).
+        varied: (`criterion`, `seed`, `windows` or `source`, two rankings that differ in it alone, how far they agree).
     """
 
     source: str
@@ -153,7 +159,8 @@ def stability(
 ) -> Stability:
     """Measure how stable the chosen blocks are when the criterion, the seed or the number of windows changes.
 
-    One of them is varied at a time; the others stay as the options set them.
+    One of them is varied at a time; the others stay as the options set them. If the text has named sources, these are
+    compared, too.
 
     Args:
         model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
@@ -232,7 +239,7 @@ def _rankings(
             some = text.first(size)
             key = {
                 "fingerprint": checkpoint.fingerprint,
-                "windows": hashlib.sha256(json_text([some.windows, some.counted]).encode()).hexdigest(),
+                "windows": hashlib.sha256(json_text([some.windows, some.counted, some.sources]).encode()).hexdigest(),
                 "criteria": [one.name for one in criteria],
                 "options": [options.dtype, options.device, options.cpu_kernels],
                 "versions": versions(),
@@ -241,19 +248,28 @@ def _rankings(
             orders = _kept(file, key)
             if orders is None:
                 scores = score_windows(checkpoint, some, criteria, options=options, progress=progress)
-                orders = {one.name: list(scores.criterion(one.name).order) for one in criteria}
+                orders = [order for one in criteria for order in _orders(scores.criterion(one.name))]
                 if file is not None:
                     write_json(file, {"key": key, "orders": orders})
-            yield from (Ranked(name, seed, size, tuple(order)) for name, order in orders.items())
+            usual = seed == calibration.seed and size == sizes[0]
+            for name, source, order in orders:
+                if source is None or usual:
+                    yield Ranked(name, seed, size, tuple(order), source)
 
 
-def _kept(file: Path | None, key: dict[str, Any]) -> dict[str, list[int]] | None:
+def _orders(found: CriterionScores) -> list[_Order]:
+    """On all text, and on the windows of each named source."""
+    of_sources = [(found.name, source, list(one.order)) for source, one in found.sources.items()]
+    return [(found.name, None, list(found.order)), *of_sources]
+
+
+def _kept(file: Path | None, key: dict[str, Any]) -> list[_Order] | None:
     """The orders that an earlier run left, where they are of the same windows and model."""
     try:
         found = read_json(file.read_bytes()) if file is not None else {}
     except (OSError, ValueError):
         return None
-    orders: dict[str, list[int]] | None = found["orders"] if found.get("key") == key else None
+    orders: list[_Order] | None = found["orders"] if found.get("key") == key else None
     return orders
 
 
@@ -261,16 +277,14 @@ def _varied(
     rankings: Sequence[Ranked], calibration: CalibrationOptions, protected: set[int], remove: int
 ) -> Iterator[tuple[str, Ranked, Ranked, Agreement]]:
     """Every two rankings that differ in one thing, the others being the first seed and `samples`."""
-    for what in ("criterion", "seed", "windows"):
+    for what in _VARIED:
         for first, second in itertools.combinations(rankings, 2):
-            differs = [
-                name for name in ("criterion", "seed", "windows") if getattr(first, name) != getattr(second, name)
-            ]
-            usual = {"seed": calibration.seed, "windows": calibration.samples}
+            differs = [name for name in _VARIED if getattr(first, name) != getattr(second, name)]
+            usual = {"seed": calibration.seed, "windows": calibration.samples, "source": None}
             fixed = all(
                 getattr(one, name) == value for one in (first, second) for name, value in usual.items() if name != what
             )
-            if differs == [what] and fixed:
+            if differs == [what] and fixed and (what != "source" or None not in (first.source, second.source)):
                 names = (first.name, second.name)
                 yield what, first, second, agreement_of(names, (first.order, second.order), protected, [remove])
 
