@@ -48,7 +48,7 @@ def pairs(blocks: range = range(6)) -> list[set[int]]:
     return [set(pair) for pair in itertools.combinations(blocks, 2)]
 
 
-@pytest.mark.parametrize("selection", ["one-shot", "contiguous", "greedy", "beam:6"])
+@pytest.mark.parametrize("selection", ["one-shot", "contiguous", "greedy", "beam:6", "beam:9999"])
 def test_selections_choose_what_they_say(built: Built, data: str, selection: str) -> None:
     model = built("llama")
     removed = set(found(model, data, remove=2, selection=selection).removed)
@@ -58,6 +58,7 @@ def test_selections_choose_what_they_say(built: Built, data: str, selection: str
         "contiguous": cheapest(model, [{index, index + 1} for index in range(5)])[0],
         "greedy": cheapest(model, [singles[0] | other for other in singles[1:]])[0],
         "beam:6": cheapest(model, pairs())[0],
+        "beam:9999": cheapest(model, pairs())[0],  # wider than there are sets
     }
     assert removed == expected[selection]
 

@@ -135,6 +135,12 @@ def test_all_is_every_criterion(built: Built) -> None:
     assert list(scored(built("llama"), "all")) == list(CRITERIA)
 
 
+def test_gates_are_no_criterion_and_the_hint_says_where_they_are() -> None:
+    with pytest.raises(UsageError, match="unknown criterion 'gate'") as refused:
+        parse_criteria("ppl,gate")
+    assert "--selection gate:32" in (refused.value.hint or "")
+
+
 def test_errors_are_named_by_what_they_are_of(built: Built) -> None:
     """Those of ppl are in NLL, those of the others in the score's own unit."""
     calibration = CalibrationSet(pico.windows(5), {})

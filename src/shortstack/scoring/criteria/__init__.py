@@ -315,13 +315,16 @@ def parse_criteria(text: str) -> list[RequestedCriterion]:
     return criteria
 
 
+_NOT_ROWS = {
+    "all": "`all` stands alone: --criterion all",
+    "gate": "gates say what sets of blocks cost, not single ones: shortstack search MODEL --selection gate:32",
+}
+
+
 def _parse_one(name: str) -> RequestedCriterion:
     known, _, listed = name.partition(":")
     if known not in CRITERIA:
-        alone = "`all` stands alone: --criterion all"
-        raise UsageError(
-            f"unknown criterion {known!r}", hint=alone if known == "all" else did_you_mean(known, CRITERIA)
-        )
+        raise UsageError(f"unknown criterion {known!r}", hint=_NOT_ROWS.get(known) or did_you_mean(known, CRITERIA))
     row = CRITERIA[known]
     given: dict[str, Any] = {}
     for item in listed.split(",") if listed else []:
