@@ -142,6 +142,8 @@ ROWS: dict[int, tuple[str, str]] = {
     140: ("results that were measured with other limits", "no difference; the line names both limits"),
     141: ("a difference on a few rows that looks large", "exact tests: within noise where chance alone does as much"),
     142: ("a recipe whose path is spelt otherwise, or another of its name", "resumed; refused: file and content count"),
+    150: ("a budget of a model whose blocks differ in size", "the chosen set itself meets it, whatever chose it"),
+    151: ("several named sources where one was expected", "all of them take part, as many windows of each"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER: dict[str, tuple[int, ...]] = {}

@@ -79,6 +79,7 @@ def sources(tmp_path: Path) -> str:
     return ",".join(names)
 
 
+@pytest.mark.fault(151)
 def test_named_sources_are_compared(built: Built, sources: str, tmp_path: Path) -> None:
     """Each ranks the blocks as it does alone; all other comparisons are of the text of all of them."""
     model, one_by_one = built("llama"), dict(part.split("=") for part in sources.split(","))
