@@ -131,7 +131,7 @@ def test_the_picture_has_the_figures_and_the_marks(tmp_path: Path, monkeypatch: 
 
 
 def test_the_picture_has_each_source_and_ends_where_figures_do() -> None:
-    sources = {
+    sources: dict[str, dict[str, float | None]] = {
         "books": {"ppl": 11.0, "increase": 0.1, "stderr": 0.02},
         "sums": {"ppl": 5.0, "increase": 1.0, "stderr": None},
     }
