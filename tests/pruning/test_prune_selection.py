@@ -65,6 +65,22 @@ def test_the_set_and_the_plan_are_those_of_search(built: Built, data: str, tmp_p
     assert beside(tmp_path) == {"p"}
 
 
+def test_it_says_what_the_set_costs_and_what_each_source_pays(
+    built: Built, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = f"books={data},sums={data}"
+    for objective, said in (("worst", "of its dense loss on the worst source"), ("mean", "nats, mean")):
+        made = pruned(
+            built("llama"), named, tmp_path / objective, remove=2, samples=2, objective=objective, quiet=False
+        )
+        text = made.to_text()
+        assert f"what each source pays in perplexity (the set is chosen for {objective})" in text
+        measured = made.plan.why["measured"]
+        assert f"beside the dense model's perplexity of {measured['dense_ppl']:.4g}" in text
+        assert f"{measured['sets'][0]['increase']:+.1%}" in text
+        assert said in capsys.readouterr().err
+
+
 def test_a_search_that_was_killed_resumes(
     built: Built, data: str, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,13 +124,14 @@ class PrunePlan(Shown):
             lines.append(f"  protected (+)  {ranges(self.protected)}")
         if self.gone:
             lines.append(f"  already removed  {ranges(self.gone)}, of the original model")
-        lines += ["", self.sizes().to_text()]
-        pays = self.pays()
-        if pays is not None:
-            lines += ["", pays.to_text()]
-        if "measured" in self.why:
-            lines += ["", *self._measured_text(self.why["measured"])]
+        lines += ["", self.sizes().to_text(), *self.costs_text()]
         return "\n".join([*lines, *([self.note] if self.note else [])])
+
+    def costs_text(self) -> list[str]:
+        """The cost for each named source, and what was measured of the set and its alternatives, as far as it is known."""
+        pays, measured = self.pays(), self.why.get("measured")
+        lines = [] if pays is None else ["", pays.to_text()]
+        return lines if measured is None else [*lines, "", *self._measured_text(measured)]
 
     def pays(self) -> Table | None:
         """What each named source pays for the blocks that go; None where the text has one source."""

@@ -84,6 +84,7 @@ class PruneResult(Shown):
             f"{self.plan.source} removed "
             f"({self.plan.removal_ratio:.1%} of parameters) in {seconds(self.seconds)}",
             table(["", "before", "after"], rows),
+            *self.plan.costs_text(),
         ]
         if self.repaired is not None:
             from shortstack.pruning.repair.text import repair_text

@@ -251,7 +251,9 @@ class SetSearch:
     def _cost_text(self, cost: float) -> str:
         if self.objective is None:
             return f"perplexity {perplexity(cost):.4g}"
-        return f"{self.objective.text} of what is added: {cost:.4g}"
+        if self.objective.text == "worst":
+            return f"{cost:+.1%} of its dense loss on the worst source"
+        return f"{cost:+.4g} nats, {self.objective.text}"
 
     def reason_against(self, removed: RemovalSet) -> str | None:
         """Why a set cannot go exactly, or None where it can; what cannot is counted."""
