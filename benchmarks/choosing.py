@@ -62,7 +62,7 @@ class Choosing:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.checkpoint, self.progress, _ = opened(given.model, None, QUIET)
-        self.protected, _ = protected_blocks(self.checkpoint.original_blocks, None)
+        self.protected, _ = protected_blocks(self.checkpoint.original_blocks, given.plus)
         self.seconds: dict[str, dict[str, float]] = {}
         self.sizes = [max(1, round(share * self.checkpoint.depth)) for share in given.shares]
         code = given.work / "code.txt"
@@ -134,7 +134,14 @@ def by_criteria(run: Choosing, seed: int) -> list[dict[str, Any]]:
     for removed, strategy in itertools.product(run.sizes, ("one-shot", "contiguous")):
         sets = {}
         for criterion in CRITERIA:
-            made = plan(run.given.model, scores=found, criterion=criterion, remove=removed, strategy=strategy)
+            made = plan(
+                run.given.model,
+                scores=found,
+                criterion=criterion,
+                remove=removed,
+                strategy=strategy,
+                plus=run.given.plus,
+            )
             sets[criterion] = made.removed
         rows += run.judge(sets, seed, removed=removed, selection=strategy)
     return rows
@@ -235,9 +242,11 @@ def by_objective(run: Choosing, seed: int) -> list[dict[str, Any]]:
     every = run.scores(run.data, "all", seed, ",".join(CRITERIA))
     rows = []
     for removed in run.sizes:
-        sets = {"ppl of books": plan(run.given.model, scores=books, remove=removed).removed}
+        sets = {"ppl of books": plan(run.given.model, scores=books, remove=removed, plus=run.given.plus).removed}
         for objective in ("mean", "worst"):
-            made = plan(run.given.model, scores=every, criterion="ppl", remove=removed, objective=objective)
+            made = plan(
+                run.given.model, scores=every, criterion="ppl", remove=removed, objective=objective, plus=run.given.plus
+            )
             sets[f"{objective}, added up"] = made.removed
         with run.search("greedy", run.data, seed, "worst") as search:
             sets["worst, greedy"] = search.blocks(search.steps(removed)[-1].sets[0])
@@ -315,6 +324,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them, such as proposals,search")
     parser.add_argument("--shares", help="of the blocks that go, such as 0.1,0.2")
     parser.add_argument("--seeds", help="of the windows that choose, such as 1234,1")
+    parser.add_argument("--no-plus", dest="plus", action="store_const", const=False, help="any block may go")
     parser.add_argument("--proposals", type=int, default=32, help="sets that gates propose, and the others as many")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
