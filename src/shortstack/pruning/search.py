@@ -12,6 +12,7 @@ from shortstack.artifacts.plan import PrunePlan
 from shortstack.artifacts.protected import protected_blocks
 from shortstack.checkpoint.forecast import Forecast
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.extras import need_packages
 from shortstack.common.options import refuse_idle, stage
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions
@@ -178,6 +179,8 @@ def check_search(values: Mapping[str, Any]) -> list[str]:
     """
     parse_selection(values.get("selection", _SEARCH.selection), values.get("rescore"))
     parse_objective(values.get("objective"))
+    if values.get("plot") is not None:
+        need_packages("plot", "matplotlib", extra="report")
     given = {one.name: values[one.name] for one in fields(_CALIBRATION) if one.name in values}
     calibration = replace(_CALIBRATION, **given)
     both = replace(calibration, samples=2 * calibration.samples)
