@@ -124,6 +124,36 @@ def test_a_choice_as_plan_takes_it_is_taken_too(built: Built, tmp_path: Path) ->
     assert made.plan.removed == (1,)
 
 
+def test_what_is_left_is_repaired_between_the_steps(
+    built: Built, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step scores a checkpoint whose cuts are repaired. The output is repaired once, at the end."""
+    from shortstack.families.open_model import open_model
+
+    changed: list[int] = []
+
+    def noted(folder: str) -> Any:
+        found = open_model(folder)
+        changed.append(len((found.provenance or {})["steps"]))
+        return found
+
+    monkeypatch.setattr("shortstack.pruning.rescoring.open_model", noted)
+    given = {"data": data, "samples": 2, "seq_len": 16, "quiet": True, "dtype": "float32", "repair": "linear"}
+    made = shortstack.prune(
+        str(built("llama")),
+        selection="greedy",
+        rescore="ppl",
+        remove=3,
+        repair_between=True,
+        out=tmp_path / "p",
+        **given,
+    )
+    assert 4 in changed  # two blocks gone, and a repair behind each
+    blocks = ",".join(map(str, made.plan.removed))
+    shortstack.prune(str(built("llama")), blocks=blocks, out=tmp_path / "q", **given)
+    assert (tmp_path / "p/model.safetensors").read_bytes() == (tmp_path / "q/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -132,6 +162,8 @@ def test_a_choice_as_plan_takes_it_is_taken_too(built: Built, tmp_path: Path) ->
         ({"plan": "plan.json"}, "--plan names the blocks"),
         ({"remove": 1, "criterion": "ppl"}, "--criterion ppl: no effect with --selection"),
         ({"remove": 1, "strategy": "contiguous"}, "--strategy contiguous: no effect with --selection"),
+        ({"remove": 1, "repair_between": True}, "--repair-between: no effect without --repair and steps of --rescore"),
+        ({"remove": 1, "repair_between": True, "rescore": "ppl"}, "--repair-between: no effect"),
         ({"remove": 1, "selection": "gredy"}, "no such selection"),
         ({}, "give one of --remove, --ratio, --params"),
         ({"selection": None, "blocks": "1"}, "no effect without --selection"),

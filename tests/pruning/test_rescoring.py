@@ -17,7 +17,7 @@ from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning import rescoring
-from shortstack.pruning.rescoring import Rescoring
+from shortstack.pruning.rescoring import Between, Rescoring
 from tests import pico
 
 Built = Callable[..., Path]
@@ -104,7 +104,7 @@ def test_what_is_changed_between_steps_is_what_is_scored(built: Built, tmp_path:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     score = Scored([2, 0, 5])
-    steps = stepping(built("llama"), tmp_path / "work", score, between=double)
+    steps = stepping(built("llama"), tmp_path / "work", score, between=Between(double, {"times": 2}))
     assert steps.first(3) == [2, 0, 5]
     assert steps.first(2) == [2, 0]
     blocks, norms = zip(*score.given, strict=True)
@@ -113,6 +113,14 @@ def test_what_is_changed_between_steps_is_what_is_scored(built: Built, tmp_path:
     assert norms[2] == pytest.approx(4 * norms[0])
     left = [path.name for path in (tmp_path / "work").iterdir() if path.is_dir()]
     assert left == ["step-2"]  # one at a time
+
+
+def test_steps_that_were_changed_otherwise_are_not_those_of_this_run(built: Built, tmp_path: Path) -> None:
+    for key, order in ((None, [2, 0]), ({"repair": "auto"}, [1, 3]), ({"repair": "scale"}, [3, 1])):
+        between = None if key is None else Between(lambda _: None, key)
+        for given in (order, [5, 4]):  # the second time what the first one found is taken
+            steps = stepping(built("llama"), tmp_path / "work", Scored(given), between=between)
+            assert steps.first(2) == order
 
 
 def test_killed_it_resumes_at_its_step(built: Built, tmp_path: Path) -> None:

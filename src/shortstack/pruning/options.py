@@ -150,11 +150,13 @@ class PruneOptions(Options):
             skipped. If logits cannot be compared, this is reported.
         repair: Repair the cuts without training by this method, as `shortstack repair` does. It fits on the calibration
             windows, by default 128 windows of 256 tokens.
+        repair_between: After each step of `rescore`, also repair the remaining model before it is scored again.
         force: Replace an existing output that shortstack made.
         allow_nonfinite: Copy tensors that hold NaN or infinity.
     """
 
     verify: bool = False
     repair: Method | None = None
+    repair_between: bool = False
     force: bool = False
     allow_nonfinite: bool = False

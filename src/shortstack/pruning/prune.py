@@ -26,6 +26,7 @@ from shortstack.families.open_model import open_model
 from shortstack.pruning.opened_search import check_measurable
 from shortstack.pruning.options import BlockChoice, Budget, PruneChoice, PruneOptions, SearchOptions
 from shortstack.pruning.plan import PlannedCut, open_plan, plan_for
+from shortstack.pruning.rescoring import Between
 from shortstack.pruning.search import check_choice, searched
 from shortstack.publishing.model_card import write_beside_weights
 from shortstack.runtime.atomic_output import check_output, published
@@ -131,7 +132,7 @@ def prune(
     Raises:
         ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
     """
-    search = _search_of(plan, choice, calibration, measuring, repairs=options.repair is not None)
+    search = _search_of(plan, choice, calibration, measuring, options)
     progress = Progress(quiet=measuring.quiet)
     checkpoint = open_model(model, allow_links=measuring.allow_links, tokenizer=measuring.tokenizer, progress=progress)
     inputs = [checkpoint.directory, *([adapter] if adapter else [])]
@@ -150,7 +151,10 @@ def prune(
     says, logits, repaired = None, None, None
     with workspace(out) as work:
         if search is not None:
-            planned = searched(checkpoint, calibration, search, measuring, progress, work)
+            planned = searched(
+                checkpoint, calibration, search, measuring, progress, work,
+                _repair_between(checkpoint, calibration, options, measuring),
+            )  # fmt: skip
         nbytes = planned.plan.after["bytes"] or 0
         with published(out, inputs=inputs, nbytes=nbytes, force=options.force, is_locked=True) as folder:
             files = write_pruned(
@@ -176,13 +180,25 @@ def prune(
     return PruneResult(Path(out), planned.plan, files, command_seconds(), says, logits, repaired)
 
 
+def _repair_between(
+    dense: Checkpoint, calibration: CalibrationOptions, options: PruneOptions, measuring: ScoreOptions
+) -> Between | None:
+    """The repair of what each step of a search leaves; None where none was requested."""
+    if not options.repair_between or options.repair is None:
+        return None
+    from shortstack.pruning.repair.repair import repair_in_place, windows_of
+
+    method, windows = options.repair, windows_of(calibration)
+    key = {"repair": method, "samples": windows.samples, "seq_len": windows.seq_len}
+    return Between(lambda folder: repair_in_place(folder, dense, method, windows, measuring), key)
+
+
 def _search_of(
     plan: PlanSource | None,
     choice: BlockChoice,
     calibration: CalibrationOptions,
     measuring: ScoreOptions,
-    *,
-    repairs: bool,
+    options: PruneOptions,
 ) -> SearchOptions | None:
     """The search that chooses the blocks; None where a plan, scores or the blocks themselves do.
 
@@ -192,13 +208,18 @@ def _search_of(
     selection, rescore = (choice.selection, choice.rescore) if isinstance(choice, PruneChoice) else (None, None)
     if rescore is not None and selection is None:
         raise UsageError(f"--rescore {rescore}: no effect without --selection greedy", hint="--selection greedy")
+    if options.repair_between and (options.repair is None or rescore is None):
+        raise UsageError(
+            "--repair-between: no effect without --repair and steps of --rescore that it could come between",
+            hint="--selection greedy --rescore ppl --repair auto --repair-between",
+        )
     if plan is not None:
         if choice.amounts or choice.blocks is not None or choice.scores is not None or selection is not None:
             raise UsageError("--plan names the blocks; the other options contradict it", hint="give one of them")
         refuse_idle(choice, ["criterion", "plus", "strategy", "objective"], "with --plan, which says which blocks go")
     if selection is None:
         why = "without --selection or --repair, which run the model"
-        if repairs:
+        if options.repair is not None:
             refuse_idle(measuring, ["memory_limit", "save_every"], "without --selection, which measures sets of blocks")
             return None
         refuse_idle(calibration, [field.name for field in fields(CalibrationOptions)], why)

@@ -25,6 +25,19 @@ from shortstack.runtime.atomic_output import write_json
 from shortstack.scoring.criteria import RequestedCriterion, parse_criteria
 
 
+@dataclass(frozen=True)
+class Between:
+    """What changes the checkpoint of each step before it is scored.
+
+    Attributes:
+        change: called with its folder.
+        key: what the change depends on.
+    """
+
+    change: Callable[[Path], object]
+    key: dict[str, Any]
+
+
 @dataclass
 class Rescoring:
     """Steps of one block each. Blocks have their numbers in the original model.
@@ -36,8 +49,8 @@ class Rescoring:
         folder: where checkpoints of steps lie, one at a time, and which blocks are gone.
         key: what must agree for what an earlier run chose to be used.
         progress: where steps are told of.
-        between: called with the folder of each step's checkpoint before it is scored; it may change what is in there.
-        removed: so far, in their order.
+        between: what changes each step's checkpoint before it is scored; None leaves them as they are.
+        removed: so far, in their order; known once steps were asked for.
     """
 
     checkpoint: Checkpoint
@@ -46,17 +59,9 @@ class Rescoring:
     folder: Path
     key: dict[str, Any]
     progress: Progress
-    between: Callable[[Path], object] = lambda _: None
+    between: Between | None = None
     removed: list[int] = field(default_factory=list)
     _written: int = 0
-
-    def __post_init__(self) -> None:
-        try:
-            found = read_json(self._state.read_bytes())
-        except (OSError, ValueError):
-            return
-        if found.get("key") == self.key:
-            self.removed = list(found["removed"])
 
     def first(self, wanted: int) -> list[int]:
         """The first so many blocks to go.
@@ -64,10 +69,21 @@ class Rescoring:
         Raises:
             ShortstackError: no further block can be removed exactly.
         """
+        key = {**self.key, **({"between": self.between.key} if self.between is not None else {})}
+        if not self.removed:
+            self.removed = self._earlier(key)
         while len(self.removed) < wanted:
             self.removed.append(self._next())
-            write_json(self._state, {"key": self.key, "removed": self.removed})
+            write_json(self._state, {"key": key, "removed": self.removed})
         return self.removed[:wanted]
+
+    def _earlier(self, key: dict[str, Any]) -> list[int]:
+        """What an earlier run with the same key removed."""
+        try:
+            found = read_json(self._state.read_bytes())
+        except (OSError, ValueError):
+            return []
+        return list(found["removed"]) if found.get("key") == key else []
 
     def _next(self) -> int:
         current = self._current()
@@ -96,7 +112,8 @@ class Rescoring:
             shutil.rmtree(following, ignore_errors=True)
             following.mkdir(parents=True)
             write_pruned(current, planned, following)
-            self.between(following)
+            if self.between is not None:
+                self.between.change(following)
             if self._written:
                 shutil.rmtree(self._step(self._written))
             self._written += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from shortstack.pruning.objective import parse_objective
 from shortstack.pruning.opened_search import opened, opened_search
 from shortstack.pruning.options import Budget, SearchOptions
 from shortstack.pruning.plan import PlannedCut, planned, too_many
-from shortstack.pruning.rescoring import parse_rescore
+from shortstack.pruning.rescoring import Between, parse_rescore
 from shortstack.pruning.selection import parse_selection
 from shortstack.pruning.set_search import Judged, SetSearch
 from shortstack.runtime.atomic_output import write_json
@@ -93,13 +93,13 @@ def searched(
     options: ScoreOptions,
     progress: Progress,
     work: Path | None,
-    between: Callable[[Path], object] | None = None,
+    between: Between | None = None,
 ) -> PlannedCut:
     """The set that a search chooses for a checkpoint that is open already: what `search` and `prune` share.
 
     Args:
         work: where losses are kept, so that a search that was killed resumes; None keeps them nowhere.
-        between: with `rescore`, called with the folder of each step's checkpoint before it is scored; it may change it.
+        between: with `rescore`, what changes each step's checkpoint before it is scored.
     """
     selection, objective = parse_selection(choice.selection, choice.rescore), parse_objective(choice.objective)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
@@ -107,7 +107,7 @@ def searched(
         sets,
         why,
     ):
-        if sets.rescoring is not None and between is not None:
+        if sets.rescoring is not None:
             sets.rescoring.between = between
         return _found(sets, choice, protected, note, why)
 

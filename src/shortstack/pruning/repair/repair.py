@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,12 +169,7 @@ def repaired_in(
     """
     method, calibration, options, progress = how
     pruned = replace(open_checkpoint(folder, family=dense.anatomy.family), source=out, tokenizer=dense.tokenizer)
-    usual = CalibrationOptions()
-    sizes = {
-        name: getattr(WINDOWS if getattr(calibration, name) == getattr(usual, name) else calibration, name)
-        for name in ("samples", "seq_len")
-    }
-    found = fitted(dense, pruned, method, replace(calibration, **sizes), _REPAIR, options, progress)
+    found = fitted(dense, pruned, method, windows_of(calibration), _REPAIR, options, progress)
 
     def copied() -> dict[str, str]:
         return copy_weights(dense, cut, folder, False, progress)
@@ -189,6 +185,36 @@ def repaired_in(
             "repaired: its logits are others, and perplexity is stated in their place"
         )
     return {"places": folded.step["places"], "ppl": folded.step["ppl"]}, folded.files, verified
+
+
+def windows_of(calibration: CalibrationOptions) -> CalibrationOptions:
+    """The windows to fit on beside a search: the defaults of `repair` where they are those of scores."""
+    usual = CalibrationOptions()
+    sizes = {
+        name: getattr(WINDOWS if getattr(calibration, name) == getattr(usual, name) else calibration, name)
+        for name in ("samples", "seq_len")
+    }
+    return replace(calibration, **sizes)
+
+
+def repair_in_place(
+    folder: Path, dense: Checkpoint, method: Method, calibration: CalibrationOptions, options: ScoreOptions
+) -> None:
+    """Repair a checkpoint of the run's own state where it lies."""
+    made = folder.with_name(f"{folder.name}-repaired")
+    usual = ScoreOptions()
+    quiet = replace(options, memory_limit=usual.memory_limit, save_every=usual.save_every, quiet=True)
+    repair(
+        str(folder),
+        of=str(dense.directory),
+        out=made,
+        method=method,
+        calibration=calibration,
+        options=quiet,
+        force=True,
+    )
+    shutil.rmtree(folder)
+    made.rename(folder)
 
 
 def check_repair(values: Mapping[str, Any]) -> list[str]:
