@@ -17,7 +17,6 @@ from shortstack.common.json_text import json_text
 from shortstack.common.progress import Progress
 from shortstack.data.answers import IGNORED, labelled, labelled_chat
 from shortstack.data.chats import CHAT_FIELDS, Chat, chat_of, is_chat, rendered
-from shortstack.data.example_rows import ExampleRows, RowsInMaking
 from shortstack.data.files import TEXT_SUFFIXES, source_files, suffix_of
 from shortstack.data.row_prompt import AS_PUBLISHED, PromptRule
 from shortstack.data.sources import file_rows, row_text
@@ -26,6 +25,8 @@ from shortstack.errors import ShortstackError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from shortstack.data.example_rows import ExampleRows
 
 __all__ = ["IGNORED", "ExampleSet", "kind_of", "read_instructions", "split_off"]
 
@@ -135,6 +136,8 @@ def read_instructions(
         ShortstackError: a row is of another kind or holds a token that the model has no embedding for (names file and
             row), or no row has a response within the cutoff.
     """
+    from shortstack.data.example_rows import RowsInMaking
+
     examples = RowsInMaking()
     digest = hashlib.sha256()
     truncated = empty = unanswered = 0

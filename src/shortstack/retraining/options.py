@@ -11,6 +11,7 @@ from shortstack.checkpoint.options import CheckpointOptions, ComputeOptions
 from shortstack.common.option_values import Amount, Listed
 from shortstack.common.options import Options, expect, refuse_idle
 from shortstack.data.row_prompt import PromptRule
+from shortstack.engine.select import MemoryMode
 from shortstack.errors import UsageError
 from shortstack.runtime.devices import DType
 
@@ -257,6 +258,8 @@ class TeachOptions(ComputeOptions, CheckpointOptions):
         validation: The number of windows or rows in the validation set. By default it is that of `shortstack retrain`.
         isolate_documents: Keep attention within a document.
         micro_batch: The number of rows at a time.
+        memory: How much of the teacher is in memory: `streamed` holds two blocks at a time, `resident` the whole model.
+            `auto` is `resident` if the model fits.
         seed: The seed of the order of the text and of the validation split.
         force: Replace an existing output that shortstack made.
     """
@@ -270,6 +273,7 @@ class TeachOptions(ComputeOptions, CheckpointOptions):
     validation: int | None = None
     isolate_documents: bool = True
     micro_batch: int = 4
+    memory: MemoryMode = "auto"
     seed: int = 42
     force: bool = False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,13 @@ from shortstack.families.open_model import open_model
 from shortstack.retraining.options import TeachOptions
 from shortstack.retraining.teacher_cache import KIND
 from shortstack.runtime.atomic_output import check_output, published, write_json
-from shortstack.runtime.devices import DType
 from shortstack.runtime.workspace import load_state, save_state, unused, workspace
 
 if TYPE_CHECKING:
     import torch
 
     from shortstack.data.collators import Batch
+    from shortstack.retraining.teacher import Teacher
 
 _DEFAULTS = TeachOptions()
 _ROWS_PER_SHARD = 64
@@ -119,8 +119,7 @@ def teach(
         "tokens": parse_tokens(options.tokens), "micro_batch": options.micro_batch,
     }  # fmt: skip
     with workspace(out) as work:
-        lesson = _Lesson(checkpoint, data, settings, work, progress, options.trust_remote_code)
-        record = lesson.write(options.dtype, options.device)
+        record = _Lesson(checkpoint, data, settings, work, progress, options).write()
         with published(out, inputs=[checkpoint.directory], force=options.force, is_locked=True) as folder:
             for name in record["shards"]:
                 (work / name).rename(folder / name)
@@ -143,15 +142,15 @@ class _Lesson:
     settings: dict[str, Any]
     work: Path
     progress: Progress
-    trust_remote_code: bool
+    options: TeachOptions
     key: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, dtype: DType, device: str) -> dict[str, Any]:
+    def write(self) -> dict[str, Any]:
         """Write all shards into the work folder that are not there yet; the record of them all."""
         from shortstack.data.loaders import open_feed
-        from shortstack.engine.load import load_model
+        from shortstack.retraining.teacher import opened_teacher
 
-        tokenizer = load_tokenizer(self.teacher, trust_remote_code=self.trust_remote_code)
+        tokenizer = load_tokenizer(self.teacher, trust_remote_code=self.options.trust_remote_code)
         settings = self.settings
         feed = open_feed(
             self.data,
@@ -164,14 +163,12 @@ class _Lesson:
             progress=self.progress,
             embedding_rows=self.teacher.embedding_rows,
         )
-        model, computed, place = load_model(
-            self.teacher, dtype=dtype, device=device, trust_remote_code=self.trust_remote_code
-        )
-        record = self._begun(feed.described, str(computed).removeprefix("torch."))
         rows = feed.steps(1, epochs=1, tokens=settings["tokens"])
-        with self.progress.bar("teach", rows + sum(len(batch["targets"]) for batch in feed.held_out)) as advance:
-            self._part("held_out", feed.held_out, model, place, record, advance)
-            self._part("train", self._training(feed, rows, record), model, place, record, advance)
+        with opened_teacher(self.teacher, self.options, self.progress.say) as model:
+            record = self._begun(feed.described, str(model.dtype).removeprefix("torch."))
+            with self.progress.bar("teach", rows + sum(len(batch["targets"]) for batch in feed.held_out)) as advance:
+                self._part("held_out", feed.held_out, model, record, advance)
+                self._part("train", self._training(feed, rows, record), model, record, advance)
         shards = record["shards"].values()
         predicted = sum(shard["predicted"] for shard in shards)
         if not predicted:
@@ -210,56 +207,44 @@ class _Lesson:
             left = rows - start
             yield {key: value[:left] if hasattr(value, "shape") else value for key, value in batch.items()}
 
-    def _part(
-        self, part: str, batches: Any, model: Any, place: torch.device, record: dict[str, Any], advance: Any
-    ) -> None:
+    def _part(self, part: str, batches: Iterable[Batch], model: Teacher, record: dict[str, Any], advance: Any) -> None:
         """Shards of one part; those of `held_out` that are there already are made of the first batches."""
         names = [name for name in record["shards"] if name.startswith(part)]
         skipped = sum(record["shards"][name]["rows"] for name in names) if part == "held_out" else 0
-        rows: list[dict[str, np.ndarray]] = []
         stream: dict[str, Any] = {}
-        number = len(names)
-        for batch in batches:
-            stream |= batch.get("stream", {})
-            if skipped > 0:
-                skipped -= len(batch["targets"])
-                continue
-            rows += self._taught(model, batch, place)
-            advance(len(batch["targets"]))
-            if len(rows) >= _ROWS_PER_SHARD:
-                self._save(f"{part}-{number:05d}.npz", rows, stream, record)
-                rows, number = [], number + 1
-        if rows:
+        for number, shard in enumerate(_shards(batches, skipped), start=len(names)):
+            rows: list[dict[str, np.ndarray]] = []
+            logits = model.logits(shard)
+            for batch in shard:
+                rows += self._taught(batch, next(logits))  # one batch's at a time: they are large
+                advance(len(batch["targets"]))
+                stream |= batch.get("stream", {})
             self._save(f"{part}-{number:05d}.npz", rows, stream, record)
 
-    def _taught(self, model: Any, batch: Batch, place: torch.device) -> list[dict[str, np.ndarray]]:
+    def _taught(self, batch: Batch, logits_BTV: torch.Tensor) -> list[dict[str, np.ndarray]]:
         """Each row of a batch with the teacher's top log-probabilities at what it predicts."""
         import torch
         from torch.nn import functional
 
         from shortstack.data.instructions import IGNORED
-        from shortstack.retraining.losses import logits_of
 
-        here = {key: value.to(place) for key, value in batch.items() if hasattr(value, "to")}
-        with torch.no_grad():
-            logits_BTV = logits_of(model, here)
-            rows = []
-            for row in range(len(logits_BTV)):
-                chosen_T = here["targets"][row] != IGNORED
-                logits_NV = logits_BTV[row][chosen_T].float() / self.settings["temperature"]
-                if not bool(torch.isfinite(logits_NV).all()):
-                    raise ShortstackError(f"{self.teacher.source}: its logits are not finite", hint="--dtype float32")
-                top = functional.log_softmax(logits_NV, dim=-1).topk(self.settings["top_k"], dim=-1)
-                mask_T = here["attention_mask"][row].bool() if "attention_mask" in here else torch.ones_like(chosen_T)
-                rows.append(
-                    {
-                        "ids": batch["input_ids"][row][mask_T.cpu()].numpy().astype(np.int32),
-                        "targets": batch["targets"][row][mask_T.cpu()].numpy().astype(np.int32),
-                        "positions": batch["position_ids"][row][mask_T.cpu()].numpy().astype(np.int32),
-                        "top_ids": top.indices.cpu().numpy(),
-                        "top_logprobs": top.values.cpu().numpy().astype(np.float16),
-                    }
-                )
+        rows = []
+        for row in range(len(logits_BTV)):
+            chosen_T = batch["targets"][row] != IGNORED
+            logits_NV = logits_BTV[row][chosen_T.to(logits_BTV.device)].float() / self.settings["temperature"]
+            if not bool(torch.isfinite(logits_NV).all()):
+                raise ShortstackError(f"{self.teacher.source}: its logits are not finite", hint="--dtype float32")
+            top = functional.log_softmax(logits_NV, dim=-1).topk(self.settings["top_k"], dim=-1)
+            mask_T = batch["attention_mask"][row].bool() if "attention_mask" in batch else torch.ones_like(chosen_T)
+            rows.append(
+                {
+                    "ids": batch["input_ids"][row][mask_T].numpy().astype(np.int32),
+                    "targets": batch["targets"][row][mask_T].numpy().astype(np.int32),
+                    "positions": batch["position_ids"][row][mask_T].numpy().astype(np.int32),
+                    "top_ids": top.indices.cpu().numpy(),
+                    "top_logprobs": top.values.cpu().numpy().astype(np.float16),
+                }
+            )
         return rows
 
     def _save(
@@ -288,6 +273,21 @@ class _Lesson:
         }  # fmt: skip
         record["streams"] = {name: stream} if name.startswith("train") else record["streams"]
         save_state(self.work / _STATE, self.key, **record)
+
+
+def _shards(batches: Iterable[Batch], skipped: int) -> Iterator[list[Batch]]:
+    """The batches of each shard, without the first ones that hold so many rows."""
+    shard: list[Batch] = []
+    for batch in batches:
+        if skipped > 0:
+            skipped -= len(batch["targets"])
+            continue
+        shard.append(batch)
+        if sum(len(one["targets"]) for one in shard) >= _ROWS_PER_SHARD:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
 
 
 def _last(record: dict[str, Any], part: str) -> str:
