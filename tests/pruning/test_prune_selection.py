@@ -43,7 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def pruned(model: Path, data: str, out: Path, **options: Any) -> Any:
     windows = {"data": data, "samples": 3, "seq_len": 16}
-    return shortstack.prune(str(model), out=out, quiet=True, **{**windows, "selection": "greedy", **options})
+    return shortstack.prune(str(model), out=out, **{**windows, "selection": "greedy", "quiet": True, **options})
 
 
 def beside(folder: Path) -> set[str]:

@@ -120,6 +120,7 @@ def _found(sets: SetSearch, choice: Budget, protected: tuple[int, ...], note: st
     else:
         if choice.speedup is not None:
             seconds = block_seconds(checkpoint, sets.choosing.engine, times=choice.times)
+        sets.order()  # single blocks and the dense model in one sweep: every search needs them
         wanted = amount_of_sets(checkpoint, sets.free, choice, lambda number: sets.ranked(number)[0], seconds)
     if wanted > limit:
         raise too_many(wanted, limit, checkpoint, protected, checkpoint.original_blocks)
