@@ -110,6 +110,17 @@ def test_blocks_that_do_not_come_apart(
     assert "leave --memory out" in error.value.hint
 
 
+def test_a_teacher_that_does_not_fit_beside_the_student_is_to_be_cached(
+    dense: Path, retrained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortstack.runtime.memory.available_bytes", lambda *_: 1000)
+    monkeypatch.setattr("shortstack.engine.load.available_bytes", lambda *_: 10**12)
+    with pytest.raises(ShortstackError, match="of weights beside the student, 1 kB free on cpu") as error:
+        retrained("distill", tmp_path / "out", teacher=str(dense))
+    assert "`shortstack teach`" in error.value.hint
+    assert not (tmp_path / "out").exists()
+
+
 def test_memory_is_that_of_a_few_blocks_whatever_the_depth(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
+from shortstack.common.formatting import size
 from shortstack.common.option_values import Listed
 from shortstack.common.options import records_of, refuse_idle, stage
 from shortstack.common.progress import Progress
@@ -222,7 +223,14 @@ class _Online:
         from shortstack.engine.block_model import find_blocks
         from shortstack.engine.load import load_model
         from shortstack.retraining.losses import Distillation
+        from shortstack.runtime.memory import available_bytes
 
+        needed, free = self._teacher.parameters() * dtype.itemsize, available_bytes(device)
+        if needed > free:
+            raise ShortstackError(
+                f"{self._teacher.source}: {size(needed)} of weights beside the student, {size(free)} free on {device}",
+                hint="cache its logits with `shortstack teach`, which reads one block at a time; then use --offline",
+            )
         name: Any = str(dtype).removeprefix("torch.")
         dense, _, _ = load_model(
             self._teacher, dtype=name, device=str(device), trust_remote_code=self._options.trust_remote_code
