@@ -81,7 +81,7 @@ FROZEN = {
     "--quiet",
     "prune": "--adapter --allow-links --objective "
     "--out --plan --blocks --scores --criterion --remove --ratio --params --plus --no-plus --strategy --verify --repair "
-    "--force --allow-nonfinite --quiet",
+    "--repair-between --force --allow-nonfinite --quiet",
     "repair": "--of --out --method --data --samples --seq-len --seed --sampling --bos-every --chat-template --behind "
     "--first-token --padding --force --tokenizer --dtype --device --cpu-kernels --memory --trust-remote-code --allow-links "
     "--quiet",
