@@ -46,11 +46,14 @@ $(ENGINES)/vllm/.installed:
 	$(PYTHON) scripts/name_vllm.py $(@D)
 	@touch $@
 
+# Files of tests in the order of tests/conftest.py, long ones first, and not by their numbers of tests.
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(PYTEST)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -W ignore scripts/soak.py --examples 100000 --kills 2000

@@ -11,8 +11,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 
+from tests.kills import Warm
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 REAL = Path(__file__).resolve().parents[1] / "real/smollm2"
+# A full collection looks at a million objects of libraries: an eighth of the time of some tests.
+gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -22,6 +26,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHORTSTACK_CACHE", str(tmp_path_factory.mktemp("kept")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _small_measurements() -> Iterator[None]:
+    """What the machine reaches is measured with small products and short intervals: no test reads those figures, and each
+    row of `bench` would take seconds. tests/benchmark/test_work.py measures in the sizes that a user's run does."""
+    from shortstack.benchmark import floors, memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(floors, "_WIDEST", {**floors._WIDEST, "cpu": 256})
+        patch.setattr(floors, "_ENOUGH_OPERATIONS", 1e8)
+        patch.setattr(memory, "INTERVAL_SECONDS", 0.02)
         yield
 
 
@@ -71,6 +88,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return known[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that has everything imported, and is forked for a command that must be a process of its own."""
+    with Warm("shortstack.retraining.trainer", "peft", "accelerate", "matplotlib.figure") as process:
+        yield process
 
 
 @pytest.fixture

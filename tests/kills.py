@@ -1,11 +1,13 @@
-"""Processes that are killed: forked from a warmed process at every n-th write or after a while, and whole commands.
+"""Processes that are killed or share a run: forked from a warmed process; and whole commands.
 
 `python -m tests.kills` is the warmed process: it has everything imported, and forks a child for each job that it reads
-from its standard input. A child kills itself with SIGKILL in the middle of its n-th write, or its parent does so.
+from its standard input, or several that find each other as torchrun's do. A child kills itself with SIGKILL in the middle
+of its n-th write, or its parent does so.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -15,10 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.retraining.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,14 +61,21 @@ class Warm:
         kill_at: int | None = None,
         delay: float | None = None,
         sign: Path | None = None,
+        said: str | None = None,
         piece: int = 8192,
+        processes: int = 1,
+        module: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run a command in a fork: {"code": exit code or -9, "writes": how many it made}.
 
-        It is killed in its `kill_at`-th write, after `delay` seconds, or once the file `sign` is there.
+        It is killed in its `kill_at`-th write, after `delay` seconds, once the file `sign` is there, or once it has `said`
+        something. With several `processes` the code is that of the first that fails. `main` of `module` is called in place
+        of the command line.
         """
         assert self._process.stdin is not None
-        job = {"argv": argv, "log": str(log), "kill_at": kill_at, "delay": delay, "piece": piece}
+        job = {"argv": argv, "log": str(log), "kill_at": kill_at, "delay": delay, "piece": piece, "said": said}
+        job |= {"processes": processes, "module": module, "environment": dict(environment or {})}
         job["sign"] = None if sign is None else str(sign)
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -203,13 +214,35 @@ def main() -> None:
     for module in sys.argv[1:]:
         importlib.import_module(module)
     torch.set_num_threads(1)
+    gc.freeze()  # what is imported is nothing that a child's garbage collection has to look at, or to copy
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(_forked(json.loads(line))), flush=True)
 
 
 def _forked(job: dict[str, Any]) -> dict[str, Any]:
+    Path(job["log"]).write_bytes(b"")
+    environments = [job["environment"]]
+    if job["processes"] > 1:
+        port, world = str(free_port()), str(job["processes"])
+        environments = [
+            {**job["environment"], "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world,
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            for rank in range(job["processes"])
+        ]  # fmt: skip
     reader, writer = os.pipe()
+    pids = [_started({**job, "environment": environment}, reader, writer) for environment in environments]
+    os.close(writer)
+    if job["delay"] is not None:
+        time.sleep(job["delay"])
+        os.kill(pids[0], signal.SIGKILL)
+    code = _watched(job, pids[0]) if len(pids) == 1 else _all_of(pids)
+    with os.fdopen(reader) as stream:
+        told = stream.read()
+    return {"code": code, "writes": int(told or 0) if len(pids) == 1 else 0}
+
+
+def _started(job: dict[str, Any], reader: int, writer: int) -> int:
     pid = os.fork()
     if pid == 0:
         os.close(reader)
@@ -218,22 +251,36 @@ def _forked(job: dict[str, Any]) -> dict[str, Any]:
             code = _child(job, writer)
         finally:
             os._exit(code)
-    os.close(writer)
-    if job["delay"] is not None:
-        time.sleep(job["delay"])
-        os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def _watched(job: dict[str, Any], pid: int) -> int:
+    """Its exit code; killed once the sign is there."""
     done, status = 0, 0
-    while job["sign"] is not None and not done:
-        if os.path.exists(job["sign"]):
+    while (job["sign"] or job["said"]) and not done:
+        if (job["sign"] and os.path.exists(job["sign"])) or (
+            job["said"] and job["said"] in Path(job["log"]).read_text()
+        ):
             os.kill(pid, signal.SIGKILL)
             break
         time.sleep(0.002)
         done, status = os.waitpid(pid, os.WNOHANG)
     if not done:
         _, status = os.waitpid(pid, 0)
-    with os.fdopen(reader) as stream:
-        told = stream.read()
-    return {"code": os.waitstatus_to_exitcode(status), "writes": int(told or 0)}
+    return os.waitstatus_to_exitcode(status)
+
+
+def _all_of(pids: list[int]) -> int:
+    """The exit code of the first that fails, whose companions are ended, as torchrun does."""
+    found, left = 0, set(pids)
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        if (code := os.waitstatus_to_exitcode(status)) and not found:
+            found = code
+            for other in left:
+                os.kill(other, signal.SIGKILL)
+    return found
 
 
 def _child(job: dict[str, Any], told: int) -> int:
@@ -241,16 +288,21 @@ def _child(job: dict[str, Any], told: int) -> int:
     from shortstack.checkpoint import pieces
     from shortstack.cli.app import run
 
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(job["log"], os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.environ.update(job["environment"])
     copying.PIECE = pieces.PIECE = job["piece"]
     copying._SYNC_EVERY = 4 * job["piece"]
     count = _killing_at(job["kill_at"])
-    code = run(job["argv"])
+    if job["module"]:
+        sys.argv = [job["module"], *job["argv"]]
+        code = importlib.import_module(job["module"]).main()
+    else:
+        code = run(job["argv"])
     sys.stdout.flush()
     os.write(told, str(count[0]).encode())
-    return code
+    return int(code)
 
 
 def _killing_at(nth: int | None) -> list[int]:

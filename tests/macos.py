@@ -1,6 +1,7 @@
 """Linux made to look like macOS to what is called: what that system lacks is gone, and /proc and /sys are not there.
 
-`python -m tests.macos ARGUMENTS` runs the command line so. A real one differs in more; these are the names that fail.
+`python -m tests.macos ARGUMENTS` runs the command line so, and after the word `then` the next one. A real system differs in
+more; these are the names that fail.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import builtins
 import fcntl
 import io
+import itertools
 import multiprocessing
 import os
 import sys
@@ -67,4 +69,6 @@ if __name__ == "__main__":
     disguise()
     from shortstack.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+    for is_then, words in itertools.groupby(sys.argv[1:], lambda word: word == "then"):
+        if not is_then and (code := run(list(words))):
+            sys.exit(code)

@@ -13,6 +13,7 @@ import pytest
 
 from shortstack.registry import COMMANDS
 from tests import pico
+from tests.benchmark.material import measure_memory_here
 from tests.commands import blocks, run_command, run_document
 from tests.hub_server import serving
 from tests.publishing.export import fake
@@ -73,6 +74,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     with serving(repositories) as (endpoint, _), pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
+        measure_memory_here(patch)
         # llama.cpp's converter is a program of its own: a small one stands for it.
         patch.setenv("PATH", str(fake.converter(folder / "bin").parent), prepend=os.pathsep)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)

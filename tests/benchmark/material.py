@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from shortstack.artifacts.results import Result
+from shortstack.benchmark import memory, sweep
 from shortstack.benchmark.engines import DoesNotFitError, Sample, Workload
 from shortstack.benchmark.options import EngineOptions
 from shortstack.common.progress import Progress
@@ -12,6 +17,7 @@ from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.families.open_model import open_model
 
+FEW = {"runs": 4, "warmup": 1, "new_tokens": "4", "prompt_tokens": 8, "quiet": True}
 QUIET = Progress(quiet=True)
 
 
@@ -19,8 +25,26 @@ def subject(path: Path) -> Subject:
     return Subject(open_model(str(path), progress=QUIET), EvaluationOptions(device="cpu", quiet=True), QUIET)
 
 
+def by_model(results: tuple[Result, ...]) -> dict[str, Result]:
+    return {Path(result.model).name: result for result in results}
+
+
 def workload(batch: int = 1, prompt: int = 8, new: int = 4) -> Workload:
     return Workload(batch, tuple(range(3, 3 + prompt)), new, prompt=f"a prompt of {prompt} tokens")
+
+
+def measure_memory_here(patch: pytest.MonkeyPatch) -> None:
+    """Measure peak memory in this process, as the process that is started for it does: tests/benchmark/test_memory.py starts
+    that one. The figures hold what the tests hold themselves."""
+
+    def measured(
+        one: Subject, engine: str, workloads: Sequence[Workload], keep: Callable[[Workload, dict[str, Any]], object]
+    ) -> None:
+        measure = memory._loaded(memory._request(one, engine))
+        for each in workloads:
+            keep(each, {**measure.load, **measure.taken(each)})
+
+    patch.setattr(sweep, "measured_memory", measured)
 
 
 class CountedEngine:

@@ -18,7 +18,7 @@ from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
 from tests import pico
-from tests.scoring.test_score import assert_equals_oracle, scored
+from tests.scoring.material import assert_equals_oracle, scored
 
 Built = Callable[..., Path]
 

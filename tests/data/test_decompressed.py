@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import io
 import itertools
@@ -34,6 +35,7 @@ _WORDS = random.Random(5)
 ROWS = [{"text": f"row {number} " + "".join(_WORDS.choice("abcdefgh ") for _ in range(300))} for number in range(2_000)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 PACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
+packed = functools.cache(lambda suffix: PACK[suffix](TEXT))
 
 
 def zipped(data: bytes) -> bytes:
@@ -61,6 +63,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a page": (lambda _: b"<!DOCTYPE html>", "is HTML or XML, not"),
     "something": (lambda _: b"something else", "not (gzip|zstd), or broken"),
 }
+damaged = functools.cache(lambda damage, suffix: DAMAGE[damage][0](packed(suffix)))
 READERS: dict[str, Callable[[Path], Any]] = {
     "all": lambda file: read_corpus(str(file), role="training"),
     "counted": lambda file: read_corpus(str(file), role="calibration", counted_beyond=0),
@@ -76,8 +79,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str, name: str, reader: str) -> None:
     file = tmp_path / name
-    change, says = DAMAGE[damage]
-    file.write_bytes(change(PACK[file.suffix](TEXT)))
+    file.write_bytes(damaged(damage, file.suffix))
     if reader == "instructions" and damage in (
         "cut off",
         "cut off in its check",
@@ -85,7 +87,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str, name: str, reader:
         "with something behind",
     ):
         return  # it looks at the first row alone
-    with pytest.raises(ShortstackError, match=says) as refused:
+    with pytest.raises(ShortstackError, match=DAMAGE[damage][1]) as refused:
         READERS[reader](file)
     assert str(refused.value).startswith(str(file))
     assert refused.value.hint

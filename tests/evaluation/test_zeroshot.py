@@ -23,6 +23,7 @@ from shortstack.evaluation.zeroshot import evaluate_zeroshot
 from tests import pico
 from tests.evaluation import material
 from tests.hub_server import serving
+from tests.kills import Warm
 
 pytest.importorskip("lm_eval")
 Built = Callable[..., Path]
@@ -98,7 +99,7 @@ def test_log_probabilities_of_continuations(built: Built, family: str, batch: in
 
 @pytest.fixture(scope="module")
 def direct(shared: Path) -> dict[str, Any]:
-    """lm-eval itself, with its own model class, on 60 rows of each real file."""
+    """lm-eval itself, with its own model class, on 30 rows of each real file."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -112,7 +113,7 @@ def direct(shared: Path) -> dict[str, Any]:
         pretrained=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(directory), batch_size=16, device="cpu",
     )  # fmt: skip
-    results: dict[str, Any] = simple_evaluate(lm, tasks=tasks, limit=60, bootstrap_iters=100)
+    results: dict[str, Any] = simple_evaluate(lm, tasks=tasks, limit=30, bootstrap_iters=100)
     return results
 
 
@@ -120,7 +121,7 @@ def direct(shared: Path) -> dict[str, Any]:
 def ours(shared: Path) -> Any:
     model = str(shared / "data/models/stories260k")
     options = EvaluationOptions(quiet=True, fresh=True)
-    (result,) = evaluate_zeroshot(model, tasks_dir=shared / "data/tasks", limit=60, options=options).results
+    (result,) = evaluate_zeroshot(model, tasks_dir=shared / "data/tasks", limit=30, options=options).results
     return result
 
 
@@ -286,30 +287,24 @@ def test_a_task_that_the_harness_does_not_know(built: Built) -> None:
         evaluate_zeroshot(str(built("llama")), tasks="nosuchtask", options=QUIET)
 
 
-def test_a_killed_run_goes_on_with_the_next_task(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_with_the_next_task(
+    built: Built, warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "kept"))
     rows = material.published(tmp_path / "rows")
     file = rows / "hellaswag/hellaswag_val.jsonl"
     file.write_text(file.read_text() * 100)  # long enough to be killed in
     model = str(built("llama", **LONG))
-    command = [
-        sys.executable, "-m", "shortstack", "eval", "zeroshot", model, "--tasks-dir", str(rows), "--out",
-        str(tmp_path / "r.json"),
-    ]  # fmt: skip
-    killed = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if "hellaswag ..." in line:  # boolq and piqa are done
-            killed.send_signal(signal.SIGKILL)
-            break
-    assert killed.wait(timeout=60) == -signal.SIGKILL
-    killed.stderr.close()
+    command = ["eval", "zeroshot", model, "--tasks-dir", str(rows), "--out", str(tmp_path / "r.json")]
+    log, kept = tmp_path / "log.txt", {"SHORTSTACK_CACHE": str(tmp_path / "kept")}
+    # boolq and piqa are done then
+    assert warm.run(command, log, said="hellaswag ...", environment=kept)["code"] == -signal.SIGKILL, log.read_text()
     assert not (tmp_path / "r.json").exists()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0, again.stderr
-    found = [line for line in again.stderr.splitlines() if "found by an earlier run" in line]
+    assert warm.run(command, log, environment=kept)["code"] == 0, log.read_text()
+    said = log.read_text()
+    found = [line for line in said.splitlines() if "found by an earlier run" in line]
     assert {line.split(": ")[1] for line in found} >= {"boolq", "piqa"}
-    assert f"{model}: openbookqa ..." in again.stderr
+    assert f"{model}: openbookqa ..." in said
     (fresh,) = evaluate_zeroshot(model, tasks_dir=rows, options=EvaluationOptions(quiet=True, fresh=True)).results
     assert json.loads((tmp_path / "r.json").read_text())["per_item"] == fresh.per_item
 

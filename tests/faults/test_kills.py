@@ -28,12 +28,6 @@ def shares(wanted: int, killed: Callable[[], int]) -> Iterator[float]:
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
 def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("windows") / "w.jsonl"
     path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in pico.windows()))
@@ -74,7 +68,7 @@ def test_prune_the_whole_command(built: Built, warm: Warm, tmp_path: Path) -> No
     assert kill_command([*sweep.argv, "--force"], 60) == 0
     longest = time.perf_counter() - started
     killed = [0]
-    for share in shares(12, lambda: killed[0]):
+    for share in shares(13, lambda: killed[0]):
         sweep.empty()
         killed[0] += kill_command(sweep.argv, share * longest) == -9
         sweep.check_and_run_again()
@@ -87,7 +81,7 @@ def test_score_the_whole_command(built: Built, warm: Warm, windows: Path, tmp_pa
     assert kill_command(sweep.argv, 60) == 0
     longest = time.perf_counter() - started
     killed = [0]
-    for share in shares(5, lambda: killed[0]):
+    for share in shares(2, lambda: killed[0]):
         sweep.empty()
         killed[0] += kill_command(sweep.argv, (0.5 + 0.5 * share) * longest) == -9
         sweep.check_and_run_again()

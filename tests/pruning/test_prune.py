@@ -280,7 +280,7 @@ class TestOutput:
         self, built: Built, tmp_path: Path, delay: float
     ) -> None:
         """Killed at swept times after the stage appeared: the output is absent or complete, never in between."""
-        model = built("llama", num_hidden_layers=60, hidden_size=128, intermediate_size=512, head_dim=32)
+        model = built("llama", num_hidden_layers=12, hidden_size=256, intermediate_size=1024, head_dim=64)
         code = "from shortstack.cli.app import run; import sys; sys.exit(run(sys.argv[1:]))"
         arguments = ["prune", str(model), "--out", str(tmp_path / "p"), "--blocks", "1"]
         process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
@@ -292,7 +292,7 @@ class TestOutput:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         if (tmp_path / "p").exists():
-            assert open_checkpoint(tmp_path / "p").depth == 59
+            assert open_checkpoint(tmp_path / "p").depth == 11
         result = prune(str(model), out=tmp_path / "p", blocks="1", force=True, verify=True, quiet=True)
         assert result.verified is not None
         assert [path.name for path in tmp_path.iterdir()] == ["p"]

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shortstack.families.open_model import open_checkpoint
+from shortstack.recipes.dry_run import Rehearsal
 from shortstack.recipes.resolve import Recipe, resolve
 from shortstack.recipes.run import RunResult, run
 from tests.recipes import material
@@ -30,26 +31,35 @@ class Bench:
     def model(self, recipe: Recipe) -> Path:
         """A model that the recipe begins with: deep enough for what it removes, or as deep as the published one."""
         removed = next((int(step.values["remove"]) for step in recipe.steps if "remove" in step.values), 0)
-        blocks = None if self.full_depth else max(10, removed + 7)
+        blocks = None if self.full_depth else removed + 7
         wide = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 16} if in_groups(recipe) else {}
         name = f"{recipe.model.replace('/', '_')}-{blocks}{'-wide' * bool(wide)}"
         if name not in self._models:
             self._models[name] = material.model(self.folder / "models" / name, recipe.model, blocks, **wide)
         return self._models[name]
 
-    def run(self, name: str, *more: str) -> None:
+    def run(self, name: str, *more: str) -> RunResult:
         """Run a recipe and look at everything that it left."""
         recipe = resolve(name)
+        result = self._called(recipe, *more, quiet=True)
+        assert isinstance(result, RunResult)
+        assert [step.name for step in result.steps] == [step.name for step in recipe.steps]
+        looked_at(recipe, self.folder / "runs" / name, result)
+        return result
+
+    def rehearsed(self, name: str, *more: str) -> Rehearsal:
+        """What it would do."""
+        found = self._called(resolve(name), *more, dry_run=True)
+        assert isinstance(found, Rehearsal)
+        return found
+
+    def _called(self, recipe: Recipe, *more: str, **how: bool) -> RunResult | Rehearsal:
         missing = sorted({package for step in recipe.steps for package in step.command.missing})
         if missing:
             pytest.skip(f"{', '.join(missing)} is not installed")
-        out = self.folder / "runs" / name
         settings = material.shortened({step.name: step.command.name for step in recipe.steps}, self.places)
-        result = run(name, model=str(self.model(recipe)), out=out, set_=[*settings, *more], quiet=True)
-        assert isinstance(result, RunResult)
-        assert [step.name for step in result.steps] == [step.name for step in recipe.steps]
-        assert {step.state for step in result.steps} == {"done"}
-        looked_at(recipe, out, result)
+        out = self.folder / "runs" / recipe.name
+        return run(recipe.name, model=str(self.model(recipe)), out=out, set_=[*settings, *more], **how)
 
 
 def in_groups(recipe: Recipe) -> bool:

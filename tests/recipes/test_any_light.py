@@ -18,6 +18,7 @@ from shortstack.publishing.card_text import carried_over
 from shortstack.recipes.resolve import Reference, resolve
 from shortstack.recipes.run import RunResult
 from tests import pico
+from tests.benchmark.material import measure_memory_here
 from tests.retraining.material import instructions, texts
 
 RECIPE = "any-light"
@@ -27,6 +28,11 @@ SHORT = [
     "heal.cutoff=200", "heal.validation=2", "ppl.seq_len=16", "bench.batch=1", "bench.prompt_tokens=4", "bench.new_tokens=2",
     "bench.runs=1", "bench.warmup=0",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _memory_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure_memory_here(monkeypatch)
 
 
 def settings(folder: Path) -> list[str]:

@@ -26,7 +26,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_published_script_from_end_to_end(name: str, bench: Bench) -> None:
-    bench.run(name)
+    result = bench.run(name)
+    assert {step.state for step in result.steps} == {"done"}
 
 
 def test_the_pickled_llama_with_wrong_ids_is_what_the_first_recipe_ran_on(bench: Bench) -> None:
@@ -81,4 +82,5 @@ def test_from_the_hub_by_names_alone(bench: Bench, tmp_path: Path) -> None:
 def test_in_the_long_form(name: str, tmp_path: Path) -> None:
     """On models of the published depth, with the published numbers of epochs and samples."""
     long = Bench(tmp_path, full_depth=True)
-    long.run(name, "lora.max_steps=null", "samples.count=null", "samples.new_tokens=null", "lora.eval_windows=null")
+    full = ("lora.max_steps=null", "samples.count=null", "samples.new_tokens=null", "lora.eval_windows=null")
+    assert {step.state for step in long.run(name, *full).steps} == {"done"}

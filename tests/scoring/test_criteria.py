@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.criteria import CRITERIA, Criterion, LogitsPass, parse_criteria
 from shortstack.scoring.score import score_windows
 from tests import oracle, pico
-from tests.retraining.processes import launched
+from tests.kills import Warm
 from tests.scoring.toys import ROWS
 
 Built = Callable[..., Path]
@@ -166,12 +163,13 @@ def read(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3n_text"])
-def test_in_two_processes(built: Built, tiny_model: Callable[[str], Path], family: str, tmp_path: Path) -> None:
+def test_in_two_processes(
+    built: Built, tiny_model: Callable[[str], Path], family: str, warm: Warm, tmp_path: Path
+) -> None:
     """One of each engine; five windows, so that the parts differ in size."""
     model, data = tiny_model(family) if "_" in family else built(family), rows(tmp_path / "rows.jsonl")
-    process = launched("ddp", 2, arguments(model, data, tmp_path / "two.json"), tmp_path, module="tests.scoring.toys")
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    command, log = arguments(model, data, tmp_path / "two.json"), tmp_path / "log.txt"
+    assert warm.run(command, log, processes=2, module="tests.scoring.toys")["code"] == 0, log.read_text()
     assert run(arguments(model, data, tmp_path / "one.json")) == 0
     two, one = read(tmp_path / "two.json"), read(tmp_path / "one.json")
     for name in one:
@@ -181,17 +179,15 @@ def test_in_two_processes(built: Built, tiny_model: Callable[[str], Path], famil
 @pytest.mark.fault(52)
 @pytest.mark.parametrize(("family", "saves"), [("llama", 3), ("llama", 9), ("gemma3n_text", 4)])
 def test_killed_it_resumes(
-    built: Built, tiny_model: Callable[[str], Path], family: str, saves: int, tmp_path: Path,
+    built: Built, tiny_model: Callable[[str], Path], family: str, saves: int, warm: Warm, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """SIGKILL between blocks, after the logits, in the backward sweep, and between passes of a model that is held whole."""
     model, data = tiny_model(family) if "_" in family else built(family), rows(tmp_path / "rows.jsonl")
     command = arguments(model, data, tmp_path / "killed.json", "--save-every", "0")
-    killed = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.scoring.toys", *command],
-        env={**os.environ, "TOYS_KILLED_AT": str(saves), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    log = tmp_path / "log.txt"
+    killed = warm.run(command, log, module="tests.scoring.toys", environment={"TOYS_KILLED_AT": str(saves)})
+    assert killed["code"] == -signal.SIGKILL, log.read_text()
     assert not (tmp_path / "killed.json").exists()
     assert run(arguments(model, data, tmp_path / "whole.json")) == 0
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Scores against the naive oracle: streamed and resident, one file and shards, tied and untied, in groups."""
+"""Scores against the naive oracle: streamed and resident, one file and shards, tied and untied."""
 
 from __future__ import annotations
 
@@ -12,32 +12,14 @@ import pytest
 import torch
 
 from shortstack.artifacts.scores import Scores, load_scores
-from shortstack.common.formatting import parse_size
-from shortstack.common.progress import Progress
-from shortstack.data.calibration import CalibrationSet
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.plan import plan
-from shortstack.scoring.criteria import parse_criteria
-from shortstack.scoring.score import score, score_windows
+from shortstack.scoring.score import score
 from tests import oracle, pico
+from tests.scoring.material import ALL, assert_equals_oracle, scored
 
 Built = Callable[..., Path]
-ALL = "ppl,taylor,magnitude"
-
-
-def scored(model: Path, windows: list[list[int]], criteria: str = ALL, **options: Any) -> Scores:
-    return score_windows(open_checkpoint(model), CalibrationSet(windows, {}), parse_criteria(criteria), **options)
-
-
-def assert_equals_oracle(found: Scores, model: Path, windows: list[list[int]], rel: float = 1e-5) -> None:
-    assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=rel)
-    assert found.criteria["ppl"].dense_ppl == pytest.approx(oracle.dense_ppl(model, windows), rel=rel)
-    for name, expected in (("taylor", oracle.taylor(model, windows)), ("magnitude", oracle.magnitude(model))):
-        assert list(found.criteria[name].tensors.values()) == [
-            pytest.approx(block, rel=rel, abs=1e-9) for block in expected
-        ]
-        assert found.criteria[name].scores == pytest.approx([sum(block.values()) for block in expected], rel=rel)
 
 
 @pytest.mark.parametrize("memory", ["streamed", "resident"])
@@ -75,65 +57,6 @@ def test_any_number_of_windows(built: Built, windows_count: int) -> None:
     found = scored(model, windows, "ppl")
     assert found.criteria["ppl"].scores == pytest.approx(oracle.ppl_without_each(model, windows), rel=1e-5)
     assert (found.criteria["ppl"].stderr is None) == (windows_count == 1)
-
-
-@pytest.mark.parametrize("streams", [2, 3, 5])
-@pytest.mark.fault(91)
-def test_groups_of_streams_give_the_same(built: Built, streams: int) -> None:
-    model = built("llama")
-    windows = pico.windows()
-    one_stream = len(windows) * len(windows[0]) * 32 * 4
-    together = scored(model, windows, "ppl,taylor")
-    in_groups = scored(model, windows, "ppl,taylor", stream_bytes=streams * one_stream)
-    for name in ("ppl", "taylor"):
-        assert in_groups.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("criteria", "streams", "group"),
-    [("ppl", 3, 1), ("ppl", 4, 2), ("ppl,taylor", 7 + 5, 3), ("ppl", 7, 6), ("ppl", 99, 6)],
-)
-def test_a_limit_of_memory_makes_groups(
-    built: Built,
-    criteria: str,
-    streams: int,
-    group: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The streams share the limit with what a backward sweep needs kept: an input per block, and the last output."""
-    from shortstack.engine.streamed import StreamedModel
-
-    model, windows = built("llama"), pico.windows()
-    seen = []
-    real = StreamedModel.forward
-
-    def forward(self: StreamedModel, *arguments: Any, **options: Any) -> Any:
-        seen.append(self.group)
-        return real(self, *arguments, **options)
-
-    monkeypatch.setattr(StreamedModel, "forward", forward)
-    one_stream = len(windows) * len(windows[0]) * 32 * 4
-    together = scored(model, windows, criteria)
-    limited = scored(model, windows, criteria, memory_bytes=streams * one_stream, progress=Progress())
-    assert seen == [6, group]
-    assert limited.settings.get("group", 6) == group
-    line = f"{group} are swept at a time, and the weights read {-(-6 // group)} times\n"
-    assert capsys.readouterr().err.count(line) == (group < 6)
-    for name in criteria.split(","):
-        assert limited.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)
-    with pytest.raises(ShortstackError, match=r"--memory-limit .*: hidden states of all windows take"):
-        scored(model, windows, criteria, memory_bytes=2 * one_stream)
-
-
-@pytest.mark.parametrize(("text", "size"), [("4GB", 4 * 10**9), ("1.5 kb", 1500), ("500M", 5 * 10**8), ("2000", 2000)])
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-def test_what_is_no_size(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(ShortstackError, match="'lots' is not a size"):
-        score(str(built("llama")), memory_limit="lots")
 
 
 def test_standard_error_is_that_of_the_paired_difference(built: Built) -> None:
@@ -360,83 +283,6 @@ def test_blocks_that_are_not_there(built: Built, tmp_path: Path) -> None:
         score(str(built("llama")), blocks="2", criterion="magnitude", csv=tmp_path)
     found = score(str(built("llama")), blocks="2,4-5", criterion="magnitude")
     assert found.criteria["magnitude"].blocks == (2, 4, 5)
-
-
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kept", [0, 1, 3, 6])
-def test_graphs_that_are_kept_give_the_same_gradients(
-    built: Built, kept: int, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Resident, what autograd keeps of a forward is not computed again, for as many of the last blocks as fit; also where
-    weights are converted to what is computed in."""
-    from shortstack.engine import backward as graphs
-    from shortstack.engine.block_model import Skeleton
-
-    model, windows = built("llama", dtype=stored), pico.windows(5)
-    expected = scored(model, windows, "taylor", memory="streamed")
-    monkeypatch.setattr(graphs, "_measured", lambda run, _: (run(), 10))
-    real, forwards = Skeleton.run_block, []
-    monkeypatch.setattr(Skeleton, "run_block", lambda *a: forwards.append(torch.is_grad_enabled()) or real(*a))
-    monkeypatch.setattr(graphs.Graphs, "__init__", _limited(graphs.Graphs.__init__, 10 * kept))
-    found = scored(model, windows, "taylor", memory="resident")
-    assert found.criteria == expected.criteria
-    again = 6 - kept  # the first block's forward is thrown away where it turns out not to fit
-    assert len(forwards) == 6 + again + (kept < 6)
-
-
-def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
-    return lambda self, _, last, parts: original(self, limit, last=last, parts=parts)
-
-
-@pytest.mark.parametrize(("at_a_time", "forwards"), [(5, 1 + 5), (4, 2 * 6)])
-def test_streamed_keeps_the_graph_of_the_last_block_where_it_is_one_batch(
-    built: Built, at_a_time: int, forwards: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A backward sweep begins with that block, and holds a batch's graph anyway."""
-    from shortstack.engine import block_model as skeleton
-
-    windows = pico.windows(5)
-    monkeypatch.setitem(skeleton.TOKENS_AT_A_TIME, "cpu", at_a_time * len(windows[0]))
-    asked = _watched(monkeypatch)
-    scored(built("llama"), windows, "taylor", memory="streamed")
-    assert len([None for gradients, _ in asked if gradients]) == forwards
-
-
-@pytest.mark.parametrize("memory", ["streamed", "resident"])
-@pytest.mark.parametrize("candidates", [(0, 1, 2, 3, 4, 5), (2, 4, 5)])
-def test_gradients_end_at_the_first_block_that_is_scored(
-    built: Built, memory: str, candidates: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = _watched(monkeypatch)
-    scored(built("llama"), pico.windows(2), "taylor", candidates=candidates, memory=memory)
-    onwards = [wanted for gradients, wanted in asked if gradients]
-    assert onwards.count(False) == 1
-    assert onwards.count(True) == 5 - candidates[0]
-
-
-def _watched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
-    """For each run of a block: whether its weights get gradients, and whether what goes into it does."""
-    from shortstack.engine.block_model import Skeleton
-
-    asked: list[tuple[bool, bool]] = []
-    real = Skeleton.run_block
-
-    def run(self: Skeleton, block: torch.nn.Module, hidden: torch.Tensor, call: object) -> torch.Tensor:
-        asked.append((torch.is_grad_enabled(), hidden.requires_grad))
-        return real(self, block, hidden, call)
-
-    monkeypatch.setattr(Skeleton, "run_block", run)
-    return asked
-
-
-def test_kept_graphs_are_measured_without_the_weights(built: Built) -> None:
-    from shortstack.engine.backward import _measured
-
-    layer = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8))
-    x = torch.randn(5, 8, requires_grad=True)
-    result, taken = _measured(lambda: layer(x), dict(layer.named_parameters()))
-    assert result.grad_fn is not None
-    assert 5 * 8 * 4 + 5 * 32 * 4 <= taken <= 5 * 8 * 4 + 3 * 5 * 32 * 4
 
 
 @pytest.mark.parametrize("more", [{}, {"until": "stable", "remove": 1}])

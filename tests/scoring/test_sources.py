@@ -17,7 +17,7 @@ from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score, score_windows
 from tests import pico
-from tests.retraining.processes import launched
+from tests.kills import Warm
 from tests.scoring.test_processes import read
 from tests.scoring.test_resume import CutOffError, cut_off_after
 
@@ -107,7 +107,7 @@ def texts(folder: Path) -> str:
     return f"general={folder / 'general.txt'},sums={folder / 'sums.txt'}"
 
 
-def test_two_processes(built: Built, tmp_path: Path) -> None:
+def test_two_processes(built: Built, warm: Warm, tmp_path: Path) -> None:
     """Three windows each: the second source begins within the share of the first process or the second."""
     model, data = built("llama"), texts(tmp_path)
     command = [
@@ -122,9 +122,8 @@ def test_two_processes(built: Built, tmp_path: Path) -> None:
         "--samples",
         "3",
     ]
-    process = launched("ddp", 2, [*command, "--out", str(tmp_path / "two.json")], tmp_path)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    log = tmp_path / "log.txt"
+    assert warm.run([*command, "--out", str(tmp_path / "two.json")], log, processes=2)["code"] == 0, log.read_text()
     score(str(model), out=tmp_path / "one.json", data=data, criterion="ppl,taylor,kl,bi", seq_len=16, samples=3)
     one, two = load_scores(tmp_path / "one.json"), load_scores(tmp_path / "two.json")
     assert read(tmp_path / "two.json")["settings"]["processes"] == 2

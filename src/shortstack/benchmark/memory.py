@@ -53,7 +53,6 @@ def measured_memory(
 
 class _Child:
     def __init__(self, subject: Subject, engine: str) -> None:
-        options = subject.options
         self._name = subject.name
         self._talk = Conversation(
             _COMMAND,
@@ -61,13 +60,7 @@ class _Child:
             limit=_LIMIT_SECONDS,
             env=dict(os.environ),
         )
-        self._talk.tell(
-            {
-                "model": subject.name, "engine": engine, "dtype": subject.settings["dtype"], "device": str(subject.place),
-                "trust_remote_code": options.trust_remote_code, "allow_links": options.allow_links,
-                "interval": INTERVAL_SECONDS, "path": sys.path,
-            }
-        )  # fmt: skip
+        self._talk.tell({**_request(subject, engine), "path": sys.path})
         self._load: dict[str, Any] | None = None
         self.has_ended = False
 
@@ -85,6 +78,15 @@ class _Child:
 
     def close(self) -> None:
         self._talk.close()
+
+
+def _request(subject: Subject, engine: str) -> dict[str, Any]:
+    """What the other process needs to load the same model in the same way."""
+    options = subject.options
+    return {
+        "model": subject.name, "engine": engine, "dtype": subject.settings["dtype"], "device": str(subject.place),
+        "trust_remote_code": options.trust_remote_code, "allow_links": options.allow_links, "interval": INTERVAL_SECONDS,
+    }  # fmt: skip
 
 
 def main() -> None:
