@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,21 +16,24 @@ from shortstack.publishing.report import inputs
 from shortstack.publishing.report.report import report
 from tests.publishing.report.material import PRUNED, RETRAINED, folder_of_all
 
-# The page lies in a frame as wide as a screen; what is in it is measured from outside, since it runs no script itself.
-_FRAME = """<!DOCTYPE html><meta charset="utf-8"><body>
-<iframe width="{width}" height="900" srcdoc="{page}"></iframe><pre id="found"></pre>
+WIDTHS = (360, 1280)
+# The page lies in frames as wide as screens; what is in it is measured from outside, since it runs no script itself.
+_FRAMES = """<!DOCTYPE html><meta charset="utf-8"><body>{frames}<pre id="found"></pre>
 <script>
 onload = () => {{
-  const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
-  const wide = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll") && !one.closest("svg") &&
-    one.getBoundingClientRect().right > root.clientWidth + 1);
-  const texts = [...page.querySelectorAll("svg text")].filter(one => {{
-    const box = one.getBoundingClientRect(), around = one.ownerSVGElement.getBoundingClientRect();
-    return box.left < around.left - 1 || box.right > around.right + 1;
-  }});
-  document.querySelector("#found").textContent = JSON.stringify([
-    root.scrollWidth, root.clientWidth, page.defaultView.getComputedStyle(page.querySelector(".tiles")).display,
-    wide.map(one => one.outerHTML.slice(0, 80)), texts.map(one => one.textContent)]);
+  const measured = frame => {{
+    const page = frame.contentDocument, root = page.documentElement;
+    const wide = [...page.querySelectorAll("body *")].filter(one => !one.closest(".scroll") && !one.closest("svg") &&
+      one.getBoundingClientRect().right > root.clientWidth + 1);
+    const texts = [...page.querySelectorAll("svg text")].filter(one => {{
+      const box = one.getBoundingClientRect(), around = one.ownerSVGElement.getBoundingClientRect();
+      return box.left < around.left - 1 || box.right > around.right + 1;
+    }});
+    return [
+      root.scrollWidth, root.clientWidth, page.defaultView.getComputedStyle(page.querySelector(".tiles")).display,
+      wide.map(one => one.outerHTML.slice(0, 80)), texts.map(one => one.textContent)];
+  }};
+  document.querySelector("#found").textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(measured));
 }};</script>"""
 
 
@@ -54,21 +58,28 @@ def shown(chromium: str, page: Path, tmp_path: Path) -> str:
     return html.unescape(match[1])
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_and_its_style_is_taken(
-    chromium: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
-    known = {"pruned": PRUNED, "retrained": RETRAINED}
-    monkeypatch.setattr(inputs, "_fingerprint", lambda place: known[place.name])
+@pytest.fixture(scope="module")
+def measured(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The page at each width, in one Chromium."""
+    folder, known = tmp_path_factory.mktemp("page"), {"pruned": PRUNED, "retrained": RETRAINED}
     long = "organisation-with-a-long-name/a-model-with-a-name-that-takes-more-than-a-line-of-a-telephone-7B"
-    report(folder_of_all(tmp_path / "work", dense=long), out=tmp_path / "page.html")
-    frame = tmp_path / "frame.html"
-    frame.write_text(_FRAME.format(width=width, page=html.escape((tmp_path / "page.html").read_text())))
-    found = shown(chromium, frame, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "_fingerprint", lambda place: known[place.name])
+        report(folder_of_all(folder / "work", dense=long), out=folder / "page.html")
+    page = html.escape((folder / "page.html").read_text())
+    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{page}"></iframe>' for width in WIDTHS)
+    (folder / "frames.html").write_text(_FRAMES.format(frames=frames))
+    found = shown(chromium, folder / "frames.html", folder)
     assert found.startswith("["), "the page's policy let the frame's script not in, or the page is empty"
-    whole, inner, display, wide, texts = json.loads(found)
+    values: list[Any] = json.loads(found)
+    return values
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_fits_and_its_style_is_taken(measured: list[Any], width: int) -> None:
+    whole, inner, display, wide, texts = measured[WIDTHS.index(width)]
     assert display == "grid"  # the style's hash is the one that the policy names
-    assert whole <= inner
+    assert whole <= inner <= width
     assert wide == []
     assert texts == []
