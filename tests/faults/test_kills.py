@@ -15,6 +15,7 @@ from tests.kills import Warm, kill_command, prune_sweep, score_sweep
 
 Built = Callable[..., Path]
 pytestmark = pytest.mark.fault(51, 52, 53)
+SHARDS = {"shard_bytes": 60_000, "num_hidden_layers": 4}  # few writes, and more than one file of each kind
 counted = {"forked": 0, "commands": 0}
 
 
@@ -34,7 +35,7 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("options", [{}, {"shard_bytes": 40_000}], ids=["one-file", "shards"])
+@pytest.mark.parametrize("options", [{}, SHARDS], ids=["one-file", "shards"])
 def test_prune_killed_in_every_write(built: Built, warm: Warm, tmp_path: Path, options: dict[str, int]) -> None:
     sweep = prune_sweep(warm, built("llama", **options), tmp_path / "f")
     for nth in range(1, sweep.writes + 1):
@@ -44,7 +45,7 @@ def test_prune_killed_in_every_write(built: Built, warm: Warm, tmp_path: Path, o
 
 
 def test_prune_killed_after_a_while(built: Built, warm: Warm, tmp_path: Path) -> None:
-    sweep = prune_sweep(warm, built("llama", shard_bytes=40_000), tmp_path / "f")
+    sweep = prune_sweep(warm, built("llama", **SHARDS), tmp_path / "f")
     started = time.perf_counter()
     sweep.check_and_run_again()
     longest = time.perf_counter() - started
@@ -55,7 +56,7 @@ def test_prune_killed_after_a_while(built: Built, warm: Warm, tmp_path: Path) ->
 
 def test_score_killed_in_writes(built: Built, warm: Warm, windows: Path, tmp_path: Path) -> None:
     """It resumes from its last saved state: the same scores bit for bit."""
-    sweep = score_sweep(warm, built("llama", shard_bytes=40_000), tmp_path / "f", windows)
+    sweep = score_sweep(warm, built("llama", **SHARDS), tmp_path / "f", windows)
     for nth in range(1, sweep.writes + 1):
         sweep.kill(kill_at=nth)
     counted["forked"] += sweep.kills

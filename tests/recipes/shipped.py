@@ -62,6 +62,17 @@ class Bench:
         return run(recipe.name, model=str(self.model(recipe)), out=out, set_=[*settings, *more], **how)
 
 
+def looked_ahead(recipe: Recipe, found: Rehearsal) -> None:
+    """A dry run names every step, what the cut leaves, and how long measuring takes."""
+    assert [step.name for step in found.steps] == [step.name for step in recipe.steps]
+    values, made = {step.name: step.values for step in recipe.steps}, {step.name: step for step in found.steps}
+    depth = open_checkpoint(found.model).depth - values.get("prune", {}).get("remove", 0)
+    for step in {"prune", "merge", "cpt"} & set(made):
+        assert made[step].makes.startswith(f"{depth} blocks, ")
+        assert made[step].nbytes > 0
+    assert (made["ppl"].seconds or 0) > 0
+
+
 def in_groups(recipe: Recipe) -> bool:
     """Whether weights share scales, which takes at least 32 of them in a row."""
     return any(step.command.name == "quantize" for step in recipe.steps)

@@ -1,4 +1,4 @@
-"""The twenty published scripts as recipes, each run whole."""
+"""The twenty published scripts as recipes: one of each model is run whole, and in the long form all of them are."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from shortstack.families.open_model import open_checkpoint
 from shortstack.recipes.resolve import resolve
 from tests.checkpoint.test_hub import shortstack
 from tests.hub_server import serving
-from tests.recipes.shipped import Bench
+from tests.recipes.shipped import Bench, looked_ahead
 from tests.recipes.test_published_values import PIPELINES
 from tests.retraining.test_hub_datasets import parquet
 
 SCRIPTS = [name for name in PIPELINES if "remove" not in name]
+# Of each model one, of each criterion some; the others differ from them in the criterion alone.
+WHOLE = {
+    "llama-1-7b-ppl", "llama-2-7b-taylor", "llama-3-8b-ppl", "vicuna-7b-taylor", "vicuna-13b-magnitude",
+    "catppt-base-magnitude", "gemma-2b-taylor", "gemma-7b-ppl",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +29,25 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"))
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in WHOLE else [pytest.mark.slow]) for name in SCRIPTS]
+)
 def test_a_published_script_from_end_to_end(name: str, bench: Bench) -> None:
     result = bench.run(name)
     assert {step.state for step in result.steps} == {"done"}
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - WHOLE))
+def test_a_published_script_would_run(name: str, bench: Bench) -> None:
+    """Everything that would fail before a step computes, on the same models and data; and what would be made."""
+    found = bench.rehearsed(name)
+    assert found.problems == []
+    looked_ahead(resolve(name), found)
+
+
+def test_every_model_and_every_criterion_is_run_whole() -> None:
+    for place in (0, 1):
+        assert {PIPELINES[name][place] for name in WHOLE} == {PIPELINES[name][place] for name in SCRIPTS}
 
 
 def test_the_pickled_llama_with_wrong_ids_is_what_the_first_recipe_ran_on(bench: Bench) -> None:
