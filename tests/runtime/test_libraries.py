@@ -7,6 +7,13 @@ import sys
 
 import pytest
 
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 _CODE = """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,9 +35,7 @@ print(getattr(getattr(candidate_generator, "roc_curve", None), "__module__", "")
 @pytest.fixture(scope="module")
 def printed() -> list[str]:
     """Calls on a tensor while transformers is imported in a process of its own; and where a function of sklearn is from."""
-    done = subprocess.run([sys.executable, "-c", _CODE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return python(_CODE).splitlines()
 
 
 def test_what_is_imported_is_what_the_libraries_hold(printed: list[str]) -> None:
