@@ -29,8 +29,8 @@ def write(source: Path, path: Path, count: int) -> None:
 def read(data: str, model: str) -> None:
     """In a process of its own: what it took, as JSON."""
     from shortstack.common.progress import Progress
-    from shortstack.data.collators import Shares
-    from shortstack.data.loaders import open_feed
+    from shortstack.data.collators import Sharding
+    from shortstack.data.loaders import open_dataset
     from shortstack.data.tokenizer import load_tokenizer
     from shortstack.families.open_model import open_checkpoint
     from shortstack.runtime.memory import peak_rss_bytes
@@ -41,11 +41,11 @@ def read(data: str, model: str) -> None:
     gc.collect()
     process = psutil.Process()
     before, started = process.memory_info().rss, time.process_time()
-    feed = open_feed(
+    dataset = open_dataset(
         data, tokenizer, seq_len=256, progress=Progress(quiet=True), embedding_rows=checkpoint.embedding_rows
     )
-    tokens = feed.tokens_per_epoch
-    first = next(iter(feed.loader(Shares(64, 4), 0, 1, {}, 0)))
+    tokens = dataset.tokens_per_epoch
+    first = next(iter(dataset.loader(Sharding(64, 4), 0, 1, {}, 0)))
     took = time.process_time() - started
     gc.collect()
     kept, peak = process.memory_info().rss - before, peak_rss_bytes() - before

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from shortstack.common.progress import Progress
-from shortstack.data.collators import Order, Shares, StepSampler, collated
+from shortstack.data.collators import Order, Sharding, StepSampler, collated
 from shortstack.data.example_rows import Example, ExampleRows, RowsInMaking
 from shortstack.data.instructions import IGNORED, labelled_row, split_off
-from shortstack.data.loaders import ExampleFeed, in_batches, open_feed
+from shortstack.data.loaders import ExampleDataset, in_batches, open_dataset
 from shortstack.data.tokenizer import padding_id
 from tests import pico
 from tests.retraining.material import sentence
@@ -73,21 +73,21 @@ def test_batches_are_to_the_bit_those_of_lists(group_by_length: bool, tmp_path: 
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
     tokenizer = pico.tokenizer()
-    feed = open_feed(
+    dataset = open_dataset(
         str(path), tokenizer, seq_len=CUTOFF, seed=7, validation=6, group_by_length=group_by_length,
         progress=Progress(quiet=True),
     )  # fmt: skip
-    assert isinstance(feed, ExampleFeed)
+    assert isinstance(dataset, ExampleDataset)
     cut = [[part[:CUTOFF] for part in labelled_row("", row, tokenizer)] for row in rows]
     assert any(len(ids) == CUTOFF for ids, _ in cut)
     lists = [Example(ids, labels) for ids, labels in cut]
-    training, held_out = split_off(len(lists), 6, 7)
+    training, validation = split_off(len(lists), 6, 7)
     pad = padding_id(tokenizer)
-    chosen, shares = [lists[number] for number in training], Shares(4, 2)
+    chosen, sharding = [lists[number] for number in training], Sharding(4, 2)
     order = Order([len(one.ids) for one in chosen], 7, group_by_length, 4)
-    expected = [collated([chosen[n] for n in numbers], pad) for numbers in StepSampler(order, shares, 0, 17)]
-    expected += in_batches([lists[number] for number in held_out], lambda some: collated(some, pad))
-    found = [*feed.loader(shares, 0, 17, {}, 0), *feed.held_out]
+    expected = [collated([chosen[n] for n in numbers], pad) for numbers in StepSampler(order, sharding, 0, 17)]
+    expected += in_batches([lists[number] for number in validation], lambda some: collated(some, pad))
+    found = [*dataset.loader(sharding, 0, 17, {}, 0), *dataset.validation]
     assert len(found) == len(expected) == 35
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()

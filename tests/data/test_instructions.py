@@ -12,7 +12,7 @@ import pytest
 
 from shortstack.common.progress import Progress
 from shortstack.data.instructions import IGNORED, kind_of, read_instructions, split_off
-from shortstack.data.loaders import ExampleFeed, open_feed
+from shortstack.data.loaders import ExampleDataset, open_dataset
 from shortstack.errors import ShortstackError
 from tests import pico
 
@@ -208,13 +208,14 @@ def test_a_padding_token_beyond_the_embedding_is_never_looked_up(tmp_path: Path)
     tokenizer = pico.tokenizer()
     tokenizer.add_special_tokens({"pad_token": "<padding>"})
     rows = [{"instruction": "a", "output": "b" * n} for n in range(1, 9)]
-    feed = open_feed(
+    dataset = open_dataset(
         written(tmp_path / "d.jsonl", rows), tokenizer, seq_len=400, seed=1, validation=2, isolated=True,
         group_by_length=False, progress=Progress(quiet=True), embedding_rows=tokenizer.pad_token_id,
     )  # fmt: skip
-    assert isinstance(feed, ExampleFeed)
+    assert isinstance(dataset, ExampleDataset)
     assert (
-        max(int(batch["input_ids"].max()) for batch in [*feed.held_out, feed.make(feed.items)]) < tokenizer.pad_token_id
+        max(int(batch["input_ids"].max()) for batch in [*dataset.validation, dataset.make(dataset.items)])
+        < tokenizer.pad_token_id
     )
 
 
@@ -255,7 +256,7 @@ def test_what_a_source_holds_is_seen(tmp_path: Path) -> None:
         kind_of(written(tmp_path / "n.json", []))
 
 
-# Taken once from datasets 5.2.0: train_test_split(held_out, shuffle=True, seed=42).
+# Taken once from datasets 5.2.0: train_test_split(validation, shuffle=True, seed=42).
 SPLITS = {
     (24, 2): ([18, 19, 9, 7], [16, 15]),
     (2000, 200): ([1389, 1203, 1167, 1897], [1631, 285, 1268, 747]),
@@ -264,28 +265,28 @@ SPLITS = {
 
 
 @pytest.mark.parametrize(("count", "held_out"), list(SPLITS))
-def test_the_split_is_the_published_one(count: int, held_out: int) -> None:
-    training, validation = split_off(count, held_out, 42)
+def test_the_split_is_the_published_one(count: int, validation: int) -> None:
+    training, validation = split_off(count, validation, 42)
     assert sorted(training + validation) == list(range(count))
-    assert len(validation) == held_out
-    assert (training[:4], validation[:4]) == SPLITS[count, held_out]
+    assert len(validation) == validation
+    assert (training[:4], validation[:4]) == SPLITS[count, validation]
 
 
 def test_what_is_held_out_is_not_trained_on(built: Callable[..., Path], tokenizer: Any, tmp_path: Path) -> None:
     rows = [{"instruction": "number", "output": f"{n:03d}"} for n in range(40)]
-    feed = open_feed(
+    dataset = open_dataset(
         written(tmp_path / "d.json", rows), tokenizer, seq_len=400, seed=42, validation=None, isolated=True,
         group_by_length=False, progress=Progress(quiet=True),
     )  # fmt: skip
-    assert isinstance(feed, ExampleFeed)
-    training = {trained_text(tokenizer, example) for example in feed.items}
-    held_out = set()
-    for batch in feed.held_out:
+    assert isinstance(dataset, ExampleDataset)
+    training = {trained_text(tokenizer, example) for example in dataset.items}
+    validation = set()
+    for batch in dataset.validation:
         for targets in batch["targets"].tolist():
-            held_out.add(tokenizer.decode([token for token in targets if token != IGNORED]))
+            validation.add(tokenizer.decode([token for token in targets if token != IGNORED]))
     assert len(training) == 36
-    assert len(held_out) == 4
-    assert not training & held_out
+    assert len(validation) == 4
+    assert not training & validation
 
 
 def test_nothing_left_to_train_on(tokenizer: Any, tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from shortstack.common.progress import Progress
 from shortstack.data import packing as packing_module
-from shortstack.data.collators import Shares
+from shortstack.data.collators import Sharding
 from shortstack.data.instructions import IGNORED
-from shortstack.data.loaders import StreamFeed, open_feed
+from shortstack.data.loaders import StreamDataset, open_dataset
 from shortstack.data.packing import Encoder, PackedStream, Packing
 from shortstack.data.text_stream import cut_text, open_texts
 from shortstack.errors import ShortstackError, UsageError
@@ -52,26 +52,26 @@ def batches(stream: PackedStream, count: int) -> list[dict[str, Any]]:
     return [next(reader) for _ in range(count)]
 
 
-def windows(packing: Packing, shares: Shares, steps: int, state: dict[str, Any] | None = None) -> torch.Tensor:
+def windows(packing: Packing, sharding: Sharding, steps: int, state: dict[str, Any] | None = None) -> torch.Tensor:
     """[steps, rows of this process, T]."""
-    found = batches(PackedStream(packing, shares, state), steps * shares.accumulation)
+    found = batches(PackedStream(packing, sharding, state), steps * sharding.accumulation)
     return torch.cat([batch["input_ids"] for batch in found]).reshape(steps, -1, LENGTH)
 
 
 def test_a_global_batch_does_not_depend_on_how_it_is_shared(tokenizer: Any, tmp_path: Path) -> None:
     packing = packing_of(numbered(tmp_path / "t.jsonl", 50), tokenizer)
-    whole = windows(packing, Shares(8, 8), 6)
+    whole = windows(packing, Sharding(8, 8), 6)
     for micro, world in ((2, 1), (4, 2), (1, 4), (2, 4)):
-        parts = [windows(packing, Shares(8, micro, rank, world), 6) for rank in range(world)]
+        parts = [windows(packing, Sharding(8, micro, rank, world), 6) for rank in range(world)]
         assert torch.equal(torch.cat(parts, dim=1), whole), (micro, world)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_nor_on_the_number_of_workers(workers: int, tokenizer: Any, tmp_path: Path) -> None:
-    feed = StreamFeed(packing_of(numbered(tmp_path / "t.jsonl", 50), tokenizer), [], {}, None)
-    shares = Shares(8, 2)
-    expected = windows(feed.packing, shares, 3).reshape(-1, 2, LENGTH)
-    found = iter(feed.loader(shares, 0, 3, {}, workers))
+    dataset = StreamDataset(packing_of(numbered(tmp_path / "t.jsonl", 50), tokenizer), [], {}, None)
+    sharding = Sharding(8, 2)
+    expected = windows(dataset.packing, sharding, 3).reshape(-1, 2, LENGTH)
+    found = iter(dataset.loader(sharding, 0, 3, {}, workers))
     assert all(torch.equal(next(found)["input_ids"], batch) for batch in expected)
 
 
@@ -80,13 +80,13 @@ def test_nor_on_the_number_of_workers(workers: int, tokenizer: Any, tmp_path: Pa
 def test_goes_on_from_any_step(stop: int, rows: int, seed: int, tokenizer: Any, tmp_path: Path) -> None:
     """At the middle of a piece, of a group, of an epoch, and where an epoch begins again."""
     packing = packing_of(numbered(tmp_path / "t.jsonl", rows), tokenizer, seed=seed)
-    shares = Shares(4, 2)
-    whole = batches(PackedStream(packing, shares), 2 * stop + 12)
+    sharding = Sharding(4, 2)
+    whole = batches(PackedStream(packing, sharding), 2 * stop + 12)
     state: dict[str, Any] = {}
     for batch in whole[: 2 * stop]:
         state |= batch["stream"]
     state = json.loads(json.dumps(state))  # as it is saved
-    rest = batches(PackedStream(packing, shares, state), 12)
+    rest = batches(PackedStream(packing, sharding, state), 12)
     for ours, expected in zip(rest, whole[2 * stop :], strict=True):
         assert torch.equal(ours["input_ids"], expected["input_ids"])
         assert torch.equal(ours["targets"], expected["targets"])
@@ -111,11 +111,11 @@ def test_an_epoch_holds_every_token_once(tokenizer: Any, tmp_path: Path) -> None
     found: Counter[int] = Counter()
     ids = [
         int(t)
-        for batch in batches(PackedStream(packing, Shares(1, 1)), tokens // LENGTH)
+        for batch in batches(PackedStream(packing, Sharding(1, 1)), tokens // LENGTH)
         for t in batch["input_ids"].flatten()
     ]
     found.update(ids)
-    # One lane strings everything together: what is left of the epoch is less than a window.
+    # One stream strings everything together: what is left of the epoch is less than a window.
     missing = expected - found
     assert not found - expected
     assert sum(missing.values()) == tokens - len(ids) < LENGTH
@@ -124,7 +124,7 @@ def test_an_epoch_holds_every_token_once(tokenizer: Any, tmp_path: Path) -> None
 def test_epochs_are_shuffled_anew(tokenizer: Any, tmp_path: Path) -> None:
     packing = packing_of(numbered(tmp_path / "t.jsonl", 40), tokenizer)
     tokens = packing.count_tokens() or 0
-    text = tokenizer.decode(windows(packing, Shares(1, 1), 2 * tokens // LENGTH + 2).flatten().tolist())
+    text = tokenizer.decode(windows(packing, Sharding(1, 1), 2 * tokens // LENGTH + 2).flatten().tolist())
     order = [part.split("w")[0] for part in text.split("<s>d")[1:]]
     first, second = order[:40], order[40:80]
     assert sorted(first) == sorted(second)
@@ -139,13 +139,13 @@ def test_what_is_held_out_is_never_trained_on(tokenizer: Any, tmp_path: Path) ->
         """Documents whose tenth word stands in these windows."""
         return set(re.findall(r"(d\d+)w9 ", tokenizer.decode(ids.flatten().tolist())))
 
-    held_out = torch.stack([window["input_ids"] for window in chosen])
-    lanes = windows(packing, Shares(4, 4), 400).unbind(dim=1)
-    trained = set.union(*map(documents, lanes))
-    assert len(held_out) == 12
-    assert documents(held_out)
+    validation = torch.stack([window["input_ids"] for window in chosen])
+    streams = windows(packing, Sharding(4, 4), 400).unbind(dim=1)
+    trained = set.union(*map(documents, streams))
+    assert len(validation) == 12
+    assert documents(validation)
     assert len(trained) == 200 - 2  # more than an epoch; two documents make twelve windows
-    assert not documents(held_out) & trained
+    assert not documents(validation) & trained
 
 
 def test_short_documents_make_as_many_windows_for_validation(tokenizer: Any, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_short_documents_make_as_many_windows_for_validation(tokenizer: Any, tmp
 def test_a_document_is_not_predicted_from_the_one_before(tokenizer: Any, tmp_path: Path) -> None:
     packing = packing_of(numbered(tmp_path / "t.jsonl", 30, words=2), tokenizer)
     crossings = 0
-    for batch in batches(PackedStream(packing, Shares(4, 4)), 6):
+    for batch in batches(PackedStream(packing, Sharding(4, 4)), 6):
         for ids, targets, positions in zip(batch["input_ids"], batch["targets"], batch["position_ids"], strict=True):
             starts = (ids == 1).nonzero().flatten().tolist()
             crossings += len([start for start in starts if start])
@@ -167,7 +167,7 @@ def test_a_document_is_not_predicted_from_the_one_before(tokenizer: Any, tmp_pat
             assert targets[-1] == IGNORED
     assert crossings > 20
     together = packing_of(tmp_path / "t.jsonl", tokenizer, isolated=False)
-    for batch in batches(PackedStream(together, Shares(4, 4)), 2):
+    for batch in batches(PackedStream(together, Sharding(4, 4)), 2):
         assert torch.equal(batch["position_ids"], torch.arange(LENGTH).expand(4, -1))
 
 
@@ -205,14 +205,14 @@ def test_every_form_of_file_gives_the_same_windows(suffix: str, tokenizer: Any, 
         (path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[11:]))
     else:
         path.write_bytes(plain.read_bytes())
-    shares = Shares(4, 2)
-    expected = windows(packing_of(plain, tokenizer), shares, 8)
+    sharding = Sharding(4, 2)
+    expected = windows(packing_of(plain, tokenizer), sharding, 8)
     packing = packing_of(path, tokenizer)
-    assert torch.equal(windows(packing, shares, 8), expected)
+    assert torch.equal(windows(packing, sharding, 8), expected)
     state: dict[str, Any] = {}
-    for batch in batches(PackedStream(packing, shares), 10):
+    for batch in batches(PackedStream(packing, sharding), 10):
         state |= batch["stream"]
-    assert torch.equal(windows(packing, shares, 3, state), expected[5:])
+    assert torch.equal(windows(packing, sharding, 3, state), expected[5:])
 
 
 def test_a_row_without_text_is_named(tokenizer: Any, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_text_that_is_all_blank_ends_with_an_error_not_a_loop(tokenizer: Any, tm
     path = tmp_path / "t.jsonl"
     path.write_text('{"text": "  "}\n' * 3)
     with pytest.raises(ShortstackError, match="no usable text"):
-        windows(packing_of(path, tokenizer), Shares(1, 1), 1)
+        windows(packing_of(path, tokenizer), Sharding(1, 1), 1)
 
 
 PLACES = [
@@ -252,11 +252,11 @@ def test_a_token_beyond_the_embedding_is_refused_before_a_step(
     }  # fmt: skip
     message = f"{place}: <mine> is token 260, but the embedding has 260 rows"
     with pytest.raises(ShortstackError, match=message):
-        open_feed(str(tmp_path / name), tokenizer, embedding_rows=pico.VOCABULARY, **opened)
+        open_dataset(str(tmp_path / name), tokenizer, embedding_rows=pico.VOCABULARY, **opened)
     packing = Packing(open_texts(str(tmp_path / name)), Encoder(tokenizer, pico.VOCABULARY), LENGTH, 0)
     with pytest.raises(ShortstackError, match=message):  # of a source that is too large to be read beforehand
-        windows(packing, Shares(1, 1), 50)
-    open_feed(str(tmp_path / name), tokenizer, **opened)
+        windows(packing, Sharding(1, 1), 50)
+    open_dataset(str(tmp_path / name), tokenizer, **opened)
 
 
 @pytest.mark.fault(100)
@@ -266,7 +266,7 @@ def test_tokens_beyond_the_embedding_are_reported_where_text_is_not_read_beforeh
     monkeypatch.setattr(packing_module, "_COUNTED", 100)
     tokenizer = pico.tokenizer()
     tokenizer.add_tokens(["<there is a row for this one>", "<mine>"])
-    open_feed(
+    open_dataset(
         str(numbered(tmp_path / "t.jsonl", 30)), tokenizer, seq_len=LENGTH, seed=0, validation=0, isolated=True,
         group_by_length=False, progress=Progress(), embedding_rows=pico.VOCABULARY,
     )  # fmt: skip
@@ -277,7 +277,7 @@ def test_tokens_beyond_the_embedding_are_reported_where_text_is_not_read_beforeh
 def test_blank_text_is_called_so(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "", "content": "x"}\n')
     with pytest.raises(ShortstackError, match="no usable text"):
-        open_feed(
+        open_dataset(
             str(tmp_path / "t.jsonl"), tokenizer, seq_len=LENGTH, seed=0, validation=None, isolated=True,
             group_by_length=False, progress=Progress(quiet=True),
         )  # fmt: skip
@@ -285,18 +285,18 @@ def test_blank_text_is_called_so(tokenizer: Any, tmp_path: Path) -> None:
 
 def test_epochs_of_what_is_too_large_to_count(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing_module, "_COUNTED", 100)
-    feed = open_feed(
+    dataset = open_dataset(
         str(numbered(tmp_path / "t.jsonl", 30)), tokenizer, seq_len=LENGTH, seed=0, validation=0, isolated=True,
         group_by_length=False, progress=Progress(quiet=True),
     )  # fmt: skip
     with pytest.raises(UsageError, match="too large to count"):
-        feed.steps(4, epochs=1, tokens=None)
-    assert feed.steps(4, epochs=None, tokens=1000) == 8  # 1000 / 128, rounded up
+        dataset.steps(4, epochs=1, tokens=None)
+    assert dataset.steps(4, epochs=None, tokens=1000) == 8  # 1000 / 128, rounded up
 
 
 def test_batches_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(UsageError, match="--batch 6 is not a multiple of 2") as error:
-        Shares(6, 2, 0, 2)
+        Sharding(6, 2, 0, 2)
     assert "--batch 8" in error.value.hint
 
 
@@ -308,8 +308,8 @@ def test_a_broken_row_in_a_worker_is_the_same_two_lines(
     path = numbered(tmp_path / "t.jsonl", 30)
     with path.open("a") as stream:
         stream.write('{"text": 5}\n')
-    feed = open_feed(str(path), tokenizer, seq_len=LENGTH, validation=0, progress=Progress(quiet=True))
+    dataset = open_dataset(str(path), tokenizer, seq_len=LENGTH, validation=0, progress=Progress(quiet=True))
     with pytest.raises(ShortstackError) as error:
-        list(feed.loader(Shares(1, 1), 0, 100, {}, workers))
+        list(dataset.loader(Sharding(1, 1), 0, 100, {}, workers))
     assert error.value.message == f"{path}, line 31: text is 5, expected a string"
     assert error.value.hint == "correct or remove the row"

@@ -35,16 +35,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lessons(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher_cache(dense: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from shortstack.retraining.teach import teach
 
-    out = tmp_path_factory.mktemp("lessons") / "taught"
+    out = tmp_path_factory.mktemp("cache") / "taught"
     teach(str(dense), data=str(text), out=out, top_k=16, seq_len=32, validation=4, quiet=True)
     return out
 
 
 @pytest.fixture(scope="session")
-def retrained(pruned: Path, rows: Path, text: Path, lessons: Path, dense: Path) -> Callable[..., Any]:
+def retrained(pruned: Path, rows: Path, text: Path, teacher_cache: Path, dense: Path) -> Callable[..., Any]:
     """Run one of the ways of retraining on the pico model, small and quick, with other options where they are given."""
     from shortstack.retraining.cpt import retrain_cpt
     from shortstack.retraining.distill import retrain_distill
@@ -63,7 +63,7 @@ def retrained(pruned: Path, rows: Path, text: Path, lessons: Path, dense: Path) 
         if way == "lora":
             return retrain_lora(start, out=out, **{**chosen, "data": str(rows), "cutoff": 400, **changed})
         if way == "offline":
-            return retrain_distill(start, out=out, **{**chosen, "offline": lessons, **changed})
+            return retrain_distill(start, out=out, **{**chosen, "offline": teacher_cache, **changed})
         chosen["seq_len"] = 32
         if way == "cpt":
             return retrain_cpt(start, out=out, **{**chosen, "data": str(text), **changed})

@@ -23,12 +23,12 @@ def warm() -> Iterator[Warm]:
 
 
 @pytest.fixture
-def arguments(rows: Path, text: Path, dense: Path, lessons: Path) -> dict[str, list[str]]:
+def arguments(rows: Path, text: Path, dense: Path, teacher_cache: Path) -> dict[str, list[str]]:
     return {
         "lora": ["lora", "--data", str(rows), "--cutoff", "400"],
         "cpt": ["cpt", "--data", str(text), "--seq-len", "32"],
         "distill": ["distill", "--data", str(text), "--seq-len", "32", "--teacher", str(dense)],
-        "offline": ["distill", "--offline", str(lessons)],
+        "offline": ["distill", "--offline", str(teacher_cache)],
         "local": [
             "local",
             "--data",

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shortstack.common.progress import Progress
-from shortstack.data.loaders import open_feed
+from shortstack.data.loaders import open_dataset
 from shortstack.data.tokenizer import load_tokenizer
 from shortstack.engine.batch_states import BatchStates
 from shortstack.engine.block_model import NotSeparableError, Skeleton
@@ -84,13 +84,13 @@ def distances(pruned: Path, dense: Path, batches: list[dict[str, Any]], goals: l
     return [one / tokens for one in sums]
 
 
-def held_out(data: Path, model: Path, seq_len: int, count: int) -> list[dict[str, Any]]:
+def validation(data: Path, model: Path, seq_len: int, count: int) -> list[dict[str, Any]]:
     checkpoint = open_checkpoint(model)
-    feed = open_feed(
+    dataset = open_dataset(
         str(data), load_tokenizer(checkpoint), seq_len=seq_len, isolated=data.suffix == ".json",
         progress=Progress(quiet=True), embedding_rows=checkpoint.embedding_rows,
     )  # fmt: skip
-    return feed.held_out[:count]
+    return dataset.validation[:count]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_what_is_logged_is_what_whole_models_give(
     lines = {line["block"]: line for line in metrics(out) if "validation" in line}
     assert sorted(lines) == ([1, 4, 5] if changed.get("radius") == "all" else [1, 4])
     few = max(1, {"600": 6, "2K": 32}[given["tokens"]] // 10)
-    batches = held_out(data, pruned, given.get("seq_len", 32), few)
+    batches = validation(data, pruned, given.get("seq_len", 32), few)
     after = distances(out, dense, batches, [1, 4, 5, 6])
     before = distances(pruned, dense, batches, [1, 4, 5, 6])
     for position, block in ((1, 1), (2, 4), (3, 5)):
@@ -199,7 +199,7 @@ def test_experts_that_are_stored_one_by_one_are_trained(built: Built, retrained:
 def held_out_text(model: Path, folder: Path) -> list[dict[str, Any]]:
     from tests.retraining import material
 
-    return held_out(material.texts(folder / "again.jsonl"), model, 32, 3)
+    return validation(material.texts(folder / "again.jsonl"), model, 32, 3)
 
 
 def test_on_disk_as_in_memory(retrained: Retrained, tmp_path: Path) -> None:

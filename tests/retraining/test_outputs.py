@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import shortstack
 from shortstack.common.progress import Progress
-from shortstack.data.collators import Shares
+from shortstack.data.collators import Sharding
 from shortstack.errors import ShortstackError
 from shortstack.pruning.prune import prune
 from shortstack.retraining.merge import merge
@@ -242,7 +242,7 @@ def test_tokens_are_those_of_the_rows_wherever_they_are_said(
     retrained: Retrained, built: Built, tmp_path: Path, rows: Path, way: str
 ) -> None:
     """Rows of other lengths, padded in batches: dry run, result, record, metrics and card count the same tokens."""
-    from shortstack.data.loaders import ExampleFeed, open_feed
+    from shortstack.data.loaders import ExampleDataset, open_dataset
     from shortstack.data.tokenizer import load_tokenizer
     from shortstack.families.open_model import open_checkpoint
 
@@ -258,10 +258,10 @@ def test_tokens_are_those_of_the_rows_wherever_they_are_said(
     if way == "offline":
         return
     checkpoint = open_checkpoint(built("llama"))
-    feed = open_feed(str(rows), load_tokenizer(checkpoint), seq_len=400, progress=Progress(quiet=True))
-    assert isinstance(feed, ExampleFeed)
-    assert len(set(feed.lengths)) > 3
-    batches = feed.loader(Shares(4, 2), 0, 4 if way == "local" else 8, {}, 0)  # each block on the same text
+    dataset = open_dataset(str(rows), load_tokenizer(checkpoint), seq_len=400, progress=Progress(quiet=True))
+    assert isinstance(dataset, ExampleDataset)
+    assert len(set(dataset.lengths)) > 3
+    batches = dataset.loader(Sharding(4, 2), 0, 4 if way == "local" else 8, {}, 0)  # each block on the same text
     assert result.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
@@ -335,8 +335,8 @@ def test_infinite_perplexities_are_written_as_json_and_shown(
 
 
 def test_rows_that_predict_nothing_have_no_validation_loss(pruned: Path) -> None:
-    from shortstack.retraining.validation import HeldOut
+    from shortstack.retraining.validation import ValidationSet
 
     ids = torch.ones((1, 4), dtype=torch.long)
     batch = {"input_ids": ids, "targets": torch.full_like(ids, -100)}
-    assert HeldOut([batch]).measure(pico.load(pruned), torch.device("cpu")) == {}
+    assert ValidationSet([batch]).measure(pico.load(pruned), torch.device("cpu")) == {}

@@ -16,7 +16,7 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.retraining import teach as teaching
 from shortstack.retraining.losses import full_kl
 from shortstack.retraining.teach import teach
-from shortstack.retraining.teacher_cache import open_lessons, taught_batch
+from shortstack.retraining.teacher_cache import cached_batch, open_teacher_cache
 from tests import pico
 from tests.kills import hashes, recorded_hashes
 from tests.retraining.test_resume import figures
@@ -24,9 +24,9 @@ from tests.retraining.test_resume import figures
 Retrained = Callable[..., Any]
 
 
-def test_what_is_written_is_what_the_teacher_says(lessons: Path, dense: Path) -> None:
-    rows = open_lessons(lessons).rows("train")
-    batch = taught_batch(rows[:3])
+def test_what_is_written_is_what_the_teacher_says(teacher_cache: Path, dense: Path) -> None:
+    rows = open_teacher_cache(teacher_cache).rows("train")
+    batch = cached_batch(rows[:3])
     model = pico.load(dense)
     with torch.no_grad():
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
@@ -43,7 +43,7 @@ def test_learning_from_all_tokens_notes_is_learning_from_the_teacher(
     """Rounded to half precision; the order of windows differs, so that the first step's batch is a whole epoch."""
     notes = tmp_path / "notes"
     teach(str(dense), data=str(text), out=notes, top_k=260, seq_len=32, validation=4, quiet=True)
-    rows = len(open_lessons(notes).rows("train"))
+    rows = len(open_teacher_cache(notes).rows("train"))
     common = {"max_steps": 1, "batch": rows, "micro_batch": 1, "loss_weight": 0.0, "lr": 1e-3}
     retrained("offline", tmp_path / "offline", offline=notes, **common)
     model, teacher = pico.load(tmp_path / "offline"), pico.load(dense)
@@ -51,8 +51,8 @@ def test_learning_from_all_tokens_notes_is_learning_from_the_teacher(
     found = expected = 0.0
     start = pico.load(Path(json.loads((tmp_path / "offline/shortstack.json").read_text())["steps"][-1]["source"]))
     with torch.no_grad():
-        for row in open_lessons(notes).rows("train"):
-            batch = taught_batch([row])
+        for row in open_teacher_cache(notes).rows("train"):
+            batch = cached_batch([row])
             chosen = batch["targets"] != -100
             given = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
             expected += float(full_kl(start(**given).logits[chosen], teacher(**given).logits[chosen], temperature=1.0))
@@ -61,8 +61,8 @@ def test_learning_from_all_tokens_notes_is_learning_from_the_teacher(
     assert not torch.equal(model.lm_head.weight, start.lm_head.weight)
 
 
-def test_notes_are_small(lessons: Path) -> None:
-    record = json.loads((lessons / "shortstack.json").read_text())
+def test_notes_are_small(teacher_cache: Path) -> None:
+    record = json.loads((teacher_cache / "shortstack.json").read_text())
     nbytes = sum(shard["bytes"] for shard in record["shards"].values())
     predicted = sum(shard["predicted"] for shard in record["shards"].values())
     assert nbytes < predicted * 16 * 4  # an id and half a float of each of the 16 top tokens, before compression
@@ -74,7 +74,7 @@ def test_cut_off_it_goes_on_and_ends_the_same(
     monkeypatch.setattr(teaching, "_ROWS_PER_SHARD", 8)
     given: dict[str, Any] = {"data": str(text), "top_k": 8, "seq_len": 32, "validation": 12}
     teach(str(dense), out=tmp_path / "whole", quiet=True, **given)
-    real = teaching._Lesson._save
+    real = teaching._TeacherRun._save
     for shards in (1, 3, 5):  # within what is held out, and within what is trained on
         out = tmp_path / f"cut-{shards}"
         calls = [0]
@@ -86,13 +86,13 @@ def test_cut_off_it_goes_on_and_ends_the_same(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(teaching._Lesson, "_save", cut_off)
+            patch.setattr(teaching._TeacherRun, "_save", cut_off)
             with pytest.raises(KeyboardInterrupt):
                 teach(str(dense), out=out, quiet=True, **given)
         assert not out.exists()
         teach(str(dense), out=out, **given)
         assert f"resuming after {shards} shards" in capsys.readouterr().err
-        ours, expected = open_lessons(out), open_lessons(tmp_path / "whole")
+        ours, expected = open_teacher_cache(out), open_teacher_cache(tmp_path / "whole")
         for part in ("train", "held_out"):
             for mine, theirs in zip(ours.rows(part), expected.rows(part), strict=True):
                 assert all(np.array_equal(mine[key], theirs[key]) for key in theirs)
@@ -100,15 +100,15 @@ def test_cut_off_it_goes_on_and_ends_the_same(
 
 
 @pytest.mark.fault(107)
-def test_every_shard_is_hashed_and_the_hash_compared(lessons: Path, tmp_path: Path) -> None:
-    assert recorded_hashes(lessons)
-    changed = tmp_path / "lessons"
-    shutil.copytree(lessons, changed)
+def test_every_shard_is_hashed_and_the_hash_compared(teacher_cache: Path, tmp_path: Path) -> None:
+    assert recorded_hashes(teacher_cache)
+    changed = tmp_path / "changed"
+    shutil.copytree(teacher_cache, changed)
     record = json.loads((changed / "shortstack.json").read_text())
     record["shards"]["train-00000.npz"]["sha256"] = "0" * 64
     (changed / "shortstack.json").write_text(json.dumps(record))
     with pytest.raises(ShortstackError, match=r"train-00000\.npz: is not the shard that shortstack\.json records"):
-        _ = open_lessons(changed).rows("train")[0]
+        _ = open_teacher_cache(changed).rows("train")[0]
 
 
 @pytest.mark.fault(107)

@@ -57,7 +57,7 @@ def test_cut_off_it_resumes_with_the_next_shard(
     monkeypatch.setattr(teaching, "_ROWS_PER_SHARD", 8)
     given = {**GIVEN, "data": str(text), "tokens": "1K", "quiet": False}
     teach(str(dense), out=tmp_path / "whole", **given)
-    real, calls = teaching._Lesson._save, [0]
+    real, calls = teaching._TeacherRun._save, [0]
 
     def cut_off(self: Any, *arguments: Any) -> None:
         real(self, *arguments)
@@ -66,7 +66,7 @@ def test_cut_off_it_resumes_with_the_next_shard(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(teaching._Lesson, "_save", cut_off)
+        patch.setattr(teaching._TeacherRun, "_save", cut_off)
         with pytest.raises(KeyboardInterrupt):
             teach(str(dense), out=tmp_path / "out", **given)
     teach(str(dense), out=tmp_path / "out", memory="streamed", **given)

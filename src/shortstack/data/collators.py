@@ -25,7 +25,7 @@ _PAD_TO = 8  # tokens: lengths that matrix units like, as published
 
 
 @dataclass(frozen=True)
-class Shares:
+class Sharding:
     """How a global batch is divided: over processes, and over the micro-batches of each.
 
     Attributes:
@@ -119,17 +119,17 @@ class StepSampler:
     """The micro-batches of one process from a step on, as example numbers: a DataLoader's `batch_sampler`."""
 
     order: Order
-    shares: Shares
+    sharding: Sharding
     first_step: int
     steps: int
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.first_step, self.steps):
-            for slot in self.shares.slots():
-                yield [self.order[step * self.shares.batch + place] for place in slot]
+            for slot in self.sharding.slots():
+                yield [self.order[step * self.sharding.batch + place] for place in slot]
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.first_step) * self.shares.accumulation
+        return max(0, self.steps - self.first_step) * self.sharding.accumulation
 
 
 def padded(

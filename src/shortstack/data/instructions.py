@@ -180,7 +180,7 @@ def labelled_row(
     return _answer_labelled(place, row, tokenizer, sys.maxsize, AS_PUBLISHED)
 
 
-def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int]]:
+def split_off(count: int, validation: int, seed: int) -> tuple[list[int], list[int]]:
     """(training, validation) row numbers of `count` rows: the very split that `datasets.train_test_split` makes.
 
     Raises:
@@ -188,13 +188,13 @@ def split_off(count: int, held_out: int, seed: int) -> tuple[list[int], list[int
     """
     import numpy as np
 
-    if held_out >= count:
+    if validation >= count:
         raise ShortstackError(
-            f"{held_out} of {count} rows are for validation: none is left to train on",
+            f"{validation} of {count} rows are for validation: none is left to train on",
             hint="use a smaller --validation",
         )
     order = np.random.default_rng(seed).permutation(count)
-    return order[held_out:].tolist(), order[:held_out].tolist()
+    return order[validation:].tolist(), order[:validation].tolist()
 
 
 def _as_object(file: Path, place: str, row: Any) -> Mapping[str, Any]:

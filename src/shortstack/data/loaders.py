@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from shortstack.common.options import takes_fields
 from shortstack.common.progress import Progress
-from shortstack.data.collators import Batch, Examples, Order, Shares, StepSampler, collated
+from shortstack.data.collators import Batch, Examples, Order, Sharding, StepSampler, collated
 from shortstack.data.instructions import kind_of, read_instructions, split_off
 from shortstack.data.packing import Encoder, PackedStream, Packing
 from shortstack.data.row_prompt import AS_PUBLISHED, PromptRule
@@ -24,21 +24,21 @@ from shortstack.errors import ShortstackError, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PUBLISHED_HELD_OUT = 2000  # rows
-_HELD_OUT_WINDOWS = 200
+_PUBLISHED_VALIDATION = 2000  # rows
+_VALIDATION_WINDOWS = 200
 _EVALUATED_AT_A_TIME = 8
 
 
-class Feed(Protocol):
+class Dataset(Protocol):
     """What a run is trained on.
 
     Attributes:
         described: for records: source, sha256, rows.
-        held_out: batches that are never trained on.
+        validation: batches that are never trained on.
     """
 
     described: dict[str, Any]
-    held_out: list[Batch]
+    validation: list[Batch]
 
     @property
     def tokens_per_epoch(self) -> int | None:
@@ -51,13 +51,13 @@ class Feed(Protocol):
         """Optimizer steps of so many epochs, or of so many tokens."""
 
     def loader(
-        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+        self, sharding: Sharding, first_step: int, steps: int, stream: dict[str, Any], workers: int
     ) -> Iterable[Batch]:
         """This process's micro-batches from a step on."""
 
 
 @dataclass
-class ExampleFeed:
+class ExampleDataset:
     """Numbered items, shuffled again in each epoch.
 
     Attributes:
@@ -68,7 +68,7 @@ class ExampleFeed:
     items: Sequence[Any] = field(repr=False)
     lengths: Sequence[int] = field(repr=False)
     make: Callable[[Sequence[Any]], Batch] = field(repr=False)
-    held_out: list[Batch] = field(repr=False)
+    validation: list[Batch] = field(repr=False)
     described: dict[str, Any]
     seed: int
     group_by_length: bool = False
@@ -96,12 +96,12 @@ class ExampleFeed:
         return max(1, math.ceil(rows / batch))
 
     def loader(
-        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+        self, sharding: Sharding, first_step: int, steps: int, stream: dict[str, Any], workers: int
     ) -> Iterable[Batch]:
         """This process's micro-batches from a step on."""
         return DataLoader(
             Examples(self.items, self.make),
-            batch_sampler=StepSampler(self._order(shares.batch), shares, first_step, steps),
+            batch_sampler=StepSampler(self._order(sharding.batch), sharding, first_step, steps),
             collate_fn=self.make,
             num_workers=workers,
             # Its own generator: the global one, which dropout uses, must stay as a checkpoint had it.
@@ -110,11 +110,11 @@ class ExampleFeed:
 
 
 @dataclass
-class StreamFeed:
+class StreamDataset:
     """Packed windows of text, without end."""
 
     packing: Packing
-    held_out: list[Batch] = field(repr=False)
+    validation: list[Batch] = field(repr=False)
     described: dict[str, Any]
     tokens_per_epoch: int | None
 
@@ -138,14 +138,14 @@ class StreamFeed:
         return max(1, math.ceil(tokens / (batch * self.packing.seq_len)))
 
     def loader(
-        self, shares: Shares, first_step: int, steps: int, stream: dict[str, Any], workers: int
+        self, sharding: Sharding, first_step: int, steps: int, stream: dict[str, Any], workers: int
     ) -> Iterable[Batch]:
-        """This process's micro-batches from where its lanes stood on."""
-        while workers and shares.accumulation % workers:
+        """This process's micro-batches from the saved positions of its streams on."""
+        while workers and sharding.accumulation % workers:
             workers -= 1  # each worker makes the same micro-batches of every step
         return _FromWorkers(
             DataLoader(
-                PackedStream(self.packing, shares, stream),
+                PackedStream(self.packing, sharding, stream),
                 batch_size=None,
                 num_workers=workers,
                 generator=torch.Generator().manual_seed(self.packing.seed),
@@ -167,7 +167,7 @@ class _FromWorkers:
 
 
 @dataclass(frozen=True)
-class FeedOptions:
+class DatasetOptions:
     """How examples and windows are made, split and ordered.
 
     Attributes:
@@ -189,14 +189,14 @@ class FeedOptions:
     prompt: PromptRule = AS_PUBLISHED
 
 
-_OPTIONS = FeedOptions()
+_OPTIONS = DatasetOptions()
 
 
 @takes_fields
-def open_feed(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, options: FeedOptions = _OPTIONS, progress: Progress
-) -> ExampleFeed | StreamFeed:
-    """What a SOURCE holds, as a feed: instructions and chats as examples, text as packed windows.
+def open_dataset(
+    source: str, tokenizer: PreTrainedTokenizerBase, *, options: DatasetOptions = _OPTIONS, progress: Progress
+) -> ExampleDataset | StreamDataset:
+    """What a SOURCE holds, as a dataset: instructions and chats as examples, text as packed windows.
 
     Args:
         source: a file, a folder, a hub set, or `embedded`.
@@ -216,32 +216,32 @@ def open_feed(
     if is_text:
         options.prompt.refuse_idle(source, "text")
         encoder = Encoder(tokenizer, embedding_rows)
-        return _text_feed(source, encoder, options, progress)
+        return _text_dataset(source, encoder, options, progress)
     found = read_instructions(
         source, tokenizer, cutoff=seq_len, prompt=options.prompt, embedding_rows=embedding_rows, progress=progress
     )
     progress.say(found.to_text())
     # No closure: processes that are started afresh (macOS) are sent it.
     make = functools.partial(collated, pad=padding_id(tokenizer, embedding_rows))
-    chosen, held_out = split_off(len(found.examples), _held_out_rows(len(found.examples), options.validation), seed)
-    progress.say(f"{len(chosen)} rows to train on, {len(held_out)} held out (split seed {seed})")
+    chosen, validation = split_off(len(found.examples), _validation_rows(len(found.examples), options.validation), seed)
+    progress.say(f"{len(chosen)} rows to train on, {len(validation)} for validation (split seed {seed})")
     examples = found.examples.chosen(chosen)
-    return ExampleFeed(
+    return ExampleDataset(
         examples,
         examples.lengths,
         make,
-        in_batches(found.examples.chosen(held_out), make),
+        in_batches(found.examples.chosen(validation), make),
         found.described(),
         seed,
         options.group_by_length,
     )
 
 
-def _held_out_rows(rows: int, asked: int | None) -> int:
+def _validation_rows(rows: int, asked: int | None) -> int:
     """As published 2000; of few rows a tenth."""
     if asked is not None:
         return asked
-    return _PUBLISHED_HELD_OUT if rows >= 10 * _PUBLISHED_HELD_OUT else max(1, rows // 10) if rows > 1 else 0
+    return _PUBLISHED_VALIDATION if rows >= 10 * _PUBLISHED_VALIDATION else max(1, rows // 10) if rows > 1 else 0
 
 
 def in_batches(items: Sequence[Any], make: Callable[[Sequence[Any]], Batch]) -> list[Batch]:
@@ -250,13 +250,13 @@ def in_batches(items: Sequence[Any], make: Callable[[Sequence[Any]], Batch]) -> 
     return [make(items[start : start + step]) for start in range(0, len(items), step)]
 
 
-def _text_feed(source: str, encoder: Encoder, options: FeedOptions, progress: Progress) -> StreamFeed:
-    asked = _HELD_OUT_WINDOWS if options.validation is None else options.validation
+def _text_dataset(source: str, encoder: Encoder, options: DatasetOptions, progress: Progress) -> StreamDataset:
+    asked = _VALIDATION_WINDOWS if options.validation is None else options.validation
     texts = open_texts(source, progress=progress)
     packing, windows = Packing(texts, encoder, options.seq_len, options.seed, isolated=options.isolated).holding_out(
         asked
     )
-    held_out = in_batches(windows, _stacked)
+    validation = in_batches(windows, _stacked)
     counted = packing.count_tokens()
     tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"
     progress.say(f"{source}: {tokens}, in windows of {options.seq_len}; {len(windows)} validation windows")
@@ -267,12 +267,12 @@ def _text_feed(source: str, encoder: Encoder, options: FeedOptions, progress: Pr
             f"{source}: not read through beforehand, and the embedding has no row for {len(beyond)} tokens of the tokenizer, "
             f"such as {beyond[0]}: text that holds one ends the run"
         )
-    feed = StreamFeed(packing, held_out, packing.source.described(), counted)
+    dataset = StreamDataset(packing, validation, packing.source.described(), counted)
     if counted == 0 and not windows:
         raise ShortstackError(f"{source}: no usable text (empty or blank)", hint="give a source with text")
     if counted == 0:
         raise UsageError(f"{source}: nothing is left to train on", hint="use --validation 0, or more text")
-    return feed
+    return dataset
 
 
 def _stacked(windows: Sequence[Batch]) -> Batch:

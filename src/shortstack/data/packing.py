@@ -1,9 +1,9 @@
 """Text -> packed windows, as a stream that any number of processes and workers share and that starts anywhere.
 
-Documents are cut into pieces of a few windows. Pieces are shuffled in groups and dealt out to *lanes*, one for each
-place in the global batch; a lane strings its pieces together (BOS, text, end of text) and cuts windows from them. Lane n
-fills place n of every batch: which process or worker runs it changes nothing, each reads all rows and tokenizes its own
-lanes' pieces alone, and where every lane stands is a few numbers, saved with a checkpoint.
+Documents are cut into pieces of a few windows. Pieces are shuffled in groups and distributed over *data streams*,
+one for each position in the global batch. A stream joins its pieces (BOS, text, end of text) and cuts windows from them.
+Stream n fills position n of every batch, whichever process or worker runs it. A process reads all rows, but tokenizes
+only the pieces of its own streams. The position of a stream is a few numbers, which a checkpoint saves.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.data.collators import Batch, Shares
+from shortstack.data.collators import Batch, Sharding
 from shortstack.data.instructions import IGNORED
 from shortstack.data.text_stream import START, Place, TextSource
 from shortstack.data.tokenizer import check_ids, end_of_text
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _GROUP = 1024  # pieces that are shuffled together
 _PIECE_WINDOWS = 4  # windows that a piece is about as long as
 _CHARACTERS_PER_TOKEN = 4
-_HELD_OUT_EVERY = 20  # of the first pieces every 20th is for validation, as many as are needed
+_VALIDATION_EVERY = 20  # of the first pieces every 20th is for validation, as many as are needed
 _COUNTED = 64 << 20  # bytes of text that are tokenized whole to learn how many tokens they are
 
 
@@ -76,7 +76,7 @@ class Packing:
         encode: pieces -> ids.
         seq_len: tokens per window.
         seed: of the shuffling.
-        held_out_before: of the pieces before this one every 20th is for validation and never trained on.
+        validation_before: of the pieces before this one every 20th is for validation and never trained on.
         isolated: whether attention is to stay within a document (positions start again in each).
     """
 
@@ -84,7 +84,7 @@ class Packing:
     encode: Encoder
     seq_len: int
     seed: int
-    held_out_before: int = 0
+    validation_before: int = 0
     isolated: bool = True
 
     @property
@@ -92,32 +92,32 @@ class Packing:
         """Characters of a piece."""
         return _PIECE_WINDOWS * _CHARACTERS_PER_TOKEN * self.seq_len
 
-    def is_held_out(self, number: int) -> bool:
+    def is_validation(self, number: int) -> bool:
         """Whether piece `number` of the source is for validation."""
-        return number % _HELD_OUT_EVERY == _HELD_OUT_EVERY // 2 and number < self.held_out_before
+        return number % _VALIDATION_EVERY == _VALIDATION_EVERY // 2 and number < self.validation_before
 
     def holding_out(self, windows: int) -> tuple[Packing, list[Batch]]:
         """(the same without the pieces that so many windows are made of, those windows): fewer, where text is short."""
-        everywhere = replace(self, held_out_before=sys.maxsize)
-        lane = _Lane(0)
+        everywhere = replace(self, validation_before=sys.maxsize)
+        stream = _DataStream(0)
         found: list[Batch] = []
         last = 0
         for number, (after, text, ends) in enumerate(self.source.pieces(self.characters)):
             if len(found) >= windows:
                 break
-            if everywhere.is_held_out(number):
+            if everywhere.is_validation(number):
                 last = number + 1
-                lane.add(number, self.encoded(after, text, ends), ())
-            while lane.tokens >= self.seq_len and len(found) < windows:
-                found.append(self.window(*lane.take(self.seq_len)))
-        return replace(self, held_out_before=last), found
+                stream.add(number, self.encoded(after, text, ends), ())
+            while stream.tokens >= self.seq_len and len(found) < windows:
+                found.append(self.window(*stream.take(self.seq_len)))
+        return replace(self, validation_before=last), found
 
     def count_tokens(self) -> int | None:
         """Tokens in one pass over what is trained on; None where that is too much to count."""
         if self.source.nbytes is None or self.source.nbytes > _COUNTED:
             return None
         pieces = enumerate(self.source.pieces(self.characters))
-        return sum(len(self.encoded(*piece)) for n, piece in pieces if not self.is_held_out(n))
+        return sum(len(self.encoded(*piece)) for n, piece in pieces if not self.is_validation(n))
 
     def encoded(self, after: Place, text: str, ends: bool) -> list[int]:
         """The ids of one piece of the source.
@@ -143,7 +143,7 @@ class Packing:
 
 
 @dataclass
-class _Lane:
+class _DataStream:
     """One place of the global batch: the pieces that are to be cut into its next windows."""
 
     number: int
@@ -184,55 +184,57 @@ class _Lane:
 
 
 class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """The micro-batches of one process, step after step, without end; each carries where its lanes stand after it.
+    """The micro-batches of one process, step after step, without end; each carries the positions of its streams after it.
 
     Args:
         packing: how windows are made.
-        shares: which places of the global batch are this process's.
-        state: lane -> where it stands, from a checkpoint; of lanes that are not in it, the beginning.
+        sharding: the positions in the global batch that belong to this process.
+        state: stream -> its position, from a checkpoint; a stream that is not in it starts at the beginning.
     """
 
-    def __init__(self, packing: Packing, shares: Shares, state: dict[str, Any] | None = None) -> None:
+    def __init__(self, packing: Packing, sharding: Sharding, state: dict[str, Any] | None = None) -> None:
         self._packing = packing
-        self._shares = shares
+        self._sharding = sharding
         self._state = state or {}
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
-        slots = self._shares.slots()[number::count]
-        lanes = {place: self._lane(place) for slot in slots for place in slot}
-        reader = self._reader(lanes)
+        slots = self._sharding.slots()[number::count]
+        streams = {place: self._stream_of(place) for slot in slots for place in slot}
+        reader = self._reader(streams)
         try:
             while True:
                 for slot in slots:
-                    yield self._micro_batch([lanes[place] for place in slot], lanes, reader)
+                    yield self._micro_batch([streams[place] for place in slot], streams, reader)
         except ShortstackError as error:
             if worker is None:
                 raise
             yield {"error": error}  # raised in a worker it would arrive with a traceback for its text
 
-    def _micro_batch(self, chosen: list[_Lane], lanes: dict[int, _Lane], reader: Iterator[Any]) -> Batch:
+    def _micro_batch(self, chosen: list[_DataStream], streams: dict[int, _DataStream], reader: Iterator[Any]) -> Batch:
         windows = []
-        for lane in chosen:
+        for stream in chosen:
             # One token more than a window: so that where it stands next is known.
-            while lane.tokens <= self._packing.seq_len:
+            while stream.tokens <= self._packing.seq_len:
                 piece, (after, text, ends), group = next(reader)
-                owner = lanes.get(piece % self._shares.batch)
+                owner = streams.get(piece % self._sharding.batch)
                 if owner is not None and piece >= owner.next_piece:
                     owner.add(piece, self._packing.encoded(after, text, ends), group)
-            windows.append(self._packing.window(*lane.take(self._packing.seq_len)))
+            windows.append(self._packing.window(*stream.take(self._packing.seq_len)))
         batch: Batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
-        batch["stream"] = {str(lane.number): lane.state() for lane in chosen}
+        batch["stream"] = {str(stream.number): stream.state() for stream in chosen}
         return batch
 
-    def _lane(self, number: int) -> _Lane:
+    def _stream_of(self, number: int) -> _DataStream:
         saved = self._state.get(str(number))
-        return _Lane(number, saved["piece"], saved["offset"]) if saved else _Lane(number)
+        return _DataStream(number, saved["piece"], saved["offset"]) if saved else _DataStream(number)
 
-    def _reader(self, lanes: dict[int, _Lane]) -> Iterator[tuple[int, tuple[Place, str, bool], tuple[Any, ...]]]:
-        """(number, piece, its group) of pieces, from the earliest group that a lane needs."""
-        groups = [self._state[str(place)]["group"] if str(place) in self._state else None for place in lanes]
+    def _reader(
+        self, streams: dict[int, _DataStream]
+    ) -> Iterator[tuple[int, tuple[Place, str, bool], tuple[Any, ...]]]:
+        """(number, piece, its group) of pieces, from the earliest group that a stream needs."""
+        groups = [self._state[str(place)]["group"] if str(place) in self._state else None for place in streams]
         known = [group for group in groups if group is not None]
         begin = min(known, key=lambda group: group[0]) if len(known) == len(groups) else None
         # A group: (number of its first piece, epoch, how many pieces of the source came before it, where it begins).
@@ -249,7 +251,7 @@ class PackedStream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
                         exhausted = True
                         break
                     place = found[0]
-                    if not self._packing.is_held_out(before):
+                    if not self._packing.is_validation(before):
                         members.append(found)
                     before += 1
                 random.Random(f"{self._packing.seed}:{epoch}:{group[2]}").shuffle(members)

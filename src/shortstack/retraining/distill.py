@@ -29,9 +29,9 @@ from shortstack.retraining.whole_run import whole_model
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.data.loaders import Feed
+    from shortstack.data.loaders import Dataset
     from shortstack.retraining.losses import Objective
-    from shortstack.retraining.teacher_cache import Lessons
+    from shortstack.retraining.teacher_cache import TeacherCache
 
 _TEACHING, _STEPS, _LORA, _DEFAULTS = Teaching(), DistillationSteps(), LoRA(), TrainingOptions()
 
@@ -81,10 +81,10 @@ def retrain_distill(
     progress = Progress(quiet=True)
     student = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     if teaching.offline is not None:
-        from shortstack.retraining.teacher_cache import open_lessons, taught_feed
+        from shortstack.retraining.teacher_cache import cached_dataset, open_teacher_cache
 
-        lessons = open_lessons(Path(teaching.offline))
-        made: _Offline | _Online = _Offline(lessons, _same_temperature(lessons, teaching.temperature), weights)
+        cache = open_teacher_cache(Path(teaching.offline))
+        made: _Offline | _Online = _Offline(cache, _same_temperature(cache, teaching.temperature), weights)
         made.check(student)
     else:
         made = _Online(
@@ -106,11 +106,11 @@ def retrain_distill(
         distillation=made.described(),
     )
 
-    def feed_from(fitted: Hyperparameters) -> Feed:
-        return taught_feed(lessons, fitted, options.seed)
+    def dataset_from(fitted: Hyperparameters) -> Dataset:
+        return cached_dataset(cache, fitted, options.seed)
 
-    taught = feed_from if teaching.offline is not None else None
-    way = whole_model(make_objective=made.objective, feed_from=taught)
+    taught = dataset_from if teaching.offline is not None else None
+    way = whole_model(make_objective=made.objective, dataset_from=taught)
     return retrain(model, data, out, hyperparameters, options, way)
 
 
@@ -119,7 +119,7 @@ def _refuse_idle(
 ) -> None:
     """Refuse what has no effect on this student."""
     if teaching.offline is not None:
-        why = "with --offline: the rows are as they were taught"
+        why = "with --offline: the rows are those of the cache"
         refuse_idle(steps, ["seq_len", "isolate_documents"], why)
         refuse_idle(options, ["validation"], why)
     if train == "lora":
@@ -154,11 +154,11 @@ def check_distill(values: Mapping[str, Any]) -> list[str]:
     return check_training(values)
 
 
-def _same_temperature(lessons: Lessons, asked: float | None) -> float:
-    taught = float(lessons.record["settings"]["temperature"])
+def _same_temperature(cache: TeacherCache, asked: float | None) -> float:
+    taught = float(cache.record["settings"]["temperature"])
     if asked is not None and asked != taught:
         raise UsageError(
-            f"--temperature {asked}: {lessons.folder} was made with temperature {taught}",
+            f"--temperature {asked}: {cache.folder} was made with temperature {taught}",
             hint="leave --temperature out, or run shortstack teach again",
         )
     return taught
@@ -174,17 +174,17 @@ def _dense(student: Checkpoint, teacher: str | None) -> Checkpoint:
 class _Offline:
     """The teacher's notes."""
 
-    def __init__(self, lessons: Lessons, temperature: float, weights: dict[str, Any]) -> None:
-        self._lessons, self._temperature, self._weights = lessons, temperature, weights
+    def __init__(self, cache: TeacherCache, temperature: float, weights: dict[str, Any]) -> None:
+        self._cache, self._temperature, self._weights = cache, temperature, weights
 
     def check(self, student: Checkpoint) -> None:
         """Refuse notes of another vocabulary."""
         rows = student.tensors[student.anatomy.embedding].shape[0]
-        _check_vocabulary(student, rows, int(self._lessons.record["vocabulary"]), str(self._lessons.record["teacher"]))
+        _check_vocabulary(student, rows, int(self._cache.record["vocabulary"]), str(self._cache.record["teacher"]))
 
     def described(self) -> dict[str, Any]:
         """For records."""
-        record = self._lessons.record
+        record = self._cache.record
         return {**self._weights, "temperature": self._temperature, "teacher": record["fingerprint"],
                 "top_k": record["settings"]["top_k"]}  # fmt: skip
 

@@ -24,8 +24,8 @@ from shortstack.runtime.memory import peak_rss_bytes
 
 if TYPE_CHECKING:
     from shortstack.checkpoint.reader import Checkpoint
-    from shortstack.data.collators import Shares
-    from shortstack.data.loaders import Feed
+    from shortstack.data.collators import Sharding
+    from shortstack.data.loaders import Dataset
     from shortstack.retraining.losses import Objective
     from shortstack.retraining.options import Hyperparameters, TrainingOptions
     from shortstack.retraining.placement import Place
@@ -45,9 +45,9 @@ def check_steps(steps: Steps) -> None:
     Raises:
         UsageError: a batch that micro-batches do not fill, or no number of tokens.
     """
-    from shortstack.data.collators import Shares
+    from shortstack.data.collators import Sharding
 
-    Shares(steps.batch, steps.micro_batch, world=Process.from_environment().world)
+    Sharding(steps.batch, steps.micro_batch, world=Process.from_environment().world)
     parse_tokens(getattr(steps, "tokens", None))
 
 
@@ -158,8 +158,8 @@ def beside_the_steps(checkpoint: Checkpoint, out: Path, trained: int, *, force: 
 def measured_estimate(
     model: Any,
     objective: Objective,
-    feed: Feed,
-    shares: Shares,
+    dataset: Dataset,
+    sharding: Sharding,
     place: Place,
     *,
     options: TrainingOptions,
@@ -180,7 +180,7 @@ def measured_estimate(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=hyperparameters.learning_rate, betas=hyperparameters.betas)
-    batches = iter(feed.loader(shares, 0, _STEPS, {}, 0))
+    batches = iter(dataset.loader(sharding, 0, _STEPS, {}, 0))
     before = cuda.max_memory_allocated(place.device) if cuda else peak_rss_bytes()
     pass_seconds, update_seconds = [], []
     with torch.enable_grad():
@@ -204,8 +204,8 @@ def measured_estimate(
     after = cuda.max_memory_allocated(place.device) if cuda else peak_rss_bytes()
     activations = max(0, after - before - 3 * gradients)  # AdamW's two moments are as large as the gradients
     # The first step allocates; the median of three is one of the others.
-    seconds = sorted(pass_seconds)[1] * shares.accumulation + sorted(update_seconds)[1]
+    seconds = sorted(pass_seconds)[1] * sharding.accumulation + sorted(update_seconds)[1]
     memory = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients, "activations": activations}
     if place.is_sharded:
-        memory = {name: size if name == "activations" else size // shares.world for name, size in memory.items()}
+        memory = {name: size if name == "activations" else size // sharding.world for name, size in memory.items()}
     return seconds, memory

@@ -176,7 +176,7 @@ def _record(prepared: Prepared[Any], trained: Trained) -> dict[str, Any]:
         "method": hyperparameters.method,
         "source": checkpoint.source,
         "fingerprint": checkpoint.fingerprint,
-        "data": prepared.feed.described,
+        "data": prepared.dataset.described,
         **({"tokenizer": checkpoint.tokenizer.described()} if checkpoint.tokenizer is not None else {}),
         "hyperparameters": {key: value for key, value in asdict(hyperparameters).items() if value is not None},
         "steps": prepared.schedule.steps,

@@ -96,7 +96,7 @@ class Healing:
     def _log(self, step: int, done: int, figures: dict[str, float]) -> None:
         run = self.run
         record = {"step": done, "block": self.block, **figures, **self.monitor.figures()}
-        record["tokens"] = run.feed.tokens(
+        record["tokens"] = run.dataset.tokens(
             min(step + 1, run.schedule.pass_steps), run.hyperparameters.batch
         )  # of the text
         run.session.log(record)
@@ -134,7 +134,7 @@ class Healing:
         turn, place = divmod(step, self.run.schedule.pass_steps)
         seed = (self.run.options.seed * 1_000_003 + self.position) * 1_009 + turn
         order = torch.randperm(self.run.schedule.pass_steps, generator=torch.Generator().manual_seed(seed)).tolist()
-        each = self.run.shares.accumulation
+        each = self.run.sharding.accumulation
         return list(range(order[place] * each, (order[place] + 1) * each))
 
     def _losses(self, number: int) -> dict[str, torch.Tensor]:

@@ -39,7 +39,7 @@ from shortstack.retraining.local_streams import (
     states_file,
     states_nbytes,
     streams_of,
-    validation,
+    validation_batches,
 )
 from shortstack.retraining.results import RetrainEstimate
 from shortstack.retraining.run import Trained, Way
@@ -114,7 +114,7 @@ def train(run: LocalRun) -> TrainedBlocks:
 
 def _tokens(run: LocalRun) -> int:
     """Tokens of the text, which every block is trained on."""
-    return run.feed.tokens(run.schedule.pass_steps, run.hyperparameters.batch)
+    return run.dataset.tokens(run.schedule.pass_steps, run.hyperparameters.batch)
 
 
 def _flops_per_token(run: LocalRun) -> float:
@@ -165,7 +165,7 @@ def measure(run: LocalRun, trained: TrainedBlocks, checkpoint: Checkpoint) -> di
     """Figures of a checkpoint on the validation data, which is measured block by block, too."""
     file = states_file(run, trained.states, "measured")
     with computing(run.place.dtype, run.place.device), opened(run, checkpoint) as (model,):
-        return run.held_out.figures(lambda batches: streamed_nll(model, batches, file))
+        return run.validation_set.figures(lambda batches: streamed_nll(model, batches, file))
 
 
 def estimate(run: LocalRun) -> RetrainEstimate:
@@ -176,7 +176,7 @@ def estimate(run: LocalRun) -> RetrainEstimate:
     from shortstack.retraining.estimate import beside_the_steps
 
     schedule, checkpoint = run.schedule, run.checkpoint
-    validated = sum(batch["input_ids"].numel() for batch in validation(run))
+    validated = sum(batch["input_ids"].numel() for batch in validation_batches(run))
     needed = states_nbytes(run, _tokens(run) // run.process.world + validated)
     where = chosen_place(run, needed)
     # No more is read, and run, than one step takes.
@@ -189,7 +189,7 @@ def estimate(run: LocalRun) -> RetrainEstimate:
         parameters=checkpoint.parameters(),
         steps=schedule.steps,
         tokens=_tokens(run),
-        data=run.feed.described,
+        data=run.dataset.described,
         bytes_per_device=_memory(run, trained, needed, where),
         seconds_per_step=stepping + passing * blocks * schedule.pass_steps / schedule.steps,
         processes=run.process.world,

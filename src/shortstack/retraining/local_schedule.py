@@ -15,7 +15,7 @@ from shortstack.retraining.local_blocks import near_cuts, target_depths
 from shortstack.retraining.run import Prepared, Request, Schedule
 
 if TYPE_CHECKING:
-    from shortstack.data.loaders import Feed
+    from shortstack.data.loaders import Dataset
     from shortstack.retraining.placement import Place
 
 _DEFAULT_TOKENS = 1_000_000
@@ -54,7 +54,9 @@ class BlockSchedule(Schedule):
 LocalRun = Prepared[BlockSchedule]
 
 
-def block_schedule(request: Request, place: Place, feed: Feed, *, dense: Checkpoint, states: States) -> BlockSchedule:
+def block_schedule(
+    request: Request, place: Place, dataset: Dataset, *, dense: Checkpoint, states: States
+) -> BlockSchedule:
     """The blocks around the cuts, each for some passes over the text.
 
     Raises:
@@ -66,7 +68,7 @@ def block_schedule(request: Request, place: Place, feed: Feed, *, dense: Checkpo
         )
     checkpoint, hyperparameters = request.checkpoint, request.hyperparameters
     settings = hyperparameters.local or {}
-    pass_steps = feed.steps(hyperparameters.batch, epochs=None, tokens=_tokens(hyperparameters.tokens, feed))
+    pass_steps = dataset.steps(hyperparameters.batch, epochs=None, tokens=_tokens(hyperparameters.tokens, dataset))
     block_steps = math.ceil(pass_steps * (hyperparameters.epochs or 1))
     kept = [dense.position_of(block) for block in checkpoint.original_blocks]
     shared = _shared_blocks(checkpoint, dense, kept)
@@ -81,12 +83,12 @@ def block_schedule(request: Request, place: Place, feed: Feed, *, dense: Checkpo
     return BlockSchedule(steps, block_steps, dense, states, settings, kept, shared, chosen, pass_steps)
 
 
-def _tokens(requested: int | None, feed: Feed) -> int:
+def _tokens(requested: int | None, dataset: Dataset) -> int:
     """Tokens of one pass over the text."""
-    held = feed.tokens_per_epoch
+    held = dataset.tokens_per_epoch
     if requested is not None and held is not None and requested > held:
         raise ShortstackError(
-            f"--tokens {requested}: {feed.described.get('source')} holds {held} tokens to train on",
+            f"--tokens {requested}: {dataset.described.get('source')} holds {held} tokens to train on",
             hint=f"--tokens {held}, or more text; --epochs N trains every block on the same text N times",
         )
     return requested or min(_DEFAULT_TOKENS, held or _DEFAULT_TOKENS)

@@ -82,11 +82,11 @@ def opened(run: LocalRun, *checkpoints: Checkpoint) -> Iterator[tuple[BatchModel
 def streams_of(run: LocalRun, dense: BatchModel, pruned: BatchModel) -> Iterator[Streams]:
     """Within, the states of all batches before the first block."""
     steps = run.schedule.pass_steps
-    loader = run.feed.loader(run.shares, 0, steps, {}, 0)
-    found = list(itertools.islice(loader, steps * run.shares.accumulation))
+    loader = run.dataset.loader(run.sharding, 0, steps, {}, 0)
+    found = list(itertools.islice(loader, steps * run.sharding.accumulation))
     for error in (batch["error"] for batch in found if "error" in batch):
         raise error
-    batches = [{name: batch[name] for name in _GIVEN if name in batch} for batch in (*found, *validation(run))]
+    batches = [{name: batch[name] for name in _GIVEN if name in batch} for batch in (*found, *validation_batches(run))]
     where = chosen_place(run, states_nbytes(run, sum(batch["input_ids"].numel() for batch in batches)))
     made: list[BatchStates] = []
     try:
@@ -107,10 +107,10 @@ def states_file(run: LocalRun, where: Where, name: str) -> Path | None:
     return run.session.folder / "states" / f"{name}-{run.process.rank}.bin"
 
 
-def validation(run: LocalRun) -> list[Batch]:
+def validation_batches(run: LocalRun) -> list[Batch]:
     """The batches that this process validates a block on: not many more than a tenth of what it trains on."""
-    few = max(1, run.schedule.pass_steps * run.shares.accumulation * run.process.world // _VALIDATED_SHARE)
-    return run.feed.held_out[:few][run.process.rank :: run.process.world]
+    few = max(1, run.schedule.pass_steps * run.sharding.accumulation * run.process.world // _VALIDATED_SHARE)
+    return run.dataset.validation[:few][run.process.rank :: run.process.world]
 
 
 def states_nbytes(run: LocalRun, tokens: int) -> int:

@@ -23,7 +23,7 @@ from shortstack.runtime.private_names import forget_processes, shard_on_cpu
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from shortstack.data.collators import Shares
+    from shortstack.data.collators import Sharding
     from shortstack.retraining.options import Hyperparameters
 
 _TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -132,7 +132,7 @@ class Place:
         return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     def arguments(
-        self, hyperparameters: Hyperparameters, options: TrainingOptions, steps: int, shares: Shares, folder: Path
+        self, hyperparameters: Hyperparameters, options: TrainingOptions, steps: int, sharding: Sharding, folder: Path
     ) -> TrainingArguments:
         """What the Trainer is told."""
         from transformers import TrainingArguments
@@ -142,8 +142,8 @@ class Place:
             checkpointing = self.device.type == "cuda" and hyperparameters.lora is None
         arguments = TrainingArguments(
             output_dir=str(folder),
-            per_device_train_batch_size=shares.micro_batch,
-            gradient_accumulation_steps=shares.accumulation,
+            per_device_train_batch_size=sharding.micro_batch,
+            gradient_accumulation_steps=sharding.accumulation,
             max_steps=steps,
             learning_rate=hyperparameters.learning_rate,
             lr_scheduler_type=hyperparameters.schedule,
@@ -168,7 +168,7 @@ class Place:
             ignore_data_skip=True,  # the loader begins where the run resumes
             remove_unused_columns=False,
             ddp_find_unused_parameters=False,
-            ddp_backend="gloo" if self.device.type == "cpu" and shares.world > 1 else None,
+            ddp_backend="gloo" if self.device.type == "cpu" and sharding.world > 1 else None,
             dataloader_pin_memory=False,
             disable_tqdm=True,
             log_level="error",

@@ -28,10 +28,10 @@ from shortstack.runtime.distributed import Process
 from shortstack.runtime.workspace import workspace
 
 if TYPE_CHECKING:
-    from shortstack.data.collators import Shares
-    from shortstack.data.loaders import Feed
+    from shortstack.data.collators import Sharding
+    from shortstack.data.loaders import Dataset
     from shortstack.retraining.placement import Place
-    from shortstack.retraining.validation import HeldOut
+    from shortstack.retraining.validation import ValidationSet
 
 _SHORTEST_WARM_UP = 10  # a tenth of a run that its warm-up would fill by more than half
 
@@ -75,9 +75,9 @@ class Prepared(Request, Generic[S]):
 
     Attributes:
         place: where it is computed.
-        feed: what is trained on.
-        held_out: what is never trained on.
-        shares: what of each step is this process's.
+        dataset: what is trained on.
+        validation_set: the data that is never trained on, and the texts of `eval_data`.
+        sharding: what of each step is this process's.
         schedule: how long it is trained.
         session: its work folder.
         resumed: the saved state that it resumes from.
@@ -85,9 +85,9 @@ class Prepared(Request, Generic[S]):
     """
 
     place: Place
-    feed: Feed
-    held_out: HeldOut
-    shares: Shares
+    dataset: Dataset
+    validation_set: ValidationSet
+    sharding: Sharding
     schedule: S
     session: Session
     resumed: Path | None
@@ -120,18 +120,18 @@ class Way(Generic[S, T]):
         estimate: what the run would be, from three measured steps.
         write: the result into an empty directory, with its step for the history.
         measure: figures of a checkpoint for the table at the end.
-        open_feed: what it is trained on, where that is not a SOURCE.
+        open_dataset: what it is trained on, where that is not a SOURCE.
         inputs: directories that the output may not touch, besides the checkpoint's.
         writes_checkpoint: the output is a checkpoint, and not an adapter alone.
         unit: of the losses in its metrics.
     """
 
-    schedule: Callable[[Request, Place, Feed], S]
+    schedule: Callable[[Request, Place, Dataset], S]
     train: Callable[[Prepared[S]], T]
     estimate: Callable[[Prepared[S]], RetrainEstimate]
     write: Callable[[Prepared[S], T, Path, dict[str, Any]], None]
     measure: Callable[[Prepared[S], T, Checkpoint], dict[str, float]]
-    open_feed: Callable[[Hyperparameters], Feed] | None = None
+    open_dataset: Callable[[Hyperparameters], Dataset] | None = None
     inputs: tuple[Path, ...] = ()
     writes_checkpoint: bool = True
     unit: str = NATS
@@ -205,25 +205,25 @@ def _interruptible(prepared: Prepared[Any]) -> Iterator[None]:
 
 def prepare(request: Request, way: Way[S, Any], work: Path) -> Prepared[S]:
     """Read the data, count the steps, and find where to begin."""
-    from shortstack.data.collators import Shares
+    from shortstack.data.collators import Sharding
     from shortstack.retraining.placement import Place, check_trackers
 
     options, hyperparameters, process = request.options, request.hyperparameters, request.process
     check_trackers(options.report_to)
     place = Place.find(options.device, options.dtype, request.checkpoint, process)
-    feed = way.open_feed(hyperparameters) if way.open_feed is not None else _read(request)
-    held_out = _held_out(request, feed)
-    shares = Shares(hyperparameters.batch, hyperparameters.micro_batch, process.rank, process.world)
-    schedule = way.schedule(request, place, feed)
+    dataset = way.open_dataset(hyperparameters) if way.open_dataset is not None else _read(request)
+    validation_set = _validation_set(request, dataset)
+    sharding = Sharding(hyperparameters.batch, hyperparameters.micro_batch, process.rank, process.world)
+    schedule = way.schedule(request, place, dataset)
     request = _with_fitting_warm_up(request, schedule)
-    session = Session(work, _key(request, place, feed, held_out, schedule.steps), process)
+    session = Session(work, _key(request, place, dataset, validation_set, schedule.steps), process)
     resumed, forced = _begun(request, place, session)
     return Prepared(
         **{field.name: getattr(request, field.name) for field in dataclasses.fields(Request)},
         place=place,
-        feed=feed,
-        held_out=held_out,
-        shares=shares,
+        dataset=dataset,
+        validation_set=validation_set,
+        sharding=sharding,
         schedule=schedule,
         session=session,
         resumed=resumed,
@@ -249,11 +249,11 @@ def _begun(request: Request, place: Place, session: Session) -> tuple[Path | Non
     return begun
 
 
-def _read(request: Request) -> Feed:
-    from shortstack.data.loaders import open_feed
+def _read(request: Request) -> Dataset:
+    from shortstack.data.loaders import open_dataset
 
     checkpoint, options, hyperparameters = request.checkpoint, request.options, request.hyperparameters
-    return open_feed(
+    return open_dataset(
         str(request.data),
         load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code),
         seq_len=hyperparameters.seq_len,
@@ -267,17 +267,17 @@ def _read(request: Request) -> Feed:
     )
 
 
-def _held_out(request: Request, feed: Feed) -> HeldOut:
-    from shortstack.retraining.validation import HeldOut, text_batches
+def _validation_set(request: Request, dataset: Dataset) -> ValidationSet:
+    from shortstack.retraining.validation import ValidationSet, text_batches
 
     checkpoint, options = request.checkpoint, request.options
     if not options.eval_data:
-        return HeldOut(feed.held_out)
+        return ValidationSet(dataset.validation)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
     texts, described = text_batches(
         options.eval_data, tokenizer, checkpoint, limit=options.eval_windows, progress=request.progress
     )
-    return HeldOut(feed.held_out, texts, described)
+    return ValidationSet(dataset.validation, texts, described)
 
 
 def _with_fitting_warm_up(request: Request, schedule: Schedule) -> Request:
@@ -289,13 +289,13 @@ def _with_fitting_warm_up(request: Request, schedule: Schedule) -> Request:
     return replace(request, hyperparameters=replace(request.hyperparameters, warmup_steps=shorter))
 
 
-def _key(request: Request, place: Place, feed: Feed, held_out: HeldOut, steps: int) -> dict[str, Any]:
+def _key(request: Request, place: Place, dataset: Dataset, validation_set: ValidationSet, steps: int) -> dict[str, Any]:
     """All that makes the run: a checkpoint of a run with another key is not resumed."""
     checkpoint, options = request.checkpoint, request.options
     return {
         "model": checkpoint.fingerprint,
-        "data": feed.described["sha256"],
-        "eval data": {name: record["sha256"] for name, record in held_out.described.items()},
+        "data": dataset.described["sha256"],
+        "eval data": {name: record["sha256"] for name, record in validation_set.described.items()},
         "hyperparameters": {**asdict(request.hyperparameters), "betas": list(request.hyperparameters.betas)},
         "steps": steps,
         "validation": options.validation,

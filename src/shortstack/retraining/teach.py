@@ -119,7 +119,7 @@ def teach(
         "tokens": parse_tokens(options.tokens), "micro_batch": options.micro_batch,
     }  # fmt: skip
     with workspace(out) as work:
-        record = _Lesson(checkpoint, data, settings, work, progress, options).write()
+        record = _TeacherRun(checkpoint, data, settings, work, progress, options).write()
         with published(out, inputs=[checkpoint.directory], force=options.force, is_locked=True) as folder:
             for name in record["shards"]:
                 (work / name).rename(folder / name)
@@ -134,7 +134,7 @@ def _vocabulary(checkpoint: Checkpoint) -> int:
 
 
 @dataclass
-class _Lesson:
+class _TeacherRun:
     """One run of the teacher over the data, shard after shard."""
 
     teacher: Checkpoint
@@ -147,12 +147,12 @@ class _Lesson:
 
     def write(self) -> dict[str, Any]:
         """Write all shards into the work folder that are not there yet; the record of them all."""
-        from shortstack.data.loaders import open_feed
+        from shortstack.data.loaders import open_dataset
         from shortstack.retraining.teacher import opened_teacher
 
         tokenizer = load_tokenizer(self.teacher, trust_remote_code=self.options.trust_remote_code)
         settings = self.settings
-        feed = open_feed(
+        dataset = open_dataset(
             self.data,
             tokenizer,
             seq_len=settings["seq_len"],
@@ -163,12 +163,12 @@ class _Lesson:
             progress=self.progress,
             embedding_rows=self.teacher.embedding_rows,
         )
-        rows = feed.steps(1, epochs=1, tokens=settings["tokens"])
+        rows = dataset.steps(1, epochs=1, tokens=settings["tokens"])
         with opened_teacher(self.teacher, self.options, self.progress.say) as model:
-            record = self._begun(feed.described, str(model.dtype).removeprefix("torch."))
-            with self.progress.bar("teach", rows + sum(len(batch["targets"]) for batch in feed.held_out)) as advance:
-                self._part("held_out", feed.held_out, model, record, advance)
-                self._part("train", self._training(feed, rows, record), model, record, advance)
+            record = self._begun(dataset.described, str(model.dtype).removeprefix("torch."))
+            with self.progress.bar("teach", rows + sum(len(batch["targets"]) for batch in dataset.validation)) as advance:
+                self._part("held_out", dataset.validation, model, record, advance)
+                self._part("train", self._training(dataset, rows, record), model, record, advance)
         shards = record["shards"].values()
         predicted = sum(shard["predicted"] for shard in shards)
         if not predicted:
@@ -194,14 +194,14 @@ class _Lesson:
         self.work.mkdir(parents=True)
         return {"shards": {}, "streams": {}, "versions": versions()}
 
-    def _training(self, feed: Any, rows: int, record: dict[str, Any]) -> Iterator[Batch]:
+    def _training(self, dataset: Any, rows: int, record: dict[str, Any]) -> Iterator[Batch]:
         """The batches that are trained on, each row once, from the one after the last shard on."""
-        from shortstack.data.collators import Shares
+        from shortstack.data.collators import Sharding
 
         done = sum(shard["rows"] for name, shard in record["shards"].items() if name.startswith("train"))
         micro = min(self.settings["micro_batch"], _ROWS_PER_SHARD, rows)
         stream = record["streams"].get(_last(record, "train"), {})
-        loader = iter(feed.loader(Shares(micro, micro), done // micro, -(-rows // micro), stream, 0))
+        loader = iter(dataset.loader(Sharding(micro, micro), done // micro, -(-rows // micro), stream, 0))
         for start in range(done, rows, micro):
             batch = next(loader)
             left = rows - start

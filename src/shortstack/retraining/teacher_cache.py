@@ -22,7 +22,7 @@ from shortstack.errors import ShortstackError, first_line
 
 if TYPE_CHECKING:
     from shortstack.data.collators import Batch
-    from shortstack.data.loaders import ExampleFeed
+    from shortstack.data.loaders import ExampleDataset
     from shortstack.retraining.options import Hyperparameters
 
 KIND = "teaching"
@@ -30,7 +30,7 @@ _SHARDS_HELD = 16
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TeacherCache:
     """A folder that `teach` wrote.
 
     Attributes:
@@ -45,7 +45,7 @@ class Lessons:
         return TaughtRows(self.folder, {n: s for n, s in self.record["shards"].items() if n.startswith(part)})
 
 
-def open_lessons(folder: Path) -> Lessons:
+def open_teacher_cache(folder: Path) -> TeacherCache:
     """Open what `teach` wrote.
 
     Raises:
@@ -63,7 +63,7 @@ def open_lessons(folder: Path) -> Lessons:
         path = folder / name
         if not path.is_file() or path.stat().st_size != shard["bytes"]:
             raise ShortstackError(f"{path}: is missing or incomplete", hint="run shortstack teach again")
-    return Lessons(folder, record)
+    return TeacherCache(folder, record)
 
 
 class TaughtRows(Sequence[dict[str, np.ndarray]]):
@@ -128,7 +128,7 @@ class TaughtRows(Sequence[dict[str, np.ndarray]]):
         return rows
 
 
-def taught_batch(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
+def cached_batch(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
     """Rows side by side, padded on the left; `top_ids` and `top_logprobs` are [B, T, K], zero where nothing is predicted."""
     import torch
 
@@ -153,21 +153,21 @@ def taught_batch(rows: Sequence[dict[str, np.ndarray]]) -> Batch:
     return batch if bool(mask_BT.all()) else {**batch, "attention_mask": mask_BT}
 
 
-def taught_feed(lessons: Lessons, hyperparameters: Hyperparameters, seed: int) -> ExampleFeed:
-    """What was taught, as data to train on."""
-    from shortstack.data.loaders import ExampleFeed, in_batches
+def cached_dataset(cache: TeacherCache, hyperparameters: Hyperparameters, seed: int) -> ExampleDataset:
+    """The cached logits, as data to train on."""
+    from shortstack.data.loaders import ExampleDataset, in_batches
 
-    rows = lessons.rows("train")
+    rows = cache.rows("train")
     if not len(rows):
-        raise ShortstackError(f"{lessons.folder}: has no data to train on", hint="run shortstack teach with more data")
-    digest = hashlib.sha256(json_text(lessons.record["shards"], sort_keys=True).encode()).hexdigest()
-    held_out = in_batches(lessons.rows("held_out"), taught_batch)
-    return ExampleFeed(
+        raise ShortstackError(f"{cache.folder}: has no data to train on", hint="run shortstack teach with more data")
+    digest = hashlib.sha256(json_text(cache.record["shards"], sort_keys=True).encode()).hexdigest()
+    validation = in_batches(cache.rows("held_out"), cached_batch)
+    return ExampleDataset(
         rows,
         rows.lengths,
-        taught_batch,
-        held_out,
-        {"source": str(lessons.folder), "sha256": digest, "rows": len(rows), "taught": lessons.record["data"]},
+        cached_batch,
+        validation,
+        {"source": str(cache.folder), "sha256": digest, "rows": len(rows), "taught": cache.record["data"]},
         seed,
         hyperparameters.group_by_length,
         rows.files,

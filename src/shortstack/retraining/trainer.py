@@ -199,7 +199,7 @@ class RetrainTrainer(Trainer):  # type: ignore[misc]
             return self._stream
         gathered: list[Any] = [None] * self.accelerator.num_processes
         torch.distributed.all_gather_object(gathered, self._stream)
-        return {lane: state for part in gathered for lane, state in part.items()}
+        return {stream: state for part in gathered for stream, state in part.items()}
 
     def restore_best(self) -> None:
         """Which saved step was the best so far, and that its checkpoint is still there."""

@@ -31,7 +31,7 @@ _WINDOWS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationSet:
     """Batches to measure a model on; none of them is trained on.
 
     Attributes:

@@ -22,7 +22,7 @@ from shortstack.runtime.atomic_output import published, write_json
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.data.loaders import Feed
+    from shortstack.data.loaders import Dataset
     from shortstack.retraining.losses import Objective
     from shortstack.retraining.placement import Place
     from shortstack.retraining.trainer import RetrainTrainer
@@ -47,14 +47,14 @@ class TrainedModel(Trained):
 def whole_model(
     *,
     make_objective: MakeObjective | None = None,
-    feed_from: Callable[[Hyperparameters], Feed] | None = None,
+    dataset_from: Callable[[Hyperparameters], Dataset] | None = None,
     merge: bool = True,
 ) -> Way[Schedule, TrainedModel]:
     """Train the model as a whole.
 
     Args:
         make_objective: what makes the loss; by default it is that of the next token.
-        feed_from: what is trained on, where that is not a SOURCE.
+        dataset_from: what is trained on, where that is not a SOURCE.
         merge: write a checkpoint with the adapter folded in, and not the adapter alone.
     """
     return Way(
@@ -63,18 +63,18 @@ def whole_model(
         estimate=functools.partial(estimate, make_objective=make_objective),
         write=functools.partial(write, merge=merge),
         measure=measure,
-        open_feed=feed_from,
+        open_dataset=dataset_from,
         writes_checkpoint=merge,
     )
 
 
-def schedule(request: Request, _: Place, feed: Feed) -> Schedule:
+def schedule(request: Request, _: Place, dataset: Dataset) -> Schedule:
     """As many steps as the data make, or as were requested."""
     limit, hyperparameters = request.options.max_steps, request.hyperparameters
     # Which tokens are trained on is the hyperparameters' affair; a limit of steps cuts it short.
     if limit is not None and hyperparameters.tokens is None:
         return Schedule(limit, limit)
-    steps = feed.steps(hyperparameters.batch, epochs=hyperparameters.epochs, tokens=hyperparameters.tokens)
+    steps = dataset.steps(hyperparameters.batch, epochs=hyperparameters.epochs, tokens=hyperparameters.tokens)
     steps = min(steps, limit or steps)
     return Schedule(steps, steps)
 
@@ -133,11 +133,11 @@ def _trainable(prepared: Prepared[Schedule], model: Any) -> Any:
 
 
 def _check_isolation(prepared: Prepared[Schedule], model: Any) -> None:
-    from shortstack.data.loaders import StreamFeed
+    from shortstack.data.loaders import StreamDataset
     from shortstack.retraining.trainable import isolates_documents
 
     checkpoint = prepared.checkpoint
-    if isinstance(prepared.feed, StreamFeed) and prepared.hyperparameters.isolate_documents:
+    if isinstance(prepared.dataset, StreamDataset) and prepared.hyperparameters.isolate_documents:
         rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
         if not isolates_documents(model, rows):
             prepared.progress.say(
@@ -181,11 +181,11 @@ def _trainer(prepared: Prepared[Schedule], loaded: _Loaded, done: int) -> Retrai
     steps, stream = prepared.schedule.steps, {}
     if prepared.resumed is not None and (prepared.resumed / STREAM).is_file():
         stream = read_json((prepared.resumed / STREAM).read_bytes())
-    loader = prepared.feed.loader(prepared.shares, done, steps, stream, options.workers)
+    loader = prepared.dataset.loader(prepared.sharding, done, steps, stream, options.workers)
     peak_flops = place.peak_flops(process) if process.leads else 0
     watch = Watch(
         Monitor(prepared.progress, steps, _flops_per_token(prepared), peak_flops),
-        lambda measured: prepared.held_out.measure(measured, place.device, process),
+        lambda measured: prepared.validation_set.measure(measured, place.device, process),
         prepared.hyperparameters.keep == "best",
         options.log_every,
         options.eval_every,
@@ -193,7 +193,7 @@ def _trainer(prepared: Prepared[Schedule], loaded: _Loaded, done: int) -> Retrai
     )
     trainer: RetrainTrainer = RetrainTrainer(
         loaded.model,
-        place.arguments(prepared.hyperparameters, options, steps, prepared.shares, session.checkpoints),
+        place.arguments(prepared.hyperparameters, options, steps, prepared.sharding, session.checkpoints),
         objective=loaded.objective,
         loader=loader,
         stream=stream,
@@ -267,7 +267,7 @@ def measure(prepared: Prepared[Schedule], _trained: TrainedModel, checkpoint: Ch
     model, _, device = load_model(
         checkpoint, dtype=options.dtype, device=options.device, trust_remote_code=options.trust_remote_code
     )
-    return prepared.held_out.measure(model, device)
+    return prepared.validation_set.measure(model, device)
 
 
 def estimate(prepared: Prepared[Schedule], *, make_objective: MakeObjective | None) -> RetrainEstimate:
@@ -279,8 +279,8 @@ def estimate(prepared: Prepared[Schedule], *, make_objective: MakeObjective | No
     seconds, memory = measured_estimate(
         loaded.model,
         loaded.objective,
-        prepared.feed,
-        prepared.shares,
+        prepared.dataset,
+        prepared.sharding,
         prepared.place,
         options=options,
         hyperparameters=hyperparameters,
@@ -290,8 +290,8 @@ def estimate(prepared: Prepared[Schedule], *, make_objective: MakeObjective | No
         trained=loaded.trained,
         parameters=loaded.parameters,
         steps=steps,
-        tokens=prepared.feed.tokens(steps, hyperparameters.batch),
-        data=prepared.feed.described,
+        tokens=prepared.dataset.tokens(steps, hyperparameters.batch),
+        data=prepared.dataset.described,
         bytes_per_device=memory,
         seconds_per_step=seconds,
         processes=prepared.process.world,
