@@ -1,8 +1,8 @@
 """What `embedded` means: the small model in the package, and the text that every CPython carries.
 
 The text is the language reference in `pydoc_data.topics` and the docstrings of the standard library, read from the
-running interpreter: nothing that others wrote is shipped. A part is held out by name (`assets/heldout.json`, made by
-`scripts/train_embedded.py`), so that scores are computed on text the figures are not computed on.
+running interpreter: nothing that others wrote is shipped. The held-out part is listed by name (`assets/heldout.json`, made by
+`scripts/train_embedded.py`), so that evaluation uses other text than training and calibration.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Dense and pruned model side by side, from cut to cut: what is lacking is fitted, judged by the loss, and made good.
+"""Repairs fitted from cut to cut, with the dense and the pruned model side by side, and chosen by the loss.
 
-The windows go through both models block by block. Before a cut the sums of the first windows give the candidates; the others
-(validation windows) go on with each of them to the end of the pruned model, and the loss there chooses. A quarter of them
-tells which of several candidates of one method goes on with the rest. Then all windows go on with the chosen one to the next
-cut. So a later cut is fitted on what the repairs before it really give.
+The windows go through both models block by block. Before a cut the sums of the first windows give the candidates. The other
+windows (validation windows) are run with each candidate to the end of the pruned model, and the loss there chooses. A quarter
+of them chooses between the candidates of one method; the rest is run with the chosen ones only. Then all windows continue
+with the chosen repair to the next cut. So a later cut is fitted on the output of the repairs before it.
 
 Legend: S streams, W windows, T tokens, D hidden size.
 """
@@ -35,7 +35,7 @@ NONE = "none"
 # Ridges that are tried, as shares of the features' mean square.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _TRIED = 2  # of a method's ridges, by the loss
-_STREAMS = 6  # of validation windows that go on together
+_STREAMS = 6  # of validation windows that are run together
 _SCREENED = 4  # one in so many validation windows tells the candidates of one method apart
 _UNCONSTRAINED = "unconstrained"
 
@@ -165,7 +165,7 @@ class Repairing:
         found = {}
         if written.inner_BTI is not None and "full" in self.methods:
             found["inner"] = written.inner_BTI
-        # Behind a cut the projection that is fitted anew holds all that a map of its output does.
+        # Behind a cut the projection that is refitted can do everything that a map of its output does.
         mapped = "linear" in self.methods and (place.removed or "inner" not in found)
         if self.parameters[place.position] and mapped:
             found["moved"] = written.moved_BTD
