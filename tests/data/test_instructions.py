@@ -264,12 +264,12 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize(("count", "held_out"), list(SPLITS))
-def test_the_split_is_the_published_one(count: int, validation: int) -> None:
-    training, validation = split_off(count, validation, 42)
+@pytest.mark.parametrize(("count", "validation_rows"), list(SPLITS))
+def test_the_split_is_the_published_one(count: int, validation_rows: int) -> None:
+    training, validation = split_off(count, validation_rows, 42)
     assert sorted(training + validation) == list(range(count))
-    assert len(validation) == validation
-    assert (training[:4], validation[:4]) == SPLITS[count, validation]
+    assert len(validation) == validation_rows
+    assert (training[:4], validation[:4]) == SPLITS[count, validation_rows]
 
 
 def test_what_is_held_out_is_not_trained_on(built: Callable[..., Path], tokenizer: Any, tmp_path: Path) -> None:

@@ -166,7 +166,9 @@ class _TeacherRun:
         rows = dataset.steps(1, epochs=1, tokens=settings["tokens"])
         with opened_teacher(self.teacher, self.options, self.progress.say) as model:
             record = self._begun(dataset.described, str(model.dtype).removeprefix("torch."))
-            with self.progress.bar("teach", rows + sum(len(batch["targets"]) for batch in dataset.validation)) as advance:
+            with self.progress.bar(
+                "teach", rows + sum(len(batch["targets"]) for batch in dataset.validation)
+            ) as advance:
                 self._part("held_out", dataset.validation, model, record, advance)
                 self._part("train", self._training(dataset, rows, record), model, record, advance)
         shards = record["shards"].values()

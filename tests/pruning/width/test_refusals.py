@@ -117,7 +117,9 @@ def test_tensors_that_are_not_known(copied: Built, rows: Path, tmp_path: Path) -
     tensors = load_file(source / "model.safetensors")
     odd = {**tensors, **{f"model.layers.{block}.self_attn.sinks": torch.ones(4) for block in range(6)}}
     save_file(odd, source / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ShortstackError, match=r"model.layers.0.self_attn.sinks, \[4\], cannot be put into a narrower block"):
+    with pytest.raises(
+        ShortstackError, match=r"model.layers.0.self_attn.sinks, \[4\], cannot be put into a narrower block"
+    ):
         narrow(source, tmp_path / "w", rows, ratio=0.2)
     name = "model.layers.3.mlp.up_proj.weight"
     save_file({**tensors, name: tensors[name][:40].contiguous()}, source / "model.safetensors", {"format": "pt"})
