@@ -85,7 +85,7 @@ def test_what_is_called_by_itself_speaks_python_too(built: Built, tmp_path: Path
     scores = shortstack.score(str(built("llama")), criterion=["magnitude", "magnitude:block=mean"], quiet=True)
     with pytest.raises(shortstack.ShortstackError, match="choose one with criterion$"):
         scores.criterion()
-    with pytest.raises(shortstack.ShortstackError, match="plus=False lifts that$"):
+    with pytest.raises(shortstack.ShortstackError, match="plus=False switches the protection off$"):
         shortstack.PrunePlan("model", "", (0, 1, 2), (0,), protected=(0,))
     (tmp_path / "model").mkdir()
     (tmp_path / "elsewhere.json").write_text((built("llama") / "config.json").read_text())

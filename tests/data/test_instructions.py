@@ -101,7 +101,7 @@ BROKEN = [
     ([{"instruction": "a", "output": "b"}, {"query": "t"}], r"line 2: expected .* \(found: query\)"),
     ([{"instruction": "a", "output": "b"}, ["t"]], "line 2: expected an object, found list"),
     ([{"messages": [{"role": "user", "content": "a"}]}], "line 1: messages need a chat template"),
-    ([{"messages": "hi"}], "line 1: messages is no list"),
+    ([{"messages": "hi"}], "line 1: messages is not a list"),
     ([{"instruction": "a", "output": "b", "input": ["c"]}], r"line 1: input is \['c'\], expected a string"),
     ([{"question": "a", "answer": {"text": "b"}}], "line 1: answer is {'text': 'b'}, expected a string"),
     ([{"prompt": "a", "chosen": "b", "rejected": "c"}], "line 1: expected .* pairs of answers"),

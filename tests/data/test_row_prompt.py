@@ -137,7 +137,7 @@ def test_a_template_that_is_not_there(tmp_path: Path) -> None:
         PromptOptions(prompt_template="alpac").read()
     assert "alpaca" in error.value.hint
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ShortstackError, match=r"bytes\.json: not a template"):
+    with pytest.raises(ShortstackError, match=r"bytes\.json: the template cannot be read"):
         read_template(str(tmp_path / "bytes.json"))
     with pytest.raises(UsageError, match="one requires a template, the other none"):
         PromptOptions(prompt_template="own.json", instruction=False)

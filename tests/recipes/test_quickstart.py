@@ -111,7 +111,7 @@ def test_a_dense_perplexity_that_is_not_the_cards_fails() -> None:
     card = card_perplexity()
     check_dense(card * 1.09, card)
     for wrong in (card * 1.11, card * 0.89, float("nan")):
-        with pytest.raises(ShortstackError, match="computes wrongly"):
+        with pytest.raises(ShortstackError, match="gives wrong results"):
             check_dense(wrong, card)
 
 

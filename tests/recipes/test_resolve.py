@@ -144,7 +144,7 @@ def test_settings_that_cannot_be(setting: str, message: str, tmp_path: Path) -> 
         (PRUNING + "  lora: {stage: retrain lora, data: x, rank: true}", "rank is True, expected a whole number", ""),
         (PRUNING + "  lora: {stage: retrain lora, data: x, lr: .nan}", "lr is nan, expected a number", ""),
         (PRUNING + "  lora: {stage: retrain lora, data: [x]}", "data is ['x'], expected text", ""),
-        (PRUNING + "  lora: {stage: retrain lora}", "step lora does not say data", "data: What to train on: rows"),
+        (PRUNING + "  lora: {stage: retrain lora}", "step lora lacks data", "data: The data to train on: rows"),
         ("model: embedded\nsteps: {score: {dtype: float8}}", "dtype is 'float8', expected auto, float32", ""),
         (PRUNING + "  Bad: {stage: info}", "'Bad' is not allowed as the name of a step", "lower case"),
         (PRUNING + "  ../../etc: {stage: info}", "is not allowed as the name of a step", ""),

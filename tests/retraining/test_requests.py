@@ -103,7 +103,7 @@ NONSENSE: list[tuple[str, dict[str, Any], str]] = [
     (
         "lora",
         {"prompt_template": "x.json", "instruction": False},
-        "--prompt-template x.json --no-instruction: the one asks",
+        "--prompt-template x.json --no-instruction: one requires",
     ),
 ]
 IDLE: list[tuple[str, dict[str, Any], str]] = [
@@ -155,7 +155,7 @@ def test_a_quantized_checkpoint_is_not_trained(
     )
     with pytest.raises(ShortstackError, match="quantized") as error:
         retrained("cpt", tmp_path / "out", model=model)
-    assert "retrain first" in (error.value.hint or "")
+    assert "retrain the checkpoint before" in (error.value.hint or "")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
