@@ -149,16 +149,11 @@ ROWS: dict[int, tuple[str, str]] = {
     132: ("a tokenizer that is invalid, of another model, or changed", "refused, or a separate result: never mixed up"),
     133: ("an output that is an input, or lies inside a checkpoint that is read", "refused before anything runs"),
     140: ("results that were measured with other limits", "no difference; the line names both limits"),
-<<<<<<< HEAD
-    141: ("a difference on a few rows that looks large", "exact tests: within noise where chance alone does as much"),
-    142: ("a recipe whose path is spelt otherwise, or another of its name", "resumed; refused: file and content count"),
-    150: ("a budget of a model whose blocks differ in size", "the chosen set itself meets it, whatever chose it"),
-    151: ("several named sources where one was expected", "all of them take part, as many windows of each"),
-=======
     141: ("a large difference on few rows", "exact tests: marked as noise if it can be chance"),
     142: ("a recipe with the same path in another spelling, or another recipe of the same name",
           "resumed; refused: file and content are compared"),
->>>>>>> 692adc1 (Pages of families, faults, recipes and published scripts, and rows of faults in whole plain sentences)
+    150: ("a budget for a model whose blocks differ in size", "the chosen set itself meets it, whatever chose it"),
+    151: ("several named sources where one was expected", "all of them take part, with the same number of windows each"),
 }  # fmt: skip
 # Rows that come with a stage that is not there yet.
 LATER: dict[str, tuple[int, ...]] = {}
