@@ -108,7 +108,7 @@ def amount_of_sets(
 
     Args:
         checkpoint: the model.
-        free: positions of the blocks that may go.
+        free: positions of the removable blocks.
         budget: how much goes.
         set_of: positions of the blocks that go, of a number of them.
         times: of the blocks, where `--speedup` needs them.

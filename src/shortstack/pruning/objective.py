@@ -158,7 +158,7 @@ class AddedCosts:
 
         Args:
             removed: the set.
-            candidates: blocks that may go.
+            candidates: removable blocks.
             may_go: whether a set can go exactly.
         """
         if self.objective is None or self.objective.text != "worst":
