@@ -50,7 +50,7 @@ class Rescoring:
         key: what must agree for what an earlier run chose to be used.
         progress: where steps are told of.
         between: what changes each step's checkpoint before it is scored; None leaves them as they are.
-        removed: so far, in their order; known once steps were asked for.
+        removed: so far, in their order; known once steps were requested.
     """
 
     checkpoint: Checkpoint

@@ -28,7 +28,7 @@ _WHOLE_SHARE = 0.8  # of the free memory: what the weights of a teacher that is 
 
 
 class Teacher(Protocol):
-    """A model that is asked for logits."""
+    """A model that computes logits."""
 
     @property
     def dtype(self) -> torch.dtype:
