@@ -109,7 +109,7 @@ def test_given_windows_are_taken_as_they_stand() -> None:
     drawn = draw_windows(Corpus("rows", "", windows=rows), None, samples=2, seq_len=128)
     assert drawn.windows == rows[:2]
     assert drawn.record["seq_len"] == 3
-    with pytest.raises(ShortstackError, match="10 windows needed, 3 rows"):
+    with pytest.raises(ShortstackError, match="10 windows needed, found 3 rows"):
         draw_windows(Corpus("rows", "", windows=rows), None)
     with pytest.raises(ShortstackError, match="of one length, found lengths .2, 3."):
         draw_windows(Corpus("rows", "", windows=[[1, 2], [1, 2, 3]]), None, samples=2)

@@ -107,7 +107,7 @@ BROKEN = [
     ("[" * 100_000, "the template cannot be read"),
     (["a"], "not a prompt template"),
     ({"prompt_input": "{instruction} {input}"}, "not a prompt template"),
-    ({**OWN, "promt": ""}, "'promt' means nothing"),
+    ({**OWN, "promt": ""}, "'promt' is not a key"),
     ({**OWN, "prompt_input": 3}, "prompt_input is 3, expected a string"),
     (
         {**OWN, "prompt_input": "{instruction}"},

@@ -47,7 +47,7 @@ def test_files_whose_names_say_what_they_are_need_no_folder(tmp_path: Path) -> N
     (tmp_path / "all/arc_easy/ARC-Easy-Test.jsonl").rename(tmp_path / "ARC-Easy-Test.jsonl")
     assert len(local_rows("arc_easy", tmp_path).rows) == 4
     (tmp_path / "all/openbookqa/test.jsonl").rename(tmp_path / "test.jsonl")
-    with pytest.raises(ShortstackError, match=r"no rows of openbookqa \(looked for openbookqa/test.jsonl"):
+    with pytest.raises(ShortstackError, match=r"no rows of openbookqa \(searched for openbookqa/test.jsonl"):
         local_rows("openbookqa", tmp_path)
 
 

@@ -142,7 +142,7 @@ def test_an_engine_may_suppress_the_end_of_text() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "says"),
     [
-        ({"worker": "hang"}, "vllm: no answer within 0.50 s; it said: loading the model (a longer --time-limit)"),
+        ({"worker": "hang"}, "vllm: no answer within 0.50 s; it said: loading the model (set a longer --time-limit)"),
         (
             {"worker": "die"},
             "ended with exit code 3 before it answered; it said: RuntimeError: the engine has no kernel",

@@ -165,7 +165,7 @@ def test_settings_of_a_newer_peft(built: Built, tmp_path: Path, capsys: pytest.C
     assert "a_setting_of_tomorrow, another: not known to PEFT" in capsys.readouterr().err
     adapters.configure(tmp_path / "adapter", a_setting_of_tomorrow="quick")
     with pytest.raises(
-        ShortstackError, match="a_setting_of_tomorrow is 'quick', which PEFT .* does not know"
+        ShortstackError, match="a_setting_of_tomorrow is 'quick', which PEFT .* does not support"
     ) as caught:
         merge(tmp_path / "adapter", base=str(base), out=tmp_path / "other", quiet=True)
     assert "pip install --upgrade peft" in caught.value.hint
@@ -179,7 +179,7 @@ def test_kinds_that_are_no_change_of_weights_are_refused_by_name(built: Built, t
     get_peft_model(pico.load(built("llama")), settings).save_pretrained(tmp_path / "adapter")
     refused(built("llama"), tmp_path, "PREFIX_TUNING does not change the model's weights")
     adapters.configure(tmp_path / "adapter", peft_type="OF_TOMORROW")
-    refused(built("llama"), tmp_path, "peft_type is 'OF_TOMORROW', which PEFT .* does not know")
+    refused(built("llama"), tmp_path, "peft_type is 'OF_TOMORROW', which PEFT .* does not support")
 
 
 @pytest.mark.fault(97)
@@ -205,7 +205,7 @@ def test_a_base_that_is_no_longer_there(built: Built, tmp_path: Path) -> None:
     adapters.configure(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "gone"))
     with pytest.raises(ShortstackError, match="the base that it names cannot be opened") as caught:
         merge(tmp_path / "adapter", out=tmp_path / "out", quiet=True)
-    assert caught.value.hint.startswith("--base MODEL")
+    assert caught.value.hint.startswith("give its current path with --base MODEL")
 
 
 def test_a_quantized_base_is_refused(copied: Built, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def _with_adapter(model: Any, config: Any, adapter: Path, checkpoint: Checkpoint
     adapted = PeftModel(model, config)
     if not isinstance(adapted.base_model, adapter_tuner()):
         raise ShortstackError(
-            f"{adapter}: {getattr(config.peft_type, 'value', config.peft_type)} adds no weights to those of the model, so it "
+            f"{adapter}: {getattr(config.peft_type, 'value', config.peft_type)} does not change the model's weights, so it "
             "cannot be folded into them",
             hint=_BESIDE,
         )

@@ -233,7 +233,7 @@ def test_states_that_are_not_finite(built: Built, rows: Path, tmp_path: Path) ->
 
 
 def test_text_shorter_than_requested(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(ShortstackError, match="125 windows needed, 120 rows"):
+    with pytest.raises(ShortstackError, match="125 windows needed, found 120 rows"):
         repaired(cut(), tmp_path / "out", rows, samples=100)
     assert not (tmp_path / "out").exists()
 
