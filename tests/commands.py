@@ -45,7 +45,7 @@ _SHORTER = {
     "eval generation": ["--new-tokens", "4", "--probes", "1"],
     "eval samples": ["--new-tokens", "4"],
     "eval ppl": ["--seq-len", "32"],
-    "bench": ["--runs", "3", "--warmup", "1"],
+    "bench": ["--runs", "3", "--warmup", "1", "--new-tokens", "8"],
 }
 
 
@@ -136,7 +136,7 @@ def _shortened(verb: str, arguments: list[str]) -> list[str]:
             continue  # without effect there, and refused
         if name not in found:
             found += [name, value]
-        elif name in ("--max-steps", "--tokens"):
+        elif name in ("--max-steps", "--tokens") or (name == "--new-tokens" and verb == "bench"):
             found[found.index(name) + 1] = value
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 from typing import Any
@@ -21,6 +22,7 @@ from shortstack.recipes.schema import (
     checked,
     json_schema,
     stages,
+    step_model,
     step_options,
 )
 from shortstack.registry import COMMANDS
@@ -146,3 +148,13 @@ def test_lists_become_positional_and_numbers_text() -> None:
     }
     with pytest.raises(ShortstackError, match="models is 3, expected text or a list of texts"):
         checked("eval ppl", {"models": 3}, lambda name: name)
+
+
+def test_the_model_of_a_stage_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew for another function of the same name."""
+    assert step_model("score") is step_model("score")
+    other = dataclasses.replace(COMMANDS["plan"], name="score")
+    before = step_model("score")
+    monkeypatch.setitem(COMMANDS, "score", other)
+    assert step_model("score") is not before
+    assert set(step_model("score").model_fields) == set(step_options(COMMANDS["plan"]))
