@@ -85,7 +85,7 @@ def bench(
         options: how it is measured.
 
     Returns:
-        A result per checkpoint, engine and configuration.
+        One result for each checkpoint, engine and configuration.
 
     Raises:
         ShortstackError: a checkpoint cannot be loaded, an engine is not there or fails, or nothing fits.

@@ -63,7 +63,7 @@ def demo(
         options: where the page is, to whom it is served, and how the models are run.
 
     Returns:
-        Where the page was.
+        The address of the page.
 
     Raises:
         ShortstackError: `--public` without a password, the port is taken, or a file of scores or results is damaged.

@@ -49,7 +49,7 @@ def compare(
         The comparison.
 
     Raises:
-        ShortstackError: a file is no results file, or there is nothing to compare.
+        ShortstackError: a file is not a results file, or there is nothing to compare.
     """
     if not results:
         raise UsageError("no results given", hint="shortstack compare results.json [...]")

@@ -60,7 +60,7 @@ def evaluate_generation(
         options: how it is run.
 
     Returns:
-        A result per checkpoint.
+        One result for each checkpoint.
 
     Raises:
         ShortstackError: a checkpoint cannot be loaded, or no prompt fits.

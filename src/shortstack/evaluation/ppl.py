@@ -105,7 +105,7 @@ def evaluate_ppl(
         options: how it is run.
 
     Returns:
-        A result per checkpoint and text.
+        One result for each checkpoint and text.
 
     Raises:
         ShortstackError: a checkpoint or text cannot be read, or is too short for one window.

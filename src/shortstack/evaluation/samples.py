@@ -75,7 +75,7 @@ def evaluate_samples(
         options: how it is run.
 
     Returns:
-        A result per checkpoint; the texts are its items.
+        One result for each checkpoint; the texts are its items.
 
     Raises:
         ShortstackError: a checkpoint cannot be loaded, or prompt and continuation are longer than its positions.

@@ -53,7 +53,7 @@ def evaluate_zeroshot(
         options: how it is run.
 
     Returns:
-        A result per checkpoint.
+        One result for each checkpoint.
 
     Raises:
         ShortstackError: a checkpoint or a task's rows cannot be used; names file and row.

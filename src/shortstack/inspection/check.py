@@ -68,7 +68,7 @@ def check(
         quiet: Show no progress on stderr.
 
     Returns:
-        A finding per check. The command exits 1 where one failed.
+        One finding for each check. The exit code of the command is 1 if a check failed.
 
     Raises:
         ShortstackError: nothing is there.

@@ -73,7 +73,8 @@ def doctor() -> DoctorResult:
     Nothing is downloaded, written or run. The output states whether a hub token is set, but never shows the token.
 
     Returns:
-        A line per thing. The command exits 1 where a package that shortstack needs is missing or of another version.
+        One line for each version, device, extra and cache. The exit code of the command is 1 if a required package is
+        missing or has a wrong version.
     """
     found = {
         "versions": _versions(), "extras": _extras(), "devices": _devices(), "engines": _engines(), "caches": _caches(),

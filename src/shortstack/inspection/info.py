@@ -119,8 +119,8 @@ def info(model: str, *, allow_links: bool = False) -> Info:
         allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
 
     Returns:
-        The facts; no tensor is read for them but the 8 KiB per tensor that the fingerprint takes. Of a hub id that is
-        not in the cache, headers are read on the hub, and no weights are downloaded.
+        The facts. Only headers and 8 KiB of each tensor (for the fingerprint) are read. For a hub id that is not in the
+        cache, headers are read on the hub, and no weights are downloaded.
 
     Raises:
         ShortstackError: it is not a checkpoint that shortstack can read.

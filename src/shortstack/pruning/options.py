@@ -106,7 +106,7 @@ class PruneChoice(BlockChoice):
 
 @dataclass(frozen=True)
 class CurveOptions(Options):
-    """How far a curve goes, and how its sets are chosen.
+    """The size of the curve, and how its sets are chosen.
 
     Attributes:
         selection: How the set of each size is chosen: `greedy`, `beam:4`, `gate:32`, `contiguous` or `one-shot`, as in

@@ -74,7 +74,7 @@ def plan(
         The plan.
 
     Raises:
-        ShortstackError: the blocks do not exist or may not go, or the scores are another model's.
+        ShortstackError: the blocks do not exist or are protected, or the scores belong to another model.
     """
     if out is not None:
         check_writable_file(Path(out))

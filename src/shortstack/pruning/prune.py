@@ -130,7 +130,7 @@ def prune(
         What was written where.
 
     Raises:
-        ShortstackError: the plan does not fit the checkpoint, the output may not be written, or the check failed.
+        ShortstackError: the plan does not fit the checkpoint, the output cannot be written, or the verification failed.
     """
     search = _search_of(plan, choice, calibration, measuring, options)
     progress = Progress(quiet=measuring.quiet)

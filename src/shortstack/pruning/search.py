@@ -56,7 +56,7 @@ def search(
         options: how the run goes.
 
     Returns:
-        The plan, with what was measured.
+        The plan, with the measured costs of the chosen set and of the alternatives.
 
     Raises:
         ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can be removed exactly.

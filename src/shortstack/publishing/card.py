@@ -86,8 +86,8 @@ def card(
         What was written.
 
     Raises:
-        ShortstackError: the directory is no checkpoint of shortstack, its card was edited, or a file holds results of other
-            models alone.
+        ShortstackError: shortstack did not make the checkpoint, its card was edited, or a file has only results of
+            other models.
     """
     directory = Path(directory)
     checkpoint, record = _opened(directory, Progress(quiet=quiet))

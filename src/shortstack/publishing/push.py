@@ -104,10 +104,10 @@ def push(
         quiet: Show no progress on stderr.
 
     Returns:
-        Files, checks and, after a push, where it is. The command exits 1 where a check failed.
+        Files, checks and, after a push, the address. The exit code of the command is 1 if a check failed.
 
     Raises:
-        ShortstackError: the folder is no such checkpoint, a check failed before a push, or the hub refused it.
+        ShortstackError: shortstack did not make the checkpoint, a check failed before the push, or the hub refused it.
     """
     directory = Path(directory)
     named = parse_hub_id(repository)

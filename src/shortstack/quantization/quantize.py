@@ -167,8 +167,8 @@ def quantize(
         What was quantized, sizes and perplexities.
 
     Raises:
-        ShortstackError: it is quantized already, no layer fits the groups, there is too little text, the machine lacks what
-            the scheme needs, or the output may not be written.
+        ShortstackError: it is quantized already, no layer fits the groups, there is too little text, the machine does
+            not support the scheme, or the output cannot be written.
     """
     chosen = scheme_named(scheme)
     progress = Progress(quiet=options.quiet)

@@ -144,7 +144,7 @@ def run(
         options: how the run goes.
 
     Returns:
-        What every step left behind; with `dry_run` the plan. None in processes other than the first.
+        The outputs of every step; with `dry_run`, the forecast. None in processes other than the first.
 
     Raises:
         ShortstackError: the recipe is wrong, or a step failed; names the step.

@@ -68,7 +68,7 @@ def retrain_cpt(
         options: how the run goes.
 
     Returns:
-        Figures before, after and of the dense model; with `dry_run` what the run would be.
+        Figures before, after and of the dense model; with `dry_run`, the forecast of the run.
 
     Raises:
         ShortstackError: the checkpoint or data cannot be used, or the loss is no longer finite.

@@ -68,10 +68,10 @@ def retrain_distill(
         options: how the run goes.
 
     Returns:
-        Figures before, after and of the dense model; with `dry_run` what the run would be.
+        Figures before, after and of the dense model; with `dry_run`, the forecast of the run.
 
     Raises:
-        ShortstackError: student, teacher and data do not go together, or the loss is no longer finite.
+        ShortstackError: student, teacher and data do not fit together, or the loss is no longer finite.
     """
     weights: dict[str, Any] = {
         "kl_weight": teaching.kl_weight, "loss_weight": teaching.loss_weight, "hidden_weight": teaching.hidden_weight

@@ -62,10 +62,10 @@ def retrain_local(
         options: how the run goes.
 
     Returns:
-        Figures before, after and of the dense model; with `dry_run` what the run would be.
+        Figures before, after and of the dense model; with `dry_run`, the forecast of the run.
 
     Raises:
-        ShortstackError: model, dense model and data do not go together, or hidden states are not finite.
+        ShortstackError: model, dense model and data do not fit together, or hidden states are not finite.
     """
     from shortstack.retraining.local_run import block_by_block
 

@@ -79,7 +79,7 @@ def merge(
         What was merged.
 
     Raises:
-        ShortstackError: it is no adapter, or does not fit the base.
+        ShortstackError: it is not an adapter, or does not fit the base.
     """
     adapter = Path(adapter)
     named = read_adapter_config(adapter).get("base_model_name_or_path")

@@ -115,7 +115,7 @@ def agree(
         Every pair.
 
     Raises:
-        ShortstackError: fewer than two rankings, or rankings of models of other blocks.
+        ShortstackError: there are fewer than two rankings, or they are of models with different blocks.
     """
     if not scores:
         raise UsageError("no scores given", hint="shortstack agree scores.json published:vicuna-7b-v1.3:ppl")

@@ -111,11 +111,11 @@ def repair(
         options: how the models are run.
 
     Returns:
-        What was done, and perplexity before and after.
+        The repair of each cut, and the perplexity before and after.
 
     Raises:
-        ShortstackError: the dense model is another one, the family has no place for the repair, there is too little text,
-            states are not finite, or the output may not be written.
+        ShortstackError: the dense model is another one, the family cannot hold the repair, there is too little text,
+            hidden states are not finite, or the output cannot be written.
     """
     refuse_idle(
         options, ["memory_limit", "save_every"], "here: a repair keeps two streams of hidden states, and no state"

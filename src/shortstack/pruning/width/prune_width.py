@@ -145,8 +145,8 @@ def prune_width(
         What was written where.
 
     Raises:
-        ShortstackError: the family's config cannot say it, no head or channel would be left, there is too little text, or the
-            output may not be written.
+        ShortstackError: the family's config cannot express the width, no head or channel would be left, there is too
+            little text, or the output cannot be written.
     """
     process = Process.from_environment()
     progress = Progress(quiet=options.quiet or not process.leads)

@@ -96,8 +96,8 @@ def export_gguf(
         What was written.
 
     Raises:
-        ShortstackError: the converter is not there, fails, or its file does not hold the checkpoint; or the output may not
-            be written.
+        ShortstackError: the converter is missing, fails, or its file is not this checkpoint; or the output cannot be
+            written.
     """
     expect(options.time_limit > 0, "time_limit", options.time_limit, "more than 0 seconds")
     progress = Progress(quiet=options.quiet)
