@@ -29,7 +29,7 @@ class PrunePlan(Shown):
         source, fingerprint: the checkpoint that the plan is for.
         blocks: the original indices of all blocks that it has, in order.
         removed: those to remove, rising.
-        protected: those that may not go (the published "+" rule), rising.
+        protected: those that may not be removed (the published "+" rule), rising.
         gone: those of the original model that were removed before, rising.
         criterion: what chose them, or "given".
         before, after: parameters, bytes and key-value cache bytes per token (float16) of the checkpoint.

@@ -72,7 +72,7 @@ class Renumbering:
         return int(match.group("number")) if match else None
 
     def must_stay(self, name: str) -> str:
-        """The new name of a block that may not go.
+        """The new name of a block that may not be removed.
 
         Raises:
             ShortstackError: it is removed.

@@ -59,7 +59,7 @@ class Stability:
 
     Attributes:
         blocks: original numbers of the blocks, in order.
-        protected: those that may not go.
+        protected: those that may not be removed.
         remove: how many go.
         chosen: the set after each round.
         windows: how many windows had been seen then.
