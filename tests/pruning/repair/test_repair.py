@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.cli.app import run
+from shortstack.common.progress import Progress
 from shortstack.engine.states import nll_from
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
+from shortstack.pruning.repair.fitted import say_of_text
 from shortstack.pruning.repair.repair import RepairResult, repair
 from shortstack.runtime.hashes import file_sha256
 from tests import pico
@@ -243,6 +245,18 @@ def test_options_without_effect_and_out_of_range(cut: Callable[..., Any], rows: 
         repaired(cut(), tmp_path / "out", rows, save_every=3.0)
     with pytest.raises(UsageError, match="--behind -1"):
         repaired(cut(), tmp_path / "out", rows, behind=-1)
+
+
+def test_a_text_that_nobody_chose_is_said(
+    cut: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SmolLM2 without 8 blocks, repaired on it, was worse than before on text of any other kind."""
+    prune("embedded", blocks="5", out=tmp_path / "own", quiet=True)
+    for model, data, said in (
+        (cut()[0], "embedded", True), (cut()[0], "text.txt", False), (tmp_path / "own", "embedded", False),
+    ):  # fmt: skip
+        say_of_text(open_checkpoint(model), data, Progress())
+        assert ("on other text such a repair can make the model worse" in capsys.readouterr().err) is said
 
 
 def test_tokens_that_are_left_out_of_the_fit(cut: Callable[..., Any], tmp_path: Path) -> None:

@@ -168,7 +168,18 @@ def drawn_windows(
         f"repairs are fitted on {fitting} windows of {len(drawn.windows[0])} tokens of {calibration.data}, and chosen on "
         f"{choosing} others"
     )
+    say_of_text(checkpoint, calibration.data, progress)
     return drawn, fitting
+
+
+def say_of_text(pruned: Checkpoint, data: str, progress: Progress) -> None:
+    """Say so where nobody chose the text: a repair gives back what this text needs, and can cost what another one does."""
+    source = (pruned.provenance or {}).get("source", pruned.source)
+    if data == "embedded" and source != "embedded":
+        progress.say(
+            "the text is the package's own, documentation of Python: on other text such a repair can make the model worse. "
+            "--data TEXT fits it on text like that of your task"
+        )
 
 
 def opened(checkpoint: Checkpoint, how: EngineOptions) -> StreamedModel:
