@@ -26,9 +26,9 @@ from shortstack.retraining.monitor import matmul_flops
 from common import Goals, random_llama, random_windows, say
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.data.calibration import CalibrationSet
-from shortstack.engine.forward import Hooks, block_evaluations, windows_tensor
-from shortstack.engine.journal import Journal
-from shortstack.engine.select import Engine, EngineOptions, choose_engine
+from shortstack.engine.forward import block_evaluations
+from shortstack.engine.interface import Engine, ForwardRequest, Windows
+from shortstack.engine.select import EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score_windows
@@ -66,13 +66,9 @@ class Bench:
         torch.cuda.reset_peak_memory_stats()
         return held
 
-    def sweep(self, engine: Engine, ids: torch.Tensor) -> float:
+    def sweep(self, engine: Engine, windows: Windows) -> float:
         """Seconds of one forward sweep with all candidates."""
-        seconds, _ = self.timed(
-            lambda: engine.forward(ids, branches=True, keep_inputs=False, hooks=Hooks(),
-                                   on_progress=lambda _: None, journal=Journal(None))
-        )  # fmt: skip
-        return seconds
+        return self.timed(lambda: engine.forward(windows, ForwardRequest(branches=True)))[0]
 
     def windows(self, count: int, length: int) -> list[list[int]]:
         path = random_windows(
@@ -101,14 +97,15 @@ def ours(bench: Bench, count: int, length: int) -> dict[str, float]:
     windows = bench.windows(count, length)
     options = EngineOptions(torch.bfloat16, bench.device, "resident")
     engine = choose_engine(bench.checkpoint, windows, options)
-    ids = windows_tensor(windows, bench.device)
+    swept = Windows.of(windows, bench.device)
     bench.peak_gb()
 
-    first, again = bench.sweep(engine, ids), bench.sweep(engine, ids)
+    first, again = bench.sweep(engine, swept), bench.sweep(engine, swept)
     engine.close()
-    needed = bench.operations(ids.numel())
+    tokens = swept.ids_WT.numel()
+    needed = bench.operations(tokens)
     figures = {"first_seconds": first, "resident_seconds": again, "share_of_peak": needed / again / bench.peak}
-    figures |= {"tokens_per_second": ids.numel() * len(engine.blocks) / again, "peak_GB": bench.peak_gb()}
+    figures |= {"tokens_per_second": tokens * len(engine.blocks) / again, "peak_GB": bench.peak_gb()}
     say(f"ppl, {count} x {length}", **figures, peak_TFLOPs=bench.peak / 1e12, device=name_of(bench.device))
     return figures
 
@@ -116,9 +113,8 @@ def ours(bench: Bench, count: int, length: int) -> dict[str, float]:
 def streamed(bench: Bench, windows: list[list[int]]) -> float:
     """Seconds of a sweep that keeps no block, and peak memory."""
     engine = choose_engine(bench.checkpoint, windows, EngineOptions(torch.bfloat16, bench.device, "streamed"))
-    ids = windows_tensor(windows, bench.device)
     bench.peak_gb()
-    seconds = bench.sweep(engine, ids)
+    seconds = bench.sweep(engine, Windows.of(windows, bench.device))
     engine.close()
     say(f"ppl, {len(windows)} x {len(windows[0])}, streamed", seconds=seconds, peak_GB=bench.peak_gb())
     return seconds
@@ -141,7 +137,7 @@ def naive(bench: Bench, windows: list[list[int]], at_once: int) -> float:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=torch.bfloat16).to(bench.device).eval()
-    ids, blocks = windows_tensor(windows, bench.device), model.model.layers
+    ids, blocks = torch.tensor(windows, device=bench.device), model.model.layers
 
     def candidate(removed: int) -> None:
         model.model.layers = torch.nn.ModuleList([block for i, block in enumerate(blocks) if i != removed])
@@ -163,7 +159,7 @@ def published(bench: Bench, windows: list[list[int]]) -> float:
     weights = dense.state_dict()
     config = copy.deepcopy(dense.config)
     config.num_hidden_layers -= 1
-    ids = windows_tensor(windows, bench.device)
+    ids = torch.tensor(windows, device=bench.device)
 
     def candidate() -> None:
         pruned = AutoModelForCausalLM.from_config(config)

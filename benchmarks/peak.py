@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from shortstack.benchmark.timing import best_seconds
-from shortstack.engine import forward as sweep
 from shortstack.engine import streamed
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.cpu import computing
+from shortstack.engine.forward import block_evaluations
+from shortstack.engine.interface import ForwardRequest, Windows
 from shortstack.engine.streamed import StreamedModel
 from shortstack.families.open_model import open_checkpoint
 
@@ -68,9 +69,7 @@ def memory_bandwidth() -> float:
 @torch.no_grad()
 def main(model_name: str, windows_name: str) -> None:
     checkpoint = open_checkpoint(Path(model_name))
-    ids = sweep.windows_tensor(
-        [json.loads(line)["input_ids"] for line in Path(windows_name).read_text().splitlines()], CPU
-    )
+    windows = Windows.of([json.loads(line)["input_ids"] for line in Path(windows_name).read_text().splitlines()])
     skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
     shapes = [tensor.shape for tensor in checkpoint.blocks[0] if len(tensor.shape) == 2]
     peak = Peak(shapes, (640, 1280))
@@ -88,11 +87,11 @@ def main(model_name: str, windows_name: str) -> None:
         contextlib.closing(StreamedModel(skeleton, resident=True)) as engine,
         computing(torch.float32, CPU) as library,
     ):
-        engine.forward(ids, branches=True, on_progress=lambda _: peak.measure())
-    evaluations, bandwidth = sweep.block_evaluations(checkpoint.depth), memory_bandwidth()
-    achieved = evaluations * ids.numel() * peak.per_row / spent
+        engine.forward(windows, ForwardRequest(branches=True), lambda _: peak.measure())
+    evaluations, bandwidth = block_evaluations(checkpoint.depth), memory_bandwidth()
+    achieved = evaluations * windows.ids_WT.numel() * peak.per_row / spent
     hidden = checkpoint.tensors[checkpoint.anatomy.embedding].shape[1]
-    moved = 2 * evaluations * ids.numel() * hidden * 4 + checkpoint.nbytes
+    moved = 2 * evaluations * windows.ids_WT.numel() * hidden * 4 + checkpoint.nbytes
     figures = {"value": achieved / peak.best(), "GFLOPs": achieved / 1e9, "peak_GFLOPs": peak.best() / 1e9}
     figures |= {"block_seconds": spent, "memory_GBps": bandwidth / 1e9, "moving_seconds": moved / bandwidth}
     print(json.dumps({**figures, "linear": library, "threads": torch.get_num_threads()}))

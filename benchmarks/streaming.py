@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common import Goals, random_llama, random_windows, run, say, shortstack
 
 if TYPE_CHECKING:
     from shortstack.checkpoint.reader import Checkpoint
     from shortstack.engine.block_weights import BlockWeights
+    from shortstack.engine.interface import Windows
     from shortstack.engine.streamed import StreamedModel
 
 GB = 1e9
@@ -61,13 +62,13 @@ def overlap(
     import torch
 
     from shortstack.engine.block_model import Skeleton
-    from shortstack.engine.forward import windows_tensor
+    from shortstack.engine.interface import Windows
     from shortstack.engine.streamed import StreamedModel
     from shortstack.families.open_model import open_checkpoint
 
     checkpoint = open_checkpoint(model)
     device, dtype = torch.device("cpu"), getattr(torch, dtype_name)
-    ids = windows_tensor([json.loads(line)["input_ids"] for line in windows.open()], device)
+    given = Windows.of([json.loads(line)["input_ids"] for line in windows.open()])
     skeleton = Skeleton(checkpoint, dtype=dtype, device=device)
     # As the command reads them: past the page cache where it would not hold them.
     with contextlib.closing(StreamedModel(skeleton, resident=False, candidates=candidates)) as engine:
@@ -77,12 +78,12 @@ def overlap(
         forget(model)
         read = read_alone(weights, checkpoint)
         forget(model)
-        together = swept(engine, ids)
-        compute = compute_alone(engine, ids)
+        together = swept(engine, given)
+        compute = compute_alone(engine, given)
     more = {"read_seconds": read, "compute_seconds": compute, "together_seconds": together, "dtype": dtype_name}
     blocks = sum(tensor.nbytes for block in checkpoint.blocks for tensor in block)
     more |= {"disk_GBps": disk_rate / GB, "read_GBps": blocks / read / GB}
-    more |= {"tokens": ids.numel(), "candidates": "all" if candidates is None else len(candidates)}
+    more |= {"tokens": given.ids_WT.numel(), "candidates": "all" if candidates is None else len(candidates)}
     return together / max(compute, read), more
 
 
@@ -97,9 +98,11 @@ def disk_alone(model: Path) -> float:
     return time.perf_counter() - started
 
 
-def swept(engine: StreamedModel, ids: Any) -> float:
+def swept(engine: StreamedModel, windows: Windows) -> float:
+    from shortstack.engine.interface import ForwardRequest
+
     started = time.perf_counter()
-    engine.forward(ids, branches=True)
+    engine.forward(windows, ForwardRequest(branches=True))
     return time.perf_counter() - started
 
 
@@ -113,7 +116,7 @@ def read_alone(weights: BlockWeights, checkpoint: Checkpoint) -> float:
     return time.perf_counter() - started
 
 
-def compute_alone(engine: StreamedModel, ids: Any) -> float:
+def compute_alone(engine: StreamedModel, windows: Windows) -> float:
     """The same sweep, where every block's weights are those of one of the first four, which are in memory.
 
     One block's might stay in a large cache.
@@ -129,7 +132,7 @@ def compute_alone(engine: StreamedModel, ids: Any) -> float:
         {tensor.name: by_name[index % 4][within(tensor.name)] for tensor in stored[index]}
     )
     try:
-        return swept(engine, ids)
+        return swept(engine, windows)
     finally:
         weights._read = real
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from shortstack.engine import block_weights as weights
-from shortstack.engine import forward as sweep
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
+from shortstack.engine.forward import block_evaluations
+from shortstack.engine.interface import ForwardRequest, ForwardResult, Windows
 from shortstack.engine.streamed import StreamedModel, streamed_logits
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
@@ -38,24 +39,23 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     return counted
 
 
-def run(model: Path, *, resident: bool = False, **options: Any) -> tuple[Skeleton, sweep.ForwardResult]:
-    checkpoint = open_checkpoint(model)
-    skeleton = Skeleton(checkpoint, dtype=torch.float32, device=CPU)
-    ids = sweep.windows_tensor(pico.windows(), CPU)
-    with contextlib.closing(StreamedModel(skeleton, resident=resident, group=options.pop("group", None))) as engine:
-        return skeleton, engine.forward(ids, **options)
+def run(model: Path, windows: int = 4, *, group: int | None = None, **given: Any) -> ForwardResult:
+    request = ForwardRequest(branches=True, keep_inputs=given.pop("keep_inputs", False))
+    skeleton = Skeleton(open_checkpoint(model), dtype=torch.float32, device=CPU)
+    with contextlib.closing(StreamedModel(skeleton, resident=False, group=group)) as engine:
+        return engine.forward(Windows.of(pico.windows(windows)), request, **given)
 
 
 def test_every_weight_is_read_once_for_all_candidates(built: Built, reads: Counter[str]) -> None:
     """Promise 4."""
-    run(built("llama"), branches=True)
+    run(built("llama"))
     assert set(reads) == set(open_checkpoint(built("llama")).tensors)
     assert set(reads.values()) == {1}
 
 
 def test_groups_read_what_they_need(built: Built, reads: Counter[str]) -> None:
     """Three candidates at a time: the second group begins at block 3 and reads nothing before it."""
-    run(built("llama"), branches=True, group=3)
+    run(built("llama"), group=3)
     assert reads["model.layers.2.mlp.up_proj.weight"] == 1
     assert reads["model.layers.3.mlp.up_proj.weight"] == 2
 
@@ -71,13 +71,13 @@ def test_resident_reads_once_for_two_sweeps(built: Built, reads: Counter[str]) -
 
 def test_progress_adds_up_to_the_evaluations(built: Built) -> None:
     done: list[int] = []
-    run(built("llama"), branches=True, on_progress=done.append)
-    assert sum(done) == sweep.block_evaluations(6) == 6 * 7 // 2
-    assert sweep.block_evaluations(6, 3) == (1 + 2 + 3 + 4 + 4 + 4) + (1 + 2 + 3)
+    run(built("llama"), on_progress=done.append)
+    assert sum(done) == block_evaluations(6) == 6 * 7 // 2
+    assert block_evaluations(6, 3) == (1 + 2 + 3 + 4 + 4 + 4) + (1 + 2 + 3)
 
 
 def test_inputs_are_what_the_model_gives_its_blocks(built: Built) -> None:
-    _, found = run(built("llama"), branches=True, keep_inputs=True)
+    found = run(built("llama"), keep_inputs=True)
     assert found.inputs is not None
     model = pico.load(built("llama"))
     seen: list[torch.Tensor] = []
@@ -155,8 +155,7 @@ def test_out_of_memory_halves_what_is_run_at_a_time_and_goes_on(
     built: Built, monkeypatch: pytest.MonkeyPatch, most: int, windows: int
 ) -> None:
     """Nothing of a batch that did not fit has been written: the sweep continues in smaller ones, from where it was."""
-    ids = sweep.windows_tensor(pico.windows(windows), CPU)
-    expected = _swept(built("llama"), ids)
+    expected = run(built("llama"), windows)
     real, refused = Skeleton.run_block, []
 
     def limited(self: Skeleton, block: Any, hidden: torch.Tensor, call: Any) -> torch.Tensor:
@@ -166,7 +165,7 @@ def test_out_of_memory_halves_what_is_run_at_a_time_and_goes_on(
         return real(self, block, hidden, call)
 
     monkeypatch.setattr(Skeleton, "run_block", limited)
-    found = _swept(built("llama"), ids)
+    found = run(built("llama"), windows)
     assert found.candidate_nll_NW is not None
     torch.testing.assert_close(found.candidate_nll_NW, expected.candidate_nll_NW, rtol=1e-5, atol=1e-6)
     assert len(refused) <= 7  # what fits is remembered
@@ -178,10 +177,4 @@ def test_out_of_memory_with_one_window_is_said(built: Built, monkeypatch: pytest
 
     monkeypatch.setattr(Skeleton, "run_block", never)
     with pytest.raises(torch.OutOfMemoryError):
-        _swept(built("llama"), sweep.windows_tensor(pico.windows(3), CPU))
-
-
-def _swept(model: Path, ids: torch.Tensor) -> sweep.ForwardResult:
-    skeleton = Skeleton(open_checkpoint(model), dtype=torch.float32, device=CPU)
-    with contextlib.closing(StreamedModel(skeleton, resident=False)) as engine:
-        return engine.forward(ids, branches=True)
+        run(built("llama"), 3)

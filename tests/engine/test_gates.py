@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from shortstack.engine import select
 from shortstack.engine.block_model import NotSeparableError, find_blocks
-from shortstack.engine.select import Engine, EngineOptions, choose_engine
+from shortstack.engine.interface import Engine, Windows
+from shortstack.engine.select import EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.search.gates import quadratic_model
 from shortstack.scoring.shared_windows import SharedWindows
@@ -74,7 +75,7 @@ def test_they_are_those_of_autograd(built: Built, family: str, whole: bool, monk
     hessian = torch.autograd.functional.hessian(loss, ones)
     with engine_of(model) as engine:
         assert bool(engine.reason) == whole
-        found = quadratic_model(engine, torch.tensor(WINDOWS), range(depth), text=SharedWindows(WINDOWS))
+        found = quadratic_model(engine, range(depth), text=SharedWindows(WINDOWS))
     assert torch.allclose(found.gradient_N, gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
     assert torch.allclose(found.hessian_NN, hessian, rtol=1e-2, atol=3e-3 * float(hessian.abs().max()))
 
@@ -83,9 +84,9 @@ def test_some_blocks_and_few_tokens_at_a_time_give_the_same(built: Built) -> Non
     """A block whose gate stays 1 has no row; windows in parts add up."""
     model = built("llama")
     with engine_of(model) as engine:
-        whole = quadratic_model(engine, torch.tensor(WINDOWS), range(6), text=SharedWindows(WINDOWS))
+        whole = quadratic_model(engine, range(6), text=SharedWindows(WINDOWS))
     with engine_of(model, tokens=16) as engine:
-        some = quadratic_model(engine, torch.tensor(WINDOWS), [4, 1], text=SharedWindows(WINDOWS))
+        some = quadratic_model(engine, [4, 1], text=SharedWindows(WINDOWS))
     assert some.candidates == (1, 4)
     assert torch.allclose(some.gradient_N, whole.gradient_N[[1, 4]], rtol=1e-4, atol=1e-6)
     largest = float(whole.hessian_NN.abs().max())
@@ -98,7 +99,7 @@ def test_gates_that_are_zero_are_removals(built: Built) -> None:
     gates = torch.ones(depth, dtype=torch.float64)
     gates[2] = 0
     with engine_of(built("llama")) as engine:
-        removed = float(engine.nll_without(torch.tensor(WINDOWS), [frozenset({2})]).mean())
+        removed = float(engine.nll_without(Windows.of(WINDOWS), [frozenset({2})]).mean())
     assert loss(gates).item() == pytest.approx(removed, rel=1e-5)
 
 
@@ -116,5 +117,5 @@ def test_only_tokens_that_count_do(built: Built) -> None:
     torch.nn.functional.cross_entropy(logits[which], ids[:, 1:][which]).backward()
     assert gate.grad is not None
     with engine_of(built("llama")) as engine:
-        found = quadratic_model(engine, ids, [3], text=text)
+        found = quadratic_model(engine, [3], text=text)
     assert found.gradient_N.item() == pytest.approx(gate.grad.item(), rel=1e-3)

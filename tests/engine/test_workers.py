@@ -115,13 +115,10 @@ def test_one_core_and_a_gpu_need_no_threads() -> None:
 @pytest.mark.usefixtures("four_threads")
 def test_a_sweep_in_threads_gives_what_one_thread_gives(built: object) -> None:
     """The rest of the tests run on one core each."""
-    from shortstack.engine.forward import windows_tensor
-    from tests.engine.test_forward import _swept
-    from tests.pico import windows
+    from tests.engine.test_forward import run
 
-    ids = windows_tensor(windows(7), CPU)
-    several = _swept(built("llama"), ids)  # type: ignore[operator]
+    several = run(built("llama"), 7)  # type: ignore[operator]
     torch.set_num_threads(1)
-    one = _swept(built("llama"), ids)  # type: ignore[operator]
+    one = run(built("llama"), 7)  # type: ignore[operator]
     assert several.candidate_nll_NW is not None
     torch.testing.assert_close(several.candidate_nll_NW, one.candidate_nll_NW, rtol=1e-6, atol=1e-7)

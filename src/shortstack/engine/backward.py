@@ -9,6 +9,7 @@ Legend: W windows, T tokens, D hidden size.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,11 +19,11 @@ from torch import nn
 
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
-from shortstack.engine.forward import ForwardResult, finished
-from shortstack.engine.journal import Journal
+from shortstack.engine.forward import finished
+from shortstack.engine.interface import ForwardResult, GradientRequest, OnProgress, Windows
+from shortstack.engine.journal import UNSAVED, Journal
 from shortstack.engine.losses import gradient_of
 
-Parts = Sequence[slice]  # windows whose gradients are wanted apart; they lie side by side, and some may be empty
 Result = TypeVar("Result")
 Forward = tuple[torch.Tensor, torch.Tensor]  # what went into a block, and what came out with its graph
 
@@ -44,40 +45,31 @@ class Graphs:
     """Keeps the graphs of the last blocks, as many as fit: the first block's forward tells what one takes.
 
     Args:
+        windows: what is swept.
         limit_bytes: the most that they may take.
         first: the first block whose graph is kept, where that is known beforehand.
         last: the block where the backward sweep ends.
-        parts: windows whose gradients are wanted apart.
     """
 
-    def __init__(
-        self, limit_bytes: int = 0, *, first: int | None = None, last: int = 0, parts: Parts | None = None
-    ) -> None:
+    def __init__(self, windows: Windows, *, limit_bytes: int = 0, first: int | None = None, last: int = 0) -> None:
+        self._windows = windows
         self._limit = limit_bytes
-        self._parts = parts
         self._first = first
         self._last = last
         self._kept: dict[int, KeptBlock] = {}
 
     def through(
-        self,
-        skeleton: Skeleton,
-        block: nn.Module,
-        index: int,
-        given_WTD: torch.Tensor,
-        into_WTD: torch.Tensor,
-        ids_WT: torch.Tensor,
+        self, skeleton: Skeleton, block: nn.Module, index: int, given_WTD: torch.Tensor, into_WTD: torch.Tensor
     ) -> bool:
         """Run a block with gradients and keep its graph; False, with nothing done, where it does not fit."""
         if index < self._last or (self._first is not None and index < self._first):
             return False
         kept = KeptBlock(dict(block.named_parameters()), [])
-        places = [place for part in batches_of(skeleton, ids_WT, self._parts) for place in part]
-        batches = forwards(skeleton, block, index, given_WTD, ids_WT, places, onwards=index > self._last)
+        batches = _forwards(skeleton, block, index, given_WTD, self._windows, onwards=index > self._last)
         if self._first is None:
             forward, taken = _measured(lambda: next(batches), kept.parameters)
-            held = self._limit // max(1, taken * len(places))
-            self._first = max(index, len(skeleton.blocks) - held)
+            count = sum(map(len, batches_of(skeleton, self._windows)))
+            self._first = max(index, len(skeleton.blocks) - self._limit // max(1, taken * count))
             if self._first > index:
                 return False
             kept.parts.append(forward)
@@ -91,34 +83,32 @@ class Graphs:
         return self._kept.pop(index, None)
 
 
-def batches_of(skeleton: Skeleton, ids_WT: torch.Tensor, parts: Parts | None = None) -> list[list[slice]]:
+def batches_of(skeleton: Skeleton, windows: Windows) -> list[list[slice]]:
     """Of each part, as many of its windows at a time as go through a block."""
-    rows = skeleton.rows_at_a_time(ids_WT)
+    rows = skeleton.rows_at_a_time(windows.ids_WT)
     return [
         [slice(start, min(start + rows, part.stop)) for start in range(part.start, part.stop, rows)]
-        for part in parts or [slice(0, len(ids_WT))]
+        for part in windows.parts or [slice(0, len(windows))]
     ]
 
 
-def forwards(
+def _forwards(
     skeleton: Skeleton,
     block: nn.Module,
     index: int,
     given_WTD: torch.Tensor,
-    ids_WT: torch.Tensor,
-    batches: Sequence[slice],
+    windows: Windows,
     *,
     onwards: bool,
 ) -> Iterator[Forward]:
     """A block's forward with gradients, some windows at a time.
 
     Args:
-        batches: which.
         onwards: the gradient of what goes in is wanted too, for the block before.
     """
-    for part in batches:
-        hidden = given_WTD[part].detach().requires_grad_(onwards)
-        call = skeleton.calls(ids_WT[part])[index]
+    for batch in itertools.chain.from_iterable(batches_of(skeleton, windows)):
+        hidden = given_WTD[batch].detach().requires_grad_(onwards)
+        call = skeleton.calls(windows.ids_WT[batch])[index]
         with torch.enable_grad():
             result = skeleton.run_block(block, hidden, call)
         yield hidden, result
@@ -140,76 +130,54 @@ def _measured(run: Callable[[], Result], parameters: dict[str, nn.Parameter]) ->
     return result, sum(found.values())
 
 
-# Called with (block index, its weights, their gradients over a part of the windows), for each part in turn.
-OnGradients = Callable[[int, dict[str, torch.Tensor], dict[str, torch.Tensor]], None]
-
-
 def backward_sweep(
-    skeleton: Skeleton,
     weights: BlockWeights,
-    ids_WT: torch.Tensor,
+    windows: Windows,
     forward: ForwardResult,
-    *,
-    loss_scale_W: torch.Tensor,
-    on_gradients: OnGradients,
-    counted_WT: torch.Tensor | None = None,
-    parts: Parts | None = None,
+    request: GradientRequest,
     last: int = 0,
-    release_inputs: bool = True,
-    on_progress: Callable[[int], object] = lambda _: None,
-    turn: int = 0,
-    journal: Journal | None = None,
+    on_progress: OnProgress = lambda _: None,
+    journal: Journal = UNSAVED,
 ) -> None:
     """Gradients of every block's weights, block by block from the last to the first.
 
     Args:
         forward: a forward sweep of the same windows with `keep_inputs`.
-        loss_scale_W: the loss is the sum over windows of this times the window's summed NLL; gradients are complete
-            sums over all windows before `on_gradients` sees them.
-        on_gradients: called once per block and part.
-        counted_WT: which tokens count in a window's NLL; by default all that are predicted.
-        parts: windows whose gradients are wanted apart; by default all are summed.
         last: the block where it ends.
-        release_inputs: let the forward sweep's inputs go as they are used.
         on_progress: called with the number of block evaluations just done.
-        turn: which of several backward sweeps this is; the state names it.
         journal: where the state is saved, and where an earlier run's state is.
     """
-    inputs, last_WTD = forward.inputs, forward.last_WTD
+    skeleton, inputs, last_WTD = weights.skeleton, forward.inputs, forward.last_WTD
     if inputs is None or last_WTD is None:
         raise ValueError("the forward sweep must keep its inputs")
-    journal = journal or Journal(None)
     saved = journal.found()
     place = saved.record.get("backward") if saved is not None else None
     start = len(skeleton.blocks) - 1
-    if saved is not None and place is not None and place["turn"] >= turn:
-        if place["turn"] > turn or place["next"] < last:
+    if saved is not None and place is not None and place["turn"] >= request.turn:
+        if place["turn"] > request.turn or place["next"] < last:
             return  # done by the earlier run
-        gradient_WTD, start = saved.tensors["gradient"].to(ids_WT.device), place["next"]
+        gradient_WTD, start = saved.tensors["gradient"].to(last_WTD.device), place["next"]
     else:
-        gradient_WTD = skeleton.head.nll_gradient(last_WTD, ids_WT, loss_scale_W, counted_WT)
+        gradient_WTD = skeleton.head.nll_gradient(last_WTD, windows.ids_WT, request.loss_scale_W, windows.counted_WT)
     forward_state, forward_record = finished(forward)
-    batches = batches_of(skeleton, ids_WT, parts)
-    flat = [place for part in batches for place in part]
-    order = range(start, last - 1, -1)
-    for index, named, computed in _forwards(skeleton, weights, forward.graphs, order, inputs, ids_WT, flat, last):
+    for index, named, computed in _blocks_from_the_last(weights, windows, forward, range(start, last - 1, -1)):
         following = iter(computed)
-        for of_part in batches:
-            for place in of_part:
+        for of_part in batches_of(skeleton, windows):
+            for batch in of_part:
                 hidden, result = next(following)
-                torch.autograd.backward(result, gradient_WTD[place])
+                torch.autograd.backward(result, gradient_WTD[batch])
                 if index > last:
-                    gradient_WTD[place] = gradient_of(hidden)
+                    gradient_WTD[batch] = gradient_of(hidden)
                 del hidden, result
             gradients = _taken_gradients(named)
-            on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
+            request.on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, gradients)
             del gradients
         del named, computed, following  # before the next block's take their place, not after
-        if release_inputs:
+        if request.release_inputs:
             inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
         on_progress(3)
         if journal.due() or index == last:
-            where = {**forward_record, "backward": {"turn": turn, "next": index - 1}}
+            where = {**forward_record, "backward": {"turn": request.turn, "next": index - 1}}
             journal.save({**forward_state, "gradient": gradient_WTD}, where)
 
 
@@ -221,24 +189,17 @@ def _taken_gradients(named: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _forwards(
-    skeleton: Skeleton,
-    weights: BlockWeights,
-    graphs: Graphs | None,
-    order: Sequence[int],
-    inputs: list[torch.Tensor],
-    ids_WT: torch.Tensor,
-    batches: Sequence[slice],
-    last: int,
+def _blocks_from_the_last(
+    weights: BlockWeights, windows: Windows, forward: ForwardResult, order: Sequence[int]
 ) -> Iterator[tuple[int, dict[str, nn.Parameter], Iterable[Forward]]]:
     """(block, its weights, per batch of windows what went in and what came out): kept where it was, else computed again."""
-    kept = 0
+    kept, inputs = 0, forward.inputs or []
     for index in order:
-        known = graphs.take(index) if graphs is not None else None
+        known = forward.graphs.take(index) if forward.graphs is not None else None
         if known is None:
             break
         kept += 1
         yield index, known.parameters, known.parts
     for index, block in weights.each(order[kept:], gradients=True):
-        parts = forwards(skeleton, block, index, inputs[index], ids_WT, batches, onwards=index > last)
-        yield index, dict(block.named_parameters()), parts
+        batches = _forwards(weights.skeleton, block, index, inputs[index], windows, onwards=index > order[-1])
+        yield index, dict(block.named_parameters()), batches

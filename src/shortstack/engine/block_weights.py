@@ -40,11 +40,15 @@ class BlockWeights:
         resident: keep every block once it was read.
         past_cache: read without the page cache what it does not hold.
 
+    Attributes:
+        skeleton: the model.
+
     Raises:
         ShortstackError: a block has a parameter that no stored tensor makes.
     """
 
     def __init__(self, skeleton: Skeleton, *, resident: bool, past_cache: bool = False) -> None:
+        self.skeleton = skeleton
         self._checkpoint = skeleton.checkpoint
         self._conversion = skeleton.conversion
         self._blocks = skeleton.blocks

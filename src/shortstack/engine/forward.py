@@ -11,65 +11,19 @@ Legend: W windows, T tokens, D hidden size, S streams.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from shortstack.engine.block_model import BlockCall, Skeleton
-from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
+from shortstack.engine.interface import ForwardResult, OnLogits, Windows
 from shortstack.engine.journal import SavedState
 from shortstack.engine.losses import Predictions, cached_pieces, mean_nll
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
-
-if TYPE_CHECKING:
-    from shortstack.engine.backward import Graphs
-
-# Called with (block index, its weights by name) in a forward sweep.
-OnWeights = Callable[[int, dict[str, torch.Tensor]], None]
-# Called with (block index, its weights by name, which windows, what goes into it, what comes out of it) of the dense model.
-OnHidden = Callable[[int, dict[str, torch.Tensor], slice, torch.Tensor, torch.Tensor], None]
-# Called with (index of the block skipped, which windows, which of their tokens, what the dense model predicts, what the model
-# without the block predicts).
-OnLogits = Callable[[int, slice, slice, Predictions, Predictions], None]
-
-
-@dataclass(frozen=True)
-class Hooks:
-    """What a forward sweep calls with what it has; None where that is not wanted.
-
-    Attributes:
-        on_weights: once per block.
-        on_hidden: once per block that is scored and some windows.
-        on_logits: once per block that is scored and slice of tokens, with branches.
-    """
-
-    on_weights: OnWeights | None = None
-    on_hidden: OnHidden | None = None
-    on_logits: OnLogits | None = None
-
-
-@dataclass(frozen=True)
-class ForwardResult:
-    """What a forward sweep found.
-
-    Attributes:
-        base_nll_W: mean NLL per predicted token of each window, dense model, float64.
-        candidate_nll_NW: the same without each block; None without branches.
-        inputs: what the base stream brought to each block, [N][W, T, D]; None where it was not kept.
-        last_WTD: the base stream after the last block; None where inputs were not kept.
-        graphs: what autograd kept of the base stream's way through blocks, where it was to be kept.
-    """
-
-    base_nll_W: torch.Tensor | None
-    candidate_nll_NW: torch.Tensor | None
-    inputs: list[torch.Tensor] | None
-    last_WTD: torch.Tensor | None
-    graphs: Graphs | None = None
 
 
 @dataclass
@@ -104,35 +58,6 @@ class Streams:
         held_SWTD = self.held_SWTD.new_empty((candidates + 1, *self.held_SWTD.shape[1:]))
         held_SWTD[: self.active + 1] = self.held_SWTD[: self.active + 1]
         self.held_SWTD = held_SWTD
-
-
-def sweep(
-    weights: BlockWeights,
-    streams: Streams,
-    order: Sequence[int],
-    members: Collection[int],
-    run: Callable[[nn.Module, int, bool], object],
-    keeping: Callable[[int, nn.Module, bool], AbstractContextManager[None]],
-    *,
-    gradients: bool = False,
-) -> None:
-    """Bring a block in; run the base and the candidates through it; keep what the criteria need.
-
-    Args:
-        weights: gives blocks with their weights in.
-        streams: taken from block to block, in place.
-        order: the blocks.
-        members: those that a candidate skips: there the base stream branches.
-        run: takes the streams through a block, given the block, its index, and whether the base stream branches.
-        keeping: given the same, what is done around that.
-        gradients: make the weights ask for gradients.
-    """
-    for index, block in weights.each(order, gradients=gradients):
-        branching = index in members
-        with keeping(index, block, branching):
-            run(block, index, branching)
-            streams.active += branching
-            streams.next = index + 1
 
 
 @dataclass
@@ -220,22 +145,21 @@ def embedded(skeleton: Skeleton, ids_WT: torch.Tensor) -> torch.Tensor:
 def shown_nll(
     skeleton: Skeleton,
     streams: Streams,
-    ids_WT: torch.Tensor,
+    windows: Windows,
     members: Sequence[int],
     on_logits: OnLogits,
-    counted_WT: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean NLL per predicted token of the base stream and of each candidate, [1 + S, W], float64, on the CPU.
 
     The logits are shown on the way: those of the base stream and of a candidate, of the same tokens.
     """
-    windows_count, seq_len = ids_WT.shape
-    sums_SW = torch.zeros(1 + len(members), windows_count, dtype=torch.float64)
+    ids_WT, counted_WT = windows.ids_WT, windows.counted_WT
+    sums_SW = torch.zeros(1 + len(members), len(windows), dtype=torch.float64)
 
-    def add_nll(place: int, windows: slice, tokens: slice, predicted: Predictions) -> None:
+    def add_nll(place: int, some: slice, tokens: slice, predicted: Predictions) -> None:
         following = slice(tokens.start + 1, tokens.stop + 1)
-        counted_BT = None if counted_WT is None else counted_WT[windows, following]
-        sums_SW[place, windows] += predicted.summed_nll(ids_WT[windows, following], counted_BT)
+        counted_BT = None if counted_WT is None else counted_WT[some, following]
+        sums_SW[place, some] += predicted.summed_nll(ids_WT[some, following], counted_BT)
 
     for slice_of in skeleton.head.slices(ids_WT):
         ids_BT = ids_WT[slice_of]
@@ -250,7 +174,7 @@ def shown_nll(
                 add_nll(place, *piece, of_without)
                 on_logits(index, *piece, of_dense, of_without)
     return_free_memory()
-    return sums_SW / (seq_len - 1 if counted_WT is None else counted_WT[:, 1:].sum(dim=1).cpu())
+    return sums_SW / (ids_WT.shape[1] - 1 if counted_WT is None else counted_WT[:, 1:].sum(dim=1).cpu())
 
 
 def through_block(
@@ -340,15 +264,12 @@ def _parts(skeleton: Skeleton, index: int, ids_WT: torch.Tensor, start: int, sto
     return parts
 
 
-def window_nll(
-    skeleton: Skeleton, streams_SWTD: torch.Tensor, ids_WT: torch.Tensor, counted_WT: torch.Tensor | None = None
-) -> torch.Tensor:
+def window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, windows: Windows) -> torch.Tensor:
     """Mean NLL per predicted token that counts, [S, W], float64, on the CPU."""
-    streams = len(streams_SWTD)
-    nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), ids_WT.repeat(streams, 1))
+    rows = windows.repeated(len(streams_SWTD))
+    nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), rows.ids_WT)
     return_free_memory()
-    counted_RT = None if counted_WT is None else counted_WT.repeat(streams, 1)
-    return mean_nll(nll_RT, counted_RT).view(streams, -1)
+    return mean_nll(nll_RT, rows.counted_WT).view(len(streams_SWTD), -1)
 
 
 def block_evaluations(depth: int, group: int | None = None, candidates: Sequence[int] | None = None) -> int:
@@ -366,8 +287,3 @@ def groups_of(candidates: Sequence[int], size: int | None) -> list[list[int]]:
     """Candidates that are swept together: `size` at a time, all of them by default."""
     step = size or len(candidates)
     return [list(candidates[start : start + step]) for start in range(0, len(candidates), step)]
-
-
-def windows_tensor(windows: Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
-    """Windows of token ids as a tensor, [W, T]."""
-    return torch.tensor([list(window) for window in windows], dtype=torch.long, device=device)

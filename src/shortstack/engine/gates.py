@@ -8,7 +8,7 @@ Legend: S settings of the gates, W windows, T tokens, D hidden size, N blocks, R
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,19 +16,13 @@ from torch import nn
 from shortstack.engine.block_model import BlockCall, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.forward import embedded
+from shortstack.engine.interface import GateSetting, Windows
 from shortstack.engine.losses import gradient_of
 from shortstack.runtime.devices import exact_place
 
-GateSetting = Mapping[int, float]  # position of a block -> its gate, of those that are not 1
-
 
 def gate_gradients(
-    skeleton: Skeleton,
-    weights: BlockWeights,
-    ids_WT: torch.Tensor,
-    settings: Sequence[GateSetting],
-    scale_W: torch.Tensor,
-    counted_WT: torch.Tensor | None = None,
+    weights: BlockWeights, windows: Windows, settings: Sequence[GateSetting], scale_W: torch.Tensor
 ) -> torch.Tensor:
     """d (sum over windows of scale * the window's summed NLL) / d gates, at each setting, [S, N], float64, on the CPU.
 
@@ -36,15 +30,13 @@ def gate_gradients(
     in both orders.
 
     Args:
-        ids_WT: the windows.
         settings: the gates that are not 1.
         scale_W: of each window.
-        counted_WT: which tokens count; by default all that are predicted.
     """
-    depth, windows, count = len(skeleton.blocks), len(ids_WT), len(settings)
+    skeleton, rows = weights.skeleton, windows.repeated(len(settings))
+    depth, count, ids_WT, ids_RT = len(skeleton.blocks), len(settings), windows.ids_WT, rows.ids_WT
     first = min((min(setting) if setting else 0 for setting in settings), default=0)
-    gates_NR = _gates(settings, depth, windows).to(ids_WT.device, skeleton.dtype)
-    ids_RT = ids_WT.repeat(count, 1)
+    gates_NR = _gates(settings, depth, len(windows)).to(ids_WT.device, skeleton.dtype)
     hidden_RTD, inputs = embedded(skeleton, ids_WT), []
     for index, block in weights.each(range(depth)):
         if index == first:
@@ -53,8 +45,7 @@ def gate_gradients(
             inputs.append(hidden_RTD)
         hidden_RTD = _through(skeleton, block, index, hidden_RTD, ids_WT if index < first else ids_RT, gates_NR[index])
     with torch.enable_grad():
-        counted_RT = None if counted_WT is None else counted_WT.repeat(count, 1)
-        gradient_RTD = skeleton.head.nll_gradient(hidden_RTD, ids_RT, scale_W.repeat(count), counted_RT)
+        gradient_RTD = skeleton.head.nll_gradient(hidden_RTD, ids_RT, scale_W.repeat(count), rows.counted_WT)
     found_NR = torch.zeros(depth, len(ids_RT), dtype=torch.float64)
     for index, block in weights.each(range(depth - 1, first - 1, -1)):
         for part, call in _parts(skeleton, ids_RT, index):
@@ -68,7 +59,7 @@ def gate_gradients(
                 torch.autograd.backward(result, gradient * gate)
                 gradient_RTD[part] = gradient_of(given) + gradient * (1 - gate)
         inputs[index - first] = torch.empty(0)
-    return found_NR.view(depth, count, windows).sum(dim=-1).T
+    return found_NR.view(depth, count, -1).sum(dim=-1).T
 
 
 def _gates(settings: Sequence[GateSetting], depth: int, windows: int) -> torch.Tensor:

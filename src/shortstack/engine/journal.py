@@ -76,6 +76,9 @@ class Journal:
         self._saved_at = time.monotonic()
 
 
+UNSAVED = Journal(None)
+
+
 def read_state(folder: Path) -> SavedState | None:
     """A saved state, whatever its key; None where there is none that can be read."""
     from safetensors import SafetensorError, safe_open

@@ -9,7 +9,7 @@ Legend: S streams, W windows, T tokens, D hidden size, R rows (windows of stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -18,8 +18,7 @@ from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide
 from shortstack.engine.forward import Part, embedded, in_parts, window_nll
-
-RemovalSet = frozenset[int]  # positions of blocks
+from shortstack.engine.interface import OnProgress, RemovalSet, Windows
 
 
 def streams_at(sets: Collection[RemovalSet], depth: int) -> list[int]:
@@ -35,24 +34,21 @@ def groups_that_fit(sets: Collection[RemovalSet], most: int) -> Iterator[list[Re
 
 
 def nll_without(
-    skeleton: Skeleton,
     weights: BlockWeights,
-    ids_WT: torch.Tensor,
+    windows: Windows,
     sets: Sequence[RemovalSet],
     side_by_side: SideBySide,
-    on_progress: Callable[[int], object] = lambda _: None,
-    counted_WT: torch.Tensor | None = None,
+    on_progress: OnProgress,
 ) -> torch.Tensor:
-    """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU.
+    """Mean NLL per predicted token of each window without each set of blocks, [S, W], float64, on the CPU.
 
     Args:
-        ids_WT: the windows.
         sets: positions of the blocks to bypass; the empty set is the dense model. They are different.
         side_by_side: runs batches.
         on_progress: called with the number of block evaluations (one stream through one block) just done.
-        counted_WT: which tokens count; by default all that are predicted.
     """
-    base_WTD = embedded(skeleton, ids_WT)
+    skeleton = weights.skeleton
+    base_WTD = embedded(skeleton, windows.ids_WT)
     streams_SWTD = base_WTD.new_empty((len(sets), *base_WTD.shape))
     streams_SWTD[0] = base_WTD
     del base_WTD
@@ -67,9 +63,9 @@ def nll_without(
                 shared[stream] = going
                 shared.append(staying)
         running = [stream for stream, belonging in enumerate(shared) if index not in belonging[0]]
-        _through_block(skeleton, side_by_side, block, index, streams_SWTD, running, ids_WT)
+        _through_block(skeleton, side_by_side, block, index, streams_SWTD, running, windows.ids_WT)
         on_progress(len(running))
-    nll_SW = window_nll(skeleton, streams_SWTD, ids_WT, counted_WT)
+    nll_SW = window_nll(skeleton, streams_SWTD, windows)
     found = {belonging[0]: nll_W for belonging, nll_W in zip(shared, nll_SW, strict=True)}
     return torch.stack([found[removed] for removed in sets])
 

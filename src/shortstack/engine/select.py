@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from shortstack.checkpoint.drop_blocks import reason_against
 from shortstack.checkpoint.reader import Checkpoint
@@ -14,13 +14,8 @@ from shortstack.runtime.memory import available_bytes
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from shortstack.engine.backward import OnGradients, Parts
-    from shortstack.engine.forward import ForwardResult, Hooks, OnWeights
-    from shortstack.engine.gates import GateSetting
-    from shortstack.engine.journal import Journal
-    from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.interface import Engine
     from shortstack.engine.streamed import StreamedModel
 
 MemoryMode = Literal["auto", "resident", "streamed"]
@@ -28,94 +23,6 @@ MemoryMode = Literal["auto", "resident", "streamed"]
 _RESIDENT_SHARE = 0.25  # of the memory that is free: what `auto` lets a model take
 _DEVICE_SHARE = 0.6  # the same of a GPU, which is there for this
 _ACTIVATIONS_SHARE = 0.6  # of the memory that is free: what hidden states may take before they are swept in groups
-
-
-class Engine(Protocol):
-    """What runs a model's blocks for the criteria.
-
-    Attributes:
-        blocks: the block modules, in order.
-        candidates: positions of those that are scored, ascending.
-        original_blocks: their numbers in the original model.
-        device, dtype: where and in what it computes.
-        memory: `streamed` or `resident`.
-        reason: why the whole model is held, or empty.
-        group: how many candidates are run together.
-    """
-
-    blocks: list[nn.Module]
-    candidates: tuple[int, ...]
-    original_blocks: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
-    memory: str
-    reason: str
-    group: int
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens are run at a time."""
-
-    def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
-        """Call `on_weights` for every block; no window is run."""
-
-    def forward_work(self, *, branches: bool) -> int:
-        """What `on_progress` of `forward` adds up to."""
-
-    def forward(
-        self,
-        ids_WT: torch.Tensor,
-        *,
-        branches: bool,
-        keep_inputs: bool,
-        keep_graphs: bool,
-        hooks: Hooks,
-        on_progress: Callable[[int], object],
-        journal: Journal,
-        counted_WT: torch.Tensor | None = None,
-        parts: Parts | None = None,
-    ) -> ForwardResult:
-        """Losses of the dense model, and with `branches` without each block."""
-
-    def backward(
-        self,
-        ids_WT: torch.Tensor,
-        forward: ForwardResult,
-        *,
-        loss_scale_W: torch.Tensor,
-        on_gradients: OnGradients,
-        release_inputs: bool,
-        on_progress: Callable[[int], object],
-        turn: int,
-        journal: Journal,
-        counted_WT: torch.Tensor | None = None,
-        parts: Parts | None = None,
-    ) -> None:
-        """Gradients of every block's weights."""
-
-    def nll_without(
-        self,
-        ids_WT: torch.Tensor,
-        sets: Sequence[RemovalSet],
-        on_progress: Callable[[int], object] = lambda _: None,
-        counted_WT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W]."""
-
-    def gate_gradients(
-        self,
-        ids_WT: torch.Tensor,
-        settings: Sequence[GateSetting],
-        scale_W: torch.Tensor,
-        counted_WT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
-
-    def token_seconds(self) -> tuple[list[float], float]:
-        """What one token of one text takes in each block, and in all of the rest."""
-
-    def close(self) -> None:
-        """Let files and threads go."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +110,9 @@ def open_blocks(checkpoint: Checkpoint, options: EngineOptions) -> StreamedModel
 
 
 def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions) -> StreamedModel:
+    import torch
+
     from shortstack.engine.block_model import Skeleton
-    from shortstack.engine.forward import windows_tensor
     from shortstack.engine.streamed import StreamedModel
 
     resident = _kept(checkpoint, options)
@@ -219,7 +127,7 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
     candidates = checkpoint.depth if options.candidates is None else len(options.candidates)
     group, graph_bytes = options.group or candidates, 0
     if windows is not None:
-        one = windows_tensor(windows[:1], options.device)
+        one = torch.tensor(windows[:1], device=options.device)
         skeleton.calls(one)  # raises where blocks are given what depends on the text
         stream = skeleton.first_hidden(one)
         stream_bytes = stream.numel() * stream.element_size() * len(windows)
@@ -287,7 +195,8 @@ def _streams(together: int, candidates: int) -> int:
 def _whole(
     checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, options: EngineOptions, reason: str
 ) -> Engine:
-    from shortstack.engine.forward import windows_tensor
+    import torch
+
     from shortstack.engine.load import load_model
     from shortstack.engine.whole_model import WholeModel
 
@@ -303,7 +212,7 @@ def _whole(
         for index in range(depth)
         if reason_against(checkpoint, [other for other in range(depth) if other != index]) is not None
     ]
-    sample = windows_tensor(windows[:1] if windows else [[0, 0]], options.device)
+    sample = torch.tensor(windows[:1] if windows else [[0, 0]], device=options.device)
     return WholeModel(
         model,
         checkpoint,

@@ -16,6 +16,7 @@ from torch import nn
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.engine.cpu import workers
 from shortstack.engine.forward import Streams, embedded, through_block, window_nll
+from shortstack.engine.interface import OnProgress, Windows
 from shortstack.engine.streamed import StreamedModel
 from shortstack.runtime.devices import exact_place
 
@@ -25,23 +26,23 @@ class States:
 
     Args:
         model: whose blocks are run, brought in one after another.
-        ids_WT: the windows.
+        windows: what is run.
 
     Attributes:
         hidden_WTD: the states.
         next: the block that they go into; the depth, once they have been through all.
     """
 
-    def __init__(self, model: StreamedModel, ids_WT: torch.Tensor) -> None:
+    def __init__(self, model: StreamedModel, windows: Windows) -> None:
         self.model = model
-        self.ids_WT = ids_WT
+        self.windows = windows
         with torch.no_grad():
-            self.hidden_WTD = embedded(model.skeleton, ids_WT)
+            self.hidden_WTD = embedded(model.skeleton, windows.ids_WT)
         self.next = 0
 
-    def to(self, block: int, on_progress: Callable[[int], object] = lambda _: None) -> None:
+    def to(self, block: int, on_progress: OnProgress = lambda _: None) -> None:
         """Run them through all blocks before this one."""
-        _through(self.model, Streams(self.hidden_WTD[None]), self.ids_WT, range(self.next, block), on_progress)
+        _through(self.model, Streams(self.hidden_WTD[None]), self.windows.ids_WT, range(self.next, block), on_progress)
         self.next = max(self.next, block)
 
     @contextlib.contextmanager
@@ -57,11 +58,11 @@ class States:
             block: with its weights in.
             names: parameters of the block in which its output is linear: what they write is told apart.
         """
-        skeleton, factor = self.model.skeleton, None
-        rows = skeleton.rows_at_a_time(self.ids_WT)
-        for start in range(0, len(self.ids_WT), rows):
-            windows = slice(start, min(start + rows, len(self.ids_WT)))
-            call = skeleton.calls(self.ids_WT[windows])[self.next]
+        skeleton, ids_WT, factor = self.model.skeleton, self.windows.ids_WT, None
+        rows = skeleton.rows_at_a_time(ids_WT)
+        for start in range(0, len(ids_WT), rows):
+            windows = slice(start, min(start + rows, len(ids_WT)))
+            call = skeleton.calls(ids_WT[windows])[self.next]
             run = functools.partial(skeleton.run_block, block, self.hidden_WTD[windows], call)
             with torch.no_grad():
                 found = _told_apart(block, names, run, factor)
@@ -98,14 +99,14 @@ def parameters_of(model: StreamedModel, block: int, tensors: Sequence[TensorInfo
 def nll_from(
     model: StreamedModel,
     held_SWTD: torch.Tensor,
-    ids_WT: torch.Tensor,
+    windows: Windows,
     first: int,
-    on_progress: Callable[[int], object] = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
 ) -> torch.Tensor:
     """Mean NLL per predicted token, [S, W], float64, on the CPU, of states that go into block `first`; they are lost."""
     streams = Streams(held_SWTD, active=len(held_SWTD) - 1)
-    _through(model, streams, ids_WT, range(first, len(model.blocks)), on_progress)
-    return window_nll(model.skeleton, held_SWTD, ids_WT)
+    _through(model, streams, windows.ids_WT, range(first, len(model.blocks)), on_progress)
+    return window_nll(model.skeleton, held_SWTD, windows)
 
 
 @torch.no_grad()
@@ -114,7 +115,7 @@ def _through(
     streams: Streams,
     ids_WT: torch.Tensor,
     order: Sequence[int],
-    on_progress: Callable[[int], object],
+    on_progress: OnProgress,
 ) -> None:
     with workers(model.device) as side_by_side:
         for index, block in model.weights.each(order):

@@ -8,7 +8,6 @@ Legend: W windows, T tokens, N blocks.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -16,14 +15,20 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.backward import OnGradients, Parts
 from shortstack.engine.block_model import TOKENS_AT_A_TIME
 from shortstack.engine.bypass import Bypass
-from shortstack.engine.forward import ForwardResult, Hooks, OnHidden, OnWeights
-from shortstack.engine.gates import GateSetting
-from shortstack.engine.journal import Journal
+from shortstack.engine.interface import (
+    ForwardRequest,
+    ForwardResult,
+    GateSetting,
+    GradientRequest,
+    OnProgress,
+    OnWeights,
+    RemovalSet,
+    Windows,
+)
+from shortstack.engine.journal import UNSAVED, Journal
 from shortstack.engine.losses import Predictions, mean_nll, scaled_loss, token_nll
-from shortstack.engine.removal_sets import RemovalSet
 from shortstack.engine.stopwatch import medians_of_runs, now
 from shortstack.runtime.devices import exact_place
 
@@ -67,7 +72,7 @@ class WholeModel:
         self._unremovable = unremovable
 
     @torch.no_grad()
-    def weights_only(self, on_weights: OnWeights, on_progress: Callable[[int], object]) -> None:
+    def weights_only(self, on_weights: OnWeights, on_progress: OnProgress = lambda _: None) -> None:
         """Call `on_weights` for every block; no window is run."""
         for index, block in enumerate(self.blocks):
             on_weights(index, dict(block.named_parameters()))
@@ -80,76 +85,59 @@ class WholeModel:
     @torch.no_grad()
     def forward(
         self,
-        ids_WT: torch.Tensor,
-        *,
-        branches: bool,
-        keep_inputs: bool,
-        keep_graphs: bool,
-        hooks: Hooks,
-        on_progress: Callable[[int], object],
-        journal: Journal,
-        counted_WT: torch.Tensor | None = None,
-        parts: Parts | None = None,
+        windows: Windows,
+        request: ForwardRequest,
+        on_progress: OnProgress = lambda _: None,
+        journal: Journal = UNSAVED,
     ) -> ForwardResult:
-        """Losses of the dense model, and with `branches` without each block; a state is saved after each pass.
+        """Losses of the dense model, and with branches without each block; a state is saved after each pass.
 
-        `keep_graphs` keeps nothing: a backward sweep runs the model again.
+        No graphs are kept: a backward sweep runs the model again.
 
-        As many windows as are run at a time go through the model once for each pass: what hooks compare is there together.
+        As many windows as are run at a time go through the model once for each pass: what is compared is there together.
         """
-        skipped = self.candidates if branches else ()
-        passes, parts = 1 + len(skipped), self._parts(ids_WT)
-        saved, states = journal.found(), _States(len(self.blocks)) if keep_inputs else None
+        skipped = self.candidates if request.branches else ()
+        passes, parts = 1 + len(skipped), self._parts(windows)
+        saved, states = journal.found(), _States(len(self.blocks)) if request.keep_inputs else None
         if saved is not None:
             nll_PW, done = saved.tensors["nll"], int(saved.record["passes"])
             if states is not None:
                 states.restore(saved.tensors)
         else:
-            nll_PW, done = torch.zeros(passes, len(ids_WT), dtype=torch.float64), 0
-            if hooks.on_weights is not None:
-                self.weights_only(hooks.on_weights, lambda _: None)
+            nll_PW, done = torch.zeros(passes, len(windows), dtype=torch.float64), 0
+            if request.on_weights is not None:
+                self.weights_only(request.on_weights)
         on_progress(done // len(parts))
         for number, part in enumerate(parts):
             first = min(passes, max(0, done - number * passes))  # those of this part that an earlier run made
-            counted_BT = None if counted_WT is None else counted_WT[part]
-            for place, nll_B in self._passes(ids_WT[part], counted_BT, part, skipped, first, hooks, states):
+            for place, nll_B in self._passes(windows[part], part, skipped, first, request, states):
                 nll_PW[place, part] = nll_B
                 now = number * passes + place + 1
                 on_progress(now // len(parts) - (now - 1) // len(parts))
                 if journal.due() or now == len(parts) * passes:
                     kept = states.saved() if states is not None else {}
                     journal.save({"nll": nll_PW, **kept}, {"phase": "whole", "passes": now})
-        without = nll_PW[1:] if branches else None
+        without = nll_PW[1:] if request.branches else None
         if states is None:
-            return ForwardResult(nll_PW[0], without, None, None)
+            return ForwardResult(nll_PW[0], without)
         *inputs, last_WTD = states.whole()
         return ForwardResult(nll_PW[0], without, inputs, last_WTD)
 
     @torch.no_grad()
     def nll_without(
-        self,
-        ids_WT: torch.Tensor,
-        sets: Sequence[RemovalSet],
-        on_progress: Callable[[int], object] = lambda _: None,
-        counted_WT: torch.Tensor | None = None,
+        self, windows: Windows, sets: Sequence[RemovalSet], on_progress: OnProgress = lambda _: None
     ) -> torch.Tensor:
-        """Mean NLL per predicted token of each window without each set of blocks, [len(sets), W], float64, on the CPU."""
-        nll_SW = torch.zeros(len(sets), len(ids_WT), dtype=torch.float64)
+        """Mean NLL per predicted token of each window without each set of blocks, [S, W], float64, on the CPU."""
+        nll_SW = torch.zeros(len(sets), len(windows), dtype=torch.float64)
         for place, removed in enumerate(sets):
             with self._bypass.over(sorted(removed), run=not removed.isdisjoint(self._unremovable)):
-                for part in self._parts(ids_WT):
-                    counted_BT = None if counted_WT is None else counted_WT[part]
-                    nll_SW[place, part] = _mean_nll(Predictions(self._logits(ids_WT[part])), ids_WT[part], counted_BT)
+                for part in self._parts(windows):
+                    some = windows[part]
+                    nll_SW[place, part] = _mean_nll(Predictions(self._logits(some.ids_WT)), some)
             on_progress(len(self.blocks) - len(removed))
         return nll_SW
 
-    def gate_gradients(
-        self,
-        ids_WT: torch.Tensor,
-        settings: Sequence[GateSetting],
-        scale_W: torch.Tensor,
-        counted_WT: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def gate_gradients(self, windows: Windows, settings: Sequence[GateSetting], scale_W: torch.Tensor) -> torch.Tensor:
         """Gradients of the scaled loss over the gates of all blocks, at each setting of them, [S, N], float64."""
         self._model.requires_grad_(False)
         found_SN = torch.zeros(len(settings), len(self.blocks), dtype=torch.float64)
@@ -158,10 +146,7 @@ class WholeModel:
             for place, gate in setting.items():
                 gates_N[place] = gate
             with self._bypass.gated(gates_N.requires_grad_(True)):
-                for part in self._parts(ids_WT):
-                    nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
-                    counted_BT = None if counted_WT is None else counted_WT[part]
-                    torch.autograd.backward(scaled_loss(nll, scale_W[part], counted_BT))
+                self._lose(windows, scale_W)
             if gates_N.grad is not None:
                 found_SN[number] = exact_place(gates_N.grad).double().cpu()
         return found_SN
@@ -193,34 +178,36 @@ class WholeModel:
 
     def _passes(
         self,
-        ids_BT: torch.Tensor,
-        counted_BT: torch.Tensor | None,
-        windows: slice,
+        some: Windows,
+        part: slice,
         skipped: Sequence[int],
         first: int,
-        hooks: Hooks,
+        request: ForwardRequest,
         states: _States | None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(0, mean NLL of each window in float64), then (place, the same without each block), from pass `first` on."""
-        on_logits, dense = hooks.on_logits, None
+        on_logits, on_hidden, ids_BT, dense = request.on_logits, request.on_hidden, some.ids_WT, None
         if first == 0 or (on_logits is not None and first <= len(skipped)):
             with contextlib.ExitStack() as watching:
-                if first == 0 and hooks.on_hidden is not None:
-                    shown = functools.partial(self._shown, hooks.on_hidden, windows)
+                if first == 0 and on_hidden is not None:
+
+                    def shown(index: int, came_BTD: torch.Tensor, left_BTD: torch.Tensor) -> None:
+                        on_hidden(index, dict(self.blocks[index].named_parameters()), part, came_BTD, left_BTD)
+
                     watching.enter_context(self._watched(self.candidates, ids_BT, shown))
                 if first == 0 and states is not None:
                     watching.enter_context(self._watched(range(len(self.blocks)), ids_BT, states.keep))
                 dense = Predictions(self._logits(ids_BT))
         if first == 0 and dense is not None:
-            yield 0, _mean_nll(dense, ids_BT, counted_BT, shown=on_logits is not None)
+            yield 0, _mean_nll(dense, some, shown=on_logits is not None)
         for place, index in enumerate(skipped, start=1):
             if place < first:
                 continue
             with self._bypass.over([index], run=index in self._unremovable):
                 without = Predictions(self._logits(ids_BT))
             if on_logits is not None and dense is not None:
-                on_logits(index, windows, slice(0, ids_BT.shape[1]), dense, without)
-            yield place, _mean_nll(without, ids_BT, counted_BT, shown=on_logits is not None)
+                on_logits(index, part, slice(0, ids_BT.shape[1]), dense, without)
+            yield place, _mean_nll(without, some, shown=on_logits is not None)
 
     @contextlib.contextmanager
     def _watched(
@@ -243,43 +230,22 @@ class WholeModel:
             for handle in handles:
                 handle.remove()
 
-    def _shown(
-        self, on_hidden: OnHidden, windows: slice, index: int, came_BTD: torch.Tensor, left_BTD: torch.Tensor
-    ) -> None:
-        on_hidden(index, dict(self.blocks[index].named_parameters()), windows, came_BTD, left_BTD)
-
     def backward(
         self,
-        ids_WT: torch.Tensor,
+        windows: Windows,
         forward: ForwardResult,
-        *,
-        loss_scale_W: torch.Tensor,
-        on_gradients: OnGradients,
-        release_inputs: bool,
-        on_progress: Callable[[int], object],
-        turn: int,
-        journal: Journal,
-        counted_WT: torch.Tensor | None = None,
-        parts: Parts | None = None,
+        request: GradientRequest,
+        on_progress: OnProgress = lambda _: None,
+        journal: Journal = UNSAVED,
     ) -> None:
-        """Gradients of every block's weights, summed over all windows before `on_gradients` sees them.
-
-        Args:
-            loss_scale_W: the loss is the sum over windows of this times the window's summed NLL.
-            on_gradients: called once per block and part.
-            counted_WT: which tokens count in a window's NLL; by default all that are predicted.
-            parts: windows whose gradients are wanted apart: the model's own of all parts are then held together.
-        """
+        """Gradients of every block's weights; the model's own of all parts of the windows are held together."""
         parameters = [parameter for block in self.blocks for parameter in block.parameters()]
         for parameter in parameters:
             parameter.requires_grad_(parameter.is_floating_point())
             parameter.grad = None
         of_parts: list[dict[nn.Parameter, torch.Tensor]] = []
-        for whole in parts or [slice(0, len(ids_WT))]:
-            for part in self._parts(ids_WT[whole], whole.start):
-                nll = token_nll(self._logits(ids_WT[part]), ids_WT[part])
-                counted_BT = None if counted_WT is None else counted_WT[part]
-                torch.autograd.backward(scaled_loss(nll, loss_scale_W[part], counted_BT))
+        for part in windows.parts or [slice(0, len(windows))]:
+            self._lose(windows[part], request.loss_scale_W[part])
             of_parts.append({one: one.grad for one in parameters if one.grad is not None})
             for parameter in parameters:
                 parameter.grad = None
@@ -287,7 +253,7 @@ class WholeModel:
             named = dict(block.named_parameters())  # blocks may share some: their gradients stay for the next one
             for gradients in of_parts:
                 own = {name: gradients[parameter] for name, parameter in named.items() if parameter in gradients}
-                on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, own)
+                request.on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, own)
             on_progress(3)
 
     def close(self) -> None:
@@ -298,10 +264,17 @@ class WholeModel:
         logits: torch.Tensor = self._model(input_ids=ids_BT, use_cache=False).logits[:, -ids_BT.shape[1] :]
         return logits
 
-    def _parts(self, ids_WT: torch.Tensor, first: int = 0) -> list[slice]:
-        """Windows that go through the model together, where these begin at the window `first`."""
-        rows, stop = max(1, self.tokens // ids_WT.shape[1]), first + len(ids_WT)
-        return [slice(start, min(start + rows, stop)) for start in range(first, stop, rows)]
+    def _lose(self, windows: Windows, scale_W: torch.Tensor) -> None:
+        """Add the gradients of the scaled loss to what asks for them."""
+        for part in self._parts(windows):
+            some = windows[part]
+            nll = token_nll(self._logits(some.ids_WT), some.ids_WT)
+            torch.autograd.backward(scaled_loss(nll, scale_W[part], some.counted_WT))
+
+    def _parts(self, windows: Windows) -> list[slice]:
+        """Windows that go through the model together."""
+        rows = max(1, self.tokens // windows.ids_WT.shape[1])
+        return [slice(start, min(start + rows, len(windows))) for start in range(0, len(windows), rows)]
 
 
 def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
@@ -315,15 +288,13 @@ def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
     return hidden[:, -tokens:].flatten(2)
 
 
-def _mean_nll(
-    predictions: Predictions, ids_BT: torch.Tensor, counted_BT: torch.Tensor | None, *, shown: bool = False
-) -> torch.Tensor:
+def _mean_nll(predictions: Predictions, some: Windows, *, shown: bool = False) -> torch.Tensor:
     """Mean NLL per predicted token of each window, float64, on the CPU.
 
     Args:
-        counted_BT: which tokens count; None for all that are predicted.
         shown: the logits are shown to criteria too: they stay as they are.
     """
+    ids_BT, counted_BT = some.ids_WT, some.counted_WT
     if not shown:
         return mean_nll(token_nll(predictions.logits_BTV, ids_BT), counted_BT)
     if counted_BT is None:

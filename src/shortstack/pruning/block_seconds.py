@@ -13,7 +13,7 @@ from shortstack.errors import ShortstackError
 from shortstack.runtime.devices import pick_device, pick_dtype
 
 if TYPE_CHECKING:
-    from shortstack.engine.select import Engine
+    from shortstack.engine.interface import Engine
 
 
 @dataclass(frozen=True)

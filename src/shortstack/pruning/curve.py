@@ -27,7 +27,7 @@ from shortstack.runtime.workspace import workspace
 from shortstack.scoring.options import ScoreOptions
 
 if TYPE_CHECKING:
-    from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.interface import RemovalSet
 
 _CALIBRATION, _CHOICE, _OPTIONS = CalibrationOptions(), CurveOptions(), ScoreOptions()
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from shortstack.common.formatting import named_blocks
 from shortstack.errors import ShortstackError
 from shortstack.scoring.agreement import kendall_tau
-from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.interface import RemovalSet
     from shortstack.pruning.set_search import SetSearch
     from shortstack.scoring.search.gates import QuadraticModel
 
@@ -135,9 +134,8 @@ def gates_of(sets: SetSearch) -> GateSearch:
     with sets.progress.bar("gates", 1 + len(sets.free)) as advance:
         model = quadratic_model(
             choosing.engine,
-            choosing.ids_WT,
             sets.free,
-            text=choosing.text or SharedWindows(choosing.ids_WT.tolist(), choosing.process),
+            text=choosing.text,
             file=file,
             key=choosing.key,
             on_progress=advance,
@@ -151,8 +149,7 @@ def _states(sets: SetSearch) -> tuple[list[float], dict[int, tuple[float, float]
     import torch
     from torch.nn import functional
 
-    from shortstack.engine.forward import Hooks
-    from shortstack.engine.journal import Journal
+    from shortstack.engine.interface import ForwardRequest
 
     engine, process = sets.choosing.engine, sets.choosing.process
     sums_N2 = torch.zeros(len(engine.blocks), 2, dtype=torch.float64)
@@ -166,15 +163,7 @@ def _states(sets: SetSearch) -> tuple[list[float], dict[int, tuple[float, float]
         if largest > max(_LARGE, _TIMES_MEDIAN * median, massive.get(index, (0.0, 0.0))[0]):
             massive[index] = (largest, median)
 
-    engine.forward(
-        sets.choosing.ids_WT,
-        branches=False,
-        keep_inputs=False,
-        keep_graphs=False,
-        hooks=Hooks(on_hidden=shown),
-        on_progress=lambda _: None,
-        journal=Journal(None),
-    )
+    engine.forward(sets.choosing.own, ForwardRequest(on_hidden=shown))
     sums_N2 = process.summed(sums_N2)
     return (sums_N2[:, 0] / sums_N2[:, 1]).tolist(), massive
 

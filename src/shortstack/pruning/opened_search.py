@@ -33,7 +33,7 @@ from shortstack.scoring.shared_windows import SharedWindows
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.engine.select import Engine
+    from shortstack.engine.interface import Engine
     from shortstack.scoring.search.measured_sets import MeasuredSets
 
 
@@ -86,7 +86,6 @@ def opened_search(
     """
     import_transformers()
     from shortstack.engine.cpu import computing
-    from shortstack.engine.forward import windows_tensor
     from shortstack.engine.select import choose_engine
     from shortstack.scoring.search.measured_sets import MeasuredSets
 
@@ -101,8 +100,7 @@ def opened_search(
     first, second = drawn.halves()
     if objective is not None:
         objective.check(list(first.places))
-    half = len(first.windows)
-    own, place = process.part(half), process.own_device(pick_device(options.device))
+    own, place = process.part(len(first.windows)), process.own_device(pick_device(options.device))
     stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
     how = EngineOptions(
         _dtype(selection, options, stored, place, progress),
@@ -123,7 +121,7 @@ def opened_search(
             "versions": versions(),
         }
         file = work / f"{what}.jsonl" if work is not None and process.world == 1 else None
-        return MeasuredSets(engine, windows_tensor(text.own, place), half, process, file, key, text, say=progress.say)
+        return MeasuredSets(engine, text, file, key, say=progress.say)
 
     why = {"plus": bool(protected), "calibration": first.record, "settings": settings}
     why |= {"objective": objective.text} if objective is not None else {}

@@ -27,7 +27,7 @@ from shortstack.pruning.source_costs import judged_change, objective_costs
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.engine.removal_sets import RemovalSet
+    from shortstack.engine.interface import RemovalSet
     from shortstack.scoring.search.beam import Ranked
     from shortstack.scoring.search.measured_sets import MeasuredSets
 

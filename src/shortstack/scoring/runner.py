@@ -41,10 +41,9 @@ from shortstack.scoring.swept import token_weights
 if TYPE_CHECKING:
     import torch
 
-    from shortstack.engine.forward import ForwardResult, Hooks
+    from shortstack.engine.interface import Engine, ForwardRequest, ForwardResult, Windows
     from shortstack.engine.journal import Journal
     from shortstack.engine.losses import Predictions
-    from shortstack.engine.select import Engine
 
 
 @dataclass
@@ -178,8 +177,6 @@ class ScoringRun:
             self.progress.say(f"resuming from the saved state in {self.work_folder}")
 
     def _sweep(self, engine: Engine, journal: Journal) -> None:
-        from shortstack.engine.forward import windows_tensor
-
         keeping = self._keeping()
         journal.extra = lambda: [criterion.kept for criterion in keeping]
         saved = journal.found()
@@ -188,39 +185,33 @@ class ScoringRun:
                 criterion.kept = {int(index): value for index, value in kept.items()}
         if self.windows is None:
             with self.progress.bar("weights", len(engine.blocks)) as advance:
-                engine.weights_only(self._hooks(None).on_weights or (lambda *_: None), advance)
+                engine.weights_only(self._request(None).on_weights or (lambda *_: None), advance)
             self._finish(engine, None, None)
             return
-        ids_WT = windows_tensor(self.windows.own, engine.device)
-        counted_WT = self.windows.own_counted(engine.device)
-        branches = bool(self._that_need("branches", "logits"))
+        windows = self.windows.on(engine.device)
         states, gradients = self._that_need("states"), self._that_need("gradients")
-        with self.progress.bar("forward", engine.forward_work(branches=branches)) as advance:
-            forward = engine.forward(
-                ids_WT,
-                branches=branches,
-                keep_inputs=bool(states or (gradients and not engine.reason)),  # a whole model runs again for gradients
-                keep_graphs=bool(gradients),
-                hooks=self._hooks(ids_WT, counted_WT),
-                on_progress=advance,
-                journal=journal,
-                counted_WT=counted_WT,
-                parts=self.windows.parts(),
-            )
+        request = dataclasses.replace(
+            self._request(windows),
+            branches=bool(self._that_need("branches", "logits")),
+            keep_inputs=bool(states or (gradients and not engine.reason)),  # a whole model runs again for gradients
+            keep_graphs=bool(gradients),
+        )
+        with self.progress.bar("forward", engine.forward_work(branches=request.branches)) as advance:
+            forward = engine.forward(windows, request, advance, journal)
         for criterion in states:
             if not criterion.kept:  # else it has seen them before the run was cut off
                 inputs, last = forward.inputs, forward.last_WTD
                 assert inputs is not None
                 assert last is not None
-                criterion.on_states(StatesPass(engine.candidates, slice(0, len(ids_WT)), inputs, last))
-        self._backward(engine, self.windows, ids_WT, forward, journal)
+                criterion.on_states(StatesPass(engine.candidates, slice(0, len(windows)), inputs, last))
+        self._backward(engine, self.windows, windows, forward, journal)
         self._finish(engine, self._of_all(forward, len(self.windows.ids)), self.windows)
 
     def _sweep_rounds(self, engine: Engine, journal: Journal, size: int, stability: Stability) -> None:
         """Sweep `size` windows after `size` windows, until they are enough; for criteria of losses alone."""
         import torch
 
-        from shortstack.engine.forward import ForwardResult, Hooks, windows_tensor
+        from shortstack.engine.interface import ForwardRequest, ForwardResult
         from shortstack.engine.journal import Journal, read_state
 
         stability.begin()
@@ -236,18 +227,8 @@ class ScoringRun:
             if number >= len(rounds):
                 of_round = Journal(folder, {**key, "round": number}, journal.every_seconds, lambda: {"rounds": rounds})
                 some = windows.some(slice(start, start + size))
-                ids_WT = windows_tensor(some.own, engine.device)
                 with self.progress.bar(f"round {number + 1}", engine.forward_work(branches=True)) as advance:
-                    forward = engine.forward(
-                        ids_WT,
-                        branches=True,
-                        keep_inputs=False,
-                        keep_graphs=False,
-                        hooks=Hooks(),
-                        on_progress=advance,
-                        journal=of_round,
-                        counted_WT=some.own_counted(engine.device),
-                    )
+                    forward = engine.forward(some.on(engine.device), ForwardRequest(branches=True), advance, of_round)
                 forward = self._of_all(forward, size)
                 assert forward.base_nll_W is not None
                 assert forward.candidate_nll_NW is not None
@@ -259,7 +240,7 @@ class ScoringRun:
             if enough:
                 break
         stability.ended()
-        self._finish(engine, ForwardResult(found[:, 0], found[:, 1:].T, None, None), windows.some(slice(len(found))))
+        self._finish(engine, ForwardResult(found[:, 0], found[:, 1:].T), windows.some(slice(len(found))))
 
     def _that_need(self, *needs: Need) -> list[Criterion]:
         return [
@@ -276,9 +257,9 @@ class ScoringRun:
         """All criteria that keep something, those of named sources behind the one that they belong to."""
         return [one for criterion in self._criteria for one in (criterion, *criterion.of_sources.values())]
 
-    def _hooks(self, ids_WT: torch.Tensor | None, counted_WT: torch.Tensor | None = None) -> Hooks:
+    def _request(self, swept: Windows | None) -> ForwardRequest:
         """What a forward sweep calls: it hands on what it has to the criteria that need it."""
-        from shortstack.engine.forward import Hooks
+        from shortstack.engine.interface import ForwardRequest
 
         hidden, logits = self._that_need("hidden"), self._that_need("logits")
         weights = [criterion for criterion in self._that_need("weights") if criterion not in hidden]
@@ -295,7 +276,8 @@ class ScoringRun:
                 criterion.on_block(shown)
 
         def on_logits(index: int, windows: slice, tokens: slice, dense: Predictions, without: Predictions) -> None:
-            assert ids_WT is not None
+            assert swept is not None
+            ids_WT, counted_WT = swept.ids_WT, swept.counted_WT
             following = slice(tokens.start + 1, tokens.stop + 1)
             counted = None if counted_WT is None else counted_WT[windows, following]
             shown = LogitsPass(
@@ -304,39 +286,37 @@ class ScoringRun:
             for criterion in logits:
                 criterion.on_logits(shown)
 
-        return Hooks(on_weights if weights else None, on_hidden if hidden else None, on_logits if logits else None)
+        return ForwardRequest(
+            on_weights=on_weights if weights else None,
+            on_hidden=on_hidden if hidden else None,
+            on_logits=on_logits if logits else None,
+        )
 
     def _backward(
         self,
         engine: Engine,
-        windows: SharedWindows,
-        ids_WT: torch.Tensor,
+        shared: SharedWindows,
+        windows: Windows,
         forward: ForwardResult,
         journal: Journal,
     ) -> None:
         """A backward sweep for each mean loss whose gradients criteria need."""
-        from shortstack.engine.journal import Journal
+        from shortstack.engine.interface import GradientRequest
+        from shortstack.engine.journal import UNSAVED
+
+        # Processes go through the blocks together: one that resumed at another block would wait for ever.
+        journal = journal if self.process.world == 1 else UNSAVED
 
         needing = self._that_need("gradients")
         batches = list(dict.fromkeys(criterion.batch for criterion in needing))
         for turn, batch in enumerate(batches):
             group = [criterion for criterion in needing if criterion.batch == batch]
-            scale_W, shares = windows.loss_scale(batch)
-            adding = SourceGradients(self.process, self._scored, group, shares, len(ids_WT))
+            scale_W, shares = shared.loss_scale(batch)
+            adding = SourceGradients(self.process, self._scored, group, shares, len(windows))
+            is_last = turn == len(batches) - 1
+            request = GradientRequest(scale_W.to(engine.device), adding.on_gradients, turn, release_inputs=is_last)
             with self.progress.bar("backward", 3 * len(engine.blocks)) as advance:
-                engine.backward(
-                    ids_WT,
-                    forward,
-                    loss_scale_W=scale_W.to(ids_WT.device),
-                    on_gradients=adding.on_gradients,
-                    release_inputs=turn == len(batches) - 1,
-                    on_progress=advance,
-                    turn=turn,
-                    # Processes go through the blocks together: one that resumed at another block would wait for ever.
-                    journal=journal if self.process.world == 1 else Journal(None),
-                    counted_WT=windows.own_counted(ids_WT.device),
-                    parts=windows.parts(),
-                )
+                engine.backward(windows, forward, request, advance, journal)
 
     def _of_all(self, forward: ForwardResult, windows: int) -> ForwardResult:
         """The losses of all processes' windows, in their order."""

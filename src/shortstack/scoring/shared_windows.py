@@ -18,6 +18,8 @@ from shortstack.runtime.distributed import ALONE, Process
 if TYPE_CHECKING:
     import torch
 
+    from shortstack.engine.interface import Windows
+
 
 @dataclass(frozen=True)
 class SharedWindows:
@@ -59,11 +61,14 @@ class SharedWindows:
         """Some of them, of which processes have their shares again; for text of one source."""
         return replace(self, ids=self.ids[windows], counted=None if self.counted is None else self.counted[windows])
 
-    def own_counted(self, device: torch.device) -> torch.Tensor | None:
-        """Which tokens count, of this process's windows."""
+    def on(self, device: torch.device) -> Windows:
+        """This process's, as an engine takes them."""
         import torch
 
-        return None if self.counted is None else torch.tensor([*self.counted[self.place]], device=device)
+        from shortstack.engine.interface import Windows
+
+        counted = None if self.counted is None else torch.tensor([*self.counted[self.place]], device=device)
+        return replace(Windows.of(self.own, device), counted_WT=counted, parts=self.parts())
 
     def counts(self) -> list[int]:
         """How many predicted tokens of each window count; the first token of all is never predicted."""

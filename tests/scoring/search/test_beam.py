@@ -16,6 +16,7 @@ from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.search.beam import beam
 from shortstack.scoring.search.evolution import Evolution, evolve
 from shortstack.scoring.search.measured_sets import MeasuredSets
+from shortstack.scoring.shared_windows import SharedWindows
 from tests import oracle, pico
 
 Built = Callable[..., Path]
@@ -26,7 +27,7 @@ def measured(model: Path, memory: Any = "streamed", windows: int = 5, **options:
     engine_options = {key: options.pop(key) for key in ("stream_bytes",) if key in options}
     how = EngineOptions(torch.float32, torch.device("cpu"), memory, **engine_options)
     engine = choose_engine(open_checkpoint(model), given, how)
-    return MeasuredSets(engine, torch.tensor(given), windows, **options)
+    return MeasuredSets(engine, SharedWindows(given), **options)
 
 
 @torch.no_grad()

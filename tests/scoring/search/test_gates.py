@@ -51,6 +51,8 @@ def test_where_there_are_too_many_swaps_find_the_best(seed: int, monkeypatch: py
 class Counted:
     """An engine whose loss is a quadratic function of its gates."""
 
+    device = torch.device("cpu")
+
     def __init__(self, model: QuadraticModel, fails_at: int | None = None) -> None:
         self.model, self.fails_at, self.settings = model, fails_at, []
 
@@ -70,7 +72,7 @@ class Counted:
 
 def derived(engine: Any, file: Path | None = None, key: str = "a") -> QuadraticModel:
     ids = torch.zeros(2, 4, dtype=torch.long)
-    return quadratic_model(engine, ids, range(5), text=SharedWindows(ids.tolist()), file=file, key={"key": key})
+    return quadratic_model(engine, range(5), text=SharedWindows(ids.tolist()), file=file, key={"key": key})
 
 
 def test_derivatives_and_what_they_cost(tmp_path: Path) -> None:

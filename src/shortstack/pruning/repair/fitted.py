@@ -211,16 +211,16 @@ def _repairing(
     repair: RepairOptions,
     progress: Progress,
 ) -> Repairing:
-    from shortstack.engine.forward import windows_tensor
+    from shortstack.engine.interface import Windows
     from shortstack.engine.states import States, parameters_of
     from shortstack.pruning.repair.sweep import Repairing
 
-    ids_WT = windows_tensor(windows, models[0].device)
+    swept = Windows.of(windows, models[0].device)
     stored = [[] if residual.norms else named(pruned, block, residual.mlp) for block in range(pruned.depth)]
     return Repairing(
-        dense=States(models[0], ids_WT),
-        pruned=States(models[1], ids_WT),
-        fitted_WT=_fitted_tokens(ids_WT, fitting, pruned, repair),
+        dense=States(models[0], swept),
+        pruned=States(models[1], swept),
+        fitted_WT=_fitted_tokens(swept.ids_WT, fitting, pruned, repair),
         fitting=fitting,
         methods=("none", "scale", "linear", "full") if method == "auto" else (method,),
         parameters=[parameters_of(models[1], block, tensors) for block, tensors in enumerate(stored)],

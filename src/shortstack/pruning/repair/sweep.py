@@ -148,7 +148,7 @@ class Repairing:
         """Mean NLL of each validation window under the dense model."""
         self.dense.to(len(self.dense.model.blocks))
         held_SWTD = self.dense.hidden_WTD[None, self.fitting :]
-        return nll_from(self.dense.model, held_SWTD, self.dense.ids_WT[self.fitting :], self.dense.next)[0]
+        return nll_from(self.dense.model, held_SWTD, self.dense.windows[self.fitting :], self.dense.next)[0]
 
     def _seen(self, place: Place) -> Seen:
         seen = Seen(Sums(scaled=_is_scaled(place)))
@@ -250,14 +250,14 @@ class Repairing:
     ) -> list[torch.Tensor]:
         """NLL of some validation windows with each candidate."""
         own_WTD, own = left_WTD[windows], {kind: given[windows] for kind, given in features.items()}
-        ids_WT = self.pruned.ids_WT[self.fitting :][windows]
+        run = self.pruned.windows[self.fitting :][windows]
         found: list[torch.Tensor] = []
         for start in range(0, len(candidates), _STREAMS):
             some = candidates[start : start + _STREAMS]
             held_SWTD = own_WTD.new_empty((len(some), *own_WTD.shape))
             for number, candidate in enumerate(some):
                 held_SWTD[number] = candidate.map(own_WTD, own.get(candidate.map.features))
-            found += nll_from(self.pruned.model, held_SWTD, ids_WT, place.position + 1)
+            found += nll_from(self.pruned.model, held_SWTD, run, place.position + 1)
         return found
 
     def _made(self, found: Repaired) -> None:

@@ -112,13 +112,14 @@ def write_over(staged: Checkpoint, edits: Mapping[str, Sequence[Change]]) -> dic
 def _nll(staged: Checkpoint, found: Fitted) -> float:
     """Mean NLL of what was written on the validation windows."""
     from shortstack.engine.cpu import computing
-    from shortstack.engine.forward import embedded, windows_tensor
+    from shortstack.engine.forward import embedded
+    from shortstack.engine.interface import Windows
     from shortstack.engine.states import nll_from
 
     how = found.engine
     with contextlib.closing(opened(staged, how)) as model, computing(how.dtype, how.device):
-        ids_WT = windows_tensor(found.validation, how.device)
-        return float(nll_from(model, embedded(model.skeleton, ids_WT)[None], ids_WT, 0).mean())
+        windows = Windows.of(found.validation, how.device)
+        return float(nll_from(model, embedded(model.skeleton, windows.ids_WT)[None], windows, 0).mean())
 
 
 def _step(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from shortstack.engine.removal_sets import RemovalSet
+from shortstack.engine.interface import RemovalSet
 
 Measure = Callable[[Collection[RemovalSet]], torch.Tensor]
 

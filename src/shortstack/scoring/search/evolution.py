@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from shortstack.engine.removal_sets import RemovalSet
+from shortstack.engine.interface import RemovalSet
 from shortstack.scoring.search.beam import Ranked
 
 # (sets, how many windows) -> the cost of each, [S]

@@ -27,8 +27,7 @@ from shortstack.runtime.workspace import append_log, load_log
 from shortstack.scoring.shared_windows import SharedWindows
 
 if TYPE_CHECKING:
-    from shortstack.engine.removal_sets import RemovalSet
-    from shortstack.engine.select import Engine
+    from shortstack.engine.interface import Engine, RemovalSet
 
 STEP = 1 / 128  # of a gate: smaller ones lose more to rounding in float32 than they win
 EXACT_UP_TO = 2_000_000  # sets that are all looked at
@@ -67,7 +66,6 @@ class QuadraticModel:
 
 def quadratic_model(
     engine: Engine,
-    ids_WT: torch.Tensor,
     candidates: Sequence[int],
     *,
     text: SharedWindows,
@@ -79,20 +77,19 @@ def quadratic_model(
 
     Args:
         engine: runs the model, in float32 or wider.
-        ids_WT: this process's windows.
         candidates: positions of the blocks.
         text: the windows of all processes, and which of their tokens count.
         file: where rows of the Hessian are kept as they come, so that a run that was killed resumes; for one process.
         key: what must agree for them to be used.
         on_progress: called with 1 for the gradient, and for each row.
     """
-    scale_W = loss_scale(text.counts(), None)[text.place].to(ids_WT.device)
-    counted_WT = text.own_counted(ids_WT.device)
+    windows = text.on(engine.device)
+    scale_W = loss_scale(text.counts(), None)[text.place].to(engine.device)
     places = sorted(candidates)
     rows = _Rows(file, key or {})
 
     def gradients(settings: list[dict[int, float]]) -> torch.Tensor:
-        return text.process.summed(engine.gate_gradients(ids_WT, settings, scale_W, counted_WT))
+        return text.process.summed(engine.gate_gradients(windows, settings, scale_W))
 
     if None not in rows.known:
         rows.add(None, gradients([{}])[0].tolist())

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shortstack.runtime.distributed import ALONE, Process
+from shortstack.engine.interface import Windows
+from shortstack.runtime.distributed import Process
 from shortstack.runtime.workspace import append_log, load_log, unused
 from shortstack.scoring.criteria.windows_mean import mean_and_error
 from shortstack.scoring.shared_windows import SharedWindows
 from shortstack.scoring.swept import token_weights
 
 if TYPE_CHECKING:
-    from shortstack.engine.removal_sets import RemovalSet
-    from shortstack.engine.select import Engine
+    from shortstack.engine.interface import Engine, RemovalSet
 
 
 @dataclass
@@ -34,36 +34,43 @@ class MeasuredSets:
 
     Attributes:
         engine: runs the model.
-        ids_WT: this process's windows.
-        windows: how many all processes have together.
-        process: this process among them.
+        text: the windows of all processes, of which each has its share.
         file: where losses are kept; None keeps them in memory alone. For one process.
         key: what must agree for the losses in the file to be used.
-        text: the windows of all processes: their sources, and which tokens count.
         on_progress: called with the number of block evaluations just done.
         say: reports that losses of another key are in the file.
         evaluations: block evaluations so far, a window through a block, by this process in this run.
+        own: this process's share of the windows.
     """
 
     engine: Engine
-    ids_WT: torch.Tensor
-    windows: int
-    process: Process = ALONE
+    text: SharedWindows
     file: Path | None = None
     key: dict[str, Any] = field(default_factory=dict)
-    text: SharedWindows | None = None
     on_progress: Callable[[int], object] = lambda _: None
     say: Callable[[str], object] = lambda _: None
     evaluations: int = 0
+    own: Windows = field(init=False)
     _known: dict[RemovalSet, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.own = self.text.on(self.engine.device)
         if self.file is None:
             return
         records, differs = load_log(self.file, self.key)
         self._known = {frozenset(record["blocks"]): record["nll"] for record in records}
         if differs:
             self.say(unused(self.file, differs))
+
+    @property
+    def windows(self) -> int:
+        """How many all processes have together."""
+        return len(self.text.ids)
+
+    @property
+    def process(self) -> Process:
+        """This process among them."""
+        return self.text.process
 
     @property
     def known(self) -> int:
@@ -100,33 +107,30 @@ class MeasuredSets:
         """By named source, losses of its windows among the first of all, and what each window weighs (None: the same)."""
         windows = nll_SW.shape[1]
         found = {}
-        for source, places in (self.text.sources if self.text is not None else {}).items():
+        for source, places in self.text.sources.items():
             own = [place for place in places if place < windows]
             if own:
                 found[source] = (nll_SW[:, own], token_weights(self._counts(windows)[own]))
         return found
 
     def _counts(self, windows: int) -> torch.Tensor:
-        return torch.tensor([1] * windows if self.text is None else self.text.counts()[:windows])
+        return torch.tensor(self.text.counts()[:windows])
 
     def nll_after_one_token(self) -> torch.Tensor:
         """Mean NLL of each window's tokens where the dense model sees the one before alone, [W]; every second token."""
-        windows, seq_len = self.ids_WT.shape
-        pairs_P2 = self.ids_WT[:, : seq_len // 2 * 2].reshape(-1, 2)
-        nll_W = self.engine.nll_without(pairs_P2, [frozenset()])[0].view(windows, -1).mean(dim=1)
+        windows, seq_len = self.own.ids_WT.shape
+        pairs = Windows(self.own.ids_WT[:, : seq_len // 2 * 2].reshape(-1, 2))
+        nll_W = self.engine.nll_without(pairs, [frozenset()])[0].view(windows, -1).mean(dim=1)
         return self.process.gathered(nll_W, self.windows)
 
     def _measure(self, sets: Sequence[RemovalSet], first: int, most: int) -> None:
-        part = self.ids_WT if self.process.world > 1 else self.ids_WT[first:most]
+        part = self.own if self.process.world > 1 else self.own[first:most]
 
         def counted(streams: int) -> None:
             self.evaluations += streams * len(part)
             self.on_progress(streams * len(part))
 
-        own_WT = None if self.text is None else self.text.own_counted(part.device)
-        if own_WT is not None and self.process.world == 1:
-            own_WT = own_WT[first:most]
-        nll_SW = self.process.gathered(self.engine.nll_without(part, sets, counted, counted_WT=own_WT), self.windows)
+        nll_SW = self.process.gathered(self.engine.nll_without(part, sets, counted), self.windows)
         for removed, values in zip(sets, nll_SW.tolist(), strict=True):
             self._known[removed] = [*self._known.get(removed, ()), *values]
         if self.file is not None:
