@@ -121,7 +121,8 @@ def compute_alone(engine: StreamedModel, windows: Windows) -> float:
 
     One block's might stay in a large cache.
     """
-    from shortstack.engine.storage import Arrived, Buffer
+    from shortstack.engine.block_weights import Arrived
+    from shortstack.engine.storage import Buffer
 
     weights = engine.weights
     stored, within = weights._stored, weights._checkpoint.anatomy.within_block

@@ -117,7 +117,7 @@ def test_blocks_called_with_what_depends_on_the_text_are_refused(built: Built, m
 def test_a_live_cache_is_not_replayed(built: Built) -> None:
     from transformers import DynamicCache
 
-    from shortstack.engine.block_model import _without_cache
+    from shortstack.engine.stand_ins import _without_cache
 
     assert _without_cache(DynamicCache()) is None
     assert _without_cache((1, 2)) == (1, 2)

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import shortstack
-from shortstack.engine.load import load_model, load_whole
-from shortstack.engine.losses import losses_over
+from shortstack.engine.load import load_model, load_whole, losses_over
 from shortstack.errors import ShortstackError
 from shortstack.evaluation.options import EvaluationOptions
 from shortstack.evaluation.ppl import evaluate_ppl

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from shortstack.common.progress import Progress
 from shortstack.data.loaders import open_dataset
 from shortstack.data.tokenizer import load_tokenizer
-from shortstack.engine.batch_states import BatchStates
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
+from shortstack.retraining.batch_states import BatchStates
 from shortstack.retraining.local_healing import Healing
 from shortstack.retraining.losses import relative_distance
 from shortstack.retraining.results import RetrainEstimate

@@ -15,7 +15,7 @@ from torch.nn import functional
 from shortstack.data.collators import collated, shifted
 from shortstack.data.example_rows import Example
 from shortstack.data.instructions import IGNORED
-from shortstack.engine.block_model import find_blocks
+from shortstack.engine.stand_ins import find_blocks
 from shortstack.retraining import losses as objectives
 from shortstack.retraining.losses import Distillation, NextToken, full_kl, in_parts, top_k_kl
 from tests import pico

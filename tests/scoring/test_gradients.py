@@ -37,7 +37,7 @@ def test_graphs_that_are_kept_give_the_same_gradients(
 
 
 def _limited(original: Callable[..., None], limit: int) -> Callable[..., None]:
-    return lambda self, _, last, parts: original(self, limit, last=last, parts=parts)
+    return lambda self, windows, limit_bytes, last: original(self, windows, limit_bytes=limit, last=last)
 
 
 @pytest.mark.parametrize(("at_a_time", "forwards"), [(5, 1 + 5), (4, 2 * 6)])

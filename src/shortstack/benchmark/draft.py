@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +26,7 @@ from shortstack.errors import ShortstackError, first_line
 from shortstack.evaluation.evaluated_model import Subject
 from shortstack.evaluation.prompts import GenerationRequest
 from shortstack.runtime.memory import Usage, used
+from shortstack.runtime.stopwatch import now
 
 _VERIFICATIONS = 5  # passes of each length that are timed, for each prompt
 _TIE = 1e-3  # a gap between the two likeliest tokens, in logits, that rounding may close: of the largest logit
@@ -82,15 +82,9 @@ class _Pair:
         return [int(token) for token in made[0, len(ids_T) :]]
 
     def timed(self, *arguments: Any, **how: Any) -> tuple[list[int], float]:
-        self.wait()
-        started = time.perf_counter()
+        started = now(self.dense.place)
         tokens = self.generated(*arguments, **how)
-        self.wait()
-        return tokens, time.perf_counter() - started
-
-    def wait(self) -> None:
-        if self.dense.place.type == "cuda":
-            torch.cuda.synchronize(self.dense.place)
+        return tokens, now(self.dense.place) - started
 
 
 def refuse_other_vocabulary(dense: Subject, draft: Subject) -> None:
@@ -206,11 +200,9 @@ def _verification(pair: _Pair, ids_T: list[int]) -> float:
     for _ in range(_VERIFICATIONS):
         for tokens, times in seconds.items():
             cache = model(ids_BT, use_cache=True).past_key_values
-            pair.wait()
-            started = time.perf_counter()
+            started = now(pair.dense.place)
             model(ids_BT[:, -1:].repeat(1, tokens), past_key_values=cache, use_cache=True)
-            pair.wait()
-            times.append(time.perf_counter() - started)
+            times.append(now(pair.dense.place) - started)
     one, several = (statistics.median(times) for times in seconds.values())
     return several / one
 

@@ -13,6 +13,7 @@ from shortstack.benchmark.timing import best_seconds
 from shortstack.benchmark.work import Work
 from shortstack.runtime.memory import available_bytes
 from shortstack.runtime.private_names import has_onednn, onednn_product
+from shortstack.runtime.stopwatch import now
 
 if TYPE_CHECKING:
     from shortstack.benchmark.engines import Workload
@@ -96,15 +97,5 @@ def _onednn_product(x: torch.Tensor, weight: torch.Tensor) -> list[Callable[[], 
 
 
 def _best(calls: list[Callable[[], object]], device: torch.device) -> float:
-    if device.type == "cpu":
-        return min(best_seconds(calls, rounds=_ROUNDS))
-    wait = torch.mps.synchronize if device.type == "mps" else functools.partial(torch.cuda.synchronize, device)
-
-    def waited(call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> None:
-            call()
-            wait()
-
-        return run
-
-    return min(best_seconds([waited(call) for call in calls], rounds=2 * _ROUNDS))
+    rounds = _ROUNDS if device.type == "cpu" else 2 * _ROUNDS
+    return min(best_seconds(calls, rounds=rounds, clock=functools.partial(now, device)))

@@ -13,14 +13,16 @@ UNSTEADY = 0.05  # coefficient of variation from which a figure is flagged
 _MEDIAN_ERROR = math.sqrt(math.pi / 2)  # standard error of a median over that of a mean, of many normal values
 
 
-def best_seconds(calls: Sequence[Callable[[], object]], *, rounds: int) -> list[float]:
+def best_seconds(
+    calls: Sequence[Callable[[], object]], *, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """The least time that each call took, of several rounds in which they take turns."""
     best = [float("inf")] * len(calls)
     for _ in range(rounds):
         for which, call in enumerate(calls):
-            begun = time.perf_counter()
+            begun = clock()
             call()
-            best[which] = min(best[which], time.perf_counter() - begun)
+            best[which] = min(best[which], clock() - begun)
     return best
 
 

@@ -13,18 +13,18 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from shortstack.checkpoint.anatomy import Anatomy
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.cpu import USUAL_COUNT, worker_count
+from shortstack.engine.interface import slices
 from shortstack.engine.load import experts_for
 from shortstack.engine.losses import Head
+from shortstack.engine.stand_ins import BlockCall, Injector, Recorded, Recorder, find_blocks
 from shortstack.engine.weight_conversion import Conversion
 from shortstack.errors import ShortstackError, first_line
 from shortstack.runtime.libraries import import_transformers
@@ -120,6 +120,10 @@ class Skeleton:
     def rows_at_a_time(self, ids_BT: torch.Tensor) -> int:
         """How many windows go through a block, or the head, at a time: at least one."""
         return max(1, self.tokens // ids_BT.shape[1])
+
+    def batches(self, ids_WT: torch.Tensor, some: slice | None = None) -> list[slice]:
+        """Windows, or some of them, as many at a time as go through a block."""
+        return slices(some or slice(0, len(ids_WT)), self.rows_at_a_time(ids_WT))
 
     def rows_side_by_side(self, ids_BT: torch.Tensor, total: int) -> int:
         """How many of `total` windows one of several threads runs at a time: their activations share the cache."""
@@ -230,101 +234,6 @@ def _lent(checkpoint: Checkpoint, like: Skeleton) -> dict[str, torch.Tensor]:
         if part.rule is None and all(same) and part.target in held:
             found[part.target] = held[part.target]
     return found
-
-
-def find_blocks(model: nn.Module, anatomy: Anatomy) -> tuple[str, nn.ModuleList]:
-    """(name, list of blocks) of a model: the module list as long as the checkpoint is deep, the one named as on disk if
-    there are several.
-
-    Raises:
-        ShortstackError: there is none.
-    """
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == anatomy.depth and "vision" not in name
-    ]
-    if not lists:
-        raise ShortstackError(f"transformers built no list of {anatomy.depth} blocks in {type(model).__name__}")
-    last = anatomy.prefix.rstrip(".").rpartition(".")[2]
-    # The outermost one: lists inside blocks (of experts, say) have longer names.
-    return min(lists, key=lambda found: (found[0].rpartition(".")[2] != last, found[0].count("."), found[0]))
-
-
-class StandIn(nn.Module):
-    """Takes a block's place; what the model reads from the block (its attention type, say) is passed on."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        object.__setattr__(self, "_block", block)  # not a submodule: the model's parameters stay what they are
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._block, name)
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What one block is called with beside its hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class Recorded(Exception):  # noqa: N818 - a signal, not an error
-    """Raised after the last block: final norm and head are not needed to learn arguments."""
-
-
-class Recordable(StandIn):
-    """A stand-in that gives hidden states in the form in which the model expects them."""
-
-    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
-        super().__init__(block)
-        self.returns_tuple = returns_tuple
-
-    def _split(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, tuple[Any, ...]]:
-        """(hidden states, other positional arguments); some models give hidden states by keyword."""
-        return (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-
-    def _result(self, hidden_BTD: torch.Tensor) -> Any:
-        return (hidden_BTD, None) if self.returns_tuple else hidden_BTD
-
-
-class Recorder(Recordable):
-    """Gives its hidden states back as they came, and notes what else it was called with."""
-
-    def __init__(
-        self, block: nn.Module, returns_tuple: bool, log: list[tuple[torch.Tensor, BlockCall]], last: bool
-    ) -> None:
-        super().__init__(block, returns_tuple)
-        self._log = log
-        self._last = last
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """In the block's place."""
-        hidden_BTD, args = self._split(args, kwargs)
-        self._log.append((hidden_BTD, BlockCall(args, {key: _without_cache(value) for key, value in kwargs.items()})))
-        if self._last:
-            raise Recorded
-        return self._result(hidden_BTD)
-
-
-class Injector(Recordable):
-    """The first block's place-holder: whatever comes in, it returns `hidden_BTD`."""
-
-    hidden_BTD: torch.Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """In the block's place."""
-        given_BTD, _ = self._split(args, kwargs)
-        return self._result(given_BTD if self.hidden_BTD is None else self.hidden_BTD)
-
-
-def _without_cache(value: Any) -> Any:
-    """Some families pass a live cache although it is switched off; a replayed call would append to it."""
-    return None if type(value).__name__.endswith("Cache") else value
 
 
 def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype, trust_remote_code: bool) -> nn.Module:

@@ -8,8 +8,9 @@ once read, are kept.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +18,13 @@ from torch import nn
 
 from shortstack.checkpoint.headers import TensorInfo
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.storage import Arrived, Buffer, OpenFiles
+from shortstack.engine.storage import Buffer, OpenFiles
 from shortstack.engine.weight_conversion import Conversion, Part
 from shortstack.errors import ShortstackError
 from shortstack.runtime.memory import return_free_memory
 
 if TYPE_CHECKING:
     from shortstack.engine.block_model import Skeleton
-    from shortstack.engine.cuda_prefetch import Transfer
 
 # In blocks: memory that the allocator gives back must be fetched again, which after every block takes 5 % of the time.
 _FREED_EVERY = 4
@@ -94,7 +94,7 @@ class BlockWeights:
             largest = max(self._files.buffer_bytes(block) for block in self._stored)
             buffers = [Buffer(largest, pinned=on_cuda), Buffer(largest, pinned=on_cuda)]
         freed_every = _FREED_EVERY_WITH_GRADIENTS if gradients else _FREED_EVERY
-        transfer = self._transfer() if on_cuda and buffers else None
+        transfer = Transfer(self._device, self._computed, self._within_block) if on_cuda and buffers else None
         pending: Future[Arrived] | None = None
         try:
             for step, index in enumerate(order):
@@ -138,11 +138,6 @@ class BlockWeights:
             self._kept[index] = arrived
         return arrived
 
-    def _transfer(self) -> Transfer:
-        from shortstack.engine.cuda_prefetch import Transfer
-
-        return Transfer(self._device, self._computed, self._within_block)
-
     def _computed(self, stored: torch.dtype) -> torch.dtype:
         return self._dtype if stored.is_floating_point else stored
 
@@ -178,6 +173,99 @@ class BlockWeights:
         if key not in self._targets:
             self._targets[key] = torch.empty(raw.shape, dtype=dtype)
         return self._targets[key].copy_(raw)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A block's stored tensors, where they are computed with.
+
+    Attributes:
+        tensors: by their names in the checkpoint.
+        ready: when they are; None where they are now.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    ready: torch.cuda.Event | None = None
+
+    def wait(self) -> dict[str, torch.Tensor]:
+        """The tensors, for work that is queued from now on."""
+        if self.ready is not None:
+            torch.cuda.current_stream(next(iter(self.tensors.values())).device).wait_event(self.ready)
+        return self.tensors
+
+
+class Transfer:
+    """Copies one block's raw tensors after another to a CUDA device, in the precision computed in.
+
+    Two sets of device tensors take turns. The copying stream waits for the computation that last used a set, the computing
+    stream for the copy that fills one; the host waits for neither, only for pinned memory that it is to fill again.
+
+    Args:
+        device: a CUDA device.
+        computed_dtype: what a stored dtype is computed in.
+        within_block: a tensor's name without the block's number: blocks of the same shapes use the same memory.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        computed_dtype: Callable[[torch.dtype], torch.dtype],
+        within_block: Callable[[str], str],
+    ) -> None:
+        self._device = device
+        self._computed_dtype = computed_dtype
+        self._within_block = within_block
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._memory: dict[tuple[int, str, tuple[int, ...], torch.dtype], torch.Tensor] = {}
+        self._sent: dict[int, torch.cuda.Event] = {}
+        self._used: dict[int, torch.cuda.Event] = {}
+
+    def wait_for_pinned(self, slot: int) -> None:
+        """Wait until pinned memory of a slot has been copied away."""
+        if slot in self._sent:
+            self._sent[slot].synchronize()
+
+    def send(self, raw: dict[str, torch.Tensor], slot: int, *, keep: bool) -> Arrived:
+        """Queue the copies of a slot's pinned tensors.
+
+        Args:
+            keep: into memory of their own, for good; else into the slot's, which the next block in it overwrites.
+        """
+        with torch.cuda.stream(self._stream):
+            if slot in self._used and not keep:
+                self._stream.wait_event(self._used[slot])
+            tensors = {}
+            for name, value in raw.items():
+                dtype = self._computed_dtype(value.dtype)
+                staged = self._tensor(slot, name, value.dtype, value, keep and dtype == value.dtype)
+                staged.copy_(value, non_blocking=True)
+                tensors[name] = staged
+                if dtype != value.dtype:
+                    tensors[name] = self._tensor(slot, name, dtype, value, keep).copy_(staged)
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record(self._stream)
+        self._sent[slot] = ready
+        return Arrived(tensors, ready)
+
+    def used(self, slot: int) -> None:
+        """What has been queued until now uses a slot's tensors; what comes later does not."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._used[slot] = event
+
+    def close(self) -> None:
+        """Let the slots' memory go, once what has been queued is done with it."""
+        for tensor in self._memory.values():
+            tensor.record_stream(torch.cuda.current_stream(self._device))
+        self._memory.clear()
+
+    def _tensor(self, slot: int, name: str, dtype: torch.dtype, like: torch.Tensor, keep: bool) -> torch.Tensor:
+        if keep:
+            return torch.empty(like.shape, dtype=dtype, device=self._device)
+        key = (slot, self._within_block(name), tuple(like.shape), dtype)
+        if key not in self._memory:
+            self._memory[key] = torch.empty(like.shape, dtype=dtype, device=self._device)
+        return self._memory[key]
 
 
 def load_outside_blocks(

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from shortstack.engine.block_model import BlockCall, Skeleton
+from shortstack.engine.block_model import Skeleton
 from shortstack.engine.cpu import SideBySide
 from shortstack.engine.interface import ForwardResult, OnLogits, Windows
 from shortstack.engine.journal import SavedState
 from shortstack.engine.losses import Predictions, cached_pieces, mean_nll
+from shortstack.engine.stand_ins import BlockCall
 from shortstack.runtime.memory import is_out_of_memory, return_free_memory
 
 

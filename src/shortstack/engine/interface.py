@@ -33,6 +33,11 @@ RemovalSet = frozenset[int]  # positions of blocks
 GateSetting = Mapping[int, float]  # position of a block -> its gate, of those that are not 1
 
 
+def slices(whole: slice, size: int) -> list[slice]:
+    """A range in pieces of so many, the last one perhaps smaller."""
+    return [slice(start, min(start + size, whole.stop)) for start in range(whole.start, whole.stop, size)]
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows of token ids that go through a model.

@@ -1,4 +1,4 @@
-"""Load a whole checkpoint through transformers, with errors that say what to do."""
+"""Load a whole checkpoint through transformers, with errors that say what to do, and run it over batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -192,6 +192,34 @@ def load_model(
         )
     model = load_whole(checkpoint, dtype=computed, trust_remote_code=trust_remote_code)
     return model.to(place), computed, place
+
+
+def losses_over(
+    model: Any,
+    batches: Iterable[dict[str, Any]],
+    loss: Callable[[Any, dict[str, Any]], torch.Tensor],
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """What `loss` gives of each batch: the loop of every measurement. No gradients, the model in evaluation mode.
+
+    Args:
+        model: left in the mode that it was in.
+        batches: tensors by name, on any device; made as they are needed.
+        loss: given the model and a batch.
+        device: where the model is.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return [
+                loss(model, {key: value.to(device) for key, value in batch.items() if hasattr(value, "to")})
+                for batch in batches
+            ]
+    finally:
+        model.train(was_training)
 
 
 @contextlib.contextmanager

@@ -5,16 +5,18 @@ Legend: B windows in a batch, T tokens, D hidden size, V vocabulary, R tokens of
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from shortstack.engine.interface import slices
 from shortstack.runtime.devices import exact_place
 
 if TYPE_CHECKING:
@@ -32,41 +34,16 @@ _SMALL = 4 << 20  # numbers; up to here a second copy costs less than the passes
 Piece = tuple[slice, slice]  # which windows, and which of their tokens
 
 
+def _pieces(whole: Piece, rows: int, columns: int) -> Iterator[Piece]:
+    """Pieces of windows and tokens, of so many windows and tokens each."""
+    return itertools.product(slices(whole[0], rows), slices(whole[1], columns))
+
+
 def cached_pieces(whole: Piece, vocabulary: int, device: torch.device) -> Iterator[Piece]:
     """Pieces of windows and tokens whose logits stay in a CPU's cache while several things are made of them."""
-    windows, tokens = whole
     most = max(1, _CACHED_LOGITS // vocabulary) if device.type == "cpu" else sys.maxsize
-    columns = min(tokens.stop - tokens.start, most)
-    rows = max(1, most // columns)
-    for row in range(windows.start, windows.stop, rows):
-        for start in range(tokens.start, tokens.stop, columns):
-            yield slice(row, min(row + rows, windows.stop)), slice(start, min(start + columns, tokens.stop))
-
-
-def losses_over(
-    model: Any,
-    batches: Iterable[dict[str, Any]],
-    loss: Callable[[Any, dict[str, Any]], torch.Tensor],
-    device: torch.device,
-) -> list[torch.Tensor]:
-    """What `loss` gives of each batch: the loop of every measurement. No gradients, the model in evaluation mode.
-
-    Args:
-        model: left in the mode that it was in.
-        batches: tensors by name, on any device; made as they are needed.
-        loss: given the model and a batch.
-        device: where the model is.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return [
-                loss(model, {key: value.to(device) for key, value in batch.items() if hasattr(value, "to")})
-                for batch in batches
-            ]
-    finally:
-        model.train(was_training)
+    columns = min(whole[1].stop - whole[1].start, most)
+    return _pieces(whole, max(1, most // columns), columns)
 
 
 @dataclass(frozen=True)
@@ -264,8 +241,8 @@ class Head:
         rows = self._rows(ids_BT.shape[1]) if head is None else self._skeleton.rows_at_a_time(ids_BT)
         at_once = _SLICE.get(ids_BT.device.type, _SLICE["cpu"])
         found = []
-        for start in range(0, len(ids_BT), rows):
-            hidden, ids = hidden_BTD[start : start + rows], ids_BT[start : start + rows]
+        for part in slices(slice(0, len(ids_BT)), rows):
+            hidden, ids = hidden_BTD[part], ids_BT[part]
             if head is None:
                 found.append(token_nll(self._skeleton.logits(hidden, ids), ids))
             else:
@@ -285,8 +262,7 @@ class Head:
         """
         gradient_BTD = torch.empty_like(hidden_BTD)
         head, rows = self.linear, self._rows(ids_BT.shape[1])
-        for start in range(0, len(ids_BT), rows):
-            part = slice(start, start + rows)
+        for part in slices(slice(0, len(ids_BT)), rows):
             hidden = hidden_BTD[part].detach().requires_grad_(True)
             counted = None if counted_BT is None else counted_BT[part]
             if head is None:
@@ -300,13 +276,11 @@ class Head:
             gradient_BTD[part] = gradient_of(hidden)
         return gradient_BTD
 
-    def slices(self, ids_WT: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    def slices(self, ids_WT: torch.Tensor) -> Iterator[Piece]:
         """(windows, tokens) whose logits 31 MiB hold: whole windows, or a part of one."""
         windows, seq_len = ids_WT.shape
-        rows, tokens = self._rows(seq_len), min(seq_len, max(1, self._tokens))
-        for row in range(0, windows, rows):
-            for start in range(0, seq_len, tokens):
-                yield slice(row, min(row + rows, windows)), slice(start, min(start + tokens, seq_len))
+        whole = slice(0, windows), slice(0, seq_len)
+        return _pieces(whole, self._rows(seq_len), min(seq_len, max(1, self._tokens)))
 
     @cached_property
     def linear(self) -> nn.Linear | None:

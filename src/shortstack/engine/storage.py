@@ -198,25 +198,6 @@ class Buffer:
         return views
 
 
-@dataclass(frozen=True)
-class Arrived:
-    """A block's stored tensors, where they are computed with.
-
-    Attributes:
-        tensors: by their names in the checkpoint.
-        ready: when they are; None where they are now.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    ready: torch.cuda.Event | None = None
-
-    def wait(self) -> dict[str, torch.Tensor]:
-        """The tensors, for work that is queued from now on."""
-        if self.ready is not None:
-            torch.cuda.current_stream(next(iter(self.tensors.values())).device).wait_event(self.ready)
-        return self.tensors
-
-
 def _whole_pages(nbytes: int) -> torch.Tensor:
     try:
         memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

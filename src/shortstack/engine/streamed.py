@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.backward import Graphs, backward_sweep
+from shortstack.engine.backward import Graphs, backward_sweep, gate_gradients
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.cpu import SideBySide, workers
@@ -24,7 +24,6 @@ from shortstack.engine.forward import (
     through_block,
     window_nll,
 )
-from shortstack.engine.gates import gate_gradients
 from shortstack.engine.interface import (
     ForwardRequest,
     ForwardResult,
@@ -37,8 +36,8 @@ from shortstack.engine.interface import (
 )
 from shortstack.engine.journal import UNSAVED, Journal
 from shortstack.engine.removal_sets import groups_that_fit, nll_without
-from shortstack.engine.stopwatch import median_seconds
 from shortstack.runtime.memory import installed_bytes, return_free_memory
+from shortstack.runtime.stopwatch import median_seconds
 
 # Of the machine's memory: what is larger may not stay in the page cache until it is read again, and is read past it. A
 # 7B-shaped checkpoint took 18 to 20 s so, and 30 to 32 s through the cache (docs/experiments.md, 2026-11-26).
@@ -107,7 +106,16 @@ class StreamedModel:
             on_progress: called with the number of block evaluations (one stream through one block) just done.
             journal: where the state is saved, and where an earlier run's state is.
         """
-        return _ForwardSweep(self, windows, request, on_progress, journal).run()
+        groups = groups_of(self.candidates, self.group) if request.branches else [[]]
+        ends = [*(members[0] for members in groups[1:]), len(self.blocks)]
+        sweep = _ForwardSweep(self, windows, request, on_progress, journal)
+        with workers(self.device) as side_by_side:
+            for members, following in zip(groups, ends, strict=True):
+                if sweep.state.first < following:  # else done by an earlier run
+                    sweep.group(members, following, side_by_side)
+        state = sweep.state
+        without = torch.stack(state.candidates) if request.branches else None
+        return ForwardResult(state.base_nll, without, state.inputs, state.last_WTD, sweep.graphs)
 
     @torch.no_grad()
     def nll_without(
@@ -179,19 +187,7 @@ class _ForwardSweep:
         keeps_graphs = request.keep_graphs and request.keep_inputs and not request.branches
         self.graphs = model.graphs(windows) if keeps_graphs else None
 
-    def run(self) -> ForwardResult:
-        """Group after group of candidates."""
-        state, branches = self.state, self.request.branches
-        groups = groups_of(self.model.candidates, self.model.group) if branches else [[]]
-        ends = [*(members[0] for members in groups[1:]), len(self.model.blocks)]
-        with workers(self.model.device) as side_by_side:
-            for members, following in zip(groups, ends, strict=True):
-                if state.first < following:  # else done by an earlier run
-                    self._group(members, following, side_by_side)
-        stacked = torch.stack(state.candidates) if branches else None
-        return ForwardResult(state.base_nll, stacked, state.inputs, state.last_WTD, self.graphs)
-
-    def _group(self, members: Sequence[int], following: int, side_by_side: SideBySide) -> None:
+    def group(self, members: Sequence[int], following: int, side_by_side: SideBySide) -> None:
         """Bring a block in; run the base and the candidates through it; keep what the criteria need.
 
         Args:

@@ -16,7 +16,6 @@ from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.block_model import TOKENS_AT_A_TIME
-from shortstack.engine.bypass import Bypass
 from shortstack.engine.interface import (
     ForwardRequest,
     ForwardResult,
@@ -26,11 +25,13 @@ from shortstack.engine.interface import (
     OnWeights,
     RemovalSet,
     Windows,
+    slices,
 )
 from shortstack.engine.journal import UNSAVED, Journal
 from shortstack.engine.losses import Predictions, mean_nll, scaled_loss, token_nll
-from shortstack.engine.stopwatch import medians_of_runs, now
+from shortstack.engine.stand_ins import Bypass
 from shortstack.runtime.devices import exact_place
+from shortstack.runtime.stopwatch import medians_of_runs, now
 
 
 class WholeModel:
@@ -273,8 +274,7 @@ class WholeModel:
 
     def _parts(self, windows: Windows) -> list[slice]:
         """Windows that go through the model together."""
-        rows = max(1, self.tokens // windows.ids_WT.shape[1])
-        return [slice(start, min(start + rows, len(windows))) for start in range(0, len(windows), rows)]
+        return slices(slice(0, len(windows)), max(1, self.tokens // windows.ids_WT.shape[1]))
 
 
 def _of_text(hidden: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:

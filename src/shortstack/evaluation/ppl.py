@@ -238,7 +238,8 @@ def window_nll(
 
     from shortstack.data.collators import Batch, window_batches
     from shortstack.engine.cpu import computing
-    from shortstack.engine.losses import losses_over, token_nll
+    from shortstack.engine.load import losses_over
+    from shortstack.engine.losses import token_nll
 
     check_windows(checkpoint, windows)
     rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]

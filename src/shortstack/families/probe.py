@@ -192,7 +192,7 @@ class _Probe:
         return None
 
     def _passed_over(self, removed: Collection[int]) -> torch.Tensor:
-        from shortstack.engine.bypass import bypassed_logits
+        from shortstack.engine.stand_ins import bypassed_logits
 
         return bypassed_logits(self._model, self._checkpoint.anatomy, removed, self._ids())
 

@@ -139,7 +139,7 @@ def _bypassed_logits(checkpoint: Checkpoint, cut: Cut, ids_BT: torch.Tensor) -> 
     """(logits with the other blocks bypassed, what transformers says of the original's keys)."""
     import torch
 
-    from shortstack.engine.bypass import bypassed_logits
+    from shortstack.engine.stand_ins import bypassed_logits
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
     removed = set(range(checkpoint.depth)) - set(cut.kept)

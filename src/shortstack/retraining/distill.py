@@ -220,8 +220,8 @@ class _Online:
 
     def objective(self, model: Any, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Objective:
         """The loss, with the teacher loaded and each of the student's blocks beside its original."""
-        from shortstack.engine.block_model import find_blocks
         from shortstack.engine.load import load_model
+        from shortstack.engine.stand_ins import find_blocks
         from shortstack.retraining.losses import Distillation
         from shortstack.runtime.memory import available_bytes
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +172,7 @@ def measured_estimate(
     import torch
 
     from shortstack.data.collators import predicted_tokens
+    from shortstack.runtime.stopwatch import now
 
     cuda = torch.cuda if place.device.type == "cuda" else None
     model.to(place.device).train()
@@ -186,19 +186,15 @@ def measured_estimate(
     with torch.enable_grad():
         for _ in range(_STEPS):
             batch = {key: value.to(place.device) for key, value in next(batches).items() if hasattr(value, "to")}
-            started = time.perf_counter()
+            started = now(place.device)
             with torch.autocast(place.device.type, place.dtype, enabled=place.dtype != torch.float32):
                 loss = objective(model, batch)["loss"] / max(1, predicted_tokens(batch))
             loss.backward()  # type: ignore[no-untyped-call]
-            if cuda:
-                cuda.synchronize(place.device)
-            passed = time.perf_counter()
+            passed = now(place.device)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
-            if cuda:
-                cuda.synchronize(place.device)
             pass_seconds.append(passed - started)
-            update_seconds.append(time.perf_counter() - passed)
+            update_seconds.append(now(place.device) - passed)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
     after = cuda.max_memory_allocated(place.device) if cuda else peak_rss_bytes()

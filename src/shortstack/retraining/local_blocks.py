@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from shortstack.engine.block_model import BlockCall, Skeleton
+from shortstack.engine.block_model import Skeleton
+from shortstack.engine.stand_ins import BlockCall
 from shortstack.retraining.losses import relative_distance
 from shortstack.retraining.options import Hyperparameters
 from shortstack.retraining.trainable import ROUTERS

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from shortstack.checkpoint.byte_copy import first_nonfinite
 from shortstack.checkpoint.headers import read_header, write_header
 from shortstack.data.collators import real_tokens
-from shortstack.engine.batch_states import BatchModel
 from shortstack.errors import ShortstackError
+from shortstack.retraining.batch_states import BatchModel
 from shortstack.retraining.export import DTYPES
 from shortstack.retraining.local_blocks import BlockTraining, StateLoss
 from shortstack.retraining.losses import NonFiniteLossError

@@ -24,10 +24,10 @@ from shortstack.checkpoint.headers import TensorInfo, read_header
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import size
 from shortstack.common.phases import phase
-from shortstack.engine.batch_states import BatchModel
 from shortstack.engine.cpu import computing
 from shortstack.errors import ShortstackError, first_line
 from shortstack.publishing.model_card import write_beside_weights
+from shortstack.retraining.batch_states import BatchModel
 from shortstack.retraining.local_blocks import BlockTraining, target_depths
 from shortstack.retraining.local_healing import Healing
 from shortstack.retraining.local_schedule import BlockSchedule, LocalRun, States, block_schedule

@@ -13,9 +13,9 @@ from typing import Literal
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import size
 from shortstack.data.collators import Batch
-from shortstack.engine.batch_states import BatchModel, BatchStates
 from shortstack.engine.block_model import NotSeparableError
 from shortstack.errors import ShortstackError
+from shortstack.retraining.batch_states import BatchModel, BatchStates
 from shortstack.retraining.local_schedule import LocalRun
 from shortstack.runtime.memory import available_bytes
 

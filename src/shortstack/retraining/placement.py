@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,7 @@ from shortstack.retraining.options import TrainingOptions
 from shortstack.runtime.devices import DType, pick_device, pick_dtype
 from shortstack.runtime.distributed import Process
 from shortstack.runtime.private_names import forget_processes, shard_on_cpu
+from shortstack.runtime.stopwatch import now
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -211,11 +211,7 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(6):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
+        started = now(device)
         _ = a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, now(device) - started)
     return 2 * size**3 / best

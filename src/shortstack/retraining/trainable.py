@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.block_model import find_blocks
+from shortstack.engine.stand_ins import find_blocks
 from shortstack.errors import ShortstackError, UsageError, did_you_mean
 from shortstack.retraining.options import LoRA
 from shortstack.runtime.private_names import adapter_layer

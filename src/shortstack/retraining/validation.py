@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-    from shortstack.engine.batch_states import BatchModel
+    from shortstack.retraining.batch_states import BatchModel
 
 _PPL_WINDOW = 128  # tokens, as published
 _WINDOWS_AT_A_TIME = 8
@@ -65,7 +65,7 @@ def mean_nll(model: Any, batches: Sequence[Batch], device: torch.device, process
     """Mean negative log-likelihood over the predicted tokens of all batches, in nats."""
     import torch
 
-    from shortstack.engine.losses import losses_over
+    from shortstack.engine.load import losses_over
     from shortstack.retraining.losses import NextToken
 
     process = process or Process()

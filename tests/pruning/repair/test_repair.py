@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.cli.app import run
 from shortstack.common.progress import Progress
-from shortstack.engine.states import nll_from
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
 from shortstack.pruning.repair.fitted import say_of_text
 from shortstack.pruning.repair.repair import RepairResult, repair
+from shortstack.pruning.repair.states import nll_from
 from shortstack.runtime.hashes import file_sha256
 from tests import pico
 

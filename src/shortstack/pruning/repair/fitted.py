@@ -212,7 +212,7 @@ def _repairing(
     progress: Progress,
 ) -> Repairing:
     from shortstack.engine.interface import Windows
-    from shortstack.engine.states import States, parameters_of
+    from shortstack.pruning.repair.states import States, parameters_of
     from shortstack.pruning.repair.sweep import Repairing
 
     swept = Windows.of(windows, models[0].device)

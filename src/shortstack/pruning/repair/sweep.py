@@ -18,7 +18,6 @@ import torch
 
 from shortstack.artifacts.results import perplexity
 from shortstack.common.progress import Progress
-from shortstack.engine.states import States, Written, nll_from
 from shortstack.errors import ShortstackError
 from shortstack.pruning.repair.fit import (
     Map,
@@ -30,6 +29,7 @@ from shortstack.pruning.repair.fit import (
 )
 from shortstack.pruning.repair.folds import Fold
 from shortstack.pruning.repair.places import Place
+from shortstack.pruning.repair.states import States, Written, nll_from
 
 NONE = "none"
 # Ridges that are tried, as shares of the features' mean square.

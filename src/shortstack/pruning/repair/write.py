@@ -114,7 +114,7 @@ def _nll(staged: Checkpoint, found: Fitted) -> float:
     from shortstack.engine.cpu import computing
     from shortstack.engine.forward import embedded
     from shortstack.engine.interface import Windows
-    from shortstack.engine.states import nll_from
+    from shortstack.pruning.repair.states import nll_from
 
     how = found.engine
     with contextlib.closing(opened(staged, how)) as model, computing(how.dtype, how.device):

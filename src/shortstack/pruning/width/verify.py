@@ -52,7 +52,7 @@ def masked_logits(checkpoint: Checkpoint, cut: Cut, ids_BT: torch.Tensor) -> tup
     """(logits of the original with all weights zero that the cut leaves out, what transformers says of its keys)."""
     import torch
 
-    from shortstack.engine.block_model import find_blocks
+    from shortstack.engine.stand_ins import find_blocks
 
     model, info = load_with_transformers(checkpoint, dtype=torch.float32)
     anatomy = checkpoint.anatomy

@@ -12,9 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shortstack.engine import select
-from shortstack.engine.block_model import NotSeparableError, find_blocks
+from shortstack.engine.block_model import NotSeparableError
 from shortstack.engine.interface import Engine, Windows
 from shortstack.engine.select import EngineOptions, choose_engine
+from shortstack.engine.stand_ins import find_blocks
 from shortstack.families.open_model import open_checkpoint
 from shortstack.scoring.search.gates import quadratic_model
 from shortstack.scoring.shared_windows import SharedWindows

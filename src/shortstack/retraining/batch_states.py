@@ -18,8 +18,9 @@ import torch
 
 from shortstack.checkpoint.headers import read_exactly
 from shortstack.checkpoint.reader import Checkpoint
-from shortstack.engine.block_model import BlockCall, NotSeparableError, Skeleton
+from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
+from shortstack.engine.stand_ins import BlockCall
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.runtime.memory import return_free_memory
 

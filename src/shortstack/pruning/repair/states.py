@@ -59,9 +59,7 @@ class States:
             names: parameters of the block in which its output is linear: what they write is told apart.
         """
         skeleton, ids_WT, factor = self.model.skeleton, self.windows.ids_WT, None
-        rows = skeleton.rows_at_a_time(ids_WT)
-        for start in range(0, len(ids_WT), rows):
-            windows = slice(start, min(start + rows, len(ids_WT)))
+        for windows in skeleton.batches(ids_WT):
             call = skeleton.calls(ids_WT[windows])[self.next]
             run = functools.partial(skeleton.run_block, block, self.hidden_WTD[windows], call)
             with torch.no_grad():

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.engine.batch_states import BatchModel, BatchStates
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import open_checkpoint
+from shortstack.retraining.batch_states import BatchModel, BatchStates
 from tests import pico
 
 Built = Callable[..., Path]

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from shortstack.engine.cuda_prefetch import Transfer
-from shortstack.engine.storage import Arrived
+from shortstack.engine.block_weights import Arrived, Transfer
 
 CPU = torch.device("cpu")
 
