@@ -79,14 +79,18 @@ class Journal:
 UNSAVED = Journal(None)
 
 
-def read_state(folder: Path) -> SavedState | None:
-    """A saved state, whatever its key; None where there is none that can be read."""
+def read_state(folder: Path, *, tensors: bool = True) -> SavedState | None:
+    """A saved state, whatever its key; None where there is none that can be read.
+
+    Args:
+        tensors: read them too; they are as large as the streams.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(folder / STATE, "pt") as file:
             record = read_json((file.metadata() or {})["record"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            held = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
     except (OSError, SafetensorError, ValueError, KeyError):
         return None
-    return SavedState(tensors, record) if isinstance(record, dict) else None
+    return SavedState(held, record) if isinstance(record, dict) else None

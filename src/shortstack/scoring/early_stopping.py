@@ -81,10 +81,6 @@ class Stability:
                 "must stay, or there is nothing to choose"
             )
 
-    def begin(self) -> None:
-        """Forget what an attempt that ran out of memory has seen."""
-        self.chosen, self.windows, self.reason = [], [], ""
-
     def judge(self, nll_NW: torch.Tensor) -> bool:
         """Look at all windows so far; whether they are enough.
 

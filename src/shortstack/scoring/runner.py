@@ -10,13 +10,19 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from shortstack.artifacts.provenance import versions
 from shortstack.artifacts.scores import CriterionScores
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.progress import Progress
-from shortstack.engine.select import EngineOptions, with_less_memory
+from shortstack.engine.cpu import computing, usable_threads
+from shortstack.engine.interface import Engine, ForwardRequest, ForwardResult, GradientRequest, Windows
+from shortstack.engine.journal import STATE, UNSAVED, Journal, read_state
+from shortstack.engine.losses import Predictions
+from shortstack.engine.select import EngineOptions, choose_engine, with_less_memory
 from shortstack.errors import ShortstackError
 from shortstack.runtime.devices import Kernels
 from shortstack.runtime.distributed import ALONE, Process
@@ -38,13 +44,6 @@ from shortstack.scoring.shared_windows import SharedWindows
 from shortstack.scoring.source_gradients import SourceGradients
 from shortstack.scoring.swept import token_weights
 
-if TYPE_CHECKING:
-    import torch
-
-    from shortstack.engine.interface import Engine, ForwardRequest, ForwardResult, Windows
-    from shortstack.engine.journal import Journal
-    from shortstack.engine.losses import Predictions
-
 
 @dataclass
 class ScoringRun:
@@ -59,9 +58,8 @@ class ScoringRun:
         requested: the criteria.
         work_folder: where the state of the run is saved; None saves nothing.
         save_every: at least this many seconds between two saved states.
-        left: the key of the state that an earlier run left.
         kernels: the library of float32 products on a CPU.
-        rounds, stability: add windows in rounds until they are enough.
+        rounds: add windows in rounds until they are enough; `stability` tells when.
         engine, settings: what the run used.
         found: the scores, in the order of the criteria.
     """
@@ -72,7 +70,6 @@ class ScoringRun:
     progress: Progress
     work_folder: Path | None = None
     save_every: float = 60.0
-    left: dict[str, Any] | None = None
     kernels: Kernels = "auto"
     process: Process = ALONE
     rounds: Rounds | None = None
@@ -89,10 +86,16 @@ class ScoringRun:
         Raises:
             ShortstackError: it does not fit with the least at a time either.
         """
-        place, trying = options.device, options
+        place, left = options.device, self._left()
+        if left.get("fingerprint") == self.checkpoint.fingerprint:
+            # What an earlier run decided by the memory that was free stays, or figures would differ in the last bits.
+            options = dataclasses.replace(options, group=left.get("group"), tokens=left.get("tokens"))
+        trying = options
         while True:
+            if self.rounds is not None:
+                self.stability = self.rounds.stability(self.checkpoint, options.candidates)
             try:
-                with self._prepared(trying) as (engine, journal):
+                with self._prepared(trying, left) as (engine, journal):
                     if self.rounds is not None and self.stability is not None:
                         self._sweep_rounds(engine, journal, self.rounds.size, self.stability)
                     else:
@@ -116,13 +119,18 @@ class ScoringRun:
             self.progress.say(f"out of memory on {place}: trying again {how}")
             trying = less
 
-    @contextlib.contextmanager
-    def _prepared(self, options: EngineOptions) -> Iterator[tuple[Engine, Journal]]:
-        """Within, there are an engine, criteria that have seen nothing, and where the state is saved."""
-        from shortstack.engine.cpu import computing
-        from shortstack.engine.journal import Journal
-        from shortstack.engine.select import choose_engine
+    def _left(self) -> dict[str, Any]:
+        """The key of the state that an earlier run left; empty where none can be read."""
+        if self.work_folder is None or not (self.work_folder / STATE).is_file():
+            return {}
+        state = read_state(self.work_folder, tensors=False)
+        if state is None:
+            self.progress.say(f"the saved state in {self.work_folder} cannot be read and is not used")
+        return {} if state is None else dict(state.record["key"])
 
+    @contextlib.contextmanager
+    def _prepared(self, options: EngineOptions, left: dict[str, Any]) -> Iterator[tuple[Engine, Journal]]:
+        """Within, there are an engine, criteria that have seen nothing, and where the state is saved."""
         self.engine = None
         windows = self.windows
         if windows is not None:
@@ -145,13 +153,14 @@ class ScoringRun:
         with contextlib.closing(engine), computing(options.dtype, options.device, self.kernels) as linear:
             self.settings["linear"] = linear
             key = self._key(engine)
-            self._say_what_becomes_of_state(key)
+            if left:
+                differs = differences({name: left.get(name) for name in key}, key)  # a round has its number besides
+                resuming = f"resuming from the saved state in {self.work_folder}"
+                self.progress.say(unused(self.work_folder, differs) if differs else resuming)
             yield engine, Journal(self.work_folder, key, self.save_every)
 
     def _key(self, engine: Engine) -> dict[str, Any]:
         """All that makes the scores to the last bit: a saved state with another key is not used."""
-        from shortstack.engine.cpu import usable_threads
-
         return {
             "fingerprint": self.checkpoint.fingerprint,
             "windows": self.windows.sha256 if self.windows else None,
@@ -162,19 +171,6 @@ class ScoringRun:
             "blocks": list(engine.candidates),
             "threads": usable_threads(),
         }
-
-    def _say_what_becomes_of_state(self, key: dict[str, Any]) -> None:
-        from shortstack.engine.journal import STATE
-
-        if self.left is None:
-            if self.work_folder is not None and (self.work_folder / STATE).is_file():
-                self.progress.say(f"the saved state in {self.work_folder} cannot be read and is not used")
-            return
-        differs = differences({name: self.left.get(name) for name in key}, key)  # a round has its number besides
-        if differs:
-            self.progress.say(unused(self.work_folder, differs))
-        else:
-            self.progress.say(f"resuming from the saved state in {self.work_folder}")
 
     def _sweep(self, engine: Engine, journal: Journal) -> None:
         keeping = self._keeping()
@@ -209,12 +205,6 @@ class ScoringRun:
 
     def _sweep_rounds(self, engine: Engine, journal: Journal, size: int, stability: Stability) -> None:
         """Sweep `size` windows after `size` windows, until they are enough; for criteria of losses alone."""
-        import torch
-
-        from shortstack.engine.interface import ForwardRequest, ForwardResult
-        from shortstack.engine.journal import Journal, read_state
-
-        stability.begin()
         windows, key = self.windows, journal.key
         assert windows is not None
         folder = journal.folder if self.process.world == 1 else None
@@ -259,8 +249,6 @@ class ScoringRun:
 
     def _request(self, swept: Windows | None) -> ForwardRequest:
         """What a forward sweep calls: it hands on what it has to the criteria that need it."""
-        from shortstack.engine.interface import ForwardRequest
-
         hidden, logits = self._that_need("hidden"), self._that_need("logits")
         weights = [criterion for criterion in self._that_need("weights") if criterion not in hidden]
 
@@ -277,14 +265,8 @@ class ScoringRun:
 
         def on_logits(index: int, windows: slice, tokens: slice, dense: Predictions, without: Predictions) -> None:
             assert swept is not None
-            ids_WT, counted_WT = swept.ids_WT, swept.counted_WT
-            following = slice(tokens.start + 1, tokens.stop + 1)
-            counted = None if counted_WT is None else counted_WT[windows, following]
-            shown = LogitsPass(
-                index, windows, tokens, dense, without, ids_WT[windows, tokens], ids_WT.shape[1], counted
-            )
             for criterion in logits:
-                criterion.on_logits(shown)
+                criterion.on_logits(LogitsPass(index, windows, tokens, dense, without, swept))
 
         return ForwardRequest(
             on_weights=on_weights if weights else None,
@@ -301,9 +283,6 @@ class ScoringRun:
         journal: Journal,
     ) -> None:
         """A backward sweep for each mean loss whose gradients criteria need."""
-        from shortstack.engine.interface import GradientRequest
-        from shortstack.engine.journal import UNSAVED
-
         # Processes go through the blocks together: one that resumed at another block would wait for ever.
         journal = journal if self.process.world == 1 else UNSAVED
 
@@ -328,8 +307,6 @@ class ScoringRun:
         )
 
     def _finish(self, engine: Engine, forward: ForwardResult | None, windows: SharedWindows | None) -> None:
-        import torch
-
         swept = Swept(
             engine.candidates,
             tuple(engine.original_blocks[index] for index in engine.candidates),
@@ -340,11 +317,10 @@ class ScoringRun:
             forward.base_nll_W if forward is not None else None,
             forward.candidate_nll_NW if forward is not None else None,
         )
-        found = self._finished(swept, self._criteria)
+        found = self._finished(swept)
         of_text = {asked.name for asked in self.requested if asked.needs != {"weights"}}  # weights are the same for all
         of_sources = {
-            source: self._finished(swept.of_source(source, places), self._criteria)
-            for source, places in self._sources.items()
+            source: self._finished(swept.of_source(source, places)) for source, places in self._sources.items()
         }
         self.found = {
             name: dataclasses.replace(
@@ -353,13 +329,13 @@ class ScoringRun:
             for name, one in found.items()
         }
 
-    def _finished(self, swept: Swept, criteria: Sequence[Criterion]) -> dict[str, CriterionScores]:
-        """The scores of some criteria, in their order."""
+    def _finished(self, swept: Swept) -> dict[str, CriterionScores]:
+        """The scores of all criteria, in their order."""
         of_others = self._that_need("others")
-        found = {one.name: one.finish(swept) for one in criteria if one not in of_others}
+        found = {one.name: one.finish(swept) for one in self._criteria if one not in of_others}
         swept = dataclasses.replace(swept, others=found)
         found |= {one.name: one.finish(swept) for one in of_others}
-        return {criterion.name: found[criterion.name] for criterion in criteria}
+        return {criterion.name: found[criterion.name] for criterion in self._criteria}
 
 
 def _detached(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -38,8 +38,7 @@ from shortstack.runtime.workspace import workspace
 from shortstack.scoring.criteria import CRITERIA, RequestedCriterion, criteria_text, parse_criteria
 from shortstack.scoring.early_stopping import Rounds
 from shortstack.scoring.options import ScoreOptions, StoppingOptions, SweepRequest
-from shortstack.scoring.runner import ScoringRun
-from shortstack.scoring.self_text import self_written
+from shortstack.scoring.self_text import self_windows
 from shortstack.scoring.shared_windows import SharedWindows
 
 _CALIBRATION, _STOPPING, _OPTIONS, _REQUEST = CalibrationOptions(), StoppingOptions(), ScoreOptions(), SweepRequest()
@@ -179,26 +178,6 @@ def calibration_windows(
     return drawn if tokenizer is None else drawn.read_by(checkpoint.tokenizer)
 
 
-def self_windows(
-    checkpoint: Checkpoint,
-    calibration: CalibrationOptions,
-    stopping: StoppingOptions,
-    options: ScoreOptions,
-    progress: Progress,
-) -> CalibrationSet:
-    """Windows of what the model writes itself.
-
-    Raises:
-        UsageError: an option that is about other text.
-    """
-    if stopping.until is not None:
-        raise UsageError("--until stable: needs more windows than `self:` has generated", hint="--samples 40")
-    refuse_idle(calibration, ["sampling", "chat_template"], "with self:PROMPTS, which is written window by window")
-    corpus = self_written(checkpoint, calibration, options, progress)
-    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
-    return draw_windows(corpus, tokenizer, options=calibration).read_by(checkpoint.tokenizer)
-
-
 def _candidates(checkpoint: Checkpoint, blocks: str, csv: Path | None) -> tuple[int, ...]:
     """Positions of the blocks that are to be scored."""
     if csv is not None:
@@ -260,7 +239,7 @@ def _scored(
         ShortstackError: windows that the model cannot take, or a score that is not finite.
     """
     import_transformers()
-    from shortstack.engine.journal import read_state
+    from shortstack.scoring.runner import ScoringRun
 
     started = time.perf_counter()
     progress = progress or Progress(quiet=True)
@@ -278,31 +257,19 @@ def _scored(
         windows = SharedWindows(calibration.windows, process, calibration.places, calibration.counted)
     if work_folder is not None and process.world > 1:
         work_folder = work_folder / f"process-{process.rank}"
-    state = read_state(work_folder) if work_folder is not None else None
-    left = state.record["key"] if state is not None else None
-    decided = left or {}
-    del state  # as large as the streams
-    if decided.get("fingerprint") != checkpoint.fingerprint:
-        decided = {}
-    # What an earlier run decided by the memory that was free must stay, or the figures would differ in the last bits.
-    group, tokens = decided.get("group"), decided.get("tokens")
     stored = checkpoint.tensors[checkpoint.anatomy.embedding].dtype
     engine = EngineOptions(
         pick_scoring_dtype(options.dtype, stored, place, say=progress.say),
         place,
         options.memory,
         request.stream_bytes,
-        group,
-        tokens,
-        options.trust_remote_code,
-        request.memory_bytes,
+        trust_remote_code=options.trust_remote_code,
+        memory_bytes=request.memory_bytes,
         keeps_inputs=any(asked.needs & {"gradients", "states"} for asked in criteria),
         shows_hidden=any("hidden" in asked.needs for asked in criteria),
         candidates=request.candidates,
         say=functools.cache(progress.say),  # each line once, however often the run is tried again
     )
-    rounds = request.rounds
-    stability = rounds.stability(checkpoint, request.candidates) if rounds is not None else None
     run = ScoringRun(
         checkpoint,
         windows,
@@ -310,18 +277,16 @@ def _scored(
         progress,
         work_folder,
         options.save_every,
-        left,
         options.cpu_kernels,
         process,
-        rounds,
-        stability,
+        request.rounds,
     )
     with together(process):
         run.run(engine)
     _check_finite(checkpoint, run.found)
-    if stability is not None and calibration is not None:
-        run.settings["until"] = stability.to_json()
-        calibration = calibration.first(stability.windows[-1])
+    if run.stability is not None and calibration is not None:
+        run.settings["until"] = run.stability.to_json()
+        calibration = calibration.first(run.stability.windows[-1])
     return Scores(
         source=checkpoint.source,
         fingerprint=checkpoint.fingerprint,

@@ -10,20 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.json_text import json_text
+from shortstack.common.options import refuse_idle
 from shortstack.common.progress import Progress
 from shortstack.common.source_names import SELF
 from shortstack.data.answers import IGNORED
-from shortstack.data.calibration import CalibrationOptions
+from shortstack.data.calibration import CalibrationOptions, CalibrationSet, draw_windows
 from shortstack.data.files import TEXT_SUFFIXES
 from shortstack.data.instructions import labelled_row
 from shortstack.data.sources import Corpus, read_corpus
-from shortstack.data.tokenizer import open_ids
-from shortstack.errors import ShortstackError
+from shortstack.data.tokenizer import load_tokenizer, open_ids
+from shortstack.errors import ShortstackError, UsageError
 from shortstack.runtime.distributed import Process
-from shortstack.scoring.options import ScoreOptions
+from shortstack.scoring.options import ScoreOptions, StoppingOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def self_windows(
+    checkpoint: Checkpoint,
+    calibration: CalibrationOptions,
+    stopping: StoppingOptions,
+    options: ScoreOptions,
+    progress: Progress,
+) -> CalibrationSet:
+    """Windows of what the model writes itself.
+
+    Raises:
+        UsageError: an option that is about other text.
+    """
+    if stopping.until is not None:
+        raise UsageError("--until stable: needs more windows than `self:` has generated", hint="--samples 40")
+    refuse_idle(calibration, ["sampling", "chat_template"], "with self:PROMPTS, which is written window by window")
+    corpus = self_written(checkpoint, calibration, options, progress)
+    tokenizer = load_tokenizer(checkpoint, trust_remote_code=options.trust_remote_code)
+    return draw_windows(corpus, tokenizer, options=calibration).read_by(checkpoint.tokenizer)
 
 
 def self_written(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from shortstack.artifacts.scores import CriterionScores
+    from shortstack.engine.interface import Windows
     from shortstack.engine.losses import Predictions
 
 __all__ = ["CRITERIA", "BlockPass", "Criterion", "LogitsPass", "RequestedCriterion", "Row", "StatesPass", "Swept"]
@@ -182,9 +183,7 @@ class LogitsPass:
         windows: which of this process's windows.
         tokens: which of their tokens.
         dense, without: the predictions.
-        ids_BT: the tokens themselves.
-        seq_len: tokens of a whole window.
-        counted_BT: of each of these tokens, whether the next one counts; None where all that are predicted do.
+        swept: all of this process's windows: their tokens, and which of them count.
     """
 
     index: int
@@ -192,16 +191,22 @@ class LogitsPass:
     tokens: slice
     dense: Predictions
     without: Predictions
-    ids_BT: torch.Tensor
-    seq_len: int
-    counted_BT: torch.Tensor | None = None
+    swept: Windows
+
+    @property
+    def ids_BT(self) -> torch.Tensor:  # noqa: N802 - a tensor's name has its dimensions
+        """The tokens themselves."""
+        return self.swept.ids_WT[self.windows, self.tokens]
 
     def summed(self, values_BT: torch.Tensor) -> torch.Tensor:
         """Each window's sum, in float64, of the values at positions whose next token is in the window and counts, [B]."""
         from shortstack.engine.losses import summed
 
-        at_end = self.tokens.stop == self.seq_len  # the last position of a window predicts nothing
-        return summed(values_BT[:, :-1] if at_end else values_BT, self.counted_BT)
+        ids_WT, counted_WT = self.swept.ids_WT, self.swept.counted_WT
+        following = slice(self.tokens.start + 1, self.tokens.stop + 1)
+        counted_BT = None if counted_WT is None else counted_WT[self.windows, following]
+        at_end = self.tokens.stop == ids_WT.shape[1]  # the last position of a window predicts nothing
+        return summed(values_BT[:, :-1] if at_end else values_BT, counted_BT)
 
 
 class Criterion:
