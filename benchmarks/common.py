@@ -14,11 +14,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ran:
-    """One process: wall-clock seconds and the most memory it held."""
+    """One process: wall-clock seconds, the most memory it held, what it printed, seconds of processor time."""
 
     seconds: float
     peak_bytes: int
     output: str
+    processor_seconds: float
 
 
 # A small process between the benchmark and the command: a child's peak memory starts from what its parent held.
@@ -29,17 +30,18 @@ process = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE)
 output = process.stdout.read()
 _, status, usage = os.wait4(process.pid, 0)
 seconds = time.perf_counter() - started
-print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * 1024, output.decode()]))
+processor = usage.ru_utime + usage.ru_stime
+print(json.dumps([os.waitstatus_to_exitcode(status), seconds, usage.ru_maxrss * 1024, output.decode(), processor]))
 """
 
 
 def run(arguments: list[str]) -> Ran:
     """Run a command as a process of its own; stop the benchmark when it fails."""
     done = subprocess.run([sys.executable, "-S", "-c", _LAUNCHER, *arguments], stdout=subprocess.PIPE, check=True)
-    code, seconds, peak, output = json.loads(done.stdout)
+    code, seconds, peak, output, processor = json.loads(done.stdout)
     if code:
         sys.exit(f"{' '.join(arguments)} ended with {code}")
-    return Ran(seconds, peak, output)
+    return Ran(seconds, peak, output, processor)
 
 
 def shortstack(*arguments: str) -> list[str]:

@@ -269,7 +269,6 @@ def window_nll(skeleton: Skeleton, streams_SWTD: torch.Tensor, windows: Windows)
     """Mean NLL per predicted token that counts, [S, W], float64, on the CPU."""
     rows = windows.repeated(len(streams_SWTD))
     nll_RT = skeleton.head.nll(streams_SWTD.flatten(0, 1), rows.ids_WT)
-    return_free_memory()
     return mean_nll(nll_RT, rows.counted_WT).view(len(streams_SWTD), -1)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from shortstack.engine.interface import slices
 from shortstack.runtime.devices import exact_place
+from shortstack.runtime.memory import return_free_memory
 
 if TYPE_CHECKING:
     from shortstack.engine.block_model import Skeleton
@@ -247,6 +248,7 @@ class Head:
                 found.append(token_nll(self._skeleton.logits(hidden, ids), ids))
             else:
                 found.append(head_nll(self._normed(head, hidden, ids), head.weight, head.bias, ids, at_once))
+        return_free_memory()  # logits of each call have sizes of their own, and what is freed of them adds up
         return torch.cat(found)
 
     def nll_gradient(
