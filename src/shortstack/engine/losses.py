@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -229,7 +230,8 @@ class Head:
     """
 
     def __init__(self, skeleton: Skeleton) -> None:
-        self._skeleton = skeleton
+        # Which has this head: a cycle would keep embeddings in memory until Python looks for cycles.
+        self._skeleton: Skeleton = weakref.proxy(skeleton)
 
     @torch.no_grad()
     def nll(self, hidden_BTD: torch.Tensor, ids_BT: torch.Tensor) -> torch.Tensor:
