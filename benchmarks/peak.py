@@ -87,7 +87,7 @@ def main(model_name: str, windows_name: str) -> None:
         contextlib.closing(StreamedModel(skeleton, resident=True)) as engine,
         computing(torch.float32, CPU) as library,
     ):
-        engine.forward(windows, ForwardRequest(branches=True), lambda _: peak.measure())
+        engine.forward(windows, ForwardRequest(branches=True, on_progress=lambda _: peak.measure()))
     evaluations, bandwidth = block_evaluations(checkpoint.depth), memory_bandwidth()
     achieved = evaluations * windows.ids_WT.numel() * peak.per_row / spent
     hidden = checkpoint.tensors[checkpoint.anatomy.embedding].shape[1]

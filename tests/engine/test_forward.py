@@ -40,10 +40,10 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 def run(model: Path, windows: int = 4, *, group: int | None = None, **given: Any) -> ForwardResult:
-    request = ForwardRequest(branches=True, keep_inputs=given.pop("keep_inputs", False))
+    request = ForwardRequest(branches=True, **given)
     skeleton = Skeleton(open_checkpoint(model), dtype=torch.float32, device=CPU)
     with contextlib.closing(StreamedModel(skeleton, resident=False, group=group)) as engine:
-        return engine.forward(Windows.of(pico.windows(windows)), request, **given)
+        return engine.forward(Windows.of(pico.windows(windows)), request)
 
 
 def test_every_weight_is_read_once_for_all_candidates(built: Built, reads: Counter[str]) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from shortstack.engine.block_model import Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.forward import embedded, finished
-from shortstack.engine.interface import ForwardResult, GateSetting, GradientRequest, OnProgress, Windows
+from shortstack.engine.interface import ForwardResult, GateSetting, GradientRequest, Windows
 from shortstack.engine.journal import UNSAVED, Journal
 from shortstack.engine.losses import gradient_of
 from shortstack.runtime.devices import exact_place
@@ -136,17 +136,16 @@ def backward_sweep(
     windows: Windows,
     forward: ForwardResult,
     request: GradientRequest,
-    last: int = 0,
-    on_progress: OnProgress = lambda _: None,
     journal: Journal = UNSAVED,
+    *,
+    last: int = 0,
 ) -> None:
     """Gradients of every block's weights, block by block from the last to the first.
 
     Args:
         forward: a forward sweep of the same windows with `keep_inputs`.
-        last: the block where it ends.
-        on_progress: called with the number of block evaluations just done.
         journal: where the state is saved, and where an earlier run's state is.
+        last: the block where it ends.
     """
     skeleton, inputs, last_WTD = weights.skeleton, forward.inputs, forward.last_WTD
     if inputs is None or last_WTD is None:
@@ -176,7 +175,7 @@ def backward_sweep(
         del named, computed, following  # before the next block's take their place, not after
         if request.release_inputs:
             inputs[index] = forward_state[f"inputs.{index:05d}"] = torch.empty(0)
-        on_progress(3)
+        request.on_progress(3)
         if journal.due() or index == last:
             where = {**forward_record, "backward": {"turn": request.turn, "next": index - 1}}
             journal.save({**forward_state, "gradient": gradient_WTD}, where)

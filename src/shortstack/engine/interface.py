@@ -80,6 +80,7 @@ class ForwardRequest:
         on_weights: called once per block.
         on_hidden: called once per block that is scored and some windows.
         on_logits: called once per block that is scored and slice of tokens, with branches.
+        on_progress: called with how much of `Engine.forward_work` was just done.
     """
 
     branches: bool = False
@@ -88,6 +89,7 @@ class ForwardRequest:
     on_weights: OnWeights | None = None
     on_hidden: OnHidden | None = None
     on_logits: OnLogits | None = None
+    on_progress: OnProgress = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,14 @@ class GradientRequest:
         on_gradients: called once per block and part of the windows.
         turn: which of several backward sweeps this is; the saved state names it.
         release_inputs: let what the forward sweep kept go as it is used.
+        on_progress: called with the number of block evaluations just done; a gradient is two.
     """
 
     loss_scale_W: torch.Tensor
     on_gradients: OnGradients
     turn: int = 0
     release_inputs: bool = True
+    on_progress: OnProgress = lambda _: None
 
 
 class Engine(Protocol):
@@ -157,24 +161,13 @@ class Engine(Protocol):
         """Call `on_weights` for every block; no window is run."""
 
     def forward_work(self, *, branches: bool) -> int:
-        """What `on_progress` of `forward` adds up to."""
+        """What `on_progress` of a forward sweep adds up to."""
 
-    def forward(
-        self,
-        windows: Windows,
-        request: ForwardRequest,
-        on_progress: OnProgress = lambda _: None,
-        journal: Journal = UNSAVED,
-    ) -> ForwardResult:
+    def forward(self, windows: Windows, request: ForwardRequest, journal: Journal = UNSAVED) -> ForwardResult:
         """Losses of the dense model, and without each block; what goes into blocks is shown and kept on the way."""
 
     def backward(
-        self,
-        windows: Windows,
-        forward: ForwardResult,
-        request: GradientRequest,
-        on_progress: OnProgress = lambda _: None,
-        journal: Journal = UNSAVED,
+        self, windows: Windows, forward: ForwardResult, request: GradientRequest, journal: Journal = UNSAVED
     ) -> None:
         """Gradients of every block's weights, after a forward sweep of the same windows."""
 

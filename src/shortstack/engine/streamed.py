@@ -93,22 +93,15 @@ class StreamedModel:
         return block_evaluations(depth, self.group, self.candidates) if branches else depth
 
     @torch.no_grad()
-    def forward(
-        self,
-        windows: Windows,
-        request: ForwardRequest,
-        on_progress: OnProgress = lambda _: None,
-        journal: Journal = UNSAVED,
-    ) -> ForwardResult:
+    def forward(self, windows: Windows, request: ForwardRequest, journal: Journal = UNSAVED) -> ForwardResult:
         """Run the base stream, and with branches one stream per skipped block, through all blocks.
 
         Args:
-            on_progress: called with the number of block evaluations (one stream through one block) just done.
             journal: where the state is saved, and where an earlier run's state is.
         """
         groups = groups_of(self.candidates, self.group) if request.branches else [[]]
         ends = [*(members[0] for members in groups[1:]), len(self.blocks)]
-        sweep = _ForwardSweep(self, windows, request, on_progress, journal)
+        sweep = _ForwardSweep(self, windows, request, journal)
         with workers(self.device) as side_by_side:
             for members, following in zip(groups, ends, strict=True):
                 if sweep.state.first < following:  # else done by an earlier run
@@ -146,15 +139,10 @@ class StreamedModel:
         return blocks, median_seconds(functools.partial(skeleton.logits, hidden_BTD, ids_BT), self.device)
 
     def backward(
-        self,
-        windows: Windows,
-        forward: ForwardResult,
-        request: GradientRequest,
-        on_progress: OnProgress = lambda _: None,
-        journal: Journal = UNSAVED,
+        self, windows: Windows, forward: ForwardResult, request: GradientRequest, journal: Journal = UNSAVED
     ) -> None:
         """Gradients of every block's weights, down to the first that is scored."""
-        backward_sweep(self.weights, windows, forward, request, self.candidates[0], on_progress, journal)
+        backward_sweep(self.weights, windows, forward, request, journal, last=self.candidates[0])
 
     def graphs(self, windows: Windows) -> Graphs | None:
         """Streamed, the last block's alone: a backward sweep begins with it, and holds one batch's graph anyway."""
@@ -173,11 +161,8 @@ class StreamedModel:
 class _ForwardSweep:
     """One forward sweep; how far it is is in `state`."""
 
-    def __init__(
-        self, model: StreamedModel, windows: Windows, request: ForwardRequest, on_progress: OnProgress, journal: Journal
-    ) -> None:
-        self.model, self.windows, self.request = model, windows, request
-        self.on_progress, self.journal = on_progress, journal
+    def __init__(self, model: StreamedModel, windows: Windows, request: ForwardRequest, journal: Journal) -> None:
+        self.model, self.windows, self.request, self.journal = model, windows, request, journal
         saved = journal.found()
         if saved is not None:
             self.state = ForwardState.restored(saved, model.device)
@@ -206,7 +191,7 @@ class _ForwardSweep:
                     through_block(model.skeleton, side_by_side, streams, self.windows.ids_WT, block, index, branching)
                 streams.active += branching
                 streams.next = index + 1
-            self.on_progress(evaluations)
+            self.request.on_progress(evaluations)
             if self.journal.due():
                 self.journal.save(*state.saved())
         self._losses(members)

@@ -84,13 +84,7 @@ class WholeModel:
         return 1 + (len(self.candidates) if branches else 0)
 
     @torch.no_grad()
-    def forward(
-        self,
-        windows: Windows,
-        request: ForwardRequest,
-        on_progress: OnProgress = lambda _: None,
-        journal: Journal = UNSAVED,
-    ) -> ForwardResult:
+    def forward(self, windows: Windows, request: ForwardRequest, journal: Journal = UNSAVED) -> ForwardResult:
         """Losses of the dense model, and with branches without each block; a state is saved after each pass.
 
         No graphs are kept: a backward sweep runs the model again.
@@ -108,13 +102,13 @@ class WholeModel:
             nll_PW, done = torch.zeros(passes, len(windows), dtype=torch.float64), 0
             if request.on_weights is not None:
                 self.weights_only(request.on_weights)
-        on_progress(done // len(parts))
+        request.on_progress(done // len(parts))
         for number, part in enumerate(parts):
             first = min(passes, max(0, done - number * passes))  # those of this part that an earlier run made
             for place, nll_B in self._passes(windows[part], part, skipped, first, request, states):
                 nll_PW[place, part] = nll_B
                 now = number * passes + place + 1
-                on_progress(now // len(parts) - (now - 1) // len(parts))
+                request.on_progress(now // len(parts) - (now - 1) // len(parts))
                 if journal.due() or now == len(parts) * passes:
                     kept = states.saved() if states is not None else {}
                     journal.save({"nll": nll_PW, **kept}, {"phase": "whole", "passes": now})
@@ -232,12 +226,7 @@ class WholeModel:
                 handle.remove()
 
     def backward(
-        self,
-        windows: Windows,
-        forward: ForwardResult,
-        request: GradientRequest,
-        on_progress: OnProgress = lambda _: None,
-        journal: Journal = UNSAVED,
+        self, windows: Windows, forward: ForwardResult, request: GradientRequest, journal: Journal = UNSAVED
     ) -> None:
         """Gradients of every block's weights; the model's own of all parts of the windows are held together."""
         parameters = [parameter for block in self.blocks for parameter in block.parameters()]
@@ -255,7 +244,7 @@ class WholeModel:
             for gradients in of_parts:
                 own = {name: gradients[parameter] for name, parameter in named.items() if parameter in gradients}
                 request.on_gradients(index, {name: parameter.detach() for name, parameter in named.items()}, own)
-            on_progress(3)
+            request.on_progress(3)
 
     def close(self) -> None:
         """Nothing is open."""

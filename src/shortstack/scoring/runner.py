@@ -193,7 +193,7 @@ class ScoringRun:
             keep_graphs=bool(gradients),
         )
         with self.progress.bar("forward", engine.forward_work(branches=request.branches)) as advance:
-            forward = engine.forward(windows, request, advance, journal)
+            forward = engine.forward(windows, dataclasses.replace(request, on_progress=advance), journal)
         for criterion in states:
             if not criterion.kept:  # else it has seen them before the run was cut off
                 inputs, last = forward.inputs, forward.last_WTD
@@ -218,7 +218,8 @@ class ScoringRun:
                 of_round = Journal(folder, {**key, "round": number}, journal.every_seconds, lambda: {"rounds": rounds})
                 some = windows.some(slice(start, start + size))
                 with self.progress.bar(f"round {number + 1}", engine.forward_work(branches=True)) as advance:
-                    forward = engine.forward(some.on(engine.device), ForwardRequest(branches=True), advance, of_round)
+                    request = ForwardRequest(branches=True, on_progress=advance)
+                    forward = engine.forward(some.on(engine.device), request, of_round)
                 forward = self._of_all(forward, size)
                 assert forward.base_nll_W is not None
                 assert forward.candidate_nll_NW is not None
@@ -293,9 +294,10 @@ class ScoringRun:
             scale_W, shares = shared.loss_scale(batch)
             adding = SourceGradients(self.process, self._scored, group, shares, len(windows))
             is_last = turn == len(batches) - 1
-            request = GradientRequest(scale_W.to(engine.device), adding.on_gradients, turn, release_inputs=is_last)
             with self.progress.bar("backward", 3 * len(engine.blocks)) as advance:
-                engine.backward(windows, forward, request, advance, journal)
+                scale_W, show = scale_W.to(engine.device), adding.on_gradients
+                request = GradientRequest(scale_W, show, turn, release_inputs=is_last, on_progress=advance)
+                engine.backward(windows, forward, request, journal)
 
     def _of_all(self, forward: ForwardResult, windows: int) -> ForwardResult:
         """The losses of all processes' windows, in their order."""
