@@ -17,6 +17,7 @@ import torch
 
 from shortstack.checkpoint.headers import TensorInfo, write_header
 from shortstack.common.json_text import json_text, read_json
+from shortstack.engine.storage import bytes_of
 from shortstack.runtime.atomic_output import write_file
 from shortstack.runtime.workspace import differences
 
@@ -70,9 +71,7 @@ class Journal:
             for name, tensor in cpu.items()
         ]
         # Streams may take gigabytes: they are written as they lie in memory, not gathered first.
-        raw = (tensor.reshape(-1).view(torch.uint8).numpy() for tensor in cpu.values())
-        pieces = [memoryview(array) for array in raw]  # type: ignore[arg-type]
-        write_file(path, write_header(listed, {"record": json_text(whole)}), *pieces)
+        write_file(path, write_header(listed, {"record": json_text(whole)}), *map(bytes_of, cpu.values()))
         self._saved_at = time.monotonic()
 
 

@@ -42,6 +42,11 @@ def from_bytes(raw: torch.Tensor, tensor: TensorInfo) -> torch.Tensor:
     return raw.view(_DTYPES[tensor.dtype]).view(tensor.shape)
 
 
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, as they lie in memory; nothing is copied."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
 def begins_well(tensor: TensorInfo) -> bool:
     """Whether it lies in its file where torch can have it as it is: at a multiple of its numbers' size."""
     return tensor.dtype in _DTYPES and tensor.start % _DTYPES[tensor.dtype].itemsize == 0

@@ -21,6 +21,7 @@ from shortstack.checkpoint.reader import Checkpoint
 from shortstack.engine.block_model import NotSeparableError, Skeleton
 from shortstack.engine.block_weights import BlockWeights
 from shortstack.engine.stand_ins import BlockCall
+from shortstack.engine.storage import bytes_of
 from shortstack.errors import ShortstackError, system_reason
 from shortstack.runtime.memory import return_free_memory
 
@@ -59,7 +60,7 @@ class BatchStates:
         if self._file is None:
             return self._held[number]
         found = torch.empty(self._shapes[number], dtype=self._dtype)
-        read_exactly(self._descriptor, _bytes_of(found), self._starts[number], self._file)
+        read_exactly(self._descriptor, bytes_of(found), self._starts[number], self._file)
         return found
 
     def __setitem__(self, number: int, states_BTD: torch.Tensor) -> None:
@@ -67,7 +68,7 @@ class BatchStates:
         if self._file is None:
             self._held[number] = states_BTD
             return
-        raw, done = _bytes_of(states_BTD), 0
+        raw, done = bytes_of(states_BTD), 0
         try:
             while done < len(raw):
                 done += os.pwrite(self._descriptor, raw[done:], self._starts[number] + done)
@@ -196,7 +197,3 @@ class BatchModel:
         if is_whole and (positions_BT is None or torch.equal(positions_BT, usual_BT)):
             return ids_BT.to(device), {}
         return ids_BT.to(device), {name: batch[name].to(device) for name in _GIVEN if name in batch}
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from shortstack.checkpoint.byte_copy import first_nonfinite
 from shortstack.checkpoint.headers import read_header, write_header
 from shortstack.data.collators import real_tokens
+from shortstack.engine.storage import bytes_of
 from shortstack.errors import ShortstackError
 from shortstack.retraining.batch_states import BatchModel
 from shortstack.retraining.export import DTYPES
@@ -179,8 +180,7 @@ class Healing:
         stored = skeleton.conversion.stored(block, named)
         tensors = [replace(tensor, file=self.file) for tensor in block if tensor.name in stored]
         values = [stored[tensor.name].to("cpu", DTYPES[tensor.dtype]).contiguous() for tensor in tensors]
-        raw = [memoryview(value.view(-1).view(torch.uint8).numpy()) for value in values]  # type: ignore[arg-type]
-        write_file(self.file, write_header(tensors, {}), *raw)
+        write_file(self.file, write_header(tensors, {}), *map(bytes_of, values))
         broken = first_nonfinite(read_header(self.file)[0])
         if broken is not None:
             raise ShortstackError(

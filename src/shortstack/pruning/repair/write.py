@@ -79,9 +79,7 @@ def fold_into(
 
 def write_over(staged: Checkpoint, edits: Mapping[str, Sequence[Change]]) -> dict[str, str]:
     """Overwrite tensors in their places; the sha256 of every file that changed, by name."""
-    import torch
-
-    from shortstack.engine.storage import Buffer, OpenFiles
+    from shortstack.engine.storage import Buffer, OpenFiles, bytes_of
 
     by_file: dict[Path, list[TensorInfo]] = {}
     for name in edits:
@@ -94,9 +92,8 @@ def write_over(staged: Checkpoint, edits: Mapping[str, Sequence[Change]]) -> dic
                 changed = exact_place(stored).double()
                 for edit in edits[tensor.name]:
                     changed = edit(changed)
-                data = changed.to(stored.dtype).contiguous().view(torch.uint8).numpy().tobytes()
                 stream.seek(tensor.start)
-                stream.write(data)
+                stream.write(bytes_of(changed.to(stored.dtype).contiguous()))
             stream.flush()
             os.fsync(stream.fileno())
         hashes[path.name], broken = read_through(path, [one for one in staged.tensors.values() if one.file == path])
