@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,6 @@ from tests import oracle, pico
 Built = Callable[..., Path]
 WINDOWS = pico.windows(6)
 SIZES = Sizes("a model", [10, 20, 10], [40, 80, 40], 100, 400, [1.0, 2.0, 1.0], 8.0)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in WINDOWS))
-    return str(path)
 
 
 def found(model: Path, data: str, **options: Any) -> Any:

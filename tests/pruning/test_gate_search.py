@@ -21,13 +21,6 @@ Built = Callable[..., Path]
 WINDOWS = pico.windows(6)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in WINDOWS))
-    return str(path)
-
-
 def found(model: Path, data: str, **options: Any) -> Any:
     return shortstack.search(
         str(model), **{"data": data, "samples": 3, "seq_len": 16, "quiet": True, "remove": 2, **options}

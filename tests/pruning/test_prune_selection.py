@@ -16,16 +16,8 @@ from shortstack.cli.app import run
 from shortstack.engine.streamed import StreamedModel
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.pruning import prune as pruning
-from tests import pico
 
 Built = Callable[..., Path]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in pico.windows(6)))
-    return str(path)
 
 
 @pytest.fixture

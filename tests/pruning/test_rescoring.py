@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,9 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning import rescoring
 from shortstack.pruning.rescoring import Between, Rescoring
-from tests import pico
 
 Built = Callable[..., Path]
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in pico.windows(6)))
-    return str(path)
 
 
 def found(model: Path, data: str, **options: Any) -> Any:

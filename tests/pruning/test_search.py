@@ -24,13 +24,6 @@ WINDOWS = pico.windows(6)
 CHOOSING, JUDGING = WINDOWS[:3], WINDOWS[3:]
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": window}) + "\n" for window in WINDOWS))
-    return str(path)
-
-
 def found(model: Path, data: str, **options: Any) -> Any:
     return shortstack.search(str(model), data=data, samples=3, seq_len=16, quiet=True, **options)
 

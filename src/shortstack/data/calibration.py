@@ -168,10 +168,8 @@ def draw_windows(
         raise ShortstackError("--bos-every: the tokenizer has no BOS token", hint="leave --bos-every out")
     documents, encoder = _documents(corpus, tokenizer, options)
     draw = {"published": _published, "documents": _from_documents, "joined": _joined}[options.sampling]
-    windows = draw(
-        corpus.source, documents, encoder, (fewest or samples, samples), seq_len, random.Random(options.seed)
-    )
-    windows, counted = separated(encoder, windows)
+    text = _Text(corpus.source, documents, encoder, fewest)
+    windows, counted = separated(encoder, draw(text, samples, seq_len, random.Random(options.seed)))
     counted = None if options.count_prompts else counted
     if bos_every:
         windows = [[int(tokenizer.bos_token_id), *window[:-1]] for window in windows]
@@ -263,15 +261,25 @@ def _documents(
     return [rendered(chat, tokenizer) for chat in corpus.chats], text
 
 
-def _published(
-    source: str,
-    documents: Sequence[Any],
-    encode: Encoder,
-    wanted: tuple[int, int],
-    seq_len: int,
-    generator: random.Random,
-) -> list[list[int]]:
-    fewest, samples = wanted
+@dataclass(frozen=True)
+class _Text:
+    """What windows are drawn from.
+
+    Attributes:
+        source: its name.
+        documents: rows of any kind.
+        encode: makes token ids of one.
+        fewest: so many windows are enough where the text has no more; None for all that are wanted.
+    """
+
+    source: str
+    documents: Sequence[Any]
+    encode: Encoder
+    fewest: int | None
+
+
+def _published(text: _Text, samples: int, seq_len: int, generator: random.Random) -> list[list[int]]:
+    documents, encode = text.documents, text.encode
     seen: set[int] = set()  # what is long enough is used immediately, so that no row is needed twice
     tokens = 0
     windows: list[list[int]] = []
@@ -279,11 +287,11 @@ def _published(
     while len(windows) < samples:
         # Drawing never ends when too few rows are long enough: once all have been seen, it is known whether so.
         if len(seen) == len(documents):
-            samples = max(fewest, len(windows))
+            samples = max(text.fewest or samples, len(windows))
             if len(windows) < samples:
                 raise ShortstackError(
-                    f"{source}: the published sampling needs {samples} rows of at least {seq_len} tokens, {len(windows)} "
-                    f"of {len(documents)} rows are ({tokens} tokens in all)",
+                    f"{text.source}: the published sampling needs {samples} rows of at least {seq_len} tokens, "
+                    f"{len(windows)} of {len(documents)} rows are ({tokens} tokens in all)",
                     hint="use --sampling documents, which joins short rows",
                 )
             continue
@@ -322,15 +330,8 @@ def _fetched_ahead(documents: CountedRows, generator: random.Random, seen: set[i
     return min(2 * count, _MOST_AHEAD)
 
 
-def _from_documents(
-    source: str,
-    documents: Sequence[Any],
-    encode: Encoder,
-    wanted: tuple[int, int],
-    seq_len: int,
-    generator: random.Random,
-) -> list[list[int]]:
-    fewest, samples = wanted
+def _from_documents(text: _Text, samples: int, seq_len: int, generator: random.Random) -> list[list[int]]:
+    documents, encode = text.documents, text.encode
     order = list(range(len(documents)))
     generator.shuffle(order)
     pool: list[list[int]] = []
@@ -348,30 +349,23 @@ def _from_documents(
         pool = list(filter(encode.counts, _cut(row, seq_len, spare)))
     if len(pool) < samples and len(documents) == 1:
         pool = list(filter(encode.counts, _cut(encode(documents[0]), seq_len, None)))
-    samples = max(fewest, min(samples, len(pool)))
+    samples = max(text.fewest or samples, min(samples, len(pool)))
     if len(pool) < samples:
         raise ShortstackError(
-            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, found {tokens}",
+            f"{text.source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, found {tokens}",
             hint=encode.too_little + (f", or --samples {len(pool)}" if pool else ", or a smaller --seq-len"),
         )
     return generator.sample(pool, samples)
 
 
-def _joined(
-    source: str,
-    documents: Sequence[Any],
-    encode: Encoder,
-    wanted: tuple[int, int],
-    seq_len: int,
-    generator: random.Random,
-) -> list[list[int]]:
-    fewest, samples = wanted
-    row = encode.joined(documents[:_JOINED_ROWS])
+def _joined(text: _Text, samples: int, seq_len: int, generator: random.Random) -> list[list[int]]:
+    encode = text.encode
+    row = encode.joined(text.documents[:_JOINED_ROWS])
     # Windows may overlap; with less text than they hold together, most of them would.
-    samples = max(fewest, min(samples, len(row) // seq_len))
+    samples = max(text.fewest or samples, min(samples, len(row) // seq_len))
     if len(row) < samples * seq_len:
         raise ShortstackError(
-            f"{source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, found {len(row)}",
+            f"{text.source}: {samples} windows of {seq_len} tokens need {samples * seq_len} tokens, found {len(row)}",
             hint=f"{encode.too_little}, or fewer --samples",
         )
     windows: list[list[int]] = []
@@ -382,7 +376,7 @@ def _joined(
         if len(windows) == samples:
             return windows
     raise ShortstackError(
-        f"{source}: hardly any run of {seq_len} tokens holds a token of a response",
+        f"{text.source}: hardly any run of {seq_len} tokens holds a token of a response",
         hint="use a larger --seq-len, or other data",
     )
 
