@@ -226,12 +226,8 @@ class _ForwardSweep:
 
     def _losses(self, members: Sequence[int]) -> None:
         """What the streams that came through the last block say."""
-        skeleton, state, streams, on_logits = (
-            self.model.skeleton,
-            self.state,
-            self.state.streams,
-            self.request.on_logits,
-        )
+        skeleton, on_logits = self.model.skeleton, self.request.on_logits
+        state, streams = self.state, self.state.streams
         if state.base_nll is None and state.inputs is not None:
             state.last_WTD = streams.base.clone()
         if members and on_logits is not None:
