@@ -15,10 +15,10 @@ import torch
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.formatting import size
 from shortstack.data.collators import Batch
-from shortstack.engine.batch_states import BatchModel
 from shortstack.engine.block_model import NotSeparableError
 from shortstack.engine.load import load_model
 from shortstack.errors import ShortstackError
+from shortstack.retraining.batch_states import BatchModel
 from shortstack.retraining.losses import logits_of
 from shortstack.retraining.options import TeachOptions
 from shortstack.runtime.devices import pick_device, pick_dtype
