@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shortstack.retraining.monitor import matmul_flops
 
 from common import Goals, random_llama, random_windows, say
 from shortstack.checkpoint.reader import Checkpoint
@@ -30,6 +29,7 @@ from shortstack.engine.forward import block_evaluations
 from shortstack.engine.interface import Engine, ForwardRequest, Windows
 from shortstack.engine.select import EngineOptions, choose_engine
 from shortstack.families.open_model import open_checkpoint
+from shortstack.retraining.placement import matmul_flops
 from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score_windows
 
