@@ -9,6 +9,7 @@ import torch
 
 from shortstack.engine import cpu as linear
 from shortstack.engine.cpu import worker_count, workers
+from shortstack.runtime.private_names import has_onednn
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def test_each_has_its_share_of_the_cores_and_no_gradients() -> None:
 
 @pytest.mark.usefixtures("four_threads")
 def test_threads_use_the_same_library_and_the_same_packed_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not linear._available():
+    if not has_onednn():
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(linear, "_WORTH_PACKING", range(1, 1 << 24))
     packed = []

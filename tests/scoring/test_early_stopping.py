@@ -148,8 +148,8 @@ def test_interrupted_it_goes_on_with_the_next_round(
     ("more", "message"),
     [
         ({"remove": None}, "--until stable needs the number of blocks"),
-        ({"criterion": "ppl,taylor"}, "for ppl alone"),
-        ({"criterion": "magnitude"}, "for ppl alone"),
+        ({"criterion": "ppl,taylor"}, "for ppl only"),
+        ({"criterion": "magnitude"}, "for ppl only"),
         ({"max_samples": 3}, "--max-samples 3: expected at least two rounds of --samples 2"),
         ({"until": None}, "--remove: no effect without --until stable"),
         ({"until": None, "remove": None, "max_samples": 40}, "--max-samples 40: no effect without --until stable"),
