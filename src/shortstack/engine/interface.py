@@ -1,4 +1,4 @@
-"""What an engine runs, what it is asked for and what it gives: the same for both, block by block or with the whole model.
+"""What an engine runs, what is requested of it and what it gives: the same for both, block by block or with the whole model.
 
 Legend: W windows, T tokens, D hidden size, N blocks, S sets of blocks or settings of gates.
 """
