@@ -45,12 +45,14 @@ def _small_measurements() -> Iterator[None]:
 # Files of tests that take minutes go first, so that none of them is left for one process alone at the end.
 _LONGEST = (
     "test_kills",
-    "test_processes",
     "test_quickstart",
+    "test_processes",
+    "test_coordination",
     "test_shipped",
+    "test_matrix",
     "test_docs_commands",
-    "test_running",
     "test_golden",
+    "test_zeroshot",
 )
 
 
