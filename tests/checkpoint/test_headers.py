@@ -52,7 +52,7 @@ def test_the_reference_reads_what_it_writes(tmp_path: Path) -> None:
 
 
 BAD = {
-    "empty": (b"", "is empty .0 bytes.; download incomplete"),
+    "empty": (b"", "is empty .0 bytes."),
     "short": (b"\x01\x00\x00", "too short"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "Git-LFS pointer"),
     "html": (b"<!DOCTYPE html><html><body>Not found</body></html>", "starts '<!DOCTYPE ht"),
