@@ -15,9 +15,9 @@ from shortstack.pruning.swaps import by_swaps
 Costs = dict[int, list[float]]
 
 
-def drawn(seed: int, *, blocks: int = 10, sources: int = 3) -> Costs:
+def drawn(seed: int, *, blocks: int = 10, sources: int = 3, gain: float = 0.0) -> Costs:
     chance = random.Random(seed)
-    return {3 * block: [chance.random() ** 2 for _ in range(sources)] for block in range(blocks)}
+    return {3 * block: [chance.random() ** 2 - gain for _ in range(sources)] for block in range(blocks)}
 
 
 def cost(costs: Costs, removed: Sequence[int]) -> float:
@@ -65,6 +65,18 @@ def test_sets_that_may_not_go_are_no_goal() -> None:
         found = by_swaps(costs, start, may_go)
         assert may_go(found)
         assert cost(costs, found) <= cost(costs, start)
+
+
+@pytest.mark.parametrize("gain", [0.3, 2.0])
+def test_blocks_whose_removal_is_a_gain(gain: float) -> None:
+    """Costs may be negative, of some blocks and sources or of all; the search ends all the same."""
+    for seed in range(20):
+        costs = drawn(seed, gain=gain)
+        found = by_swaps(costs, greedy(costs, 4), lambda _: True)
+        assert cost(costs, found) <= cost(costs, greedy(costs, 4)) + 1e-9
+        for other in itertools.combinations(costs, 4):
+            if len(set(other) - set(found)) <= 2:
+                assert cost(costs, found) <= cost(costs, other) + 1e-9
 
 
 def test_nothing_and_everything_stay_as_they_are() -> None:

@@ -26,7 +26,7 @@ def by_swaps(
         may_go: whether a set can be chosen at all.
     """
     removed = tuple(sorted(start))
-    while (better := next(_cheaper(costs, removed, may_go), None)) is not None:
+    while removed and (better := next(_cheaper(costs, removed, may_go), None)) is not None:
         removed = better
     return removed
 
@@ -39,7 +39,7 @@ def _cheaper(
 
     staying = [block for block in costs if block not in removed]
     sums_S = _sums(costs, [removed])[0]
-    now = float(sums_S.max(initial=0.0))
+    now = float(sums_S.max())
     for size in range(1, min(_AT_ONCE, len(removed), len(staying)) + 1):
         going = list(itertools.combinations(removed, size))
         coming = list(itertools.combinations(staying, size))
