@@ -77,7 +77,7 @@ def test_by_name_the_figures_are_those_of_the_official_code(shared: Path, tmp_pa
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ShortstackError, match=r"no copy of ptb \(looked for ptb/ptb.valid.txt"):
+    with pytest.raises(ShortstackError, match=r"no copy of ptb \(searched for ptb/ptb.valid.txt"):
         evaluation_texts("ptb", tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         evaluation_texts("ptb", tmp_path / "nowhere")
