@@ -248,7 +248,10 @@ def write(
     trust = options.trust_remote_code
     prepared.place.release()  # the model and the optimizer of the training
     if trained.adapter is not None:
-        adapter = Path(shutil.copytree(trained.adapter, stage / "adapter"))
+        adapter = stage / "adapter"
+        adapter.mkdir()
+        for file in sorted(trained.adapter.iterdir()):
+            shutil.copyfile(file, adapter / file.name)  # the bytes alone, with the rights of a new file
         if not merge:
             write_json(stage / FILE_NAME, {"schema": 1, "adapter_of": step})
             return
