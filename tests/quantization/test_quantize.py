@@ -119,7 +119,7 @@ def test_history_blocks_and_hashes(result: QuantizeResult, pruned: Path) -> None
     assert record["files"] == here == result.files
     card = (result.out / "README.md").read_text()
     assert "without 2 of its 6 Transformer blocks, quantized\n" in card
-    assert "1. quantized to W4A16 (gptq), calibrated on 8 windows of 64 tokens of embedded" in card
+    assert "2. quantized to W4A16 (gptq), calibrated on 8 windows of 64 tokens of embedded" in card
 
 
 def test_sizes_and_perplexities_are_told(result: QuantizeResult) -> None:
