@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from shortstack.pruning.prune import prune
 from shortstack.retraining.local_healing import Healing
 from shortstack.retraining.results import RetrainEstimate
 from tests import pico
-from tests.live_memory import live_bytes
+from tests.live_memory import peak_after
 from tests.retraining.conftest import LONG
 from tests.retraining.whole_states import MORE, distances, held_out_text, metrics, validation
 
@@ -137,9 +136,7 @@ def test_experts_that_are_stored_one_by_one_are_trained(built: Built, retrained:
     )
 
 
-def test_memory_is_that_of_a_few_blocks_whatever_the_depth(
-    retrained: Retrained, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_that_of_a_few_blocks_whatever_the_depth(retrained: Retrained, text: Path, tmp_path: Path) -> None:
     """Non-block weights, three blocks, one block's gradients and optimizer: counted at every step, on disk states."""
     peaks: dict[int, int] = {}
     wide = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, **LONG}
@@ -147,23 +144,9 @@ def test_memory_is_that_of_a_few_blocks_whatever_the_depth(
         dense, model = tmp_path / f"dense-{depth}", tmp_path / f"model-{depth}"
         pico.build(dense, num_hidden_layers=depth, **wide)
         prune(str(dense), blocks="2,3", out=model, quiet=True)
-        gc.collect()
-        before, peak = live_bytes(), [0]
-
-        def counted(*given: Any, real: Any, peak: list[int] = peak, before: int = before) -> Any:
-            result = real(*given)
-            peak[0] = max(peak[0], live_bytes() - before)
-            return result
-
-        with monkeypatch.context() as patch:
-            for owner, name in (
-                (Healing, "gradients"),
-                (Healing, "_losses"),
-                (Healing, "_save"),
-                (Skeleton, "run_block"),
-            ):
-                real = getattr(owner, name)
-                patch.setattr(owner, name, lambda *given, real=real, counted=counted: counted(*given, real=real))
+        with peak_after(
+            (Healing, "gradients"), (Healing, "_losses"), (Healing, "_save"), (Skeleton, "run_block")
+        ) as peak:
             retrained(
                 "local", tmp_path / f"out-{depth}", model=model, of=str(dense), states="disk", tokens="128",
                 validation=1, save_every=100,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from shortstack.retraining import teacher as teachers
 from shortstack.retraining.teach import teach
 from tests import pico
 from tests.kills import hashes
-from tests.live_memory import live_bytes
+from tests.live_memory import peak_after
 from tests.retraining.conftest import LONG
 
 Built = Callable[..., Path]
@@ -131,18 +130,7 @@ def test_memory_is_that_of_a_few_blocks_whatever_the_depth(
     for depth in (6, 14):
         dense = tmp_path / f"dense-{depth}"
         pico.build(dense, num_hidden_layers=depth, **wide)
-        gc.collect()
-        before, peak = live_bytes(), [0]
-
-        def counted(*given: Any, real: Any, peak: list[int] = peak, before: int = before) -> Any:
-            result = real(*given)
-            peak[0] = max(peak[0], live_bytes() - before)
-            return result
-
-        with monkeypatch.context() as patch:
-            for name in ("run_block", "logits"):
-                real = getattr(Skeleton, name)
-                patch.setattr(Skeleton, name, lambda *given, real=real, counted=counted: counted(*given, real=real))
+        with peak_after((Skeleton, "run_block"), (Skeleton, "logits")) as peak:
             teach(str(dense), data=str(text), out=tmp_path / f"out-{depth}", memory="streamed", tokens="400", **GIVEN)
         peaks[depth] = peak[0]
     checkpoint = open_checkpoint(tmp_path / "dense-14")
