@@ -143,6 +143,20 @@ def test_a_number_of_which_no_set_can_go_is_skipped(uneven: Path) -> None:
     assert amount_of_sets(checkpoint, range(6), SearchOptions(bytes=str(target)), set_of) == 3
 
 
+def test_where_no_set_keeps_a_ratio_the_search_is_asked_for_the_number_that_could(uneven: Path) -> None:
+    checkpoint = open_checkpoint(uneven)
+    sizes = checkpoint.block_parameters()
+    large_first = sorted(range(6), key=sizes.__getitem__, reverse=True)
+
+    def set_of(number: int) -> list[int]:
+        if number == 1:
+            raise ShortstackError("none of one")
+        return large_first[:number]
+
+    share = max(sizes) / checkpoint.parameters()
+    assert amount_of_sets(checkpoint, range(6), SearchOptions(ratio=share), set_of) == 1
+
+
 def test_ceilings() -> None:
     assert ceiling_nll("12.5", 1.0) == pytest.approx(math.log(12.5))
     assert ceiling_nll("1.2x", 2.0) == pytest.approx(2.0 + math.log(1.2))

@@ -135,7 +135,8 @@ def amount_of_sets(
             left[number] = whole - sum(own[place] for place in set_of(number))
             if budget.ratio is None and budget.params is None and left[number] <= _most_left(sizes, budget):
                 break  # the fewest
-    return _amount(sizes, budget, left) if left else few
+    # Where no set keeps a ratio, the number that could: the search of it says why no set of so many can go.
+    return max(few, _amount(sizes, budget, left)) if left else few
 
 
 def _of_budget(sizes: Sizes, budget: Budget) -> tuple[float, Sequence[float]]:
@@ -153,7 +154,7 @@ def _amount(sizes: Sizes, budget: Budget, left: Mapping[int, float]) -> int:
         if not 0 <= budget.ratio < 1:
             raise UsageError(f"--ratio {budget.ratio}: expected a share of the parameters, 0 <= ratio < 1")
         most = budget.ratio * sizes.all_parameters + 1e-9
-        return max(k for k in left if sizes.all_parameters - left[k] <= most)
+        return max((k for k in left if sizes.all_parameters - left[k] <= most), default=0)
     if budget.params is not None:
         target = parse_amount(budget.params)
         if target > sizes.all_parameters:
