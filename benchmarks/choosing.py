@@ -148,27 +148,43 @@ def by_criteria(run: Choosing, seed: int) -> list[dict[str, Any]]:
 
 
 def by_search(run: Choosing, seed: int) -> list[dict[str, Any]]:
-    """Greedy, and the evolutionary search until it has cost as much: the same windows, losses and blocks."""
+    """Greedy, swaps that begin at its set, and the evolutionary search until it has cost as much as either.
+
+    All on the same windows, losses and blocks; the one-shot set stands beside them.
+    """
     rows = []
     kept = run.given.work / f"evaluations-{seed}.json"  # what is found in files is not computed again, nor counted
     costs: dict[str, dict[str, int]] = json.loads(kept.read_text()) if kept.exists() else {}
     for removed in run.sizes:
-        sets, own = {}, costs.setdefault(str(removed), {})
+        sets, own = {}, costs.get(str(removed), {})
         with run.search("greedy", run.data, seed, name=f"greedy-{seed}-{removed}") as search:
+            sets["one-shot"] = search.blocks(search.one_shot(removed))
             sets["greedy"] = search.blocks(search.steps(removed)[-1].sets[0])
-            own["greedy"] = own.get("greedy", 0) + search.choosing.evaluations
+            first = search.choosing.evaluations
+            own.setdefault("greedy", first)
+            search.selection = parse_selection(f"swaps:{run.given.swaps}")
+            sets["swaps"] = search.blocks(search.ranked(removed)[0])
+            own.setdefault("swaps", own["greedy"] + search.choosing.evaluations - first)
         with run.search("evolution:1", run.data, seed, name=f"evolution-{seed}-{removed}") as search:
-            before, generations = own.get("evolution", 0), 1
-            while True:
-                search.selection = parse_selection(f"evolution:{generations}")
-                sets["evolution"] = search.blocks(search.ranked(removed)[0])
-                own["evolution"] = before + search.choosing.evaluations
-                if own["evolution"] >= own["greedy"] or generations == 200:
-                    break
-                generations += 1
+            for name, most in (("evolution", own["greedy"]), ("evolution, longer", own["swaps"])):
+                sets[name], own[f"{name}, generations"] = _evolved(
+                    search, removed, most, own.get(f"{name}, generations")
+                )
+                own.setdefault(name, search.choosing.evaluations)
+        costs[str(removed)] = own
         kept.write_text(json.dumps(costs))
         rows += run.judge(sets, seed, removed=removed, selection="search", evaluations=own)
     return rows
+
+
+def _evolved(search: SetSearch, removed: int, most: int, known: int | None) -> tuple[tuple[int, ...], int]:
+    """(what the evolutionary search comes to with so many block evaluations, generations; as many as `known`, if known)."""
+    for generations in range(known or 1, 201):
+        search.selection = parse_selection(f"evolution:{generations}")
+        found = search.blocks(search.ranked(removed)[0])
+        if known or search.choosing.evaluations >= most:
+            break
+    return found, generations
 
 
 def by_proposals(run: Choosing, seed: int) -> list[dict[str, Any]]:
@@ -325,6 +341,7 @@ def main() -> None:
     parser.add_argument("--shares", help="of the blocks that go, such as 0.1,0.2")
     parser.add_argument("--seeds", help="of the windows that choose, such as 1234,1")
     parser.add_argument("--no-plus", dest="plus", action="store_const", const=False, help="any block may go")
+    parser.add_argument("--swaps", type=int, default=8, help="generations of swaps that begin at greedy's set")
     parser.add_argument("--proposals", type=int, default=32, help="sets that gates propose, and the others as many")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,8 @@
     python benchmarks/repair.py real/smollm2 --data fit.txt --text test.txt,other.txt --work WORK --out repair.json
 
 Of every set of blocks the dense, the pruned and each repaired checkpoint is measured on text that neither chose blocks nor
-fitted a repair. A figure is the share of the lost log-perplexity that is back. One JSON line per figure; what is in `--out`
-already is not measured again.
+fitted a repair. A figure is the share of the lost log-perplexity that is back, with its standard error over windows. One JSON
+line per figure; what is in `--out` already is not measured again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import argparse
 import json
 import math
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common import figures_parser, known_figures, say
 from shortstack.evaluation.ppl import evaluate_ppl
@@ -31,10 +35,10 @@ SEQ_LEN = 256
 def removed_of(model: str, name: str, share: float, data: str, work: Path) -> str:
     """The blocks that a criterion removes, as `--blocks` takes them; `contiguous`: adjacent ones with the lowest sum."""
     if name[0].isdigit():
-        return name
+        return name.replace("+", ",")
     scores = work / "scores.json"
     if not scores.exists():
-        score(model, data=data, criterion="ppl,bi", samples=10, out=scores, quiet=True)
+        score(model, data=data, criterion="ppl,bi,taylor", samples=10, out=scores, quiet=True)
     out = work / "chosen"
     criterion = "ppl" if name == "contiguous" else name
     strategy = "contiguous" if name == "contiguous" else "one-shot"
@@ -45,67 +49,70 @@ def removed_of(model: str, name: str, share: float, data: str, work: Path) -> st
     return ",".join(map(str, result.plan.removed))
 
 
-def perplexities(models: list[str], texts: str, limit: int) -> dict[str, dict[str, float]]:
-    """Model -> text -> perplexity."""
-    found: dict[str, dict[str, float]] = {}
-    for result in evaluate_ppl(*models, data=texts, seq_len=str(SEQ_LEN), limit=limit, quiet=True).results:
-        value = result.figures[f"ppl_{SEQ_LEN}"].value
-        assert value is not None
-        found.setdefault(result.model, {})[Path(result.data["source"]).name] = value
-    return found
+def losses(model: str | Path, given: argparse.Namespace) -> dict[str, list[float]]:
+    """Text -> mean NLL of each of its first windows."""
+    results = evaluate_ppl(
+        str(model), data=given.text, seq_len=str(SEQ_LEN), limit=given.limit, dtype=given.dtype, quiet=True
+    ).results
+    return {Path(one.data["source"]).name: list(one.per_item[f"ppl_{SEQ_LEN}"]) for one in results}
+
+
+def share_back(dense: Sequence[float], pruned: Sequence[float], repaired: Sequence[float]) -> tuple[float, float]:
+    """(share of the lost log-perplexity that is back, its standard error over windows, paired)."""
+    dense_W, pruned_W, repaired_W = (torch.tensor(one, dtype=torch.float64) for one in (dense, pruned, repaired))
+    lost_W, back_W = pruned_W - dense_W, pruned_W - repaired_W
+    share = float(back_W.mean() / lost_W.mean())
+    return share, float((back_W - share * lost_W).std() / len(lost_W) ** 0.5 / lost_W.mean().abs())
 
 
 def measured(given: argparse.Namespace, blocks: str, known: dict[str, Any]) -> None:
     """All repairs of one set of blocks that are not in the file yet."""
-    pruned = given.work / f"without-{blocks.replace(',', '-')}"
+    pruned, repaired = given.work / f"without-{blocks.replace(',', '-')}", given.work / "repaired"
     own = known.setdefault(blocks, {})
+    if not pruned.exists():
+        prune(given.model, blocks=blocks, out=pruned, quiet=True)
+    known["dense"] = known.get("dense") or losses(given.model, given)
+    own["pruned"] = own.get("pruned") or losses(pruned, given)
     for method in given.methods.split(","):
         if method in own:
             continue
-        prune(given.model, blocks=blocks, out=pruned, force=True, quiet=True)
-        out = given.work / "repaired"
         name, _, behind = method.partition("+")
         more = {"behind": int(behind)} if behind else {}
+        before = time.process_time()
         result = repair(
-            str(pruned), of=given.model, data=given.data, out=out, method=name, samples=given.samples, seq_len=SEQ_LEN,
-            memory="resident", force=True, quiet=True, **more,
+            str(pruned), of=given.model, data=given.data, out=repaired, method=name, samples=given.samples,
+            seq_len=SEQ_LEN, memory="resident", force=True, quiet=True, **more,
         )  # fmt: skip
-        ppl = perplexities([given.model, str(pruned), str(out)], given.text, given.limit)
-        logs = {
-            text: [math.log(ppl[one][text]) for one in (given.model, str(pruned), str(out))] for text in ppl[str(out)]
-        }
+        seconds, after = time.process_time() - before, losses(repaired, given)
+        three = {text: (known["dense"][text], own["pruned"][text], after[text]) for text in after}
         own[method] = {
-            "ppl": {text: [ppl[one][text] for one in (given.model, str(pruned), str(out))] for text in logs},
-            "back": {text: (b - c) / (b - a) for text, (a, b, c) in logs.items()},
+            "ppl": {text: [math.exp(sum(one) / len(one)) for one in each] for text, each in three.items()},
+            "back": {text: share_back(*each) for text, each in three.items()},
             "back_on_validation": result.share_back,
             "places": result.places,
-            "seconds": result.seconds,
+            "processor_seconds": seconds,
         }
-        say(
-            "repair",
-            blocks=blocks,
-            method=method,
-            seconds=result.seconds,
-            **own[method]["back"],
-            ppl=own[method]["ppl"],
-        )
+        shown = {name: own[method][name] for name in ("back", "ppl", "back_on_validation", "processor_seconds")}
+        say("repair", blocks=blocks, method=method, **shown)
         given.out.write_text(json.dumps(known, indent=1))
-        shutil.rmtree(out)
+        shutil.rmtree(repaired)
 
 
 def main() -> None:
     parser = figures_parser(__doc__)
-    parser.add_argument("--sets", default=SETS, help=f"{SETS}, or blocks such as 14-17")
+    parser.add_argument("--sets", default=SETS, help=f"{SETS}, or blocks such as 14-17 or 4-5+17")
     parser.add_argument("--shares", default="0.1,0.2,0.3", help="shares of the blocks")
     parser.add_argument("--methods", default=METHODS, help="linear+3 repairs three blocks behind each cut, too")
     parser.add_argument("--samples", type=int, default=128, help=f"windows of {SEQ_LEN} tokens to fit on")
     parser.add_argument("--limit", type=int, default=64, help="windows of each evaluation text")
+    parser.add_argument("--dtype", default="auto", help="the data type to evaluate in")
+    parser.add_argument("--choose", help="text that chooses blocks, in place of --data")
     given = parser.parse_args()
     known = known_figures(given)
     for name in given.sets.split(","):
         shares = [0.0] if name[0].isdigit() else [float(share) for share in given.shares.split(",")]
         for share in shares:
-            measured(given, removed_of(given.model, name, share, given.data, given.work), known)
+            measured(given, removed_of(given.model, name, share, given.choose or given.data, given.work), known)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def _bytes_without(model: Path, out: Path) -> int:
     return open_checkpoint(out).nbytes
 
 
-@pytest.mark.parametrize("selection", ["greedy", "one-shot", "contiguous", "beam:2", "evolution:2"])
+@pytest.mark.parametrize("selection", ["greedy", "one-shot", "contiguous", "beam:2", "evolution:2", "swaps:2"])
 def test_a_ceiling_is_kept_and_one_more_block_breaks_it(built: Built, data: str, selection: str) -> None:
     model = built("llama")
     costs = {k: _choosing_nll(model, found(model, data, remove=k, selection=selection).removed) for k in range(6)}

@@ -160,8 +160,9 @@ def test_a_straight_or_bulging_curve_has_no_knee() -> None:
 
 
 def test_what_cannot_be_asked(built: Built, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="selection='evolution': searches sets of one size only"):
-        drawn(built("llama"), tmp_path, selection="evolution")
+    for selection in ("evolution", "swaps"):
+        with pytest.raises(UsageError, match=f"selection='{selection}': searches sets of one size only"):
+            drawn(built("llama"), tmp_path, selection=selection)
     with pytest.raises(UsageError, match="most=6: expected 1 to 5"):
         drawn(built("llama"), tmp_path, most=6)
     with pytest.raises(ShortstackError, match="none of its 1 block is removable"):

@@ -42,7 +42,7 @@ def beside(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {"rows.jsonl"}
 
 
-@pytest.mark.parametrize("selection", ["greedy", "one-shot", "contiguous", "beam:2", "evolution:2"])
+@pytest.mark.parametrize("selection", ["greedy", "one-shot", "contiguous", "beam:2", "evolution:2", "swaps:2"])
 def test_the_set_and_the_plan_are_those_of_search(built: Built, data: str, tmp_path: Path, selection: str) -> None:
     model, out = built("llama"), tmp_path / "p"
     options: dict[str, Any] = {"data": data, "samples": 3, "seq_len": 16, "selection": selection, "remove": 2}

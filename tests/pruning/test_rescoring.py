@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import shortstack
@@ -17,6 +18,7 @@ from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning import rescoring
 from shortstack.pruning.rescoring import Between, Rescoring
+from shortstack.runtime import devices
 
 Built = Callable[..., Path]
 QUIET = Progress(quiet=True)
@@ -55,6 +57,16 @@ def test_it_is_score_and_prune_again_and_again(built: Built, data: str, tmp_path
 
 def test_by_perplexity_it_is_greedy(built: Built, data: str) -> None:
     assert found(built("llama"), data, rescore="ppl").removed == found(built("llama"), data).removed
+
+
+def test_the_precision_is_said_once_and_not_at_each_step(
+    built: Built, data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "bfloat16_units", lambda: "some units")
+    found(built("llama", dtype=torch.bfloat16), data, rescore="bi", quiet=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if line.startswith("step ")]) == 3
+    assert len([line for line in lines if "some units" in line]) == 1
 
 
 def test_protected_blocks_stay_and_prune_takes_it(built: Built, data: str, tmp_path: Path) -> None:

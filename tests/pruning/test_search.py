@@ -64,6 +64,19 @@ def test_evolution_is_never_worse_than_where_it_begins(built: Built, data: str) 
     assert found(model, data, remove=3, selection="evolution:12").to_json() == evolved.to_json()
 
 
+def test_swaps_are_never_worse_than_greedy_on_the_windows_that_choose(data: str, tmp_path: Path) -> None:
+    """They begin at its set, and can leave it."""
+    gains = []
+    for seed in range(4):
+        model = pico.build(tmp_path / f"model-{seed}", seed=seed)
+        greedy, swaps = (found(model, data, remove=3, selection=name) for name in ("greedy", "swaps:6"))
+        assert swaps.why["measured"]["sets"][0]["by"] == "swaps:6"
+        losses = [float(nll(model, set(one.removed), CHOOSING).mean()) for one in (greedy, swaps)]
+        gains.append(losses[0] - losses[1])
+    assert min(gains) >= 0
+    assert max(gains) > 0
+
+
 def test_other_windows_judge(built: Built, data: str) -> None:
     """The figures are those of windows that the search never saw, paired with the dense model's."""
     model = built("llama")
@@ -110,7 +123,7 @@ def test_amounts_are_those_of_plan(built: Built, data: str, amount: dict[str, An
     assert made.removal_ratio <= amount.get("ratio", 1)
 
 
-@pytest.mark.parametrize("selection", ["contiguous", "greedy", "beam:3", "evolution:3"])
+@pytest.mark.parametrize("selection", ["contiguous", "greedy", "beam:3", "evolution:3", "swaps:3"])
 def test_sets_that_a_family_refuses_are_skipped_and_that_is_said(
     tiny_model: Callable[[str], Path], tmp_path: Path, selection: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +169,7 @@ def test_killed_between_sets_it_finds_what_it_measured(
         ("beam:0", "expected the number of sets"),
         ("beam:x", "expected the number of sets"),
         ("evolution:0", "expected the number of generations"),
+        ("swaps:x", "expected the number of generations"),
     ],
 )
 def test_selections_that_are_none(text: str, says: str) -> None:

@@ -109,14 +109,21 @@ def test_blocks_that_do_not_come_apart(
     assert "leave --memory out" in error.value.hint
 
 
-def test_a_teacher_that_does_not_fit_beside_the_student_is_to_be_cached(
-    dense: Path, retrained: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("hidden_weight", "hint"), [(0.0, "shortstack teach {dense} --data"), (1.0, "retrain local")])
+def test_a_teacher_that_does_not_fit_beside_the_student(
+    dense: Path,
+    retrained: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hidden_weight: float,
+    hint: str,
 ) -> None:
+    """Its logits are to be cached; cached logits hold no hidden states."""
     monkeypatch.setattr("shortstack.runtime.memory.available_bytes", lambda *_: 1000)
     monkeypatch.setattr("shortstack.engine.load.available_bytes", lambda *_: 10**12)
-    with pytest.raises(ShortstackError, match="of weights beside the student, 1 kB free on cpu") as error:
-        retrained("distill", tmp_path / "out", teacher=str(dense))
-    assert "`shortstack teach`" in error.value.hint
+    with pytest.raises(ShortstackError, match="beside the student, 1 kB free on cpu") as error:
+        retrained("distill", tmp_path / "out", teacher=str(dense), hidden_weight=hidden_weight)
+    assert hint.format(dense=dense) in error.value.hint
     assert not (tmp_path / "out").exists()
 
 

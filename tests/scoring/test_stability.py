@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import shortstack
 from shortstack.errors import ShortstackError, UsageError
+from shortstack.runtime import devices
 from shortstack.scoring import stability as stage
 from shortstack.scoring.stability_plot import shares
 from tests import pico
@@ -121,6 +123,17 @@ def test_killed_it_resumes(built: Built, data: str, tmp_path: Path, monkeypatch:
         found(built("llama"), data, out=tmp_path / "s.json")
     assert found(built("llama"), data, out=tmp_path / "s.json").to_json() == whole.to_json()
     assert len(calls) == 4  # the third run alone is made again
+
+
+def test_lines_about_the_run_are_said_once(
+    built: Built, data: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once for every seed and number of windows."""
+    monkeypatch.setattr(devices, "bfloat16_units", lambda: "some units")
+    found(built("llama", dtype=torch.bfloat16), data, dtype="auto", quiet=False, seeds=3)
+    lines = capsys.readouterr().err.splitlines()
+    assert len([line for line in lines if "some units" in line]) == 1
+    assert len(lines) == len(set(lines))
 
 
 def test_protected_blocks_are_left_out(built: Built, data: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from shortstack.common.phases import phase
 
@@ -15,6 +15,11 @@ class Progress:
     """Where long work says how far it is."""
 
     quiet: bool = False
+    _told: set[str] | None = field(default=None, repr=False, compare=False)  # lines not to repeat; None repeats any
+
+    def without_repeats(self) -> Progress:
+        """The same, which says each line once: for work that runs the same step several times."""
+        return replace(self, _told=set())
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int | None, unit: str = "it") -> Iterator[Callable[[int], object]]:
@@ -33,8 +38,11 @@ class Progress:
 
     def say(self, line: str) -> None:
         """One line on stderr."""
-        if not self.quiet:
-            say(line)
+        if self.quiet or (self._told is not None and line in self._told):
+            return
+        if self._told is not None:
+            self._told.add(line)
+        say(line)
 
 
 _silent = False

@@ -63,8 +63,10 @@ def curve(
         ShortstackError: the checkpoint cannot be read, there is too little text, or no such set can be removed exactly.
     """
     selection = parse_selection(choice.selection)
-    if selection.kind == "evolution":
-        raise UsageError("--selection evolution: searches sets of one size only", hint="--selection greedy, or beam:4")
+    if selection.kind in ("evolution", "swaps"):
+        raise UsageError(
+            f"--selection {selection.kind}: searches sets of one size only", hint="--selection greedy, or beam:4"
+        )
     objective = parse_objective(choice.objective)
     if plot is not None:
         check_writable_file(Path(plot))

@@ -89,7 +89,7 @@ def opened_search(
     from shortstack.engine.select import choose_engine
     from shortstack.scoring.search.measured_sets import MeasuredSets
 
-    process = Process.from_environment()
+    process, progress = Process.from_environment(), progress.without_repeats()
     drawn = calibration_windows(
         checkpoint,
         replace(calibration, samples=2 * calibration.samples),

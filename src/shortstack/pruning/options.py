@@ -89,7 +89,7 @@ class PruneChoice(BlockChoice):
 
     Attributes:
         selection: Choose the blocks by measuring whole sets, as `shortstack search` does: `greedy`, `beam:4`,
-            `evolution:20`, `gate:32`, `contiguous` or `one-shot`.
+            `evolution:20`, `swaps:10`, `gate:32`, `contiguous` or `one-shot`.
         rescore: Remove the block with the lowest score by this criterion, score the remaining blocks, and so on. It
             needs `selection="greedy"`.
     """
@@ -130,7 +130,8 @@ class SearchOptions(Budget):
 
     Attributes:
         selection: The search method. `greedy` removes the block that costs least, measures again, and so on. `beam:4`
-            keeps the four cheapest sets at each step. `evolution:20` changes sets by swaps for 20 generations.
+            keeps the four cheapest sets at each step. `evolution:20` changes sets by swaps for 20 generations,
+            `swaps:10` does so for 10 generations from the set that `greedy` finds.
             `gate:32` measures the 32 sets that a quadratic model of gates on the blocks predicts to be the cheapest.
             `one-shot` takes the blocks that cost least alone, `contiguous` the cheapest run of adjacent blocks.
         rescore: Remove the block with the lowest score by this criterion, score the remaining blocks, and so on. It

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from shortstack.errors import UsageError, did_you_mean
 
-SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution", "gate")
+SELECTIONS = ("one-shot", "contiguous", "greedy", "beam", "evolution", "swaps", "gate")
 _NUMBERS = {  # what the number after the colon is, and what it is where none is given
     "beam": ("sets kept for the next step", 4),
     "evolution": ("generations", 20),
+    "swaps": ("generations", 10),
     "gate": ("sets that are measured", 32),
 }
 

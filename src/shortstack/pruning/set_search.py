@@ -135,19 +135,14 @@ class SetSearch:
         if self.selection.kind == "contiguous":
             return self._runs(wanted)
         if self.selection.kind == "evolution":
-            return list(self._evolved(wanted).sets)
+            return list(self._evolved(self.one_shot(wanted)).sets)
+        if self.selection.kind == "swaps":
+            return list(self._evolved(self._grown(wanted, 1)[0]).sets)
         if self.selection.kind == "gate":
             return gate_sets(self, wanted)
         if self.rescoring is not None:
             return [frozenset(self.checkpoint.position_of(block) for block in self.rescoring.first(wanted))]
-        steps = self.steps(wanted)
-        if len(steps) < wanted or not steps[-1].sets:
-            why = next(iter(steps[-1].skipped.values()), "")
-            raise ShortstackError(
-                f"{self.checkpoint.source}: no {wanted} blocks can be removed exactly: {why}",
-                hint="remove fewer blocks",
-            )
-        return list(steps[-1].sets)
+        return self._grown(wanted, self.selection.number)
 
     def most_under(self, ceiling: str, limit: int) -> int:
         """How many blocks can be removed under a perplexity ceiling: as long as the chosen set stays below it.
@@ -179,15 +174,15 @@ class SetSearch:
             )
         return found
 
-    def steps(self, most: int) -> list[Ranked]:
-        """The sets of 1, 2, ... `most` blocks that a beam sees."""
+    def steps(self, most: int, width: int | None = None) -> list[Ranked]:
+        """The sets of 1, 2, ... `most` blocks that a beam sees; by default it is as wide as the selection says."""
         from shortstack.scoring.search.beam import beam
 
         return beam(
             self._cost,
             self.free,
             most,
-            width=self.selection.number,
+            width=width or self.selection.number,
             reason_against=self.reason_against,
             on_step=self._say_step,
         )
@@ -226,7 +221,23 @@ class SetSearch:
         costs = self.costs(possible)
         return [possible[place] for place in sorted(range(len(possible)), key=lambda place: (costs[place], place))]
 
-    def _evolved(self, wanted: int) -> Ranked:
+    def _grown(self, wanted: int, width: int) -> list[RemovalSet]:
+        """The sets of so many blocks that a beam sees, the cheapest first.
+
+        Raises:
+            ShortstackError: no such set can be removed exactly.
+        """
+        steps = self.steps(wanted, width)
+        if len(steps) < wanted or not steps[-1].sets:
+            why = next(iter(steps[-1].skipped.values()), "")
+            raise ShortstackError(
+                f"{self.checkpoint.source}: no {wanted} blocks can be removed exactly: {why}",
+                hint="remove fewer blocks",
+            )
+        return list(steps[-1].sets)
+
+    def _evolved(self, start: RemovalSet) -> Ranked:
+        """The sets that swaps of blocks make of one set, and that set, the cheapest first."""
         from shortstack.scoring.search.evolution import Evolution, evolve
 
         def say(number: int, best: RemovalSet, cost: float) -> None:
@@ -234,7 +245,7 @@ class SetSearch:
 
         return evolve(
             self._cost,
-            self.one_shot(wanted),
+            start,
             self.free,
             self.choosing.windows,
             how=Evolution(generations=self.selection.number),

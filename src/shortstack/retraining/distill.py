@@ -227,9 +227,12 @@ class _Online:
 
         needed, free = self._teacher.parameters() * dtype.itemsize, available_bytes(device)
         if needed > free:
+            cached = f"shortstack teach {self._teacher.source} --data DATA --out NOTES, then --offline NOTES"
             raise ShortstackError(
-                f"{self._teacher.source}: {size(needed)} of weights beside the student, {size(free)} free on {device}",
-                hint="cache its logits with `shortstack teach`, which reads one block at a time; then use --offline",
+                f"{self._teacher.source}: the teacher needs {size(needed)} beside the student, {size(free)} free on {device}",
+                hint="to learn hidden states without it in memory: shortstack retrain local"
+                if self._weights["hidden_weight"]
+                else f"cache its logits, which reads it one block at a time: {cached}",
             )
         name: Any = str(dtype).removeprefix("torch.")
         dense, _, _ = load_model(

@@ -183,7 +183,7 @@ def stability(
     if out is not None:
         check_writable_file(Path(out))
     process = Process.from_environment()
-    progress = Progress(quiet=options.quiet or not process.leads)
+    progress = Progress(quiet=options.quiet or not process.leads).without_repeats()
     checkpoint = open_model(model, allow_links=options.allow_links, tokenizer=options.tokenizer, progress=progress)
     protected, note = protected_blocks(checkpoint.original_blocks, choice.plus)
     removable = checkpoint.depth - len(protected)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.cli.app import run
 from shortstack.common.progress import Progress
+from shortstack.data.calibration import CalibrationOptions
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
@@ -23,6 +24,8 @@ from shortstack.pruning.repair.fitted import say_of_text
 from shortstack.pruning.repair.repair import RepairResult, repair
 from shortstack.pruning.repair.states import nll_from
 from shortstack.runtime.hashes import file_sha256
+from shortstack.scoring.options import ScoreOptions
+from shortstack.scoring.self_text import self_written
 from tests import pico
 
 Built = Callable[..., Path]
@@ -73,6 +76,26 @@ def test_what_it_writes(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> 
     card = (tmp_path / "out/README.md").read_text()
     assert "repaired in closed form (auto)" in card
     pico.load(tmp_path / "out")
+
+
+def test_its_own_text_is_written_by_the_dense_model(
+    cut: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`self:PROMPTS`: what the pruned model would write is the text of a damaged model."""
+    monkeypatch.setenv("SHORTSTACK_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "prompts.txt").write_text("".join(f"{n} is a number\n" for n in range(60)))
+    data, (pruned, dense) = f"self:{tmp_path / 'prompts.txt'}", cut()
+    result = repaired((pruned, dense), tmp_path / "out", Path(data), samples=40)
+    texts = [
+        self_written(
+            open_checkpoint(one),
+            CalibrationOptions(data=data, samples=50, seq_len=16),
+            ScoreOptions(dtype="float32"),
+            Progress(quiet=True),
+        ).sha256
+        for one in (dense, pruned)
+    ]
+    assert result.calibration["sha256"] == texts[0] != texts[1]
 
 
 def test_a_figure_stated_is_what_the_written_model_gives(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:

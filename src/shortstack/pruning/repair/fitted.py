@@ -11,6 +11,7 @@ from shortstack.checkpoint.anatomy import Residual
 from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.phases import phase
 from shortstack.common.progress import Progress
+from shortstack.common.source_names import SELF
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import check_pair
@@ -119,7 +120,7 @@ def fitted(
     """
     places = check_repairable(dense, pruned, method, repair)
     residual = residual_of(pruned)
-    drawn, fitting = drawn_windows(pruned, calibration, options, progress)
+    drawn, fitting = drawn_windows(dense, pruned, calibration, options, progress)
     import_transformers()
     from shortstack.engine.cpu import computing
     from shortstack.pruning.repair.sweep import described
@@ -146,29 +147,32 @@ def fitted(
 
 
 def drawn_windows(
-    checkpoint: Checkpoint, calibration: CalibrationOptions, options: ScoreOptions, progress: Progress
+    dense: Checkpoint, pruned: Checkpoint, calibration: CalibrationOptions, options: ScoreOptions, progress: Progress
 ) -> tuple[CalibrationSet, int]:
     """The windows, and how many of them, the first ones, are fitted on; the others choose.
+
+    With `self:PROMPTS` the dense model writes them, not the pruned one.
 
     Raises:
         ShortstackError: there is too little text.
     """
     fitting = calibration.samples
     choosing = max(_FEWEST_VALIDATION, -(-fitting // VALIDATION_SHARE))
+    written = SELF in calibration.data
     drawn = calibration_windows(
-        checkpoint,
+        replace(dense, tokenizer=pruned.tokenizer) if written else pruned,
         replace(calibration, samples=fitting + choosing),
         options=options,
         progress=progress,
     ).taking_turns()
     texts = max(1, len(drawn.places))  # named sources, each of which has as many
     fitting, choosing = fitting * texts, choosing * texts
-    check_windows(checkpoint, drawn.windows)
+    check_windows(pruned, drawn.windows)
     progress.say(
         f"repairs are fitted on {fitting} windows of {len(drawn.windows[0])} tokens of {calibration.data}, and chosen on "
         f"{choosing} others"
     )
-    say_of_text(checkpoint, calibration.data, progress)
+    say_of_text(pruned, calibration.data, progress)
     return drawn, fitting
 
 
