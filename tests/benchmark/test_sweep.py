@@ -107,6 +107,15 @@ def test_a_sweep_that_was_interrupted_resumes(
     assert "resumed: measured before the interruption" in capsys.readouterr().err
     assert len(result.results) == 4
     log.clear()
+    resumed.clear()
+    with pytest.raises(KeyboardInterrupt):
+        shortstack.bench(*models, memory=False, batch="1,2", **FEW)  # type: ignore[attr-defined]
+    assert 1 in {entry[1] for entry in log}  # a sweep that ended is measured again
+    log.clear()
+    shortstack.bench(*models, memory=False, batch="1", **FEW)  # type: ignore[attr-defined]
+    assert 1 not in {entry[1] for entry in log}  # a part of what was interrupted resumes, too
+    log.clear()
+    resumed.append(True)
     shortstack.bench(*models, memory=False, batch="1,2", **FEW)  # type: ignore[attr-defined]
     assert {1, 2} <= {entry[1] for entry in log}  # a sweep that ended is measured again
 

@@ -247,7 +247,7 @@ class SweepRun:
         key = {
             "what": f"bench {what}", "engine": engine, "models": [one.subject.identity() for one in row],
             "workloads": [asdict(one.workload) for one in row], "settings": [one.subject.settings for one in row],
-            "sweep": asdict(self._sweep), "options": {k: str(v) for k, v in asdict(self._engines).items()},
+            "runs": [self._sweep.runs, self._sweep.warmup], "options": {k: str(v) for k, v in asdict(self._engines).items()},
             "versions": versions(), "machine": [platform.node(), platform.machine()],
         }  # fmt: skip
         self._keys.append(key)
