@@ -5,7 +5,8 @@
 
 A chain is steps with options of `shortstack repair`, `retrain local`, `retrain lora` or `retrain cpt`, each on what the one
 before it wrote. What several chains begin with is made once, and what is in WORK or `--out` already is taken from there. The
-blocks go whose removal costs least by `ppl`; none is protected. One JSON line per chain.
+blocks go whose removal costs least by `ppl`; none is protected. One JSON line per chain; shares have their standard error over
+windows.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import contextlib
 import json
 import math
 import re
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from common import figures_parser, known_figures, say
+from common import figures_parser, known_figures, say, share_back
 from shortstack.evaluation.ppl import evaluate_ppl
 from shortstack.pruning.prune import prune
 from shortstack.pruning.repair.repair import repair
@@ -76,10 +78,12 @@ def made(chain: str, given: argparse.Namespace) -> tuple[Path, float]:
     return current, time.process_time() - started
 
 
-def losses(model: str | Path, given: argparse.Namespace) -> dict[str, float]:
-    """Text -> mean loss of its first windows."""
-    results = evaluate_ppl(str(model), data=given.text, seq_len="128", limit=given.limit, quiet=True).results
-    return {Path(one.data["source"]).name: math.log(one.figures["ppl_128"].value or math.nan) for one in results}
+def losses(model: str | Path, given: argparse.Namespace) -> dict[str, list[float]]:
+    """Text -> mean loss of each of its first windows."""
+    results = evaluate_ppl(
+        str(model), data=given.text, seq_len="128", limit=given.limit, dtype=given.evaluated_in, quiet=True
+    ).results
+    return {Path(one.data["source"]).name: list(one.per_item["ppl_128"]) for one in results}
 
 
 def main() -> None:
@@ -94,6 +98,7 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=int, default=64, help="windows of each evaluation text")
     parser.add_argument("--dtype", default="auto", help="the data type to train and to repair in")
+    parser.add_argument("--evaluated-in", default="auto", metavar="DTYPE", help="the data type to evaluate in")
     given = parser.parse_args()
     known = known_figures(given)
     for name, path in (("dense", given.model), ("pruned", None)):
@@ -106,8 +111,8 @@ def main() -> None:
         known[chain] = losses(out, given)
         given.out.write_text(json.dumps(known, indent=1))
         dense, cut, after = known["dense"], known["pruned"], known[chain]
-        back = {text: (cut[text] - after[text]) / (cut[text] - dense[text]) for text in after}
-        ppl = {text: [math.exp(one[text]) for one in (dense, cut, after)] for text in after}
+        back = {text: share_back(dense[text], cut[text], after[text]) for text in after}
+        ppl = {text: [math.exp(statistics.fmean(one[text])) for one in (dense, cut, after)] for text in after}
         say(
             "chains",
             chain=chain,

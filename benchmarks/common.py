@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,15 @@ def known_figures(given: argparse.Namespace) -> dict[str, Any]:
     given.work.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     return found
+
+
+def share_back(dense: Sequence[float], pruned: Sequence[float], repaired: Sequence[float]) -> tuple[float, float]:
+    """(share of the lost log-perplexity that is back, its standard error over windows, paired), of NLL per window."""
+    lost = [after - before for before, after in zip(dense, pruned, strict=True)]
+    back = [after - now for after, now in zip(pruned, repaired, strict=True)]
+    share = sum(back) / sum(lost)
+    errors = [gained - share * cost for gained, cost in zip(back, lost, strict=True)]
+    return share, statistics.stdev(errors) * len(lost) ** 0.5 / abs(sum(lost))
 
 
 @dataclass

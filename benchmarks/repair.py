@@ -14,13 +14,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common import figures_parser, known_figures, say
+from common import figures_parser, known_figures, say, share_back
 from shortstack.evaluation.ppl import evaluate_ppl
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
@@ -55,14 +52,6 @@ def losses(model: str | Path, given: argparse.Namespace) -> dict[str, list[float
         str(model), data=given.text, seq_len=str(SEQ_LEN), limit=given.limit, dtype=given.dtype, quiet=True
     ).results
     return {Path(one.data["source"]).name: list(one.per_item[f"ppl_{SEQ_LEN}"]) for one in results}
-
-
-def share_back(dense: Sequence[float], pruned: Sequence[float], repaired: Sequence[float]) -> tuple[float, float]:
-    """(share of the lost log-perplexity that is back, its standard error over windows, paired)."""
-    dense_W, pruned_W, repaired_W = (torch.tensor(one, dtype=torch.float64) for one in (dense, pruned, repaired))
-    lost_W, back_W = pruned_W - dense_W, pruned_W - repaired_W
-    share = float(back_W.mean() / lost_W.mean())
-    return share, float((back_W - share * lost_W).std() / len(lost_W) ** 0.5 / lost_W.mean().abs())
 
 
 def measured(given: argparse.Namespace, blocks: str, known: dict[str, Any]) -> None:

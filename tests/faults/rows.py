@@ -144,6 +144,7 @@ ROWS: dict[int, tuple[str, str]] = {
     125: ("a family, or a cut, that cannot hold a repair", "refused or not repaired, with an alternative"),
     126: ("hidden states that are not finite in a repair", "refused: at which cut; no output"),
     127: ("a repair that rounding makes worse than none", "not applied: the weights do not change"),
+    128: ("a requested repair that makes a cut worse than none", "written as requested; each such cut is named, with `auto`"),
     130: ("an invalid prompt template, or one with other fields", "refused: file, fields found, fields expected"),
     131: ("a target module that does not exist", "refused with those that exist"),
     132: ("a tokenizer that is invalid, of another model, or changed", "refused, or a separate result: never mixed up"),

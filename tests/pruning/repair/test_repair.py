@@ -342,6 +342,20 @@ def test_the_share_that_is_back() -> None:
     assert RepairResult(Path("o"), "p", "d", [], {**ppl, "pruned": 1.0}, 3, {}, {}, 1.0).share_back is None
 
 
+@pytest.mark.fault(128)
+def test_a_repair_that_does_harm_is_named() -> None:
+    """A method that was requested is applied at every cut, also where it is worse than none."""
+    ppl = {"dense": 10.0, "pruned": 20.0, "repaired": 30.0, "unfolded": 30.0}
+    places = [
+        {"where": "block 12", "method": "linear", "ppl": {"none": 20.0, "linear": 40.0}},
+        {"where": "block 17", "method": "linear", "ppl": {"none": 40.0, "linear": 30.0}},
+    ]
+    text = RepairResult(Path("o"), "p", "d", places, ppl, 3, {}, {}, 1.0).to_text()
+    assert "the repaired model is worse than the pruned one" in text
+    assert "worse: block 12 (20 without it, 40 with it); `--method auto` leaves them out" in text
+    assert "is back" not in text
+
+
 def test_on_the_command_line(
     cut: Callable[..., Any], rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,8 +33,17 @@ def repair_text(places: Sequence[Mapping[str, Any]], ppl: Mapping[str, float]) -
         table(["", "perplexity"], [(name, f"{ppl[name]:.4g}") for name in ("dense", "pruned", "repaired")]),
     ]
     back = share_back(ppl)
-    if back is not None:
+    if back is not None and back < 0:
+        lines.append("the repaired model is worse than the pruned one, on the windows that chose the repair")
+    elif back is not None:
         lines.append(f"{back:.0%} of the log-perplexity that was lost is back, on the windows that chose the repair")
+    worse = [
+        f"{place['where']} ({before:.4g} without it, {after:.4g} with it)"
+        for place in places
+        if (after := place["ppl"][place["method"]]) > (before := place["ppl"]["none"])
+    ]
+    if worse:
+        lines.append(f"the repair makes these places worse: {', '.join(worse)}; `--method auto` leaves them out")
     cost = math.log(ppl["repaired"]) - math.log(ppl["unfolded"])
     if abs(cost) >= _WORTH_SAYING:
         lines.append(
