@@ -35,6 +35,9 @@ def misbehave(how):
         sys.exit(3)
     if how == "killed":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if how == "other tokens":
+        print("vllm.exceptions.VLLMValidationError: Token id 9923 is out of vocabulary", file=sys.stderr)
+        sys.exit(1)
     if how == "no memory":
         print("ValueError: No available memory for the cache blocks. CUDA out of memory.", file=sys.stderr)
         sys.exit(1)

@@ -197,6 +197,13 @@ def test_an_engine_that_gives_too_few_times(model: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.fault(86)
+def test_a_model_with_fewer_tokens_than_the_prompts_of_vllm_need(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="a vocabulary of 10,000 tokens or more") as failed:
+        engine("vllm", model, programs(tmp_path / "bin", bench="other tokens")).bench(workload(), runs=2, warmup=1)
+    assert failed.value.hint == "measure this model with --engine transformers or llama.cpp"
+
+
+@pytest.mark.fault(86)
 @pytest.mark.parametrize("name", ["vllm", "llama.cpp"])
 def test_an_engine_without_memory_is_a_row(name: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises(DoesNotFitError, match="out of memory"):

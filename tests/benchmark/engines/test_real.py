@@ -53,8 +53,14 @@ def real_gguf(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def vllm(tmp_path: Path) -> Iterator[Engine]:
-    """Of a model that is wide enough for its attention kernels."""
-    sizes = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    """Of a model that is wide enough for its attention kernels, with as many tokens as its random prompts need."""
+    sizes = {
+        "vocab_size": 10_000,
+        "hidden_size": 64,
+        "head_dim": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
     model = pico.build(tmp_path / "model", "llama", max_position_embeddings=256, **sizes)
     engine = open_engine("vllm", subject(model), EngineOptions(engine_args="--enforce-eager", time_limit=300))
     yield engine

