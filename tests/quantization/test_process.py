@@ -6,13 +6,19 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AttentionInterface
 
+from shortstack.engine.load import from_directory
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.quantization import process
-from shortstack.quantization.worker import Job
+from shortstack.quantization.worker import Job, use_own_attention
+
+Built = Callable[..., Path]
 
 JOB = Job("model", "out", "", "W4A16", {"64": ["mlp.up_proj"]}, [[1, 2]], "bfloat16", "static", 0.01, True)
 
@@ -98,3 +104,30 @@ def test_the_worker_ends_when_nobody_waits(tmp_path: Path) -> None:
     started.stdin.close()
     assert started.wait(timeout=120) == 1
     assert not (tmp_path / "report").exists()
+
+
+def test_windows_are_calibrated_with_the_attention_of_the_model(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llm-compressor asks for the eager one, which is another function of transformers."""
+
+    model, _ = from_directory(built("llama"), dtype=torch.float32)
+    ids = torch.tensor([[1, 44, 75, 80, 91, 12, 7, 3]])
+    own = model(ids).logits
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
+    use_own_attention(model)
+    used = AttentionInterface()["eager"]
+    assert used is AttentionInterface()["sdpa"]
+    calls = []
+    monkeypatch.setitem(
+        AttentionInterface._global_mapping, "eager", lambda *a, **k: (calls.append(1), used(*a, **k))[1]
+    )
+    model.config._attn_implementation = "eager"
+    assert torch.allclose(model(ids).logits, own, atol=1e-5)
+    assert len(calls) == model.config.num_hidden_layers
+
+
+def test_a_model_that_has_no_attention_of_torch_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
+    use_own_attention(SimpleNamespace(config=SimpleNamespace(_attn_implementation="eager")))
+    assert "eager" not in AttentionInterface().valid_keys()

@@ -161,8 +161,21 @@ def _run(job: Job, model: Any, groups: dict[str, list[str]]) -> list[str]:
     loader: Any = torch.utils.data.DataLoader(windows, batch_size=_BATCHES)  # type: ignore[arg-type]
     # Windows are token ids already. Without a tokenizer it would look for one beside the model, where there may be none.
     nothing = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"": 0}, unk_token="")))
+    use_own_attention(model)
     oneshot(model=model, dataset=loader, processor=nothing, recipe=recipe, pipeline="sequential")
     return says
+
+
+def use_own_attention(model: Any) -> None:
+    """Calibrate with the attention that transformers gives the model, in this whole process.
+
+    llm-compressor asks for the eager one, because it needs the mask that comes with it. That takes most of the time of a
+    calibration on windows of 2048 tokens. Torch's own attention takes the same mask.
+    """
+    from transformers import AttentionInterface
+
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register("eager", AttentionInterface()["sdpa"])
 
 
 def _listening() -> list[str]:
