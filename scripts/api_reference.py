@@ -51,7 +51,7 @@ def reference_page() -> str:
     options = {name: one for name, one in records.items() if is_option(name)}
     found = {name: one for name, one in records.items() if name not in options}
     for command in stages.values():
-        found |= {one.__name__: one for one in returned(command.stage)}
+        found |= {one.__name__: one for result in returned(command.stage) for one in with_parts(result)}
     readers = {name: one for name, one in others.items() if not isinstance(one, type)}
     errors = {name: one for name, one in others.items() if issubclass_of(one, BaseException)}
     parts = [HEAD, "## Stages", "", *(line for name in stages for line in stage_lines(name, stages[name]))]
@@ -78,6 +78,21 @@ def returned(function: Any) -> list[type]:
     hint = typing.get_type_hints(inspect.unwrap(function))["return"]
     kinds = typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
     return [kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(kind, type)]
+
+
+def with_parts(record: type) -> list[type]:
+    """A record, the records in its fields, and those in theirs."""
+    known = [record]
+    for one in known:
+        kinds = [leaf for hint in typing.get_type_hints(one).values() for leaf in leaves(hint)]
+        known += [kind for kind in dict.fromkeys(kinds) if dataclasses.is_dataclass(kind) and kind not in known]
+    return known
+
+
+def leaves(hint: Any) -> list[Any]:
+    """The types that a type is made of: of `list[Figure | None]`, Figure and None."""
+    parts = typing.get_args(hint)
+    return [leaf for part in parts for leaf in leaves(part)] if parts else [hint]
 
 
 def stage_lines(name: str, command: Command) -> list[str]:

@@ -29,6 +29,15 @@ AVOIDED = {
     r"\basked for\b": "requested",
     r"\bmay go\b": "removable",
     r"\bon this disk\b": "local",
+    r"\bit said\b|\bsaid nothing\b": "its last message, printed nothing",
+    r"\bsomething else than\b": "something other than",
+    r"\bas (?:it|they) stands?\b": "unchanged",
+    r"\bc(?:a|o)me(?:s)? to be\b|\bc(?:a|o)mes? about\b": "was made",
+    r"\bshould hear\b": "should know",
+    r"\bset against\b|\bheld against\b": "compared with, checked against",
+    r"\bbe had\b": "read, loaded, computed",
+    r"\bwas made of\b|\bwere made of\b": "made from",
+    r"\bnothing is known\b|\bof its own (?:environment|process)\b": "unknown; separate",
 }
 
 

@@ -71,8 +71,8 @@ def test_an_unknown_error_of_one_figure_is_an_unknown_error_of_the_mean() -> Non
 @pytest.mark.parametrize(
     ("entry", "value", "says"),
     [
-        ("per_item", {"ppl_128": ["2.0"]}, "per_item of ppl_128 holds something else than measures"),
-        ("per_item", {"ppl_128": [1e308]}, "per_item of ppl_128 holds something else than measures"),
+        ("per_item", {"ppl_128": ["2.0"]}, "per_item of ppl_128 holds something other than measures"),
+        ("per_item", {"ppl_128": [1e308]}, "per_item of ppl_128 holds something other than measures"),
         ("parameters", 0, "parameters is 0, expected a size"),
         ("bytes", 1e300, "bytes is 1e+300, expected a size"),
         ("data", {"sha256": ["s"]}, "sha256 of data is no text"),

@@ -106,7 +106,7 @@ def test_engines_that_load_for_every_call_take_turns_too(models: list[str], tmp_
     assert len(found["dense"].per_item["latency"]) == 4
     assert found["dense"].settings["engine_version"] == "0.32.0"
     assert found["dense"].figures["served_rate"].value == 12.0
-    assert any("random tokens of its own" in note for note in found["dense"].notes)
+    assert any("prompts are random tokens" in note for note in found["dense"].notes)
 
 
 @pytest.mark.fault(86)
@@ -190,7 +190,7 @@ def test_models_with_different_tokenizers_are_allowed_and_said(
     vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
     path.write_text(json.dumps(record))
     result = shortstack.bench(models[0], str(other), memory=False, **FEW)  # type: ignore[attr-defined]
-    assert f"{other}: another tokenizer than {models[0]}" in result.to_text()
+    assert f"{other}: the tokenizer is not that of {models[0]}" in result.to_text()
 
 
 def test_a_model_without_tokenizer_can_be_timed(
@@ -198,7 +198,7 @@ def test_a_model_without_tokenizer_can_be_timed(
 ) -> None:
     bare = pico.build(tmp_path / "bare", "llama", with_tokenizer=False)
     shortstack.bench(str(bare), memory=False, **{**FEW, "quiet": False})  # type: ignore[attr-defined]
-    assert "the prompt's tokens are counted up" in capsys.readouterr().err
+    assert "the prompt is the token ids 0, 1, 2, ..." in capsys.readouterr().err
     with pytest.raises(ShortstackError, match="no tokenizer"):
         shortstack.bench(str(bare), memory=False, **{**FEW, "prompt_tokens": None})  # type: ignore[attr-defined]
 

@@ -70,7 +70,7 @@ def test_a_draft_that_cannot_pay_is_said(models: tuple[str, str], monkeypatch: p
     assert "it cannot pay" in result.to_text()
 
 
-@pytest.mark.parametrize(("gap", "code", "says"), [(1e-6, 0, "up to rounding"), (0.1, 1, "which it must not")])
+@pytest.mark.parametrize(("gap", "code", "says"), [(1e-6, 0, "up to rounding"), (0.1, 1, "which must not happen")])
 def test_another_text_is_an_error_unless_rounding_explains_it(
     gap: float, code: int, says: str, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

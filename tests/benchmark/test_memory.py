@@ -64,7 +64,8 @@ def test_what_the_system_ends_does_not_fit_and_the_rest_goes_on(built: Callable[
 @pytest.mark.usefixtures("child")
 def test_another_end_is_an_error(built: Callable[..., Path]) -> None:
     with pytest.raises(
-        EngineError, match="peak memory: ended with exit code 1 before it answered; it said: RuntimeError: cannot"
+        EngineError,
+        match="peak memory: ended with exit code 1 before it answered; its last message: RuntimeError: cannot",
     ):
         taken(built("llama"), [workload(3)])
 

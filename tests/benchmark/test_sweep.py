@@ -151,7 +151,7 @@ def test_the_engine_that_fails_does_not_end_the_others(
     result = shortstack.bench(models[0], engine="vllm,transformers", engine_binary=folder, memory=False, **FEW)  # type: ignore[attr-defined]
     assert {one.settings["engine"] for one in result.results} == {"transformers"}
     assert result.exit_code == 1
-    assert "vllm is left out: vllm bench latency: ended with exit code 3" in result.to_text()
+    assert "vllm was skipped: vllm bench latency: ended with exit code 3" in result.to_text()
     with pytest.raises(EngineError):
         shortstack.bench(models[0], engine="vllm", engine_binary=folder, memory=False, **FEW)  # type: ignore[attr-defined]
 

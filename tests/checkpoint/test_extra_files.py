@@ -59,7 +59,7 @@ def test_records_of_quantization_are_renumbered(
     pruned(model, tmp_path)
     found = json.loads((tmp_path / "out" / name).read_text())
     assert found == {"bits": 4, "quantization": {"exclude_modules": ["lm_head", "model.layers.2.mlp"]}}
-    assert f"renumbered for the blocks that stay: {name}" in capsys.readouterr().err
+    assert f"renumbered for the remaining blocks: {name}" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

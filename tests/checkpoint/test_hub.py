@@ -135,9 +135,9 @@ def test_prune_and_score_from_the_hub(hub: tuple[str, list[str], Path], tmp_path
         ("org/gated", "org/gated: the hub asks for permission first (HTTP 403)", {}),
         ("org/forbidden", "org/forbidden: the hub refuses access (HTTP 403)", {}),
         ("org/missing", "org/missing: no such directory, and the hub has no such model (HTTP 404)", {}),
-        ("org/busy", "org/busy: the hub says that it was asked too often (HTTP 429)", {}),
+        ("org/busy", "org/busy: the hub refuses further requests for now (HTTP 429)", {}),
         pytest.param(
-            "org/broken", "org/broken: the hub has a fault of its own (HTTP 500)", {}, marks=pytest.mark.slow
+            "org/broken", "org/broken: the hub reports an internal error (HTTP 500)", {}, marks=pytest.mark.slow
         ),  # the client tries again for half a minute
         ("org/model@nothing", "org/model@nothing: the hub has the model, but no such revision (HTTP 404)", {}),
         ("org/empty", "org/empty: the hub's copy has no config.json (HTTP 404)", {}),

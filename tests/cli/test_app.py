@@ -174,7 +174,11 @@ def test_the_whole_way(built: Built, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["frobnicate"], 2, ""),
         (["score"], 2, ""),
         (["score", "MODEL", "--criterion", "taylr"], 2, "error: unknown criterion 'taylr'"),
-        (["score", "MODEL", "--criterion", "all,ppl"], 2, "hint: `all` stands alone: --criterion all"),
+        (
+            ["score", "MODEL", "--criterion", "all,ppl"],
+            2,
+            "hint: `all` cannot be combined with other criteria: --criterion all",
+        ),
         (["info", ""], 2, "error: '' is not the name of a model"),
         (["score", "MODEL", "--data", ""], 2, "error: '' is not the name of a text"),
         (["eval", "ppl", "MODEL", "--data", ""], 2, "error: --data '': names no text"),

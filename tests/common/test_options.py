@@ -120,7 +120,7 @@ def test_the_docstring_has_the_fields_in_the_place_of_their_record() -> None:
         "    hue: the colour, which",
         "        is long to explain.",
         "    coats: how many times.",
-        "    paint: a `Paint` that holds `hue` to `coats`; these override it.",
+        "    paint: A `Paint` with the values of `hue` to `coats`. Keywords take precedence.",
         "    fast: in a hurry.",
     ]
 

@@ -133,11 +133,15 @@ THOUGHT = {"role": "assistant", "content": "<think>Let me see.</think>Blue."}
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "colour", "arguments": {"n": 1}}}]}
 TOOLS = [{"type": "function", "function": {"name": "colour"}}]
 REFUSED: dict[str, tuple[str, list[dict[str, Any]], str]] = {
-    "forgets thoughts of earlier turns": (FORGETS, [ASK, THOUGHT, ASK, THOUGHT], "line 1, turn 2: .* as it stands"),
+    "forgets thoughts of earlier turns": (
+        FORGETS,
+        [ASK, THOUGHT, ASK, THOUGHT],
+        "line 1, turn 2: .* changes this answer",
+    ),
     "leaves thoughts out": (
         TURNS.replace("m.content", "m.content.split('</think>')[-1]") + PROMPT,
         [ASK, THOUGHT],
-        "line 1, turn 2: the chat template does not render this answer as it stands",
+        "line 1, turn 2: the chat template changes this answer",
     ),
     "leaves tool calls out": (TURNS + PROMPT, [ASK, CALL], "line 1, turn 2: .* does not render its tool calls"),
     "renders earlier turns in another way": (

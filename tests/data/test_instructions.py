@@ -154,7 +154,7 @@ def test_prompt_and_completion_are_joined_as_they_stand(tokenizer: Any, tmp_path
     found = read_instructions(data, tokenizer, cutoff=1000)
     assert tokenizer.decode(found.examples[0].ids) == "<s>Say it: it</s>"
     assert trained_text(tokenizer, found.examples[0]) == "it</s>"
-    assert "prompt and completion joined as they stand" in found.to_text()
+    assert "prompt and completion joined unchanged" in found.to_text()
 
 
 @pytest.mark.fault(99)
@@ -173,7 +173,7 @@ def test_rows_without_an_answer_are_counted_and_reported(tmp_path: Path) -> None
     found = read_instructions(written(tmp_path / "d.jsonl", rows), tokenizer, cutoff=1000)
     assert [trained_text(tokenizer, example) for example in found.examples] == ["b</s>"]
     assert (found.rows, found.unanswered, found.empty) == (6, 5, 0)
-    assert "5 rows left out: their answer is empty, or there is none" in found.to_text()
+    assert "5 rows skipped: their answer is empty or missing" in found.to_text()
     with pytest.raises(ShortstackError, match="none of its 5 rows has an answer"):
         read_instructions(written(tmp_path / "e.jsonl", rows[1:]), tokenizer, cutoff=1000)
 

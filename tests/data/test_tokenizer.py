@@ -119,7 +119,7 @@ def test_figures_are_kept_apart_by_tokenizer(
     assert first.settings["tokenizer_from"] == {**record_of(other), "source": str(chosen)}
     capsys.readouterr()
     assert measured(bare, other).figures == first.figures
-    assert "found by an earlier run" in capsys.readouterr().err, (
+    assert "cached by an earlier run" in capsys.readouterr().err, (
         "the same files in another folder are the same tokenizer"
     )
     shutil.rmtree(chosen)
@@ -127,7 +127,7 @@ def test_figures_are_kept_apart_by_tokenizer(
     second = measured(bare, chosen)
     assert second.figures != first.figures
     assert second.settings["tokenizer"] != first.settings["tokenizer"]
-    assert "found by an earlier run" not in capsys.readouterr().err
+    assert "cached by an earlier run" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["samples", "generation", "bench"])

@@ -40,12 +40,9 @@ def test_an_adapter_beside_the_weights_is_never_put_on_top(
     assert torch.equal(adapters.logits(model), adapters.logits(pico.load(built("llama"))))
     assert model.config._name_or_path == str(run_folder)
     said = capsys.readouterr().err
-    assert "left alone (README.md" not in said
-    assert (
-        "an adapter beside the model's own weights is left alone (adapter_config.json, adapter_model.safetensors)"
-        in said
-    )
-    assert "named by no index" not in said
+    assert "is ignored (README.md" not in said
+    assert "an adapter beside the model's weights is ignored (adapter_config.json, adapter_model.safetensors)" in said
+    assert "not in the index" not in said
 
 
 @pytest.mark.fault(96)
@@ -71,7 +68,7 @@ def test_it_is_not_copied_and_every_command_sees_the_same_weights(
 def test_check_says_what_others_make_of_it_and_looks_at_the_weights_alone(run_folder: Path) -> None:
     found = {finding.what: finding for finding in check(str(run_folder), quiet=True).findings}
     assert found["adapter"].status == "note"
-    assert "transformers puts the adapter on top of the weights" in found["adapter"].says
+    assert "transformers applies the adapter to the weights" in found["adapter"].says
     assert found["unexpected keys"].status == "ok"
 
 

@@ -71,7 +71,9 @@ def test_the_cpu_decides_and_nothing_is_measured(
     said = Lines()
     assert scored(built("llama", dtype=stored), said).settings["dtype"] == chosen
     unit = flags.split()[0] if chosen == "bfloat16" and "amx" in flags else "avx512_bf16"
-    line = f"--dtype auto: bfloat16, which the checkpoint is stored in and this CPU has units for ({unit})"
+    line = (
+        f"--dtype auto: bfloat16, because the checkpoint is stored in it and this CPU has instructions for it ({unit})"
+    )
     assert said.said == [line] * (chosen == "bfloat16")
 
 

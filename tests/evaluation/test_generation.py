@@ -129,7 +129,7 @@ def test_dense_of_another_vocabulary_reads_the_text_anew(shared: Path) -> None:
 
 def test_what_cannot_be_asked(built: Built, tmp_path: Path) -> None:
     model = str(built("llama"))
-    with pytest.raises(ShortstackError, match="none of the 41 prompts .* 200 new tokens, into its 64 positions"):
+    with pytest.raises(ShortstackError, match="each of the 41 prompts .* 200 new tokens, more than its 64 positions"):
         evaluate_generation(model, new_tokens=200, options=QUIET)
     with pytest.raises(UsageError, match="--new-tokens 0"):
         evaluate_generation(model, new_tokens=0, options=QUIET)

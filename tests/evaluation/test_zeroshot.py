@@ -302,7 +302,7 @@ def test_a_killed_run_goes_on_with_the_next_task(
     assert not (tmp_path / "r.json").exists()
     assert warm.run(command, log, environment=kept)["code"] == 0, log.read_text()
     said = log.read_text()
-    found = [line for line in said.splitlines() if "found by an earlier run" in line]
+    found = [line for line in said.splitlines() if "cached by an earlier run" in line]
     assert {line.split(": ")[1] for line in found} >= {"boolq", "piqa"}
     assert f"{model}: openbookqa ..." in said
     (fresh,) = evaluate_zeroshot(model, tasks_dir=rows, options=EvaluationOptions(quiet=True, fresh=True)).results
@@ -317,7 +317,7 @@ def test_nothing_is_found_for_another_model_or_other_rows(
 
     def said(folder: Path, **options: Any) -> bool:
         evaluate_zeroshot(str(model), tasks="piqa", tasks_dir=folder, options=EvaluationOptions(**options))
-        return "found by an earlier run" in capfd.readouterr().err
+        return "cached by an earlier run" in capfd.readouterr().err
 
     assert not said(rows)
     assert said(rows)

@@ -63,7 +63,7 @@ UNSAFE = {
 def test_what_is_not_exact_is_refused(tiny_model: Tiny, forget: Callable[[str], None], name: str) -> None:
     forget(name)
     checkpoint = open_model(str(tiny_model(name)))
-    with pytest.raises(ShortstackError, match="tried on a tiny model"):
+    with pytest.raises(ShortstackError, match="tested on a tiny model"):
         plan_for(checkpoint, blocks=UNSAFE[name])
     plan_for(checkpoint, blocks="5")
 

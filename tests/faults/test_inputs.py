@@ -69,7 +69,7 @@ def test_a_stale_shard_is_named_and_not_copied(
     model = copied("llama", shard_bytes=40_000)
     save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(2)}, model / "model-00009-of-00009.safetensors")
     prune(str(model), out=tmp_path / "p", blocks="1")
-    assert "model-00009-of-00009.safetensors is named by no index and is left out" in capsys.readouterr().err
+    assert "model-00009-of-00009.safetensors is not in the index and is ignored" in capsys.readouterr().err
     assert not (tmp_path / "p/model-00009-of-00009.safetensors").exists()
 
 

@@ -142,10 +142,13 @@ def test_an_engine_may_suppress_the_end_of_text() -> None:
 @pytest.mark.parametrize(
     ("behaviour", "says"),
     [
-        ({"worker": "hang"}, "vllm: no answer within 0.50 s; it said: loading the model (set a longer --time-limit)"),
+        (
+            {"worker": "hang"},
+            "vllm: no answer within 0.50 s; its last message: loading the model (set a longer --time-limit)",
+        ),
         (
             {"worker": "die"},
-            "ended with exit code 3 before it answered; it said: RuntimeError: the engine has no kernel",
+            "ended with exit code 3 before it answered; its last message: RuntimeError: the engine has no kernel",
         ),
         ({"worker": "rubbish"}, "vllm: expected a line of JSON, found 'INFO loading'"),
         ({"worker": "raise"}, "vllm: ValueError: no such architecture"),
@@ -231,7 +234,7 @@ def test_an_engine_that_does_not_know_how_weights_are_quantized(model: Path, tmp
     error = "ValueError: Received 504 parameters not in model: \nmodel.layers.0.mlp.down_proj.weight_packed"
     python = programs(tmp_path / "bin", worker="raise", error=error) / "python"
     found = engines(model, engine="mlx", engine_python=python)["mlx"]
-    assert "quantized in a way that mlx-lm does not read (ValueError: Received 504 parameters" in found.says
+    assert "quantized in a way that mlx-lm does not support (ValueError: Received 504 parameters" in found.says
 
 
 def test_a_gguf_file_needs_its_checkpoint(model: Path, gguf: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_versions_devices_and_caches_are_what_they_are(tmp_path: Path, monkeypat
     assert "processors, memory: " in says(result, "devices", "cpu")[1]
     assert "float32 products by " in says(result, "devices", "cpu arithmetic")[1]
     assert f"{hub}: 3 kB in 1 files" in says(result, "caches", "hub")[1]
-    assert says(result, "caches", "evaluations") == ("ok", f"{kept}: nothing yet")
+    assert says(result, "caches", "evaluations") == ("ok", f"{kept}: does not exist yet")
     assert says(result, "hub and environment", "hub")[1].endswith(", offline")  # as tests are
     shown = result.to_text()
     assert all(title in shown for title in result.sections)

@@ -123,5 +123,5 @@ def test_sets_that_a_family_refuses_are_skipped(
     assert 0 not in made.removed
     assert all(0 not in one["removed"] for one in made.why["gates"]["measured"])
     told = capsys.readouterr().err
-    assert "cannot go exactly and were not measured" in told
-    assert "sets measured, the one that they hold to be the cheapest is number" in told
+    assert "cannot be removed exactly and were not measured" in told
+    assert "gates: the set that they predict to be the cheapest is number" in told

@@ -187,7 +187,7 @@ def test_a_search_measures_the_objective(built: Built, tmp_path: Path, objective
     for name, own in judging.items():
         ratio = math.exp(nll(model, own, found.removed) - nll(model, own))
         assert why["measured"]["sets"][0]["sources"][name]["increase"] == pytest.approx(ratio - 1, abs=1e-4)
-    assert "what each source pays in perplexity" in found.to_text()
+    assert "increase of perplexity for each source" in found.to_text()
 
 
 def test_evolution_sees_all_sources_on_its_first_windows(built: Built, tmp_path: Path) -> None:

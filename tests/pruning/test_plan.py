@@ -273,7 +273,7 @@ def test_an_amount_that_removes_nothing_says_so(built: Built) -> None:
 
 
 def test_a_plan_speaks_english(built: Built) -> None:
-    assert "blocks go (" in plan(str(built("llama")), blocks="0,5").to_text()
+    assert "blocks are removed (" in plan(str(built("llama")), blocks="0,5").to_text()
     assert "), as given" in plan(str(built("llama")), blocks="0,5").to_text()
     with pytest.raises(ShortstackError, match="blocks 1, 3 are listed twice"):
         plan(str(built("llama")), blocks="1,1,3,3")

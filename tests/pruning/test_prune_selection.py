@@ -66,9 +66,9 @@ def test_it_says_what_the_set_costs_and_what_each_source_pays(
             built("llama"), named, tmp_path / objective, remove=2, samples=2, objective=objective, quiet=False
         )
         text = made.to_text()
-        assert f"what each source pays in perplexity (the set is chosen for {objective})" in text
+        assert f"increase of perplexity for each source (the set is chosen for {objective})" in text
         measured = made.plan.why["measured"]
-        assert f"beside the dense model's perplexity of {measured['dense_ppl']:.4g}" in text
+        assert f"where the dense model has a perplexity of {measured['dense_ppl']:.4g}" in text
         assert f"{measured['sets'][0]['increase']:+.1%}" in text
         assert said in capsys.readouterr().err
 
@@ -154,7 +154,7 @@ def test_what_is_left_is_repaired_between_the_steps(
         ({"plan": "plan.json"}, "--plan names the blocks"),
         ({"remove": 1, "criterion": "ppl"}, "--criterion ppl: no effect with --selection"),
         ({"remove": 1, "strategy": "contiguous"}, "--strategy contiguous: no effect with --selection"),
-        ({"remove": 1, "repair_between": True}, "--repair-between: no effect without --repair and steps of --rescore"),
+        ({"remove": 1, "repair_between": True}, "--repair-between: no effect without --repair and --rescore"),
         ({"remove": 1, "repair_between": True, "rescore": "ppl"}, "--repair-between: no effect"),
         ({"remove": 1, "selection": "gredy"}, "no such selection"),
         ({}, "give one of --remove, --ratio, --params"),

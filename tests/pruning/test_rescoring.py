@@ -144,7 +144,7 @@ def test_blocks_that_cannot_go_are_passed_over_and_said(
     steps = stepping(built("llama"), tmp_path / "work", Scored([2, 0, 5]))
     steps.progress = Progress()
     assert steps.first(1) == [0]
-    assert "without block 0, which scores lowest of those that can be removed (block 2 cannot: it is needed)" in (
+    assert "block 0 is removed; it has the lowest score of the removable blocks (block 2 is not: it is needed)" in (
         capsys.readouterr().err.replace("\n", " ")
     )
     monkeypatch.setattr(rescoring, "reason_against", lambda *_: "it is needed")

@@ -75,7 +75,7 @@ def test_figures_beside_the_dense_models_in_table_and_metadata(model: Path, tmp_
     ]
     done = card(model, *files, base_model="org/base", license="mit", quiet=True)
     assert (done.figures, list(done.files)) == (4, ["README.md"])
-    assert any("left out, as they are of other models: HEALED" in note for note in done.notes)
+    assert any("does not show results of other models: HEALED" in note for note in done.notes)
     text = (model / "README.md").read_text()
     found: Any = ModelCard(text)
     assert (

@@ -54,8 +54,8 @@ def test_what_it_is_how_it_was_made_how_it_is_used_and_whose_licence_holds() -> 
     assert "- blocks removed (numbered as in the original model): 2-3\n- blocks kept: 0-1, 4-5" in card.text
     assert "Nothing was trained after the removal" in card.text
     assert 'AutoModelForCausalLM.from_pretrained("ORG/NAME")' in card.text
-    assert "That of the base model, org/base: apache-2.0. Its text: `LICENSE.txt`." in card.text
-    assert "None were measured" in card.text
+    assert "The licence of the base model, org/base: apache-2.0. Its text is in `LICENSE.txt`." in card.text
+    assert "No figures were measured" in card.text
 
 
 def test_steps_that_followed() -> None:
@@ -71,7 +71,7 @@ def test_steps_that_followed() -> None:
     ]  # fmt: skip
     card: Any = ModelCard(model_card(record(steps=steps), {}))
     assert "blocks, retrained, quantized\n" in card.text
-    assert "2. retrained (lora) for 5 steps, 60 tokens of wikitext2\n3. merge: an adapter was folded" in card.text
+    assert "2. retrained (lora) for 5 steps, 60 tokens of wikitext2\n3. merged: an adapter was folded" in card.text
     assert "4. quantized to W4A16 (gptq), calibrated on 8 windows of 64 tokens of c4\n5. something-new\n" in card.text
     assert card.data.base_model_relation == "quantized"
     assert card.data.datasets == ["Salesforce/wikitext"]
@@ -153,7 +153,7 @@ def test_licence_and_languages_go_from_card_to_card_and_nothing_else(copied: Bui
         assert card.data.license_link == "LICENSE"
         assert card.data.base_model is None  # the base of the base
         assert "mine" not in card.data.tags
-        assert "apache-2.0. Its text: `LICENSE`." in card.text
+        assert "apache-2.0. Its text is in `LICENSE`." in card.text
         assert str(tmp_path) not in str(card)
 
 

@@ -64,7 +64,7 @@ def test_a_report_and_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "ended with code 3: ImportError: libfoo",
             "",
         ),
-        ("sys.exit(0)\n", "ended with code 0: it said nothing", ""),
+        ("sys.exit(0)\n", "ended with code 0: it printed nothing", ""),
         ("os.kill(os.getpid(), signal.SIGKILL)\n", "was killed; there may be too little memory", "--samples"),
         (failed(), "llm-compressor cannot quantize it: ValueError: no", "--debug"),
         (failed(says="can't allocate memory: 9 GB"), "out of memory", "--samples"),

@@ -94,10 +94,10 @@ def test_times_are_the_operations_at_a_measured_rate_and_say_so(
     both = rehearsal(recipe, tmp_path / "out", set_=["ppl.limit=3", "ppl.bos=both"])
     assert {step.name: step.seconds for step in both.steps}["ppl"] == pytest.approx(2 * (steps["ppl"].seconds or 0))
     shown = found.to_text()
-    assert "time: an estimate from below, of the matrix products alone, at the rate of one product" in shown
-    assert "no time is estimated of lora, cpt: `retrain ... --dry-run` measures three steps" in shown
-    assert "no time is estimated of prune, merge: reads and writes files" in shown
-    assert "no time is estimated of zeroshot: what it computes is not known beforehand" in shown
+    assert "time: a lower bound from the matrix products alone, at the rate of one product" in shown
+    assert "no time is estimated for lora, cpt: `retrain ... --dry-run` measures three steps" in shown
+    assert "no time is estimated for prune, merge: reads and writes files" in shown
+    assert "no time is estimated for zeroshot: what it computes is not known beforehand" in shown
     assert {step.name for step in found.steps if step.seconds is not None} == {"score", "ppl"}
     assert json.loads(json.dumps(found.to_json()))["steps"][0]["seconds"] == steps["score"].seconds
 
@@ -105,7 +105,7 @@ def test_times_are_the_operations_at_a_measured_rate_and_say_so(
 def test_texts_that_are_not_here_have_no_time(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = rehearsal(recipe, tmp_path / "out", set_=["ppl.data=wikitext2"])
     assert {step.name: step.seconds for step in found.steps}["ppl"] is None
-    assert "no time is estimated of ppl: how long the texts are is not known here" in found.to_text()
+    assert "no time is estimated for ppl: how long the texts are is not known here" in found.to_text()
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_what_is_set_by_hand_takes_the_place_of_what_it_contradicts(recipe: Path
     recipe.write_text(recipe.read_text().replace("remove: 2}", "remove: 2, plus: false}"))
     found = rehearsal(recipe, tmp_path / "out", set_=["prune.blocks=1,2,3"])
     assert found.problems == []
-    assert "prune: blocks takes the place of scores, remove, plus" in found.notes
+    assert "prune: blocks replaces scores, remove, plus" in found.notes
     assert found.steps[1].makes.startswith("3 blocks")
     found = rehearsal(recipe, tmp_path / "out", set_=["prune.ratio=0.3"])
     assert found.problems == []
-    assert "prune: ratio takes the place of remove" in found.notes
+    assert "prune: ratio replaces remove" in found.notes
     both = rehearsal(recipe, tmp_path / "out", set_=["prune.ratio=0.3", "prune.remove=1"])
     assert any("give one of --remove, --ratio, --params" in one for one in both.problems)
 

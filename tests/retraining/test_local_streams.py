@@ -43,7 +43,7 @@ def test_states_that_would_fill_the_memory_lie_on_disk(
     monkeypatch.setattr(BatchStates, "__init__", made)
     monkeypatch.setattr("shortstack.retraining.local_streams.available_bytes", lambda *_: 200_000)
     retrained("local", tmp_path / "out", quiet=False)
-    assert "they lie on disk, beside" in capsys.readouterr().err
+    assert "are kept on disk, beside" in capsys.readouterr().err
     assert None not in files
     monkeypatch.setattr("shortstack.retraining.local_streams.available_bytes", lambda *_: 1_000)
     with pytest.raises(ShortstackError, match="are free in memory") as error:

@@ -142,7 +142,10 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ("change", "says"),
     [
         (lambda t: t.update({FIRST.replace(".0.", ".9."): t[FIRST].clone()}), "adapts block 9, which .* lacks"),
-        (lambda t: t.update({FIRST.replace("q_", "x_"): t[FIRST].clone()}), r"1 of its tensors find no place .*x_proj"),
+        (
+            lambda t: t.update({FIRST.replace("q_", "x_"): t[FIRST].clone()}),
+            r"1 of its tensors do not belong to .*x_proj",
+        ),
         (lambda t: t.pop(FIRST), r"1 tensors that its config calls for are not in it.*q_proj\.lora_A"),
     ],
     ids=["beyond the depth", "no such layer", "lost"],
@@ -162,7 +165,7 @@ def test_settings_of_a_newer_peft(built: Built, tmp_path: Path, capsys: pytest.C
     expected = adapters.build(base, tmp_path / "adapter")
     adapters.configure(tmp_path / "adapter", a_setting_of_tomorrow=None, another=False)
     assert torch.allclose(adapters.logits(merged(base, tmp_path, quiet=False)), expected, atol=1e-4)
-    assert "a_setting_of_tomorrow, another: not known to PEFT" in capsys.readouterr().err
+    assert "a_setting_of_tomorrow, another: unknown to PEFT" in capsys.readouterr().err
     adapters.configure(tmp_path / "adapter", a_setting_of_tomorrow="quick")
     with pytest.raises(
         ShortstackError, match="a_setting_of_tomorrow is 'quick', which PEFT .* does not support"

@@ -85,7 +85,7 @@ def test_it_is_streamed_where_the_whole_one_does_not_fit(
     monkeypatch.setattr(teachers, "load_model", never)
     without_room(monkeypatch)
     teach(str(dense), out=tmp_path / "out", **given)
-    assert "of weights, 1 kB free: its blocks are read one at a time" in capsys.readouterr().err
+    assert "of weights, 1 kB free: blocks are read one at a time" in capsys.readouterr().err
     assert shards(tmp_path / "out") == shards(tmp_path / "whole")
 
 

@@ -98,7 +98,7 @@ def test_experts_that_get_no_adapter_are_reported(
     retrained("lora", tmp_path / "out", model=model, max_steps=1, quiet=False, dry_run=dry_run)
     said = capsys.readouterr().err
     assert "no adapter on mlp.experts.down_proj, mlp.experts.gate_up_proj, mlp.gate.weight (" in said
-    assert "% of the blocks' parameters): LoRA is put on linear layers alone; retrain cpt trains all" in said
+    assert "% of the blocks' parameters): LoRA adapts only linear layers; retrain cpt trains all" in said
 
 
 PARTS = {

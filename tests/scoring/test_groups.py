@@ -59,7 +59,7 @@ def test_a_limit_of_memory_makes_groups(
     limited = scored(model, windows, criteria, memory_bytes=streams * one_stream, progress=Progress())
     assert seen == [6, group]
     assert limited.settings.get("group", 6) == group
-    line = f"{group} are swept at a time, and the weights read {-(-6 // group)} times\n"
+    line = f"{group} are computed at a time, and the weights are read {-(-6 // group)} times\n"
     assert capsys.readouterr().err.count(line) == (group < 6)
     for name in criteria.split(","):
         assert limited.criteria[name].scores == pytest.approx(together.criteria[name].scores, rel=1e-6)

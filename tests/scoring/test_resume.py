@@ -131,7 +131,7 @@ def test_the_state_of_another_run_is_not_used(
         )  # fmt: skip
 
     found = figures(run(tmp_path / "work"))
-    assert "is another run's" in capsys.readouterr().err
+    assert "belongs to another run" in capsys.readouterr().err
     assert found == figures(run(None))
 
 

@@ -146,7 +146,7 @@ def test_files_hold_the_sources_and_old_ones_are_read(built: Built, tmp_path: Pa
     ]
     assert float(rows[7]["score"]) == found.criteria["ppl"].sources["sums"].scores[1]
     text = found.to_text()
-    assert "what each source pays without a block" in text
+    assert "the cost of removing a block for each source" in text
     assert all(len(line) <= 80 for line in text.splitlines() if "general" in line and "windows" not in line)
     record = json.loads(out.read_text())
     for entry in record["criteria"].values():

@@ -16,15 +16,15 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """What a number of blocks costs, on windows that chose nothing.
+    """The cost of removing a number of blocks, measured on validation windows.
 
     Attributes:
-        removed: blocks of the original model.
-        parameters: of what is left.
-        ppl: perplexity without them.
-        increase: how much larger than the dense model's it is, as a share of that.
-        stderr: standard error of the increase, over windows, paired; None for a single window.
-        sources: the same (`ppl`, `increase`, `stderr`) of each named source.
+        removed: The removed blocks, by their numbers in the original model.
+        parameters: The number of remaining parameters.
+        ppl: The perplexity without these blocks. Lower is better.
+        increase: The increase of the perplexity, as a share of the dense model's: 0.1 is 10 % more.
+        stderr: The standard error of the increase, paired over windows; None for a single window.
+        sources: The `ppl`, `increase` and `stderr` of each named source.
     """
 
     removed: tuple[int, ...]
@@ -36,21 +36,23 @@ class CurvePoint:
 
     @property
     def number(self) -> int:
-        """How many blocks are removed: a size that no set of the family has is left out of a curve."""
+        """The number of removed blocks."""
         return len(self.removed)
 
 
 @dataclass(frozen=True, repr=False)
 class Curve(Shown):
-    """What it costs to remove ever more blocks.
+    """The perplexity against the number of removed blocks.
 
     Attributes:
-        source, fingerprint: the checkpoint.
-        selection: what chose the set of each size.
-        dense_ppl: the dense model's perplexity.
-        one_token_ppl: that of the dense model where it sees a single token before the one that it predicts.
-        points: by number of blocks removed, rising; none for 0.
-        why: calibration and settings.
+        source: The checkpoint, as it was named in the call.
+        fingerprint: The fingerprint of the checkpoint.
+        selection: The method that chose the set of each size.
+        dense_ppl: The perplexity of the dense model.
+        one_token_ppl: The perplexity of the dense model when it sees only the token before the predicted one.
+        points: One point for each number of removed blocks, ascending, without 0. Sizes without a removable set are
+            missing.
+        why: The calibration set and the settings.
     """
 
     source: str
@@ -63,9 +65,9 @@ class Curve(Shown):
 
     @property
     def knee(self) -> int | None:
-        """How many blocks are gone where the curve of log-perplexity bends most; None where it does not.
+        """The number of removed blocks where the curve of log-perplexity bends most; None if it does not bend.
 
-        That is the point furthest below the straight line from the dense model to the last point.
+        It is the point furthest below the straight line from the dense model to the last point.
         """
         heights = [
             math.log(point.ppl / self.dense_ppl) if math.isfinite(point.ppl) else math.inf for point in self.points
@@ -74,7 +76,7 @@ class Curve(Shown):
 
     @property
     def point_of_no_return(self) -> int | None:
-        """With how many blocks gone the model first predicts no better than the dense one that sees one token; or None."""
+        """The smallest number of removed blocks whose perplexity is not below `one_token_ppl`; None if none is."""
         return next((point.number for point in self.points if not point.ppl < self.one_token_ppl), None)
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class Curve(Shown):
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per number of blocks."""
+        """One row for each number of removed blocks."""
         return [{"blocks removed": point.number, **_flat(point)} for point in self.points]
 
     def to_text(self) -> str:

@@ -21,20 +21,22 @@ SCHEMA = 1
 
 @dataclass(frozen=True, repr=False)
 class PrunePlan(Shown):
-    """The blocks to remove from one checkpoint, and why. Indices are those of the original model.
+    """The blocks to remove from one checkpoint, and why. Blocks have their numbers in the original model.
 
-    Checks itself: duplicate, unknown or protected blocks, and plans that leave nothing, are refused by name.
+    A plan checks itself: one with duplicate, unknown or protected blocks, or without a remaining block, is refused.
 
     Attributes:
-        source, fingerprint: the checkpoint that the plan is for.
-        blocks: the original indices of all blocks that it has, in order.
-        removed: those to remove, rising.
-        protected: those that may not be removed (the published "+" rule), rising.
-        gone: those of the original model that were removed before, rising.
-        criterion: what chose them, or "given".
-        before, after: parameters, bytes and key-value cache bytes per token (float16) of the checkpoint.
-        why: everything else that made the choice: strategy, calibration, scores.
-        note: what a reader of the plan should know.
+        source: The checkpoint that the plan is for, as it was named in the call.
+        fingerprint: The fingerprint of that checkpoint.
+        blocks: All blocks of the checkpoint, in order.
+        removed: The blocks to remove, ascending.
+        protected: The blocks that must not be removed (the published "+" rule), ascending.
+        criterion: The criterion or search that chose the blocks, or "given".
+        before: The parameters, bytes and key-value cache bytes per token (in 16 bits) of the checkpoint.
+        after: The same of the pruned checkpoint.
+        why: Everything else behind the choice: the strategy, the calibration set, the scores.
+        note: What a reader of the plan should know.
+        gone: The blocks of the original model that were removed before, ascending.
     """
 
     source: str
@@ -79,12 +81,12 @@ class PrunePlan(Shown):
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Original indices of the blocks that stay, rising."""
+        """The remaining blocks, ascending."""
         return tuple(index for index in self.blocks if index not in self.removed)
 
     @property
     def removal_ratio(self) -> float:
-        """Share of the parameters that goes."""
+        """The share of the parameters that is removed, from 0 to 1."""
         before, after = self.before.get("parameters"), self.after.get("parameters")
         return 1 - after / before if before and after else 0.0
 
@@ -105,7 +107,7 @@ class PrunePlan(Shown):
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per block."""
+        """One row for each block."""
         return [
             {"block": index, "removed": index in self.removed, "protected": index in self.protected}
             for index in self.blocks
@@ -115,7 +117,7 @@ class PrunePlan(Shown):
         """What a person reads on the terminal."""
         ratio = f"{self.removal_ratio:.1%} of parameters"
         lines = [
-            f"{self.source}: {len(self.removed)} of {len(self.blocks)} blocks go ({ratio}), "
+            f"{self.source}: {len(self.removed)} of {len(self.blocks)} blocks are removed ({ratio}), "
             + ("as given" if self.criterion == "given" else f"chosen by {self.criterion}"),
             f"  removed  {ranges(self.removed) or 'none'}",
             f"  kept     {ranges(self.kept)}",
@@ -128,20 +130,18 @@ class PrunePlan(Shown):
         return "\n".join([*lines, *([self.note] if self.note else [])])
 
     def costs_text(self) -> list[str]:
-        """The cost for each named source, and what was measured of the set and its alternatives, as far as it is known."""
+        """The cost for each named source, and the measured costs of the set and its alternatives, if known."""
         pays, measured = self.pays(), self.why.get("measured")
         lines = [] if pays is None else ["", pays.to_text()]
         return lines if measured is None else [*lines, "", *self._measured_text(measured)]
 
     def pays(self) -> Table | None:
-        """What each named source pays for the blocks that go; None where the text has one source."""
+        """The cost of the removal for each named source; None if the text has one source."""
         if "sources" in self.why:
             is_loss, added = self.why["sources"]["is_loss"], self.why["sources"]["added_up"]
             rows = [(source, _change(_ratio(value)) if is_loss else f"{value:.4g}") for source, value in added.items()]
             what = "perplexity" if is_loss else "score"
-            return Table(
-                ["source", what], rows, f"what each source pays: {self._for()}costs of single blocks, added up"
-            )
+            return Table(["source", what], rows, f"cost for each source: {self._for()}costs of single blocks, added up")
         sets = self.why.get("measured", {}).get("sets", [])
         if not sets or not sets[0].get("sources"):
             return None
@@ -150,7 +150,9 @@ class PrunePlan(Shown):
             for source in sets[0]["sources"]
         ]
         return Table(
-            ["source", *(one["by"] for one in sets)], rows, f"what each source pays in perplexity{self._for(' (', ')')}"
+            ["source", *(one["by"] for one in sets)],
+            rows,
+            f"increase of perplexity for each source{self._for(' (', ')')}",
         )
 
     def _for(self, before: str = "", after: str = "; ") -> str:
@@ -165,9 +167,9 @@ class PrunePlan(Shown):
             for one in measured["sets"]
         ]
         return [
-            f"on windows that chose nothing, beside the dense model's perplexity of {measured['dense_ppl']:.4g}:",
+            f"on validation windows, where the dense model has a perplexity of {measured['dense_ppl']:.4g}:",
             Table(["chosen by", "removed", "perplexity"], rows).to_text(),
-            f"what these blocks cost one by one adds up to {_change(measured['added_up'])}",
+            f"the costs of these blocks one by one add up to {_change(measured['added_up'])}",
         ]
 
     def sizes(self) -> Table:
@@ -201,13 +203,16 @@ def blocks_text(blocks: Sequence[int]) -> str:
 
 @said_in_python
 def load_plan(path: str | Path) -> PrunePlan:
-    """Read a plan that `plan` wrote.
+    """Read a plan that `plan` or `search` wrote.
 
     Args:
-        path: the plan.json.
+        path: The plan.json.
+
+    Returns:
+        The plan.
 
     Raises:
-        ShortstackError: no such file, not a plan, or a plan that contradicts itself.
+        ShortstackError: there is no such file, it is not a plan, or the plan contradicts itself.
     """
     path = Path(path)
     try:
@@ -243,5 +248,5 @@ def load_plan(path: str | Path) -> PrunePlan:
 def _sizes(record: dict[str, Any], key: str) -> dict[str, int | None]:
     found = records.mapping(record, key)
     if not all(value is None or type(value) is int for value in found.values()):
-        raise TypeError(f"{key} holds something else than sizes")
+        raise TypeError(f"{key} holds something other than sizes")
     return found

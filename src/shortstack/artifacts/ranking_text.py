@@ -58,7 +58,9 @@ class Scale:
 def ranking_text(found: CriterionScores, protected: Collection[int] = ()) -> str:
     """A table of blocks with bars, the one that is removed first on top; of a bare order the order alone."""
     if found.is_bare:
-        return f"{found.name}: an order alone, first = removed first\n  {', '.join(map(str, found.order))}"
+        return (
+            f"{found.name}: only the order is known; the first is removed first\n  {', '.join(map(str, found.order))}"
+        )
     scale = Scale.of(found)
     ranking, values = ranking_table(found, protected), found.by_block() or {}
     rows = []

@@ -29,12 +29,12 @@ class Figure:
     """One measured number.
 
     Attributes:
-        value: None where it cannot be measured on this model, infinite where it is more than a number can hold; `note`
-            says why.
-        stderr: standard error, in the unit of the value, or None.
-        unit: such as "ppl", "accuracy" or "share".
-        n: how many items (predicted tokens, rows) it is a mean over.
-        note: why there is no value, or what a reader should know of it.
+        value: The number; None if it cannot be measured on this model (`note` has the reason), infinite if it is too
+            large for a float.
+        stderr: The standard error in the unit of the value; None if it is unknown.
+        unit: The unit, such as "ppl", "accuracy" or "share".
+        n: The number of items (predicted tokens, rows) that the value is a mean over.
+        note: Why there is no value, or what a reader should know about it.
     """
 
     value: float | None
@@ -50,10 +50,10 @@ class Figure:
 
     @classmethod
     def from_json(cls, record: Any) -> Figure:
-        """Read it back.
+        """Read the JSON form.
 
         Raises:
-            TypeError: it is no such record.
+            TypeError: it is not the JSON form of a figure.
         """
         found = {key: record.get(key) for key in ("value", "stderr")} if isinstance(record, dict) else {}
         checked = {key: None if value is None else number(value, key) for key, value in found.items()}
@@ -66,7 +66,7 @@ class Figure:
 
 
 def mean_figure(values: Sequence[float], unit: str) -> Figure:
-    """The mean of per-item values with its standard error; without items, or with one, what cannot be had is None."""
+    """The mean of per-item values with its standard error; without items, or with one, what cannot be computed is None."""
     count_of = len(values)
     if not count_of:
         return Figure(None, None, unit, 0, "nothing to measure it on")
@@ -116,19 +116,23 @@ def perplexity_figure(nll_W: Sequence[float], predicted: int) -> Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """What one evaluation found on one checkpoint; `to_json` is an entry of results.json, schema 1.
+    """One evaluation of one checkpoint; `to_json` is an entry of results.json, schema 1.
 
     Attributes:
-        model, fingerprint: which checkpoint.
-        what: ppl, zeroshot, generation or samples.
-        data: source, sha256, rows.
-        settings: the options that the figures depend on.
-        figures: by name.
-        parameters, nbytes: of the checkpoint.
-        seconds, peak_rss_bytes, peak_device_bytes: what measuring it took.
-        command_seconds: the whole command that wrote it, with all that was loaded and measured; None of earlier versions.
-        per_item: values per window, row or prompt, by the figure's name; and texts.
-        notes: what a reader of the figures should know.
+        model: The checkpoint, as it was named in the call.
+        fingerprint: The fingerprint of the checkpoint.
+        what: The kind of evaluation: ppl, zeroshot, generation, samples or bench.
+        data: The source, sha256 and number of rows of the data.
+        settings: The options that the figures depend on.
+        figures: The figures by name.
+        parameters: The number of parameters of the checkpoint.
+        nbytes: The size of its weights in bytes.
+        seconds: The wall-clock time of this evaluation in seconds.
+        peak_rss_bytes: The peak memory of the process in bytes.
+        peak_device_bytes: The peak memory of the GPU in bytes; None without a GPU.
+        per_item: The value of each window, row or prompt by the name of the figure, and generated texts.
+        command_seconds: The wall-clock time of the whole command in seconds; None in files of earlier versions.
+        notes: What a reader of the figures should know.
     """
 
     model: str
@@ -170,20 +174,20 @@ class Result:
 
     @classmethod
     def from_json(cls, record: Any) -> Result:
-        """Read it back.
+        """Read the JSON form.
 
         Raises:
-            TypeError: it is no such record.
+            TypeError: it is not the JSON form of a result.
         """
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             raise TypeError(f"expected an object with schema {SCHEMA}")
         figures = {name: Figure.from_json(figure) for name, figure in mapping(record, "figures").items()}
         per_item = mapping(record, "per_item") if "per_item" in record else {}
         if not all(isinstance(values, list) for values in per_item.values()):
-            raise TypeError("per_item holds something else than lists")
+            raise TypeError("per_item holds something other than lists")
         for name in figures.keys() & per_item.keys():
             if not all(value is None or _is_measure(value) for value in per_item[name]):
-                raise TypeError(f"per_item of {name} holds something else than measures")
+                raise TypeError(f"per_item of {name} holds something other than measures")
         data = mapping(record, "data")
         if not isinstance(data.get("sha256"), str | None):
             raise TypeError("sha256 of data is no text")
@@ -216,16 +220,16 @@ def _is_measure(value: Any) -> bool:
 
 @dataclass(frozen=True, repr=False)
 class Results(Shown):
-    """Results of one or more checkpoints, evaluated in the same way.
+    """The results of one or more checkpoints, evaluated in the same way.
 
     Attributes:
-        results: one per checkpoint and evaluation.
+        results: One entry for each checkpoint and evaluation.
     """
 
     results: tuple[Result, ...]
 
     def to_json(self) -> Any:
-        """One record as an object, several as a list."""
+        """One result as an object, several as a list."""
         records = [result.to_json() for result in self.results]
         return records[0] if len(records) == 1 else records
 
@@ -234,7 +238,7 @@ class Results(Shown):
         write_json(Path(path), self.to_json())
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per model and figure."""
+        """One row for each model and figure."""
         return [
             {"model": one.model, "what": one.what, "data": one.data.get("source"), "figure": name}
             | {"value": figure.value, "stderr": figure.stderr, "unit": figure.unit, "n": figure.n}
@@ -243,12 +247,12 @@ class Results(Shown):
         ]
 
     def to_text(self) -> str:
-        """A table for each kind of evaluation and text, the models side by side."""
+        """One table for each kind of evaluation and text, with the models side by side."""
         groups = [_group_text(what, data, found) for (what, data), found in self._groups().items()]
         return "\n\n".join([*groups, *self.time_line()])
 
     def time_line(self) -> list[str]:
-        """What the command took that wrote them, as a line; nothing of several commands."""
+        """The time that the command took, as a line; empty for results of several commands."""
         times = {result.command_seconds for result in self.results}
         known = [time for time in times if time is not None]
         return (
@@ -256,11 +260,11 @@ class Results(Shown):
         )
 
     def in_time(self, taken: float) -> Self:
-        """The same, with what the command took."""
+        """The same results with the time that the command took."""
         return replace(self, results=tuple(replace(result, command_seconds=taken) for result in self.results))
 
     def tables(self) -> list[Table]:
-        """A table for each kind of evaluation and text, without sample texts and notes."""
+        """One table for each kind of evaluation and text, without sample texts and notes."""
         return [_group_table(what, data, found) for (what, data), found in self._groups().items()]
 
     def _groups(self) -> dict[tuple[str, str], list[Result]]:
@@ -272,13 +276,16 @@ class Results(Shown):
 
 @said_in_python
 def load_results(path: str | Path) -> Results:
-    """Read results.json, of one evaluation or of several.
+    """Read a results.json with one result or several.
 
     Args:
-        path: the results.json.
+        path: The results.json.
+
+    Returns:
+        The results.
 
     Raises:
-        ShortstackError: there is none, or it is something else.
+        ShortstackError: there is no such file, or it is not a results file.
     """
     path = Path(path)
     try:

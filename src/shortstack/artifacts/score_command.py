@@ -12,7 +12,7 @@ _RECORDED = ("samples", "seq_len", "sampling", "seed")
 def score_command(
     source: str, calibration: Mapping[str, Any], criteria: Sequence[str], *, more: str = "", out: str = "scores.json"
 ) -> str:
-    """What to type; empty where nothing is known of the calibration.
+    """What to type; empty where the calibration is unknown.
 
     Args:
         source: the model.

@@ -27,7 +27,7 @@ _PUBLISHED = ("ppl", "taylor", "magnitude")  # whose orders are published in fol
 
 
 class Identified(Protocol):
-    """What scores are held against: a checkpoint, opened."""
+    """What scores are checked against: an opened checkpoint."""
 
     @property
     def source(self) -> str:
@@ -44,21 +44,22 @@ class Identified(Protocol):
 
 @dataclass(frozen=True)
 class CriterionScores:
-    """What one criterion says of every block.
+    """The scores of one criterion.
 
     Attributes:
-        name: the criterion with its parameters, as the user requested it.
-        scores: one number per block that was scored, in the order of the checkpoint's blocks; lower is removed first. Empty
-            where only an order is known.
-        blocks: the original index of each block that was scored.
-        stderr: standard errors of the scores over windows, or None where the criterion has none. For ppl: of the paired
-            difference to the dense model, as mean NLL per token.
-        dense_ppl: the dense model's own perplexity, where the scores are perplexities without each block (`base` in
-            scores.json); None for every other criterion: as text and as CSV such scores are shown as perplexities.
-        tensors: per block (original index) the score of each tensor, for criteria that score tensors.
-        known_order: the order, where a file gave nothing else.
-        run: a score is that of a run of so many adjacent blocks, which begins with the block.
-        sources: by the name of a source, the scores on its windows alone; empty where the text has one source.
+        name: The criterion with its parameters, as it was requested.
+        scores: One number for each scored block, in the order of the checkpoint's blocks. Blocks with lower scores are
+            removed first. It is empty if only an order is known.
+        blocks: The number of each scored block in the original model.
+        stderr: The standard error of each score over the windows; None for criteria without one. For `ppl` it is that
+            of the paired difference to the dense model in nats per token.
+        dense_ppl: The perplexity of the dense model, if the scores are perplexities without each block (`base` in
+            scores.json); None for all other criteria.
+        tensors: For criteria that score tensors, the score of each tensor of each block (by its number in the original
+            model).
+        known_order: The order of removal, if a file holds nothing else.
+        run: The number of adjacent blocks that a score belongs to. The first of them is the block of the score.
+        sources: The scores on the windows of each named source; empty if the text has one source.
     """
 
     name: str
@@ -73,37 +74,38 @@ class CriterionScores:
 
     @property
     def order(self) -> tuple[int, ...]:
-        """Original indices of the blocks that were scored, first removed first: ascending scores, ties by index."""
+        """The scored blocks by their numbers in the original model: lowest score first, equal scores by number."""
         if self.known_order is not None:
             return self.known_order
         return tuple(index for _, index in sorted(zip(self.scores, self.blocks, strict=True)))
 
     @property
     def is_bare(self) -> bool:
-        """Whether only the order is known, as of a block_order.csv, which names no criterion either."""
+        """Whether only the order is known, as in a block_order.csv."""
         return not self.scores
 
     def errors_by_block(self) -> dict[int, float]:
-        """Standard error by original index; empty where there are none."""
+        """The standard error of each block, by its number in the original model; empty if there are none."""
         return dict(zip(self.blocks, self.stderr or (), strict=False))
 
     def by_block(self) -> dict[int, float] | None:
-        """Score by original index, or None where only an order is known."""
+        """The score of each block, by its number in the original model; None if only an order is known."""
         return dict(zip(self.blocks, self.scores, strict=True)) if self.scores else None
 
 
 @dataclass(frozen=True, repr=False)
 class Scores(Shown):
-    """All that a scoring run found; `to_json` is scores.json, schema 1.
+    """The scores of every criterion of a scoring run; `to_json` is scores.json, schema 1.
 
     Attributes:
-        source, fingerprint: the checkpoint; the fingerprint is None for a bare block order.
-        blocks: original indices of its blocks, in order.
-        criteria: by name, in the order requested.
-        calibration: source, sha256, sampling, seed and size of the calibration set.
-        settings: dtype, device, memory mode, versions.
-        seconds: wall-clock time of the whole command, loading included.
-        peak_rss_bytes: the most memory that the process held.
+        source: The checkpoint, as it was named in the call.
+        fingerprint: The fingerprint of the checkpoint; None if only an order of blocks is known.
+        blocks: The blocks of the checkpoint, by their numbers in the original model.
+        criteria: The scores of each criterion by its name, in the requested order.
+        calibration: The source, sha256, sampling, seed and size of the calibration set.
+        settings: The dtype, the device, the memory mode and versions.
+        seconds: The wall-clock time of the whole command, including loading, in seconds.
+        peak_rss_bytes: The peak memory of the process in bytes.
     """
 
     source: str
@@ -117,10 +119,11 @@ class Scores(Shown):
 
     @said_in_python
     def criterion(self, name: str | None = None) -> CriterionScores:
-        """One criterion's scores; the name may be left out where there is only one, and names a bare order.
+        """The scores of one criterion. Its name can be left out if there is only one.
 
         Raises:
-            ShortstackError: no such criterion here, or several and no name, or an order by another one.
+            ShortstackError: there is no such criterion, there are several and no name was given, or the file is an
+                order by another criterion.
         """
         listed = ", ".join(self.criteria)
         if name is None:
@@ -157,7 +160,7 @@ class Scores(Shown):
         """Refuse scores of another model.
 
         Raises:
-            ShortstackError: the fingerprints differ, or the order does not name exactly this checkpoint's blocks.
+            ShortstackError: the fingerprints differ, or the order does not name exactly the blocks of the checkpoint.
         """
         if sorted(self.blocks) != list(checkpoint.original_blocks):
             raise ShortstackError(
@@ -172,7 +175,7 @@ class Scores(Shown):
             )
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """What a plan or a pruned checkpoint says about where its scores came from."""
+        """What a plan or a pruned checkpoint records about the origin of its scores."""
         return {"source": self.source, "criterion": name, "calibration": self.calibration, "settings": self.settings}
 
     def to_json(self) -> dict[str, Any]:
@@ -201,7 +204,7 @@ class Scores(Shown):
         write_json(Path(path), self.to_json())
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per criterion and block, the one that is removed first on top."""
+        """One row for each criterion and block; the block that is removed first is first."""
         found = []
         for name, one in self.criteria.items():
             scores, errors = one.by_block() or {}, one.errors_by_block()
@@ -212,7 +215,7 @@ class Scores(Shown):
         return found
 
     def to_text(self) -> str:
-        """A ranking with bars, for the terminal: the block at the top is removed first."""
+        """The ranking with bars, for a terminal. The block at the top is removed first."""
         protected, _ = protected_blocks(self.blocks, None)
         parts = [
             text
@@ -231,7 +234,7 @@ class Scores(Shown):
             used = f"; {seconds(self.seconds)}, peak memory {size(self.peak_rss_bytes)}" if self.seconds else ""
             parts.append(f"{self.source}: {windows}{used}")
         else:
-            parts.append(f"{self.source}: nothing is known of how it was made")
+            parts.append(f"{self.source}: how it was made is unknown")
         if says := nested(self.settings, "until", "says"):
             parts.append(str(says))
         return "\n\n".join(parts)
@@ -239,13 +242,16 @@ class Scores(Shown):
 
 @said_in_python
 def load_scores(path: str | Path) -> Scores:
-    """Read a scores.json, or a block_order.csv (one line of original block numbers, first removed first).
+    """Read a scores.json, or a block_order.csv (one line of block numbers in the order of removal).
 
     Args:
-        path: the file.
+        path: The file.
+
+    Returns:
+        The scores. Those of a block_order.csv have only an order.
 
     Raises:
-        ShortstackError: no such file, or it is neither.
+        ShortstackError: there is no such file, or it is neither of these.
     """
     path = Path(path)
     try:
@@ -348,7 +354,7 @@ def _entry(found: CriterionScores, blocks: Sequence[int]) -> dict[str, Any]:
 
 
 def _numbers(entry: Any, key: str) -> tuple[float, ...]:
-    """Numbers, those that are null left out; one may be infinite: a model without the block says nothing any more."""
+    """Numbers, those that are null left out; one may be infinite: a model without the block predicts nothing."""
     found = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(found, list):
         raise TypeError(f"{key} is {found!r:.60}, expected a list of numbers")

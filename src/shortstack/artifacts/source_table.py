@@ -30,8 +30,8 @@ def sources_table(found: CriterionScores) -> Table:
     if found.dense_ppl is None:
         return Table(heads, rows, f"{found.name} of each source, with standard errors")
     dense = ", ".join(f"{source} {one.dense_ppl:.4g}" for source, one in found.sources.items())
-    title = f"{found.name}: what each source pays without a block, with standard errors"
-    return Table(heads, rows, title, [f"change of perplexity, beside the dense model's: {dense}"])
+    title = f"{found.name}: the cost of removing a block for each source, with standard errors"
+    return Table(heads, rows, title, [f"changes of perplexity; the dense model has {dense}"])
 
 
 def _cell(cost: float, found: CriterionScores, source: str, block: int) -> str:

@@ -30,7 +30,7 @@ def is_per_token(result: Result, name: str) -> bool:
 
 
 def unit_differences(one: Result, other: Result) -> list[str]:
-    """What makes per-token figures of two results different units, such as `tokenizer`; empty where nothing is known to.
+    """What makes per-token figures of two results different units, such as `tokenizer`; empty if they are the same.
 
     Results of earlier versions do not record their tokenizer: those of another number of tokens have another one.
     """
@@ -49,10 +49,10 @@ def units_unknown(results: Iterable[Result]) -> list[str]:
 
 
 def unlike_notes(base: Result, others: Sequence[Result]) -> list[str]:
-    """A line for each result whose per-token figures cannot be set against the base's."""
+    """A line for each result whose per-token figures cannot be compared with the base's."""
     return [
-        f"{base.what} of {other.model} and of {base.model}: another {' and another '.join(differing)}, so figures per token "
-        "cannot be compared"
+        f"{base.what} of {other.model} and of {base.model}: they differ in the {' and the '.join(differing)}, so figures per "
+        "token cannot be compared"
         for other in others
         if (differing := unit_differences(base, other))
     ]

@@ -15,13 +15,14 @@ _FILE = ASSETS / "published_results.json"
 
 @dataclass(frozen=True)
 class PublishedResult:
-    """What was published of one model.
+    """The published figures of one model.
 
     Attributes:
-        name: as it was published.
-        parameters: of the model.
-        figures: (what, text or task, figure) -> value; accuracies between 0 and 1.
-        note: how it was measured.
+        name: The name that it was published under.
+        parameters: The number of parameters of the model.
+        figures: The value of each figure, by the kind of evaluation, the text or task, and the name of the figure.
+            Accuracies are from 0 to 1.
+        note: How the figures were measured.
     """
 
     name: str

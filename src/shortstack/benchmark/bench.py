@@ -133,7 +133,7 @@ def refuse_without_effect(
             raise UsageError("--compare: there is one model", hint="name the dense model first, then the others")
         return
     refuse_idle(report, ["compare", "csv", "plot"], "with --draft")
-    why = "with --draft, which writes one text at a time after prompts of its own, greedily"
+    why = "with --draft, which has its own prompts and generates one text at a time, greedily"
     refuse_idle(sweep, ["preset", "batch", "prompt_tokens", "sampling"], why)
     if sweep.new_tokens is not None and "," in sweep.new_tokens:
         raise UsageError(f"--new-tokens {sweep.new_tokens}: expected one number, with --draft", hint="--new-tokens 64")
@@ -203,7 +203,7 @@ def _swept(
         except EngineError as error:
             if len(names) == 1:
                 raise
-            failed.append(f"{name} is left out: {error.message}")
+            failed.append(f"{name} was skipped: {error.message}")
     if not any(one.samples for one in measured):
         why = failed[0] if not measured else f"no configuration fits: {measured[0].does_not_fit}"
         raise ShortstackError(why, hint="use a smaller --batch or fewer --new-tokens" if measured else "")
@@ -256,7 +256,7 @@ def _ids_of_length(subject: Subject, length: int) -> list[int]:
     try:
         tokenizer = subject.tokenizer
     except ShortstackError as error:
-        subject.progress.say(f"{error.message}; the prompt's tokens are counted up")
+        subject.progress.say(f"{error.message}; the prompt is the token ids 0, 1, 2, ... instead of text")
         return [at % subject.rows for at in range(length)]
     ids: list[int] = []
     for document in itertools.cycle(heldout_documents()):  # a long prompt is the text again and again
@@ -289,8 +289,7 @@ def _tokenizer_notes(subjects: Sequence[Subject]) -> list[str]:
     if not other:
         return []
     return [
-        f"{', '.join(other)}: another tokenizer than {subjects[0].name}: a token is another piece of text there, and so are "
-        "tokens/s"
+        f"{', '.join(other)}: the tokenizer is not that of {subjects[0].name}, so tokens and tokens/s cannot be compared"
     ]
 
 

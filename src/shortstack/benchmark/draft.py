@@ -270,9 +270,9 @@ def _notes(pair: _Pair, rows: Sequence[_Drafted]) -> list[str]:
         return []
     worst = max(other, key=lambda row: row.gap)
     if worst.gap <= _TIE:
-        why = "where two tokens are as likely up to rounding, which passes of several tokens round otherwise"
+        why = "where two tokens are equally likely up to rounding (passes of several tokens round differently)"
     else:
-        why = "which it must not: the two models do not work together here"
+        why = "which must not happen: the two models do not work together here"
     return [
         f"{pair.dense.name}: {len(other)} of {len(rows)} texts differ from its own, the worst at new token "
         f"{worst.differs_at}, {why} (gap {worst.gap:.2g} of the largest logit)"

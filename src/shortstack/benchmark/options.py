@@ -142,7 +142,7 @@ def numbers(option: str, text: str) -> tuple[int, ...]:
     """`1,8` -> (1, 8).
 
     Raises:
-        UsageError: something else than whole numbers from 1 up, each once.
+        UsageError: these are not whole numbers from 1 up, each once.
     """
     try:
         found = tuple(int(part) for part in str(text).split(","))

@@ -121,7 +121,7 @@ def _spread(latency: Sequence[float]) -> dict[str, Figure]:
     }
     spread = variation(latency)
     note = f"unsteady: above {UNSTEADY:.0%}" if spread is not None and spread > UNSTEADY else ""
-    note = "of one run there is none" if spread is None else note
+    note = "unknown for a single run" if spread is None else note
     return {
         **found,
         "latency_mean": Figure(statistics.fmean(latency), None, "s", count),

@@ -120,7 +120,7 @@ class SweepRun:
                 cache(self._key("memory", engine, [by_workload[workload]]), taken)
 
             if missing:
-                self._progress.say(f"{subject.name}: peak memory and utilisation, in a process of its own ...")
+                self._progress.say(f"{subject.name}: measuring peak memory and utilisation in a separate process ...")
                 try:
                     measured_memory(subject, engine, list(by_workload), keep_one)
                 except EngineError as error:
@@ -142,7 +142,7 @@ class SweepRun:
         if needed <= _SHARE_OF_MEMORY * available_bytes(first.place):
             return [everyone]
         self._progress.say(
-            f"{len(everyone)} models need {size(needed)} together: measured one after the other, not in turns"
+            f"{len(everyone)} models need {size(needed)} together, so they are measured one after another, not in turns"
         )
         return [[at] for at in everyone]
 

@@ -160,7 +160,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A family's row applied to one checkpoint: the prefixes as they stand on its disk, and its depth.
+    """A family's row applied to one checkpoint: the prefixes as its files have them, and its depth.
 
     Attributes:
         extra: multi-token-prediction blocks that are stored behind the model's own, at the numbers from `depth` on.

@@ -179,7 +179,7 @@ def _report(left_out: Sequence[tuple[str, str]], renumbered: Sequence[str], prog
         more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
         progress.say(f"not copied: {listed}{more}")
     if renumbered:
-        progress.say(f"renumbered for the blocks that stay: {', '.join(renumbered)}")
+        progress.say(f"renumbered for the remaining blocks: {', '.join(renumbered)}")
 
 
 def continued_record(

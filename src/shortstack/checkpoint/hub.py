@@ -226,13 +226,13 @@ def asked(source: str, ask: Callable[[], _Result], *, what: str = "model") -> _R
 # What the hub answered -> (what that means, what to do). The first class that fits counts.
 _ANSWERS = (
     ("GatedRepoError", None, "the hub asks for permission first (HTTP 403)", "accept its terms on the hub; hf auth login"),
-    ("RevisionNotFoundError", None, "the hub has the model, but no such revision (HTTP 404)", "check what stands after @"),
+    ("RevisionNotFoundError", None, "the hub has the model, but no such revision (HTTP 404)", "check the revision after @"),
     ("RemoteEntryNotFoundError", None, "the hub's copy has no config.json (HTTP 404)", "is this a transformers model?"),
     ("HfHubHTTPError", 401, "no such directory, and the hub has no such model, or wants a token for it (HTTP 401)",
      "check the spelling; hf auth login"),
     ("HfHubHTTPError", 404, "no such directory, and the hub has no such model (HTTP 404)", "check the spelling"),
     ("HfHubHTTPError", 403, "the hub refuses access (HTTP 403)", "check that your token may read this model"),
-    ("HfHubHTTPError", 429, "the hub says that it was asked too often (HTTP 429)",
+    ("HfHubHTTPError", 429, "the hub refuses further requests for now (HTTP 429)",
      "wait some minutes; a token raises the limit"),
 )  # fmt: skip
 
@@ -250,7 +250,7 @@ def _answer(error: Exception) -> tuple[str, str]:
     if status is None:
         return _no_answer(error)
     if status >= 500:
-        return f"the hub has a fault of its own (HTTP {status})", "try again later"
+        return f"the hub reports an internal error (HTTP {status})", "try again later"
     return f"the hub refused it (HTTP {status})", "check the id, or your token"
 
 

@@ -39,22 +39,22 @@ _FINGERPRINT_EDGE = 4096  # bytes of the start and of the end of each tensor
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint directory, opened: headers and config checked, no tensor read.
+    """An opened checkpoint directory. Headers and config were read and checked; no tensor was read.
 
     Attributes:
-        directory: where it lies.
-        source: what the user called it (a path, a hub id, `embedded`).
-        config: config.json as it stands.
-        config_bytes: the same, as bytes.
-        tensors: by name, in the order of files and bytes.
-        shards: the weight files and their metadata, in order.
-        anatomy: where the blocks are.
-        original_blocks: for each block here, its index in the original model (identity unless blocks were removed).
-        provenance: shortstack.json, where shortstack wrote the checkpoint.
-        notes: what a user should hear about it, a line each.
-        allow_links: files may be links that lead out of the directory; so may those beside the weights.
-        tokenizer: the one that is used in place of its own.
-        is_here: whether the weights are local; of a hub id, headers alone may have been read.
+        directory: The directory that holds the checkpoint.
+        source: The checkpoint, as it was named in the call: a path, a hub id, or `embedded`.
+        config: The content of config.json.
+        config_bytes: The bytes of config.json.
+        tensors: The description of each tensor by its name, in the order of files and of positions in them.
+        shards: The weight files in order, each with its metadata.
+        anatomy: The names of the modules and tensors of the family, such as those of the blocks.
+        original_blocks: The number of each block in the original model. Without removed blocks it is 0, 1, 2, ...
+        provenance: The content of shortstack.json; None if shortstack did not write the checkpoint.
+        notes: What a user should know about the checkpoint, one line each.
+        is_here: Whether the weights are local. For a hub id, possibly only headers were read.
+        allow_links: Whether files may be symbolic links that lead out of the directory.
+        tokenizer: The tokenizer that is used instead of the checkpoint's own; None for its own.
     """
 
     directory: Path
@@ -73,22 +73,22 @@ class Checkpoint:
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
+        """The number of blocks."""
         return self.anatomy.depth
 
     @property
     def tied(self) -> bool:
-        """Whether output head and token embedding are one tensor."""
+        """Whether the output head and the token embedding are one tensor."""
         return structure.is_tied(self.config, self.anatomy.family)
 
     @property
     def revision(self) -> str:
-        """The hub's name of the version that this is, where it lies in the hub cache; else empty."""
+        """The commit on the hub, if the directory is in the hub cache; else empty."""
         return self.directory.name if self.directory.parent.name == "snapshots" else ""
 
     @property
     def hub_id(self) -> str:
-        """Its id on the hub, where it lies in the hub cache, however it was called; else empty."""
+        """The id on the hub, if the directory is in the hub cache; else empty."""
         folder = self.directory.parent.parent.name
         return (
             folder.removeprefix("models--").replace("--", "/")
@@ -119,24 +119,26 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """The size of all tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def parameters(self, tensors: Iterable[TensorInfo] | None = None) -> int:
-        """Number of parameters of some tensors, or of all, quantized ones as what they stand for; not counted are masks, a
-        head stored twice, and multi-token-prediction blocks, which transformers does not load.
+        """The number of parameters of these tensors, or of all.
+
+        A quantized tensor counts as the weights that it represents. Not counted are masks, an output head that is
+        stored twice, and blocks for multi-token prediction, which transformers does not load.
         """
         chosen = self.tensors.values() if tensors is None else tensors
         quantization = self.config.get("quantization_config")
         return sum(weights_in(t, quantization) for t in chosen if self.is_parameter(t.name))
 
     def block_parameters(self) -> list[int]:
-        """Number of parameters of each block."""
+        """The number of parameters of each block."""
         return [self.parameters(block) for block in self.blocks]
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the config and, per tensor in name order, name, dtype, shape and the bytes at both ends."""
+        """The sha256 of the config and of each tensor's name, dtype, shape, first bytes and last bytes."""
         digest = hashlib.sha256(self.config_bytes)
         descriptors = {path: os.open(path, os.O_RDONLY) for path in self.shards}
         try:
@@ -155,30 +157,30 @@ class Checkpoint:
 
     @property
     def positions(self) -> int | None:
-        """The longest sequence that the model takes, or None where the config does not limit it."""
+        """The longest sequence in tokens that the model accepts; None if the config does not limit it."""
         return structure.max_positions(self.config, self.anatomy.family)
 
     @property
     def embedding_rows(self) -> int:
-        """Rows of the token embedding: token ids below this exist."""
+        """The number of rows of the token embedding. Token ids are below it."""
         return self.tensors[self.anatomy.embedding].shape[0]
 
     def kv_bytes_per_token(self, depth: int | None = None) -> int | None:
-        """Bytes of key-value cache per token in 16 bit, at this depth or another; None where it is not known."""
+        """The size of the key-value cache in bytes per token in 16 bits, for `depth` blocks; None if it is unknown."""
         text = self.anatomy.family.text(self.config)
         return structure.kv_bytes_per_token(text, self.depth if depth is None else depth)
 
     def too_long(self, prompt_tokens: int, new_tokens: int) -> str | None:
-        """Why a prompt and its continuation do not fit into the model's positions, in words; None where they do."""
+        """An error message if a prompt and its continuation need more positions than the model has; else None."""
         if self.positions is None or prompt_tokens + new_tokens <= self.positions:
             return None
         return f"{self.source}: {prompt_tokens} prompt tokens and {new_tokens} new ones, but {self.positions} positions"
 
     def position_of(self, original_block: int) -> int:
-        """Where a block of the original model stands in this checkpoint.
+        """The position in this checkpoint of a block of the original model.
 
         Raises:
-            ShortstackError: no such block, or it was removed before.
+            ShortstackError: the checkpoint has no such block.
         """
         if original_block in self.original_blocks:
             return self.original_blocks.index(original_block)
@@ -192,15 +194,15 @@ class Checkpoint:
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The language model's own config as rules see it: with every per-block list written out."""
+        """The config of the language model, with every per-block list written out."""
         return {**self.anatomy.family.text(self.config), **self.per_block_lists}
 
     def is_repeated_head(self, name: str) -> bool:
-        """Whether a tensor is the output head, stored beside the embedding that it is tied to."""
+        """Whether a tensor is an output head that is stored although it is tied to the embedding."""
         return self.tied and name == self.anatomy.head and self.anatomy.embedding in self.tensors
 
     def is_parameter(self, name: str) -> bool:
-        """Whether a tensor is counted among the model's parameters."""
+        """Whether a tensor counts among the model's parameters."""
         return not (self.anatomy.is_buffer(name) or self.is_repeated_head(name) or self.anatomy.predicts_further(name))
 
 
@@ -243,12 +245,8 @@ def read_checkpoint(
     stray = stray_shards(directory, set(shards))
     beside = adapter_files(directory)
     notes = (
-        *([f"warning: {directory}: {', '.join(stray)} is named by no index and is left out"] if stray else []),
-        *(
-            [f"{directory}: an adapter beside the model's own weights is left alone ({', '.join(beside)})"]
-            if beside
-            else []
-        ),
+        *([f"warning: {directory}: {', '.join(stray)} is not in the index and is ignored"] if stray else []),
+        *([f"{directory}: an adapter beside the model's weights is ignored ({', '.join(beside)})"] if beside else []),
     )
     checkpoint = Checkpoint(
         directory, source, config, config_bytes, tensors, shards, anatomy, original, record, notes, is_here,

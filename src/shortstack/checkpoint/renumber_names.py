@@ -26,7 +26,7 @@ METHODS = (
 
 
 class Renumbering:
-    """Module names as they stand -> as they stand without the removed blocks; None for those that go.
+    """Module names -> module names without the removed blocks; None for those that are removed.
 
     Args:
         anatomy: where the checkpoint keeps its blocks.

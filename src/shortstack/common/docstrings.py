@@ -44,8 +44,8 @@ def flattened_doc(function: Any, records: dict[str, tuple[type, list[str]]]) -> 
         texts = _entries(record)
         own = "\n".join(_written(name, entries[name])) if name in entries else ""
         of_fields = "\n".join(line for one in fields if one in texts for line in _written(one, texts[one]))
-        article, held = "an" if record.__name__[0] in "AEIOU" else "a", f"`{fields[0]}` to `{fields[-1]}`"
-        kind = f"    {name}: {article} `{record.__name__}` that holds {held}; these override it."
+        article, values = "An" if record.__name__[0] in "AEIOU" else "A", f"`{fields[0]}` to `{fields[-1]}`"
+        kind = f"    {name}: {article} `{record.__name__}` with the values of {values}. Keywords take precedence."
         if own and of_fields:
             documented = documented.replace(own, f"{of_fields}\n{kind}", 1)
     return documented

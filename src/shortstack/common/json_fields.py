@@ -41,7 +41,7 @@ def block_numbers(record: Any, key: str) -> tuple[int, ...]:
     """
     found: list[Any] = _checked(record, key, list, "a list of block numbers")
     if not all(type(number) is int and 0 <= number < 1 << 31 for number in found):
-        raise TypeError(f"{key} holds something else than block numbers")
+        raise TypeError(f"{key} holds something other than block numbers")
     return tuple(found)
 
 

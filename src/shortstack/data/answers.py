@@ -155,7 +155,7 @@ class _Rendering:
         """Start of an answer's content and the text up to the end of its turn, by a mark in the content's place.
 
         Raises:
-            ShortstackError: the template renders something else than the answer, so the loss would lie on that.
+            ShortstackError: the template changes the answer, so the loss would be on other text.
         """
         turns = [*self.chat.turns]
         content = turns[number]["content"]
@@ -166,8 +166,8 @@ class _Rendering:
         found = self.text[len(before) : end] if self.text.startswith(before) and self.text.endswith(behind) else None
         if found is None or _squeezed(found) != _squeezed(content) or not mark:
             raise ShortstackError(
-                f"{self.chat.place}, turn {number + 1}: the chat template does not render this answer as it stands, or not "
-                "once there are later turns",
+                f"{self.chat.place}, turn {number + 1}: the chat template changes this answer, or does so once there "
+                "are later turns",
                 hint="keep one answer per row, without what the template leaves out (such as thoughts)",
             )
         return len(before), self.text[:end] + ending

@@ -141,7 +141,7 @@ def draw_windows(
     tokenized without special tokens.
 
     Args:
-        corpus: the texts; rows of `input_ids` are taken as they stand, the first `samples` of them, in order.
+        corpus: the texts; of rows of `input_ids` the first `samples` are used unchanged, in order.
         tokenizer: turns text into ids; not needed for rows of `input_ids`.
         options: how many windows, how long, and how they are drawn; `data` is not looked at.
         fewest: so many are enough where the text has no more; by default `samples`.

@@ -55,7 +55,7 @@ def chat_of(place: str, row: Mapping[str, Any]) -> Chat:
         row: for which `is_chat` holds.
 
     Raises:
-        ShortstackError: it holds something else than turns of text.
+        ShortstackError: it holds something other than turns of text.
     """
     name = next((name for name in CHAT_FIELDS if row.get(name) is not None), None)
     prompt = [] if name else _turns(place, "prompt", row["prompt"])

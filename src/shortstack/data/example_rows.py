@@ -77,7 +77,7 @@ class ExampleRows(Sequence[Example]):
 
 
 class RowsInMaking:
-    """Rows that are read one after the other."""
+    """Rows that are read one after another."""
 
     def __init__(self) -> None:
         self._ids, self._is_label, self._ends = array("i"), bytearray(), array("q")

@@ -1,4 +1,4 @@
-"""Rows -> examples: instructions and chats with the loss on the response alone, windows of token ids as they stand.
+"""Rows -> examples: instructions and chats with the loss on the response alone, unchanged windows of token ids.
 
 What the rows hold decides what a source is: instruction, input and output under one of their names, prompt and
 completion, or chats are examples, one a row; rows of text and text files are packed into windows (`packing.py`).
@@ -37,7 +37,7 @@ _ASKED = ("instruction", "question", "query", "prompt")
 _GIVEN = ("input", "context")
 _ANSWERED = ("output", "response", "answer", "completion")
 _ALPACA = (_ASKED[0], _GIVEN[0], _ANSWERED[0])
-_JOINED = ("prompt", "completion")  # joined as they stand
+_JOINED = ("prompt", "completion")  # joined unchanged
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class ExampleSet:
         if self.form:
             lines.append(f"{self.source}: {self.form}")
         if self.empty:
-            lines.append(f"{self.source}: {self.empty} rows left out: nothing of their response is within the cutoff")
+            lines.append(f"{self.source}: {self.empty} rows skipped: no token of their response is within the cutoff")
         if self.unanswered:
-            lines.append(f"{self.source}: {self.unanswered} rows left out: their answer is empty, or there is none")
+            lines.append(f"{self.source}: {self.unanswered} rows skipped: their answer is empty or missing")
         return "\n".join(lines)
 
 
@@ -241,7 +241,7 @@ def _form(place: str, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
         return ""
     unused = [name for name in row if name not in names]
     if names == ("prompt", names[1], "completion"):
-        read = "prompt and completion joined as they stand"
+        read = "prompt and completion joined unchanged"
     else:
         read = ", ".join(f"{name} (as {known})" for name, known in zip(names, _ALPACA, strict=True) if name in row)
     plain = names == _ALPACA and not unused

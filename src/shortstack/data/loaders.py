@@ -261,11 +261,11 @@ def _text_dataset(source: str, encoder: Encoder, options: DatasetOptions, progre
     tokens = f"{counted} tokens" if counted is not None else "too much to count beforehand"
     progress.say(f"{source}: {tokens}, in windows of {options.seq_len}; {len(windows)} validation windows")
     if asked and not windows:
-        progress.say(f"{source}: too little text to hold any out: nothing is validated")
+        progress.say(f"{source}: too little text for a validation set, so there is no validation loss")
     if counted is None and (beyond := encoder.beyond):
         progress.say(
-            f"{source}: not read through beforehand, and the embedding has no row for {len(beyond)} tokens of the tokenizer, "
-            f"such as {beyond[0]}: text that holds one ends the run"
+            f"{source}: the embedding has no row for {len(beyond)} tokens of the tokenizer, such as {beyond[0]}; the text "
+            "was not searched for them, and a text with one ends the run"
         )
     dataset = StreamDataset(packing, validation, packing.source.described(), counted)
     if counted == 0 and not windows:

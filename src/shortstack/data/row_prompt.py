@@ -129,7 +129,7 @@ _TEMPLATE = ("--no-instruction", "--prompt-template")
 _UNAFFECTED = {
     "text": ((*_TEMPLATE, "--no-add-eos", "--train-on-inputs"), "text, all of which is trained on"),
     "chats": ((*_TEMPLATE, "--no-add-eos"), "chats, which the tokenizer's own template renders"),
-    "joined": (_TEMPLATE, "prompts and completions, which are joined as they stand"),
+    "joined": (_TEMPLATE, "prompts and completions, which are joined unchanged"),
 }
 
 

@@ -17,7 +17,7 @@ from shortstack.errors import ShortstackError
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts, or windows of token ids that are taken as they stand, or chats for a template.
+    """Texts, or windows of token ids that are used unchanged, or chats for a template.
 
     Attributes:
         source: what the user called it.

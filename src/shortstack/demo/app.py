@@ -27,10 +27,10 @@ _OPTIONS = DemoOptions()
 
 @dataclass(frozen=True, repr=False)
 class Served(Shown):
-    """The page was served.
+    """The page that was served.
 
     Attributes:
-        url: where.
+        url: The address of the page.
     """
 
     url: str
@@ -168,7 +168,9 @@ def _serve(page: Any, port: int, options: DemoOptions, login: tuple[str, str] | 
         state_session_capacity=100,
     )  # fmt: skip
     if options.public:
-        progress.say(f"the page is served to every machine that reaches this one, to {options.user} with the password")
+        progress.say(
+            f"the page is served to every machine that can reach this one; the user is {options.user}, with the password"
+        )
     progress.say(f"the page is at {url} (Ctrl-C ends it)")
     try:
         _until_ended()

@@ -123,7 +123,7 @@ class Column:
 
     @property
     def original_depth(self) -> int:
-        """Blocks of the model that it was made of."""
+        """Blocks of the model that it was made from."""
         record = self.subject.checkpoint.provenance if self.subject else None
         return int(record["original_depth"]) if record else len(self.blocks)
 

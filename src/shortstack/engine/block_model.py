@@ -113,7 +113,7 @@ class Skeleton:
             calls = [call for _, call in self.record(ids_BT)]
             other = [call for _, call in self.record(ids_BT.roll(1, dims=1))]
             if not all(_equal(first, second) for first, second in zip(calls, other, strict=True)):
-                raise NotSeparableError(self.checkpoint.source, "its blocks are given what depends on the text")
+                raise NotSeparableError(self.checkpoint.source, "its blocks receive inputs that depend on the text")
             self._calls[key] = calls
         return self._calls[key]
 

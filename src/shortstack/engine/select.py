@@ -138,8 +138,8 @@ def _streamed(checkpoint: Checkpoint, windows: Sequence[Sequence[int]] | None, o
         group = options.group or _group_size(candidates, stream_bytes, limit)
         if group < candidates:
             options.say(
-                f"hidden states of {candidates} candidates take {size((candidates + 1) * stream_bytes)}: "
-                f"{group} are swept at a time, and the weights read {-(-candidates // group)} times"
+                f"the hidden states of {candidates} candidates take {size((candidates + 1) * stream_bytes)}: "
+                f"{group} are computed at a time, and the weights are read {-(-candidates // group)} times"
             )
         graph_bytes = limit - 2 * stream_bytes if resident else 0
     return StreamedModel(

@@ -99,8 +99,8 @@ def compared(results: Sequence[Result], base: str | None, beside: Sequence[Publi
             notes.append(f"{what} on {data}: published figures are of all rows")
     if any(figure.what == "ppl" and any(value is not None for value in figure.published) for figure in figures):
         notes.append(
-            "published perplexities are per token of the published models' own tokenizers, which are not recorded: they "
-            "compare with those of models that have the same one"
+            "published perplexities are per token of the published models' tokenizers, which are not recorded: compare them "
+            "only with those of models that have the same tokenizer"
         )
     facts = [models[key] for key in order]
     return Comparison(
@@ -190,7 +190,7 @@ def _incomparable(what: str, data: str, group: Sequence[Result | None]) -> list[
         other = _other_settings(base, result)
         if other:
             differing = ", ".join(f"{key} ({_value(result, key)}, not {_value(base, key)})" for key in other)
-            notes.append(f"{what} on {data}: {result.model} was measured with another {differing}: not compared")
+            notes.append(f"{what} on {data}: {result.model} was measured with another {differing} and is not compared")
         elif _dtype_of(base) != _dtype_of(result):
             notes.append(f"{what} on {data}: {base.model} in {_dtype_of(base)}, {result.model} in {_dtype_of(result)}")
     return notes
@@ -200,7 +200,7 @@ def _other_windows(what: str, data: str, base: Result, others: Sequence[Result])
     """Lines about perplexities that have no counterpart: their windows are of another length, or begin otherwise."""
     return [
         f"{what} on {data}: {', '.join(base.figures)} of {base.model} and {', '.join(other.figures)} of {other.model} are "
-        "over windows of other lengths, or of another BOS rule (--bos): not compared"
+        "over windows of different lengths or BOS rules (--bos) and are not compared"
         for other in others
         if what == "ppl" and base.figures and other.figures and not set(base.figures) & set(other.figures)
     ]

@@ -19,13 +19,13 @@ _MEASURES = ("s", "tokens/s", "W", "MHz", "degrees Celsius")  # units that a fig
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of one model against the base's.
+    """The difference of one figure between a model and the base model.
 
     Attributes:
-        value: for perplexities the ratio minus 1, else the plain difference.
-        stderr: of it; None where nothing is known of it.
-        pairs: items that both were measured on; 0 where the errors are those of two separate figures.
-        p: how often a difference at least this large comes up where there is none; None where that is not known.
+        value: For perplexities the ratio minus 1; for other figures the plain difference.
+        stderr: The standard error of the value; None if it is unknown.
+        pairs: The number of items that both models were measured on; 0 if the error is that of two separate figures.
+        p: The probability of a difference at least this large if the models do not differ; None if it is unknown.
     """
 
     value: float
@@ -35,12 +35,12 @@ class Difference:
 
     @property
     def is_noise(self) -> bool | None:
-        """Whether chance alone makes so large a difference more than 5 times in 100; None where that is not known."""
+        """Whether `p` is above 5 %, so that the difference may be chance; None if `p` is unknown."""
         return None if self.p is None else self.p > LEVEL
 
     @property
     def margin(self) -> float:
-        """Half of its 95 % interval, by the pairs' own spread."""
+        """Half the width of the 95 % confidence interval."""
         return 0.0 if self.stderr is None else self.stderr * student_errors(self.pairs or MANY)
 
     def to_json(self) -> dict[str, Any]:
@@ -55,10 +55,12 @@ class ComparedFigure:
     """One figure of all models.
 
     Attributes:
-        what, data, name: which figure, on what.
-        figures: a figure per model; None where there is none.
-        differences: against the base; None for the base itself and where there is nothing to compare.
-        published: a value per published model.
+        what: The kind of evaluation, such as ppl.
+        data: The text or task.
+        name: The name of the figure.
+        figures: The figure of each model; None if it was not measured.
+        differences: The difference of each model from the base model; None for the base model and for missing figures.
+        published: The value of each published model; None if none was published.
     """
 
     what: str
@@ -71,14 +73,15 @@ class ComparedFigure:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
-    """Models side by side.
+    """The figures of several models, side by side.
 
     Attributes:
-        models: the base first.
-        parameters, nbytes: of each.
-        figures: in the order of the results.
-        published: names of published models that stand beside them.
-        notes: what a reader of the figures should know.
+        models: The names of the models, with the base model first.
+        parameters: The number of parameters of each model.
+        nbytes: The size of the weights of each model in bytes.
+        figures: The figures, in the order of the results.
+        published: The published models that are shown beside the others.
+        notes: What a reader of the figures should know.
     """
 
     models: list[str]
@@ -112,7 +115,7 @@ class Comparison(Shown):
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per figure and model."""
+        """One row for each figure and model."""
         found = []
         for one in self.figures:
             for model, figure, difference in zip(self.models, one.figures, one.differences, strict=True):
@@ -127,11 +130,11 @@ class Comparison(Shown):
         return found
 
     def to_text(self) -> str:
-        """A table per kind of evaluation and text."""
+        """One table for each kind of evaluation and text."""
         return "\n\n".join([*(one.to_text() for one in self.tables()), "\n".join(self.reading())])
 
     def tables(self) -> list[Table]:
-        """Sizes, then a table per kind of evaluation and text."""
+        """One table of sizes, then one table for each kind of evaluation and text."""
         sizes = [self._sizes("parameters", self.parameters, count), self._sizes("bytes", self.nbytes, size)]
         found = [self._table("", sizes)]
         for what, data in dict.fromkeys((one.what, one.data) for one in self.figures):
@@ -140,11 +143,11 @@ class Comparison(Shown):
         return found
 
     def reading(self) -> list[str]:
-        """What the marks of the tables mean, and what a reader should know."""
+        """An explanation of the marks in the tables, and what a reader should know."""
         lines = legend(self.models)
         lines += [
-            f"differences are against {short_names(self.models)[0]}, with paired standard errors; of perplexities they are "
-            f"ratios; {_SAME} within noise (chance alone makes such a difference more than {LEVEL:.0%} of the time)"
+            f"differences are relative to {short_names(self.models)[0]}, with paired standard errors; those of perplexities "
+            f"are ratios; {_SAME} is within noise (chance alone makes such a difference more than {LEVEL:.0%} of the time)"
         ]
         if self.published:
             lines.append(f"published: {self.published[0].note}")

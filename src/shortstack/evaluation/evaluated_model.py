@@ -125,7 +125,7 @@ class Subject:
         earlier = (cached(one) for one in keys if not self.options.fresh)
         record = next((one for one in earlier if one is not None), None)
         if record is not None:
-            self.progress.say(f"{self.name}: {what}: found by an earlier run (--fresh computes it again)")
+            self.progress.say(f"{self.name}: {what}: cached by an earlier run (--fresh computes it again)")
         else:
             with used(self.place) as usage:
                 found = make()

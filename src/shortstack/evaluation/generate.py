@@ -72,8 +72,8 @@ def _write(subject: Subject, request: GenerationRequest) -> dict[str, Any]:
             usable[number] = ids
     if not usable:
         raise ShortstackError(
-            f"{subject.name}: none of the {len(request.prompts)} prompts can be written by its tokenizer and fits, with "
-            f"{request.new_tokens} new tokens, into its {subject.checkpoint.positions} positions",
+            f"{subject.name}: each of the {len(request.prompts)} prompts either cannot be encoded by its tokenizer or needs, "
+            f"with {request.new_tokens} new tokens, more than its {subject.checkpoint.positions} positions",
             hint="give other prompts with --prompts FILE, or use fewer --new-tokens",
         )
     numbers = list(usable)
@@ -160,7 +160,7 @@ def continued(
     asked = subject.options.batch
     at_once = _ROWS_AT_A_TIME if asked == "auto" else asked
     if at_once > 1 and not _pads_well(subject, [prompts[order[0]], prompts[order[-1]]]):
-        subject.progress.say(f"{subject.name}: padding changes what it says: prompts are run one by one")
+        subject.progress.say(f"{subject.name}: padding changes its output, so prompts are run one by one")
         at_once = 1
     found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
     with subject.progress.bar("prompts", len(prompts)) as advance:

@@ -101,7 +101,7 @@ def _result(
             figures[name] = mean_figure(per_item[name], _UNITS.get(measure, "share"))
         per_item[f"{decoding} ppl_by_dense"] = nll[decoding]
         read = [value for value in nll[decoding] if value is not None]
-        nothing = Figure(None, None, "ppl", 0, "nothing was written that the dense model can read")
+        nothing = Figure(None, None, "ppl", 0, "no text was generated that the dense model can read")
         figures[f"{decoding} ppl_by_dense"] = perplexity_figure(read, 1) if read else nothing
         per_item[f"{decoding} texts"] = [row["text"] for row in rows]
     for kind in dict.fromkeys(probe.kind for probe in request.probes):
@@ -136,11 +136,11 @@ def _left_out(one: Written, request: GenerationRequest) -> list[str]:
     if left_out:
         registers = ", ".join(dict.fromkeys(request.prompts[number]["register"] for number in left_out))
         notes.append(
-            f"{name}: {len(left_out)} of {len(request.prompts)} prompts left out, which its tokenizer cannot write or its "
-            f"positions cannot hold ({registers})"
+            f"{name}: {len(left_out)} of {len(request.prompts)} prompts skipped, because its tokenizer cannot encode them or "
+            f"they need too many positions ({registers})"
         )
     if probes:
-        notes.append(f"{name}: {probes} of {len(request.probes)} probes left out, for the same reasons")
+        notes.append(f"{name}: {probes} of {len(request.probes)} probes skipped, for the same reasons")
     return notes
 
 

@@ -77,7 +77,7 @@ def load_tasks(names: Sequence[str], rows: dict[str, LocalRows], num_fewshot: in
         num_fewshot: examples in front of each question; None leaves it to the task.
 
     Raises:
-        ShortstackError: the harness knows no such task, or its rows cannot be had.
+        ShortstackError: the harness knows no such task, or its rows cannot be read.
     """
     level = logging.INFO if is_watched() else logging.ERROR
     with same_random_state(), logging_at("lm_eval", level):

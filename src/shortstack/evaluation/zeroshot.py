@@ -82,7 +82,7 @@ def open_tasks(chosen: TaskOptions, limit: int | None, num_fewshot: int | None, 
     """Find the rows of every task, and say what was found.
 
     Raises:
-        ShortstackError: an option means nothing, or a task's rows cannot be had.
+        ShortstackError: an option means nothing, or a task's rows cannot be read.
     """
     tasks, tasks_dir = chosen.tasks, chosen.tasks_dir
     names = list(TASKS) if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]

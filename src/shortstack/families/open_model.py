@@ -22,14 +22,18 @@ def open_checkpoint(
     """Open a checkpoint by directory, hub id, or `embedded` (the small model in the package).
 
     Args:
-        model: which.
-        allow_links: follow links that lead out of the directory.
-        family: its row, where the table has none (a probed family).
-        headers_only: of a hub id that is not in the cache, read the headers on the hub and download no weights.
+        model: The checkpoint: a directory, a hub id such as `org/name@revision`, or `embedded`.
+        allow_links: Follow symbolic links in the checkpoint that lead out of its directory.
+        family: The row of its family, if the table has none (a probed family).
+        headers_only: For a hub id that is not in the cache, read the headers on the hub, and download no weights.
+
+    Returns:
+        The checkpoint. No tensor is read.
 
     Raises:
         UnknownFamilyError: the table has no row for its `model_type`.
-        ShortstackError: nothing is there, it is not a checkpoint that can be read, or config and tensors disagree.
+        ShortstackError: nothing is there, it is not a checkpoint that shortstack can read, or config and tensors
+            disagree.
     """
     return _opened(model, allow_links=allow_links, family=family, headers_only=headers_only)
 
@@ -48,7 +52,7 @@ def open_model(
     tokenizer: str | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint by directory, hub id, or `embedded`, and say what a user should hear about it.
+    """Open a checkpoint by directory, hub id, or `embedded`, and report what a user should know about it.
 
     A family that the table does not know is built tiny and tried; it is accepted only if a pruned copy equals the
     original with those blocks bypassed.
@@ -77,7 +81,7 @@ def open_model(
 
 
 def dense_of(checkpoint: Checkpoint, asked: str | None, progress: Progress) -> tuple[Checkpoint | None, str]:
-    """(the dense model that a checkpoint was made of, or None; why it is not there, where it should be).
+    """(the dense model that a checkpoint was made from, or None; why it is not there, where it should be).
 
     Args:
         checkpoint: a pruned or retrained one, or any other.

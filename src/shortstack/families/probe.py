@@ -50,9 +50,9 @@ def probed_family(model_type: str, config: Config, progress: Progress) -> Family
         ShortstackError: transformers has no causal language model of this type, it cannot be built tiny, or no block
             could be removed exactly.
     """
-    progress.say(f"the family {model_type} is not in the table: trying it on a tiny model of its kind")
+    progress.say(f"the family {model_type} is not in the table: testing a tiny model of this family")
     row = _Probe(model_type, config).row()
-    progress.say(f"{model_type} can be shortened exactly; every set of blocks is tried before it is cut")
+    progress.say(f"{model_type} can be shortened exactly; every set of blocks is tested before it is removed")
     return row
 
 
@@ -181,14 +181,14 @@ class _Probe:
             pruned, info = from_directory(out, dtype=torch.float32)
             odd = sorted({*info["missing_keys"], *info["unexpected_keys"]})
             if odd:
-                return f"tried on a tiny model: {odd[0]} is missing or left over"
+                return f"tested on a tiny model: {odd[0]} is missing or left over"
             ids = self._ids()
             with torch.no_grad():
                 found = aligned(pruned)(input_ids=ids, use_cache=False).logits
             if not torch.equal(found, self._passed_over(removed)):
-                return f"tried on a tiny model: without block {ranges(removed)} it computes something else"
+                return f"tested on a tiny model: the result without block {ranges(removed)} is not exact"
         except Exception as error:  # whatever a shortened config or a passed-over block leads to
-            return f"tried on a tiny model: {first_line(error)[:200]}"
+            return f"tested on a tiny model: {first_line(error)[:200]}"
         return None
 
     def _passed_over(self, removed: Collection[int]) -> torch.Tensor:

@@ -84,7 +84,7 @@ def first_of(*refusals: Refusal) -> Refusal:
 def ernie_irregular(config: Config, depth: int, removed: Sequence[int], names: Collection[str]) -> str | None:
     """The experts that stay must again lie at an interval."""
     if ernie_interval(config, depth, _left(depth, removed)) is None:
-        return "its config can only say that experts lie at a regular interval, and those that stay would not"
+        return "its config can only express experts at a regular interval, and the remaining ones would be irregular"
     return None
 
 
@@ -92,7 +92,7 @@ def jamba_irregular(config: Config, depth: int, removed: Sequence[int], names: C
     """Attention and experts that stay must again lie periodically."""
     found = jamba_periods(config, _left(depth, removed))
     if any(pair is None for pair, _ in found.values()):
-        return "its config can only say that attention and experts lie periodically, and those that stay would not"
+        return "its config can only express periodic attention and experts, and the remaining ones would be irregular"
     if not found["attn"][1]:
         return "no attention block would stay, and cached generation needs one"
     return None
@@ -115,7 +115,7 @@ def minimax_decays(config: Config, depth: int, removed: Sequence[int], names: Co
     """The decay of linear attention depends on the block's number and the depth, unless it is stored."""
     linear = any(config["layer_types"][i] == LINEAR for i in _left(depth, removed))
     if linear and not any(name.endswith("self_attn.slope_rate") for name in names):
-        return "the decay of its linear attention depends on the block's number, and the weights do not hold it"
+        return "the decay of its linear attention depends on the block's number, and the weights do not contain it"
     return None
 
 
@@ -146,7 +146,7 @@ def shared_keys_keep_their_source(shared_by_default: int) -> Refusal:
             if index not in removed and source in removed:
                 return f"block {index} uses the keys and values of block {source}"
         if first < depth and all(index in removed for index in range(first)):
-            return "the blocks that are left take keys and values from blocks that would be gone"
+            return "the remaining blocks use keys and values of blocks that would be removed"
         return None
 
     return refuse

@@ -9,7 +9,7 @@ from shortstack.checkpoint.anatomy import Config, Residual
 
 def _opt_norms_behind(config: Config) -> str | None:
     if config.get("do_layer_norm_before", True) is False:
-        return "its norms stand behind the sums, and take a factor back"
+        return "its norms follow the sums, and undo a factor"
     return "it has no final norm" if config.get("_remove_final_layer_norm") else None
 
 

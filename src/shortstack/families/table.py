@@ -26,7 +26,7 @@ _DENSE_FIRST = {"first_k_dense_replace": 0}
 _BERT = Family("bert", causal=False, tied=True)
 _PASSED = "its blocks pass state to one another"
 _SHAPED = "its hidden states have another shape than [windows, tokens, width]"
-_TEXT_ARGUMENTS = "its blocks are given what depends on the text beside hidden states"
+_TEXT_ARGUMENTS = "its blocks receive inputs that depend on the text, besides hidden states"
 
 # Only the number of blocks changes, and names are the usual ones.
 _PLAIN = (
@@ -82,7 +82,7 @@ _ROWS = [
     Family(
         "cpmant", prefix="cpmant.encoder.layers.", embedding="cpmant.input_embedding.weight", tied=True, head="",
         embedding_rows=lambda config: config.get("prompt_types", 32) * config.get("prompt_length", 32),
-        resident="its model puts a prompt of its own before the text",
+        resident="its model puts its own prompt before the text",
     ),
     _MAMBA,
     dataclasses.replace(_MAMBA, model_type="falcon_mamba"),
@@ -298,7 +298,7 @@ _ROWS = [
     Family(
         "xlm", prefix="transformer.ffns.", counts=("n_layers",), embedding="transformer.embeddings.weight",
         head="pred_layer.proj.weight", tied=True, causal=False,
-        refused="a block's parts lie in four lists, and no module is one block",
+        refused="the parts of a block are in four lists, and no module is one block",
     ),
 ]  # fmt: skip
 

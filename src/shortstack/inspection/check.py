@@ -98,7 +98,7 @@ def check(
 def _gguf_findings(
     file: Path, engine: str, of: Path | None, where: EngineOptions, allow_links: bool, progress: Progress
 ) -> Findings:
-    """What llama.cpp makes of a GGUF file, beside the checkpoint that it was made of."""
+    """The check of a GGUF file with llama.cpp, beside the checkpoint that it was made from."""
     from shortstack.benchmark.engines.llama_cpp import weight_type
     from shortstack.inspection.check_engines import EngineCheck
 
@@ -168,8 +168,8 @@ class _Check:
             self.findings.add("weight files", "note", f"{', '.join(stray)} is named by no index")
         beside = adapter_files(self._directory)
         if beside:
-            says = f"{', '.join(beside)}: transformers puts the adapter on top of the weights, where PEFT is installed"
-            self.findings.add("adapter", "note", f"{says}; what follows is of the weights alone")
+            says = f"{', '.join(beside)}: transformers applies the adapter to the weights if PEFT is installed"
+            self.findings.add("adapter", "note", f"{says}; the other checks are of the weights alone")
         family = FAMILIES.get(str(config.get("model_type")))
         sound = self._blocks(config, family, weights[0]) if family is not None else self._unknown(config)
         check_bytes(self.findings, self._directory, *weights, quick=self._quick, progress=self._progress)

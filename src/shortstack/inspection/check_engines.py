@@ -142,7 +142,7 @@ def _with_gguf(
     except UsageError:
         return wanted  # a line says what is missing: the engine, or the file
     file = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="shortstack-check-"))) / "model.gguf"
-    progress.say("llama.cpp: converted to a GGUF file, for this check alone ...")
+    progress.say("llama.cpp: converting the checkpoint to a GGUF file for this check ...")
     try:
         converter.convert(subject.checkpoint, file, "f32", wanted.where.time_limit)
     except ShortstackError as error:

@@ -33,17 +33,17 @@ _VARIABLES = (
 
 @dataclass(frozen=True, repr=False)
 class DoctorResult(Shown):
-    """What was found, by section; the command's exit code is 1 where a package that is needed is missing or too old.
+    """The findings of each section. The exit code is 1 if a required package is missing or has a wrong version.
 
     Attributes:
-        sections: title -> what was looked at, and what was found.
+        sections: The findings of each section, by its title.
     """
 
     sections: dict[str, Findings]
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing failed, else 1."""
+        """1 if a check failed, else 0."""
         return CheckResult("", [finding for found in self.sections.values() for finding in found]).exit_code
 
     def to_json(self) -> dict[str, Any]:
@@ -52,11 +52,11 @@ class DoctorResult(Shown):
         return {"schema": 1, "ok": not self.exit_code, "sections": sections}
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per thing."""
+        """One row for each finding."""
         return [{"section": title, **asdict(finding)} for title, found in self.sections.items() for finding in found]
 
     def to_text(self) -> str:
-        """A line each, under the titles of the sections."""
+        """One line for each finding, under the titles of the sections."""
         blocks = [CheckResult(title, found).to_text().rpartition("\n")[0] for title, found in self.sections.items()]
         last = "something that shortstack needs is missing" if self.exit_code else "all that shortstack needs is here"
         return "\n\n".join([*blocks, last])
@@ -155,7 +155,7 @@ def _devices() -> Findings:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         findings.add("cuda", "note", f"none ({built})")
     if torch.backends.mps.is_available():
-        findings.add("mps", "note", "the GPU of a Mac: `auto` takes it; shortstack is not measured on one")
+        findings.add("mps", "note", "the GPU of a Mac: `auto` uses it; shortstack was not tested on one")
     return findings
 
 
@@ -167,7 +167,9 @@ def _engines() -> Findings:
         if places:
             findings.add(engine, "ok", ", ".join(places))
         else:
-            findings.add(engine, "note", f"no {' or '.join(programs)} on PATH: bench --engine-binary says where")
+            findings.add(
+                engine, "note", f"no {' or '.join(programs)} on PATH: name its folder with bench --engine-binary"
+            )
     return findings
 
 
@@ -177,7 +179,7 @@ def _caches() -> Findings:
     findings = Findings()
     for name, folder in (("hub", Path(constants.HF_HUB_CACHE)), ("evaluations", cache_folder())):
         if not folder.is_dir():
-            findings.add(name, "ok", f"{folder}: nothing yet")
+            findings.add(name, "ok", f"{folder}: does not exist yet")
             continue
         files, nbytes, unread = _measured(folder)
         free = size(shutil.disk_usage(folder).free)

@@ -1,4 +1,4 @@
-"""What a check found, line by line: nothing is said to be well that was not looked at."""
+"""The findings of a check: nothing is reported as correct that was not checked."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Finding:
     """One line of a check.
 
     Attributes:
-        what: what was looked at.
-        status: `ok`, `fail`, `note` for what may be meant so, or `skip` for what was not checked.
-        says: what was found, or why it was not checked.
+        what: What was checked.
+        status: `ok`, `fail`, `note` (unusual, but possibly intended), or `skip` (not checked).
+        says: What the check found, or why it was skipped.
     """
 
     what: str
@@ -33,11 +33,11 @@ class Finding:
 
 @dataclass(frozen=True, repr=False)
 class CheckResult(Shown):
-    """What `shortstack check` found; the command's exit code is 1 where anything failed.
+    """The findings of a check. The exit code of the command is 1 if a check failed.
 
     Attributes:
-        source: the checkpoint, as it was named.
-        findings: a line per check.
+        source: The checkpoint, as it was named in the call.
+        findings: One entry for each check.
     """
 
     source: str
@@ -45,12 +45,12 @@ class CheckResult(Shown):
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing failed, else 1."""
+        """1 if a check failed, else 0."""
         return int(any(finding.status == "fail" for finding in self.findings))
 
     @property
     def not_checked(self) -> list[Finding]:
-        """What was not checked, and why."""
+        """The checks that were skipped, with the reason."""
         return [finding for finding in self.findings if finding.status == "skip"]
 
     def to_json(self) -> dict[str, Any]:
@@ -64,11 +64,11 @@ class CheckResult(Shown):
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per check."""
+        """One row for each check."""
         return [asdict(finding) for finding in self.findings]
 
     def to_text(self) -> str:
-        """One line each."""
+        """One line for each check."""
         width = max(len(finding.what) for finding in self.findings)
         lines = [self.source]
         lines += [f"  {_MARKS[f.status][0]}  {f.what.ljust(width)}  {f.says}" for f in self.findings]
@@ -78,7 +78,7 @@ class CheckResult(Shown):
         return "\n".join([*lines, f"{last}, {len(self.not_checked)} skipped" if self.not_checked else last])
 
     def coloured(self, text: str) -> str:
-        """The same text with green and red marks, for a terminal."""
+        """The same text with coloured marks, for a terminal."""
         for mark, code in _MARKS.values():
             text = text.replace(f"\n  {mark}  ", f"\n  \x1b[{code}m{mark}\x1b[0m  ")
         return text

@@ -1,4 +1,4 @@
-"""What a checkpoint is, told from its config and headers alone."""
+"""The facts of a checkpoint that its config and headers state."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ from shortstack.families.open_model import open_model
 
 @dataclass(frozen=True, repr=False)
 class Info(Shown):
-    """What `shortstack info` tells; counts are of parameters, sizes are bytes on disk.
+    """The facts of a checkpoint.
 
     Attributes:
-        source: what the user called it.
-        directory: where it lies.
-        family: the `model_type`.
-        blocks: how many there are.
-        original_blocks: for each block, its index in the original model.
-        parameters: of the whole model.
-        parameters_per_block: of each block.
-        parameters_embedding, parameters_head, parameters_other: of what is not in the blocks; a tied head counts nothing.
-        tied: whether output head and token embedding are one tensor.
-        dtypes: data type -> bytes stored as it.
-        nbytes: of all tensors.
-        block_bytes: of each block.
-        shards: how many weight files there are.
-        positions: the longest sequence, or None where the config does not limit it.
-        kv_bytes_per_token: of the key-value cache in 16 bit, or None where it is not known.
-        fingerprint: of the checkpoint; empty where the weights were not downloaded.
-        not_removable: original index -> why this block alone cannot be removed exactly; all others can.
-        some_sets_refused: whether some sets of blocks are refused, each of which could be removed alone.
+        source: The checkpoint, as it was named in the call.
+        directory: The directory that holds the checkpoint.
+        family: The `model_type` of the config.
+        blocks: The number of blocks.
+        original_blocks: The number of each block in the original model.
+        parameters: The number of parameters of the model.
+        parameters_per_block: The number of parameters of each block.
+        parameters_embedding: The number of parameters of the token embedding.
+        parameters_head: The number of parameters of the output head; 0 if it is tied to the embedding.
+        parameters_other: The number of all other parameters outside the blocks.
+        tied: Whether the output head and the token embedding are one tensor.
+        dtypes: The number of bytes stored in each data type.
+        nbytes: The size of all tensors in bytes.
+        block_bytes: The size of each block in bytes.
+        shards: The number of weight files.
+        positions: The longest sequence in tokens; None if the config does not limit it.
+        kv_bytes_per_token: The size of the key-value cache in bytes per token in 16 bits; None if it is unknown.
+        fingerprint: The fingerprint of the checkpoint; empty if the weights were not downloaded.
+        not_removable: The blocks that cannot be removed exactly, by their numbers in the original model, each with the
+            reason.
+        some_sets_refused: Whether some sets are refused although each of their blocks could be removed alone.
     """
 
     source: str
@@ -101,7 +104,7 @@ class Info(Shown):
         reasons = dict.fromkeys(self.not_removable.values())
         shown += "".join(f"; {reason}" for reason in reasons)
         if self.some_sets_refused and possible:
-            shown += "; some sets of blocks are refused: `plan` says whether yours is"
+            shown += "; some sets of blocks are refused: `plan` shows whether yours is"
         return shown
 
     def _removed_before(self) -> str:

@@ -54,7 +54,7 @@ def curve(
         plot: Draw the curve into this PNG, with the knee and the point of no return.
         calibration: the windows that choose; as many again judge.
         choice: how far it goes, and how sets are chosen.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         The points of the curve.
@@ -126,5 +126,5 @@ def _sets(sets: SetSearch, most: int) -> list[RemovalSet]:
         try:
             found.append(sets.ranked(size)[0])
         except ShortstackError as error:
-            sets.progress.say(f"not with {size}: {error}")
+            sets.progress.say(f"no set of {size}: {error}")
     return found

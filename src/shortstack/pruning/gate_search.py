@@ -80,15 +80,15 @@ class GateSearch:
         place = sorted(range(len(self.measured)), key=lambda number: self.measured[number][2]).index(by_model) + 1
         _, said, change = self.measured[by_model]
         return (
-            f"gates: of {len(self.measured)} sets measured, the one that they hold to be the cheapest is number {place}: "
-            f"{said:+.3f} nats by the gates, {change:+.3f} measured"
+            f"gates: the set that they predict to be the cheapest is number {place} of {len(self.measured)} measured sets: "
+            f"{said:+.3f} nats predicted, {change:+.3f} measured"
         )
 
     def note(self, sets: SetSearch, removed: RemovalSet) -> str:
         """A line where blocks of a set write massive activations."""
         lines = [
             f"{named_blocks(sets.blocks([place]))} writes massive activations (up to {largest:.3g}; the state's median is "
-            f"{median:.2g}): attention in all blocks after it leans on them, and a model of small changes says little of it"
+            f"{median:.2g}): attention in all later blocks depends on them, so the gates predict its removal poorly"
             for place, (largest, median) in self.massive.items()
             if place in removed
         ]

@@ -95,7 +95,7 @@ def plan_for(checkpoint: Checkpoint, choice: BlockChoice = _CHOICE) -> PlannedCu
         refuse_idle(
             choice,
             ["criterion", "plus", "strategy", "objective", "times"],
-            "with --blocks, which is taken as it stands",
+            "with --blocks, which names the blocks",
         )
         return planned(checkpoint, tuple(sorted(parse_blocks(choice.blocks))), protected=(), criterion="given", why={})
     if scores is None:
@@ -142,7 +142,7 @@ def _planned_by(checkpoint: Checkpoint, ranking: Scores, choice: BlockChoice) ->
         notes.append(_nothing_goes(choice, checkpoint.block_parameters()[places[0]] / checkpoint.parameters()))
     if chosen.is_bare and choice.criterion is not None:
         notes.append(
-            f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion says"
+            f"{ranking.source} names no criterion: it is recorded as an order by {choice.criterion}, as --criterion states"
         )
     note = "\n".join(filter(None, notes))
     why = _why(ranking, costs, removed, bool(protected), choice)

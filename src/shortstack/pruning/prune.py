@@ -38,16 +38,16 @@ _CHOICE, _OPTIONS, _CALIBRATION, _MEASURING = PruneChoice(), PruneOptions(), Cal
 
 @dataclass(frozen=True, repr=False)
 class PruneResult(Shown):
-    """What was written where.
+    """The pruned checkpoint that was written.
 
     Attributes:
-        out: the new checkpoint.
-        plan: what was removed and why.
-        files: sha256 of every file written, by name.
-        seconds: wall-clock time.
-        verified: what the comparison with the original found, and what it left out; None where none was requested.
-        logits_compared: whether that comparison went as far as the logits; None where none was requested.
-        repaired: what a repair did at each cut (`places`) and gave (`ppl`); None where none was requested.
+        out: The new checkpoint.
+        plan: The plan: which blocks were removed, and why.
+        files: The sha256 of each file that was written, by its name.
+        seconds: The wall-clock time in seconds.
+        verified: The outcome of the comparison with the original, and what it left out; None if none was requested.
+        logits_compared: Whether logits were compared, too; None if no comparison was requested.
+        repaired: The repair at each cut (`places`) and the perplexities (`ppl`); None if none was requested.
     """
 
     out: Path
@@ -210,13 +210,13 @@ def _search_of(
         raise UsageError(f"--rescore {rescore}: no effect without --selection greedy", hint="--selection greedy")
     if options.repair_between and (options.repair is None or rescore is None):
         raise UsageError(
-            "--repair-between: no effect without --repair and steps of --rescore that it could come between",
+            "--repair-between: no effect without --repair and --rescore",
             hint="--selection greedy --rescore ppl --repair auto --repair-between",
         )
     if plan is not None:
         if choice.amounts or choice.blocks is not None or choice.scores is not None or selection is not None:
             raise UsageError("--plan names the blocks; the other options contradict it", hint="give one of them")
-        refuse_idle(choice, ["criterion", "plus", "strategy", "objective"], "with --plan, which says which blocks go")
+        refuse_idle(choice, ["criterion", "plus", "strategy", "objective"], "with --plan, which names the blocks")
     if selection is None:
         why = "without --selection or --repair, which run the model"
         if options.repair is not None:

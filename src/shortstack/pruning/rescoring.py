@@ -93,9 +93,11 @@ class Rescoring:
             kept = [place for place, index in enumerate(current.original_blocks) if index != block]
             reason = reason_against(current, kept)
             if reason is None:
-                self.progress.say(f"step {len(self.removed) + 1}: without block {block}, which scores lowest" + refused)
+                self.progress.say(
+                    f"step {len(self.removed) + 1}: block {block} is removed; it has the lowest score" + refused
+                )
                 return block
-            refused = f" of those that can be removed (block {block} cannot: {reason})"
+            refused = f" of the removable blocks (block {block} is not: {reason})"
         raise ShortstackError(
             f"{self.checkpoint.source}: after {len(self.removed)} steps no block can be removed exactly{refused}",
             hint="remove fewer blocks",

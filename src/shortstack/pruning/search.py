@@ -53,7 +53,7 @@ def search(
         out: Write the plan to this file (JSON).
         calibration: the windows that choose; as many again judge.
         choice: how many blocks go, and how sets are searched.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         The plan, with the measured costs of the chosen set and of the alternatives.
@@ -158,7 +158,7 @@ def _over_elsewhere(ceiling: str, dense_ppl: float, judged: Judged) -> str:
     if judged.ppl <= limit:
         return ""
     return (
-        f"on the windows that chose nothing its perplexity of {judged.ppl:.4g} is over the ceiling of {limit:.4g}: "
+        f"on the validation windows its perplexity of {judged.ppl:.4g} is over the ceiling of {limit:.4g}: "
         "more --samples choose more safely"
     )
 

@@ -201,7 +201,7 @@ class SetSearch:
         if self.refused:
             one, why = next(iter(self.refused.items()))
             self.progress.say(
-                f"{len(self.refused)} sets of blocks cannot go exactly and were not measured, such as "
+                f"{len(self.refused)} sets of blocks cannot be removed exactly and were not measured, such as "
                 f"{ranges(self.blocks(one))}: {why}"
             )
 

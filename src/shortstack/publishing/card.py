@@ -1,4 +1,4 @@
-"""`shortstack card`: the model card of a checkpoint, written again with figures of given results files."""
+"""`shortstack card`: write the model card of a checkpoint again, with the figures of results files."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ EVAL_RESULTS = ".eval_results/shortstack.yaml"
 
 @dataclass(frozen=True, repr=False)
 class CardResult(Shown):
-    """The card that was written.
+    """The model card that was written.
 
     Attributes:
-        directory: the checkpoint's.
-        figures: how many results the card shows.
-        files: what was written, relative to the directory.
-        notes: what was left out.
+        directory: The directory of the checkpoint.
+        figures: The number of results that the card shows.
+        files: The files that were written, relative to the directory.
+        notes: What the card does not show, and why.
     """
 
     directory: Path
@@ -160,7 +160,7 @@ def _chosen(
         dense += others
         left = list(dict.fromkeys(r.model for r in loaded if r not in found and r not in others))
         if left:
-            notes.append(f"{file}: left out, as they are of other models: {', '.join(left)}")
+            notes.append(f"{file}: the card does not show results of other models: {', '.join(left)}")
     return own, dense, notes
 
 

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint: README.md in the hub's form, made of the record of how the checkpoint came about.
+"""The model card of a checkpoint: README.md in the hub's form, made from the record of how the checkpoint was made.
 
 Nothing in it names a place on somebody's disk, and nothing that is named in it can become markup.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 PLACEHOLDER = "ORG/NAME"  # where the card speaks of the checkpoint's own id; `push` puts it in
-# What the card of the model that a checkpoint was made of says, and the new one says too.
+# What the new card takes from the card of the model that the checkpoint was made from.
 _CARRIED = ("language", "license", "license_name", "license_link")
 _FRONT_LIMIT = 100_000  # bytes
 _FRONT = re.compile(r"---\r?\n(.*?\n)---\s*?(?:\r?\n|\Z)", re.DOTALL)
@@ -70,7 +70,7 @@ def carried_over(path: Path) -> dict[str, Any]:
 
 
 def base_model_of(record: Mapping[str, Any]) -> str:
-    """The hub id of the model that a checkpoint was made of; empty where it is not known.
+    """The hub id of the model that a checkpoint was made from; empty where it is unknown.
 
     Args:
         record: shortstack.json.
@@ -87,7 +87,7 @@ def model_card(record: Mapping[str, Any], carried: Mapping[str, Any], figures: C
 
     Args:
         record: shortstack.json.
-        carried: metadata that holds of the new checkpoint as of the one it was made of.
+        carried: metadata that is the same for the new checkpoint and the one that it was made from.
         figures: what was measured on it.
     """
     from huggingface_hub.repocard_data import ModelCardData
@@ -110,13 +110,13 @@ def model_card(record: Mapping[str, Any], carried: Mapping[str, Any], figures: C
     parts = [
         f"# {title}",
         _what_it_is(record, stages),
-        f"## How it was made\n\nWith shortstack {nested(steps[-1], 'versions', 'shortstack') or ''}, in these steps:",
+        f"## How it was made\n\nThe steps, with shortstack {nested(steps[-1], 'versions', 'shortstack') or ''}:",
         "\n".join(f"{number}. {_described(step)}" for number, step in enumerate(steps, start=1)),
         _blocks(record) + "\n- `shortstack.json` holds the full record",
         "## Use",
         _use(stages),
         "## Figures",
-        *(figures.tables or ["None were measured on this checkpoint."]),
+        *(figures.tables or ["No figures were measured on this checkpoint."]),
         "Evaluate it on your own task: figures on one text say little about another.",
         f"## Licence\n\n{_licence(carried, base, record)}",
     ]
@@ -142,7 +142,7 @@ def _what_it_is(record: Mapping[str, Any], stages: Sequence[str]) -> str:
     name = f"[{base}](https://huggingface.co/{base})" if base else _name(record["source"])
     lines = [f"{name} with {len(removed)} of its {record['original_depth']} Transformer blocks removed"]
     if not removed:
-        lines = [f"Made of {name}"]
+        lines = [f"Made from {name}"]
     sizes = [
         size for step in record["steps"] for key in ("before", "after") if (size := nested(step, key, "parameters"))
     ]
@@ -152,19 +152,19 @@ def _what_it_is(record: Mapping[str, Any], stages: Sequence[str]) -> str:
     lines[0] += "."
     if set(stages) == {"prune"}:
         lines.append(
-            "Every tensor that is left has the bytes it had there. Nothing was trained after the removal: expect worse text "
-            "than the original's until it is retrained."
+            "Every kept tensor has the bytes of the original. The checkpoint was not trained after the removal: expect worse "
+            "text than from the original until it is retrained."
         )
     elif set(stages) == {"prune", "repair"}:
         changed = sum(len(nested(step, "tensors") or ()) for step in record["steps"] if step.get("stage") == "repair")
         lines.append(
-            f"{changed} tensors were repaired in closed form; every other one has the bytes it had there. Nothing was "
-            "trained: expect worse text than the original's until it is retrained."
+            f"{changed} tensors were repaired in closed form; all others have the bytes of the original. The checkpoint was "
+            "not trained: expect worse text than from the original until it is retrained."
         )
     elif set(stages) <= {"prune", "prune-width"}:
         lines.append(
-            "Heads and channels were removed from every block; what is left is as it was there. Nothing was trained after "
-            "the removal: expect worse text than the original's until it is retrained."
+            "Heads and channels were removed from every block; the kept weights are unchanged. The checkpoint was not "
+            "trained after the removal: expect worse text than from the original until it is retrained."
         )
     return "\n".join(lines)
 
@@ -199,7 +199,7 @@ def _described(step: Mapping[str, Any]) -> str:
             f"{_name(nested(calibration, 'source'))}"
         )
         return f"quantized to {_name(step.get('scheme'))} ({_name(step.get('method'))}){text if calibration else ''}"
-    return "merge: an adapter was folded into the weights" if stage == "merge" else _name(stage)
+    return "merged: an adapter was folded into the weights" if stage == "merge" else _name(stage)
 
 
 def _repair(step: Mapping[str, Any]) -> str:
@@ -228,20 +228,20 @@ def _use(stages: Sequence[str]) -> str:
         "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0]))",
         "```",
         "",
-        f"`{PLACEHOLDER}` is its id on the hub; the directory that holds these files does as well. vLLM serves it by the "
-        f"same name: `vllm serve {PLACEHOLDER}`.",
+        f"`{PLACEHOLDER}` is the id on the hub; the path of a directory with these files works, too. vLLM serves it under "
+        f"the same name: `vllm serve {PLACEHOLDER}`.",
     ]
     if "quantize" in stages:
-        lines.append("In transformers the quantized weights need the package `compressed-tensors`.")
+        lines.append("To load the quantized weights, transformers needs the package `compressed-tensors`.")
     return "\n".join(lines)
 
 
 def _licence(carried: Mapping[str, Any], base: str, record: Mapping[str, Any]) -> str:
     files = [f"`{plain_markdown(name)}`" for name in record.get("files", {}) if _LICENCE_FILE.fullmatch(name)]
     stated = " ".join(_name(carried[key]) for key in ("license", "license_name") if key in carried)
-    of = f"the base model, {base}" if base else "the model that it was made of"
-    text = f"That of {of}: {stated}." if stated else f"That of {of}."
-    return f"{text} Its text: {', '.join(files)}." if files else text
+    of = f"the base model, {base}" if base else "the model that it was made from"
+    text = f"The licence of {of}: {stated}." if stated else f"The licence of {of}."
+    return f"{text} Its text is in {', '.join(files)}." if files else text
 
 
 def _tags(steps: Iterable[Mapping[str, Any]]) -> list[str]:

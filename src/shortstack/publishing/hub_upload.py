@@ -141,7 +141,7 @@ def _asked(repository: str, ask: Callable[[], _Result], when: str = "") -> _Resu
         if isinstance(error, ValueError) and "README.md" in str(error):
             lines = [line.strip("- ") for line in str(error).splitlines()[1:] if line.strip("- ")]
             message = f"the hub does not take the card: {plain('; '.join(lines))[:300]}"
-            hint = "mend the metadata of README.md"
+            hint = "correct the metadata of README.md"
         elif status is not None:
             message, hint = _answer(status)
         elif any(isinstance(cause, (httpx.HTTPError, OSError, HfHubHTTPError)) for cause in causes):
@@ -164,10 +164,13 @@ def _answer(status: int) -> tuple[str, str]:
             "choose another name",
         ),
         413: ("a file is too large for the hub (HTTP 413)", "smaller shards"),
-        429: ("the hub was asked too often (HTTP 429)", "wait some minutes, then run the same command again"),
+        429: (
+            "the hub refuses further requests for now (HTTP 429)",
+            "wait some minutes, then run the same command again",
+        ),
     }
     if status >= 500:
-        return f"the hub has a fault of its own (HTTP {status})", "run the same command again later"
+        return f"the hub reports an internal error (HTTP {status})", "run the same command again later"
     return known.get(status, (f"the hub refused it (HTTP {status})", "check the name and the token"))
 
 

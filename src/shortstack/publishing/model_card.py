@@ -35,7 +35,7 @@ def write_beside_weights(
     """Write config.json, tokenizer and the like, the model card and shortstack.json of a new checkpoint.
 
     Args:
-        checkpoint: what the new one was made of.
+        checkpoint: what the new one was made from.
         directory: where its weights have been written.
         config: of the new one.
         step: what was done, for its history.

@@ -22,16 +22,16 @@ from shortstack.publishing.push_contents import Contents, contents_of
 
 @dataclass(frozen=True, repr=False)
 class PushResult(Shown):
-    """What was pushed, or would be.
+    """The files that were pushed, or would be pushed.
 
     Attributes:
-        directory: the checkpoint.
-        repository: org/name.
-        private: whether nobody else may see it.
-        contents: the files, and what stays here.
-        findings: of all checks.
-        url: of the commit; empty after a dry run.
-        notes: what was found on the hub and done there.
+        directory: The checkpoint.
+        repository: The repository, such as `org/name`.
+        private: Whether the repository is private.
+        contents: The files to push, and the files that are not pushed.
+        findings: The findings of all checks.
+        url: The address of the commit; empty after a dry run.
+        notes: What was found and done on the hub.
     """
 
     directory: Path
@@ -44,7 +44,7 @@ class PushResult(Shown):
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing failed, else 1."""
+        """1 if a check failed, else 0."""
         return CheckResult("", self.findings).exit_code
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class PushResult(Shown):
         }  # fmt: skip
 
     def to_text(self) -> str:
-        """Files and sizes, what stays here, the checks, and what to do next."""
+        """The files with sizes, the files that are not pushed, the checks, and the next step."""
         files = self.contents.files
         whose = "a private repository" if self.private else "a public repository"
         total = size(sum(file.nbytes for file in files))
@@ -69,7 +69,7 @@ class PushResult(Shown):
         if self.url:
             return "\n".join([*lines, *self.notes, f"pushed to {self.repository} ({whose}): {self.url}"])
         if self.exit_code:
-            return "\n".join([*lines, "dry run: it cannot be pushed like this; mend what failed"])
+            return "\n".join([*lines, "dry run: it cannot be pushed like this; correct what failed"])
         public = "" if self.private else " --public"
         again = f"shortstack push {shlex.quote(str(self.directory))} {self.repository}{public} --yes"
         return "\n".join([*lines, f"dry run: nothing was pushed. Into {whose}: {again}"])

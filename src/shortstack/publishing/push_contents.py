@@ -41,9 +41,9 @@ class PushFile:
     """One file of the repository.
 
     Attributes:
-        name: in the repository.
-        nbytes: its size.
-        content: the file itself, or its bytes where they differ from what is on the disk.
+        name: The name of the file in the repository.
+        nbytes: The size of the file in bytes.
+        content: The path of the file, or its bytes if the pushed file differs from the local one.
     """
 
     name: str
@@ -51,19 +51,19 @@ class PushFile:
     content: Path | bytes
 
     def data(self) -> bytes:
-        """All of it."""
+        """All bytes of the file."""
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What goes to the hub, and what stays here.
+    """The files to push, and the files that are not pushed.
 
     Attributes:
-        files: in the order of names.
-        left_out: name -> why.
-        secrets: files that hold what looks like an access token or a key.
-        paths: local paths that the card shows.
+        files: The files to push, in the order of names.
+        left_out: The files that are not pushed, each with the reason.
+        secrets: The files that seem to hold an access token or a key.
+        paths: The local paths that the card shows.
     """
 
     files: list[PushFile]

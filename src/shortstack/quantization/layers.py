@@ -14,22 +14,22 @@ from shortstack.quantization.schemes import Scheme
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What is done with each kind of layer; a kind is its name within a block, such as `mlp.down_proj`.
+    """What is done with each kind of layer. A kind is a name within a block, such as `mlp.down_proj`.
 
     Attributes:
-        groups: weights that share a scale (0: a whole row) -> the kinds that are quantized so.
-        dense: kind -> why it is left as it is.
+        groups: For each group size (0 for a whole row), the kinds of layers that are quantized with it.
+        dense: The kinds of layers that are not quantized, each with the reason.
     """
 
     groups: dict[int, tuple[str, ...]]
     dense: dict[str, str] = field(default_factory=dict)
 
     def group_size(self, kind: str) -> int | None:
-        """The group size of a kind; None where it is left dense."""
+        """The group size of a kind of layer; None if it is not quantized."""
         return next((size for size, kinds in self.groups.items() if kind in kinds), None)
 
     def without(self, dense: dict[str, str]) -> LayerChoice:
-        """With some kinds left dense."""
+        """The same choice, but these kinds of layers are not quantized."""
         groups = {size: tuple(kind for kind in kinds if kind not in dense) for size, kinds in self.groups.items()}
         return LayerChoice({size: kinds for size, kinds in groups.items() if kinds}, {**self.dense, **dense})
 

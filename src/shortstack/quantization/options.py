@@ -1,4 +1,4 @@
-"""The options of quantization: the text that it is calibrated on, and how the run goes."""
+"""The options of quantization: the text that it is calibrated on, and how the run computes."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _ended(source: str, code: int, log: Path) -> ShortstackError:
             f"{source}: the process that quantizes was killed; there may be too little memory",
             hint="use fewer --samples, or a shorter --seq-len",
         )
-    last = lines[-1] if lines else "it said nothing"
+    last = lines[-1] if lines else "it printed nothing"
     error = ShortstackError(f"{source}: the process that quantizes ended with code {code}: {last[:300]}")
     error.__cause__ = RuntimeError("\n".join(lines[-_LOG_LINES:]))
     return error

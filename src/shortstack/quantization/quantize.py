@@ -45,21 +45,21 @@ _CALIBRATION_BYTES = 32 << 20  # of text that windows are drawn from, at least
 
 @dataclass(frozen=True, repr=False)
 class QuantizeResult(Shown):
-    """What was quantized, and what that did.
+    """The quantized checkpoint, with sizes and perplexities before and after.
 
     Attributes:
-        out: the new checkpoint.
-        source: what it was made of.
-        scheme: how weights are stored now.
-        choice: which layers, and in groups of what size.
-        nbytes: of the tensors, before and after.
-        ppl: text -> perplexity before and after.
-        calibration: what the windows were; None where none were needed.
-        files: sha256 of every file, by name.
-        seconds: wall-clock time, measuring included.
-        peak_rss_bytes: the most memory that quantizing took.
-        peak_device_bytes: the same of the GPU; None without one.
-        says: what a user should hear about it.
+        out: The new checkpoint.
+        source: The checkpoint that was quantized.
+        scheme: How the weights are stored, such as W4A16.
+        choice: The quantized layers and their group sizes.
+        nbytes: The size of all tensors in bytes, before and after.
+        ppl: For each text, the perplexity before and after. Lower is better.
+        calibration: The calibration windows; None if the scheme needs none.
+        files: The sha256 of each file that was written, by its name.
+        seconds: The wall-clock time including the measurements, in seconds.
+        peak_rss_bytes: The peak memory of the quantization in bytes.
+        peak_device_bytes: The peak memory of the GPU in bytes; None without a GPU.
+        says: What a user should know about the result.
     """
 
     out: Path
@@ -161,7 +161,7 @@ def quantize(
             first and keeps groups of neighbouring columns; `none` rounds from left to right.
         dampening: The share of the mean of the Hessian's diagonal that GPTQ adds to the diagonal.
         calibration: the windows.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         What was quantized, sizes and perplexities.

@@ -23,7 +23,7 @@ class Scheme:
         bits: of a stored weight.
         group_sizes: how many weights of a row share a scale, the preferred number first; empty where a whole row does.
         scale_bits: of a scale.
-        gptq: weights are rounded one after the other, each making up for the ones before (GPTQ), which needs text; else
+        gptq: weights are rounded one after another, each making up for the ones before (GPTQ), which needs text; else
             each to the nearest value.
         dtype: a type that the device must have.
     """

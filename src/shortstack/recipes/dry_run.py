@@ -31,14 +31,16 @@ _WORDS: dict[Kind, str] = {"results": "figures"}  # what a user calls what a ste
 
 @dataclass(frozen=True)
 class Foreseen:
-    """What a step would do.
+    """The forecast of a step.
 
     Attributes:
-        name, verb: which step.
-        standing: `done` where an earlier run in the same folder has done it.
-        makes: what it would leave behind.
-        nbytes: how much of the disk that would take, and what it needs while it runs.
-        seconds: the least that it would take; None where that is not known.
+        name: The name of the step.
+        verb: The stage that the step runs, such as `score`.
+        standing: `done` if an earlier run in the same folder has done the step.
+        makes: What the step would write.
+        nbytes: The disk space of its output in bytes.
+        temporary_nbytes: The further disk space that the step needs while it runs, in bytes.
+        seconds: The shortest time of the step in seconds; None if it is unknown.
     """
 
     name: str
@@ -52,18 +54,20 @@ class Foreseen:
 
 @dataclass(frozen=True, repr=False)
 class Rehearsal(Shown):
-    """What a run would do (`--dry-run`).
+    """The forecast of a run (`--dry-run`).
 
     Attributes:
-        out: its folder.
-        recipe, model: what would be run, on what.
-        steps: in order.
-        left_out: optional steps that would be left out, and why.
-        problems: why it would fail, by step.
-        notes: what could not be looked at.
-        needed_bytes, free_bytes: of the disk.
-        options: of each step.
-        times: how the times were estimated, and what has none.
+        out: The folder of the run.
+        recipe: The recipe.
+        model: The model that the run begins with.
+        steps: The forecast of each step, in order.
+        left_out: The optional steps that would be skipped, each with the reason.
+        problems: The reasons why the run would fail, with the step.
+        notes: What could not be checked.
+        needed_bytes: The disk space that the run needs, in bytes.
+        free_bytes: The free disk space in bytes.
+        options: The options of each step.
+        times: How the times were estimated, and which steps have no estimate.
     """
 
     out: Path
@@ -80,7 +84,7 @@ class Rehearsal(Shown):
 
     @property
     def exit_code(self) -> int:
-        """1 where the run would fail."""
+        """1 if the run would fail, else 0."""
         return 1 if self.problems else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -89,7 +93,7 @@ class Rehearsal(Shown):
         return {"schema": 1, **self.__dict__, "out": str(self.out), "steps": steps, "would_run": not self.problems}
 
     def to_text(self) -> str:
-        """The plan, and what is wrong with it."""
+        """The steps, and the reasons why the run would fail."""
         rows = [
             [one.name, one.verb, one.standing, one.makes, size(one.nbytes) if one.nbytes else "-",
              size(one.temporary_nbytes) if one.temporary_nbytes else "-",
@@ -114,7 +118,7 @@ def rehearsed(recipe: Recipe, out: Path) -> Rehearsal:
     """Look at everything that a run would need.
 
     Raises:
-        ShortstackError: something else than a run lies in `out`.
+        ShortstackError: `out` holds something other than a run.
     """
     with as_typed():  # values are a recipe's or an estimate's, and problems are read as typed
         return _Rehearser(recipe, RunFolder.open(out)).rehearsal()
@@ -225,7 +229,7 @@ class _Rehearser:
         return named
 
     def _looked_up(self, step: Step) -> dict[str, Any]:
-        """A step's values with what they name: a model as the forecast of one (None where it cannot be had), scores and
+        """A step's values with what they name: a model as the forecast of one (None where there is none), scores and
         the like that an earlier step will make as their estimate.
         """
         return {

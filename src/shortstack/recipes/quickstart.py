@@ -66,7 +66,7 @@ class QuickstartResult(Shown):
         ]
         lines = [
             f"Perplexity on held-out text ({dense['tokens']} tokens of {python_name()}'s documentation, windows of 128;",
-            "a change has the error of the windows' own changes):",
+            "± is the standard error, paired over windows):",
             "",
             table(["", "blocks", "parameters", "change", "bytes", "ppl", "change"], rows),
             "",

@@ -185,7 +185,7 @@ def _replaced(draft: Draft, set_by_hand: set[tuple[str, str]]) -> tuple[str, ...
         for name in gone:
             del said[name]
         if gone:
-            lines.append(f"{step}: {key} takes the place of {', '.join(gone)}")
+            lines.append(f"{step}: {key} replaces {', '.join(gone)}")
     return tuple(lines)
 
 
@@ -255,7 +255,7 @@ def _completed(
 def _value(
     step: str, parameter: Option, said: Said, value: Any, before: Sequence[Step], left_out: Mapping[str, str]
 ) -> Any:
-    """One value: a reference, a path, or as it stands; None for a reference to a step that is left out."""
+    """One value: a reference, a path, or unchanged; None for a reference to a step that is skipped."""
     name = parameter.name
     if not isinstance(value, str):
         return value

@@ -31,15 +31,16 @@ _SHOWN = 2  # steps whose findings are a run's result: figures, and the report o
 
 @dataclass(frozen=True)
 class StepResult:
-    """What became of one step.
+    """The outcome of one step.
 
     Attributes:
-        name, verb: which.
-        state: done now, or skipped because an earlier run has done it.
-        seconds: what it took, when it was done.
-        output: what it left behind.
-        text: what it found, as a person reads it.
-        result: what the stage returned; None where it was skipped.
+        name: The name of the step.
+        verb: The stage that the step ran, such as `score`.
+        state: `done` in this run, or `skipped` because an earlier run has done it.
+        seconds: The wall-clock time of the step in seconds, in the run that did it.
+        output: The output of the step: a file or a folder.
+        text: The outcome as text.
+        result: The record that the stage returned; None if the step was skipped.
     """
 
     name: str
@@ -53,14 +54,14 @@ class StepResult:
 
 @dataclass(frozen=True, repr=False)
 class RunResult(Shown):
-    """A run that ended well.
+    """The outcome of a completed run of a recipe.
 
     Attributes:
-        out: its folder.
-        recipe: what was run.
-        steps: in order.
-        left_out: optional steps that were left out, and why.
-        seconds: wall-clock time of this run.
+        out: The folder of the run.
+        recipe: The recipe.
+        steps: The outcome of each step, in order.
+        left_out: The optional steps that were skipped, each with the reason.
+        seconds: The wall-clock time of this run in seconds.
     """
 
     out: Path
@@ -85,7 +86,7 @@ class RunResult(Shown):
                 "seconds": self.seconds}  # fmt: skip
 
     def to_text(self) -> str:
-        """The steps, and what the last two found."""
+        """The steps, and the results of the last two."""
         rows = [
             [step.name, step.verb, step.state, seconds(step.seconds), _within(step.output, self.out)]
             for step in self.steps
@@ -141,7 +142,7 @@ def run(
         set_: Change an option of a step, as `step.key=value`. It can be given several times. `step=null` removes a
             step.
         from_: Run this step and all later steps again, even if they are done.
-        options: how the run goes.
+        options: how the run works.
 
     Returns:
         The outputs of every step; with `dry_run`, the forecast. None in processes other than the first.

@@ -47,13 +47,13 @@ OUTPUTS = {"csv", "plot"}
 # Keys of a recipe, and of a step besides its stage's parameters, with what they mean.
 TOP = {
     "about": "what this recipe does, in one line",
-    "extends": "the recipe that this one is a change of, or several, laid over one another: names in the package, or files",
+    "extends": "the recipe that this one extends, or several, applied in order: names in the package, or files",
     "model": "the checkpoint that the steps begin with: a directory, a hub id such as org/name@revision, or embedded",
     "steps": "the steps, in order: a name of your own, and what it does; null takes away a step of the extended recipe",
 }
 STEP = {
-    "stage": "the command that this step runs, such as `retrain lora`; may be left out where the step is named after it",
-    "optional": "leave the step out, with a line, where the packages that it needs are not installed",
+    "stage": "the command that this step runs, such as `retrain lora`; not needed if the step has the name of the command",
+    "optional": "skip the step, with a message, if the packages that it needs are not installed",
 }
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -41,7 +41,7 @@ class StepTimes:
         return sum(_operations(one) / self._rate(one, values, fastest=estimate.fastest) for one in estimate.passes)
 
     def lines(self) -> list[str]:
-        """How the times came about, and what has none."""
+        """How the times were estimated, and which steps have none."""
         found = []
         if self.rates:
             rates = " and ".join(
@@ -49,10 +49,10 @@ class StepTimes:
                 for (device, dtype, _), rate in self.rates.items()
             )
             found.append(
-                f"time: an estimate from below, of the matrix products alone, at the rate of one product that was measured "
-                f"now ({rates}); attention, imports, loading and what other programs take come on top"
+                f"time: a lower bound from the matrix products alone, at the rate of one product that was measured now "
+                f"({rates}); attention, imports, loading and other programs take additional time"
             )
-        found += [f"no time is estimated of {', '.join(steps)}: {why}" for why, steps in self.untimed.items()]
+        found += [f"no time is estimated for {', '.join(steps)}: {why}" for why, steps in self.untimed.items()]
         return found
 
     def _rate(self, one: Passes, values: Mapping[str, Any], *, fastest: bool) -> float:

@@ -65,7 +65,7 @@ def retrain_cpt(
         train: The parameters to train: `all`, or some of `last:N`, `first:N`, `head`, `norm`, `embeddings`, separated
             by commas (`last:3,head,norm` is partial tuning as in Reassessing Layer Pruning).
         steps: the steps of the optimizer.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         Figures before, after and of the dense model; with `dry_run`, the forecast of the run.

@@ -65,7 +65,7 @@ def retrain_distill(
             separated by commas.
         steps: the steps of the optimizer.
         lora: the adapter, for `--train lora`.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         Figures before, after and of the dense model; with `dry_run`, the forecast of the run.

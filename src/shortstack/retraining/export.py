@@ -59,7 +59,7 @@ def write_checkpoint(
     save_dtype: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write a model as a plain checkpoint, with what goes along and the record of how it came about.
+    """Write a model as a plain checkpoint, with the files beside it and the record of how it was made.
 
     Args:
         checkpoint: what the model was loaded from: its config, names, types and other files.

@@ -41,7 +41,7 @@ def merged_model(
 
     Raises:
         ShortstackError: the adapter does not fit this checkpoint, cannot be folded, or what was folded computes
-            something else than base and adapter together.
+            something other than base and adapter together.
     """
     progress = progress or Progress(quiet=True)
     if "quantization_config" in checkpoint.config:
@@ -93,7 +93,9 @@ def _peft_config(adapter: Path, progress: Progress) -> Any:
             f"{place}: {key} is {value!r}, which PEFT {peft.__version__} does not support", hint=newer
         )
     if unknown:
-        progress.say(f"{place}: {', '.join(unknown)}: not known to PEFT {peft.__version__}, and off: ignored")
+        progress.say(
+            f"{place}: {', '.join(unknown)}: unknown to PEFT {peft.__version__}; switched off there, so ignored"
+        )
     with _one_line(f"{place}: PEFT {peft.__version__} refuses it", newer):
         return kind(**{key: value for key, value in raw.items() if key in known})
 
@@ -117,7 +119,7 @@ def _with_adapter(model: Any, config: Any, adapter: Path, checkpoint: Checkpoint
     mapping = own_key_mapping(model)
     loaded = adapted.load_adapter(str(adapter), "default", torch_device="cpu", key_mapping=mapping)
     for keys, says in (
-        (loaded.unexpected_keys, f"of its tensors find no place in {checkpoint.source}"),
+        (loaded.unexpected_keys, f"of its tensors do not belong to {checkpoint.source}"),
         (loaded.missing_keys, "tensors that its config calls for are not in it"),
     ):
         if keys:
@@ -148,8 +150,8 @@ def _folded(adapted: Any, checkpoint: Checkpoint, progress: Progress) -> Any:
             head.weight = embedding.weight
         else:
             progress.say(
-                f"{checkpoint.source}: head and embedding were one tensor, the adapter changes them apart: both are written, "
-                "and config.json says so (tie_word_embeddings: false)"
+                f"{checkpoint.source}: head and embedding were one tensor, but the adapter changes them separately: both are "
+                "written, and config.json has tie_word_embeddings: false"
             )
             for part in (plain.config, plain.config.get_text_config()):
                 part.tie_word_embeddings = False

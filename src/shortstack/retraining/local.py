@@ -59,7 +59,7 @@ def retrain_local(
         of: The dense checkpoint that MODEL was pruned from. By default it is the one that shortstack.json names.
         targets: which blocks are trained, and what is compared.
         steps: the steps of the optimizer.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         Figures before, after and of the dense model; with `dry_run`, the forecast of the run.

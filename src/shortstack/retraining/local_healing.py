@@ -168,7 +168,7 @@ class Healing:
         if not improved:
             self.run.progress.say(
                 f"block {self.block}: training did not bring it nearer to the dense model (validation {before:.4g}, then "
-                f"{after:.4g}): it is left as it was"
+                f"{after:.4g}): it is left unchanged"
             )
         if self.run.process.leads:
             self._write(self.training.weights() if improved else {})

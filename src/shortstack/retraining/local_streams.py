@@ -134,7 +134,7 @@ def chosen_place(run: LocalRun, needed: int) -> Where:
     if where == "auto":
         where = "disk" if needed > _STATES_SHARE * available_bytes() else "memory"
         if where == "disk":
-            run.progress.say(f"hidden states take {size(needed)}: they lie on disk, beside {run.out}")
+            run.progress.say(f"hidden states take {size(needed)} and are kept on disk, beside {run.out}")
     free = _free_disk(run) if where == "disk" else available_bytes()
     if needed > free:
         place = f"on the disk of {run.out}" if where == "disk" else "in memory"

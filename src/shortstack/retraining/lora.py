@@ -46,7 +46,7 @@ def retrain_lora(
         prompt: how rows become text.
         steps: the steps of the optimizer.
         use: what the adapter is trained on, and what becomes of it.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         Figures before, after and of the dense model; with `dry_run`, the forecast of the run.

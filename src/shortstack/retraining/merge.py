@@ -23,13 +23,13 @@ from shortstack.runtime.hashes import file_sha256
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(Shown):
-    """What was merged into what, and where the result is.
+    """The adapter, its base and the merged checkpoint.
 
     Attributes:
-        out: the new checkpoint.
-        adapter: what was folded in.
-        base: the checkpoint that it was folded into.
-        seconds: wall-clock time.
+        out: The new checkpoint.
+        adapter: The adapter that was folded in.
+        base: The checkpoint that it was folded into.
+        seconds: The wall-clock time in seconds.
     """
 
     out: Path

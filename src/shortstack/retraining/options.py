@@ -248,7 +248,7 @@ class Teaching(Options):
 
 @dataclass(frozen=True)
 class TeachOptions(ComputeOptions, CheckpointOptions):
-    """Which logits of a teacher are cached, on which rows or windows, and how the run goes.
+    """Which logits of a teacher are cached, on which rows or windows, and how the run computes.
 
     Attributes:
         top_k: The number of tokens whose log-probabilities are kept at every position.

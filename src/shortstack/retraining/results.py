@@ -1,4 +1,4 @@
-"""What a retraining run found: before, after, dense, in one table."""
+"""The outcome of a retraining run: figures before, after and of the dense model, in one table."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class RetrainResult(Shown):
-    """A run that ended well.
+    """The outcome of a completed retraining run.
 
     Attributes:
-        out: the new checkpoint.
-        method: lora, cpt, distill or local.
-        steps, tokens: what it was trained for; padding is not counted.
-        seconds: wall-clock time of the training.
-        rows: "before", "after" and, where it is known, "dense" -> parameters and figures (validation: nats per predicted
-            token; ppl:NAME: perplexity of a text).
-        adapter: where the adapter is, for LoRA.
-        notes: what a reader of the table should know.
+        out: The new checkpoint.
+        method: The method: lora, cpt, distill or local.
+        steps: The number of optimizer steps.
+        tokens: The number of tokens that the run was trained on, without padding.
+        seconds: The wall-clock time of the training in seconds.
+        rows: The parameters and figures of the models "before", "after" and, if it is known, "dense". `validation` is
+            the loss in nats per predicted token, `ppl:NAME` the perplexity of a text; lower is better for both.
+        adapter: The directory of the adapter, for LoRA.
+        notes: What a reader of the table should know.
     """
 
     out: Path
@@ -58,11 +59,11 @@ class RetrainResult(Shown):
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per model: before, after, dense."""
+        """One row for each model: before, after, dense."""
         return [{"model": which, "parameters": row["parameters"], **row["figures"]} for which, row in self.rows.items()]
 
     def to_text(self) -> str:
-        """The table, and where everything is."""
+        """The table, and the paths of the outputs."""
         lines = [
             f"{self.out}: retrained ({self.method}) for {self.steps} steps, {self.tokens} tokens, in {seconds(self.seconds)}",
             before_and_after_table(self.rows).to_text(),
@@ -74,17 +75,20 @@ class RetrainResult(Shown):
 
 @dataclass(frozen=True, repr=False)
 class RetrainEstimate(Shown):
-    """What a run would be (`--dry-run`).
+    """The forecast of a retraining run (`--dry-run`).
 
     Attributes:
-        method: lora, cpt, distill or local.
-        trained, parameters: parameters that are trained, and all.
-        steps, tokens: of the whole run.
-        data: what is trained on.
-        bytes_per_device: weights, gradients, optimizer state, and the rest as it was measured.
-        seconds_per_step: from three measured ones.
-        processes: how many share the work.
-        notes: what a reader of the figures should know.
+        method: The method: lora, cpt, distill or local.
+        trained: The number of parameters that would be trained.
+        parameters: The number of all parameters.
+        steps: The number of optimizer steps of the whole run.
+        tokens: The number of tokens of the whole run.
+        data: The data to train on.
+        bytes_per_device: The memory for weights, gradients, optimizer state and, as measured, everything else, in
+            bytes.
+        seconds_per_step: The time of a step in seconds, from three measured steps.
+        processes: The number of processes that share the work.
+        notes: What a reader of the figures should know.
     """
 
     method: str

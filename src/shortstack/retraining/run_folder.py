@@ -80,7 +80,7 @@ class Session:
         if differs and not force:
             raise ShortstackError(
                 f"{self.folder}: holds a run that was begun with other settings: {'; '.join(differs)}",
-                hint="the former settings resume it; --restart begins at step 0; --force resumes with these and records it",
+                hint="use the former settings to resume it, --restart to begin at step 0, or --force to resume with these",
             )
         found = self._newest(weights_only)
         self.checkpoints.mkdir(parents=True, exist_ok=True)

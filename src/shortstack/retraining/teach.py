@@ -46,14 +46,15 @@ _PARTS = ("train", "held_out")
 
 @dataclass(frozen=True, repr=False)
 class TeachResult(Shown):
-    """What was written where.
+    """The folder of cached logits that was written.
 
     Attributes:
-        out: the folder.
-        rows, tokens: windows or examples, and the tokens in them that are predicted.
-        nbytes: the size of all files.
-        mass: the mean share of probability that the top tokens hold.
-        seconds: wall-clock time.
+        out: The folder.
+        rows: The number of windows, or of rows of instructions.
+        tokens: The number of predicted tokens in them.
+        nbytes: The size of all files in bytes.
+        mass: The mean share of the probability that the cached tokens hold, from 0 to 1.
+        seconds: The wall-clock time in seconds.
     """
 
     out: Path
@@ -93,7 +94,7 @@ def teach(
         data: The data that the student will be trained on: text, or rows of instructions (only responses count in the
             loss).
         out: Write the logits to this folder.
-        options: what is written down of which rows, and how the run goes.
+        options: which logits are cached on which rows, and how the run computes.
 
     Returns:
         What was written.

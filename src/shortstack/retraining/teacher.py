@@ -108,9 +108,7 @@ def opened_teacher(checkpoint: Checkpoint, options: TeachOptions, say: Callable[
             say(f"{checkpoint.source}: the whole teacher is held in memory: {error.reason}")
         else:
             if options.memory == "auto":
-                say(
-                    f"{checkpoint.source}: {size(needed)} of weights, {size(free)} free: its blocks are read one at a time"
-                )
+                say(f"{checkpoint.source}: {size(needed)} of weights, {size(free)} free: blocks are read one at a time")
             with contextlib.closing(model):
                 yield StreamedTeacher(model)
             return

@@ -104,7 +104,7 @@ def without_adapter(model: Any, checkpoint: Checkpoint) -> str:
         return ""
     return (
         f"{checkpoint.source}: no adapter on {', '.join(sorted(names))} ({missing / total:.1%} of the blocks' parameters): "
-        "LoRA is put on linear layers alone; retrain cpt trains all"
+        "LoRA adapts only linear layers; retrain cpt trains all"
     )
 
 

@@ -141,8 +141,8 @@ def _check_isolation(prepared: Prepared[Schedule], model: Any) -> None:
         rows = checkpoint.tensors[checkpoint.anatomy.embedding].shape[0]
         if not isolates_documents(model, rows):
             prepared.progress.say(
-                f"{checkpoint.source}: attention crosses the documents of a window in this family "
-                "(tried on two short ones); the loss does not"
+                f"{checkpoint.source}: in this family attention crosses the documents of a window (tested on two short "
+                "documents); the loss does not"
             )
 
 

@@ -50,7 +50,7 @@ def pick_device(name: str) -> torch.device:
 
 @functools.cache
 def _say_unmeasured() -> None:
-    say("device mps: shortstack is tested and measured on CPUs and CUDA, not here; --device cpu is the way to compare")
+    say("device mps: shortstack is tested only on CPUs and CUDA; compare the results with those of --device cpu")
 
 
 def exact_place(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,7 +95,9 @@ def pick_scoring_dtype(name: DType, stored: str, device: torch.device, *, say: C
         return computed
     units = bfloat16_units()
     if device.type == "cpu" and stored == "BF16" and units:
-        say(f"--dtype auto: bfloat16, which the checkpoint is stored in and this CPU has units for ({units})")
+        say(
+            f"--dtype auto: bfloat16, because the checkpoint is stored in it and this CPU has instructions for it ({units})"
+        )
         return pick_dtype("bfloat16", stored, device)
     if device.type == "cuda" and stored != "F16":
         computed = pick_dtype("bfloat16", stored, device)

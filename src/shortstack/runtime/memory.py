@@ -77,7 +77,7 @@ def return_free_memory() -> None:
 
 @functools.cache
 def libc() -> Any:
-    """The C library of this process; None where it cannot be had."""
+    """The C library of this process; None where it cannot be loaded."""
     import ctypes
 
     try:

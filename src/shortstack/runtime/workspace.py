@@ -51,7 +51,7 @@ def differences(old: Any, key: Mapping[str, Any]) -> list[str]:
     """In what the key of a record differs from another, as `name was OLD, now NEW`, by fields; nothing where they agree.
 
     Args:
-        old: what was recorded; something else than an object has no field.
+        old: what was recorded; anything but an object has no field.
         key: in any form that JSON holds: a tuple is a list.
     """
     old, new, found = old if isinstance(old, dict) else {}, read_json(json_text(key)), []
@@ -116,7 +116,7 @@ def read_log(path: Path) -> list[Any]:
 
 def unused(path: Path | None, differs: list[str]) -> str:
     """The line that reports a saved state whose key differs."""
-    return f"the saved state in {path} is another run's and is not used: {'; '.join(differs)}"
+    return f"the saved state in {path} belongs to another run and is not used: {'; '.join(differs)}"
 
 
 def cache_folder() -> Path:

@@ -24,10 +24,13 @@ class Agreement:
     """Two rankings, and how far they agree.
 
     Attributes:
-        first, second: which.
-        tau: Kendall's tau over all blocks: 1 for the same order, 0 for none in common, -1 for the opposite one.
-        chosen: blocks removed -> (blocks that both would remove, only the first, only the second).
-        by_chance: blocks removed -> how many two unrelated rankings would have in common, on average.
+        first: The name of one ranking.
+        second: The name of the other ranking.
+        tau: Kendall's tau over all blocks: 1 for the same order, about 0 for unrelated orders, -1 for opposite orders.
+        chosen: For each number of removed blocks, the blocks that both rankings would remove, those that only the first
+            would remove, and those that only the second would remove.
+        by_chance: For each number of removed blocks, the number of blocks that two unrelated rankings have in common on
+            average.
     """
 
     first: str
@@ -39,11 +42,11 @@ class Agreement:
 
 @dataclass(frozen=True, repr=False)
 class Agreements(Shown):
-    """All pairs of rankings.
+    """The agreement of every pair of rankings.
 
     Attributes:
-        pairs: each with every other.
-        protected: blocks that no ranking may remove.
+        pairs: One entry for each pair.
+        protected: The blocks that no ranking may remove, by their numbers in the original model.
     """
 
     pairs: list[Agreement]
@@ -65,7 +68,7 @@ class Agreements(Shown):
         return {"schema": 1, "protected": list(self.protected), "pairs": pairs}
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per pair and number of removed blocks."""
+        """One row for each pair and each number of removed blocks."""
         return [
             {"first": one.first, "second": one.second, "tau": one.tau, "removed": k, "same": len(both)}
             | {"by chance": one.by_chance[k]}
@@ -74,7 +77,7 @@ class Agreements(Shown):
         ]
 
     def to_text(self) -> str:
-        """A table per pair."""
+        """One table for each pair."""
         parts = [_pair_text(one) for one in self.pairs]
         kept = f"never removed: {ranges(self.protected)}" if self.protected else "no block is protected"
         return "\n\n".join([*parts, f"{kept}; 'by chance': what two unrelated rankings have in common on average"])

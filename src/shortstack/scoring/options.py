@@ -1,4 +1,4 @@
-"""The options of scoring: when windows are enough, and how the run goes; those of the windows are in data/calibration.py."""
+"""The options of scoring: when windows are enough, and how the run computes. Those of windows: data/calibration.py."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def score(
         csv: Write the published CSV files into this folder: for each criterion block_order.csv and the scores, sorted
             and unsorted, per block and per tensor.
         stopping: when there are enough windows.
-        options: how the run goes.
+        options: how the run computes.
 
     Returns:
         The scores of every criterion.
@@ -102,7 +102,7 @@ def score(
     if any(asked.needs_windows for asked in criteria):
         windows = calibration_windows(checkpoint, calibration, stopping=stopping, options=options, progress=progress)
     elif calibration != CalibrationOptions() or options.tokenizer is not None:
-        progress.say(f"{criterion} needs the weights alone: the options of calibration text have no effect")
+        progress.say(f"{criterion} needs only the weights, so the options of calibration text have no effect")
     with workspace(out, leads=process.leads) as work:
         rounds = None if stopping.until is None else Rounds(calibration.samples, stopping.remove or 0, stopping.plus)
         request = SweepRequest(candidates, rounds, memory_bytes)
@@ -231,7 +231,7 @@ def _scored(
     Args:
         calibration: windows of token ids; None where every criterion needs weights alone.
         request: which blocks, on how many windows, in how much memory.
-        options: how the run goes.
+        options: how the run computes.
         work_folder: where the state of the run is saved, so that one that is killed can be continued; the caller
             removes it once the scores are safe.
 

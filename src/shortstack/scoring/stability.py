@@ -1,4 +1,4 @@
-"""How far can a choice be trusted? The agreement of rankings between criteria, seeds, numbers of windows and sources."""
+"""The stability of a choice: the agreement of rankings between criteria, seeds, numbers of windows and sources."""
 
 from __future__ import annotations
 
@@ -63,12 +63,14 @@ _CALIBRATION, _CHOICE, _OPTIONS = CalibrationOptions(), StabilityOptions(), Scor
 
 @dataclass(frozen=True)
 class Ranked:
-    """One ranking.
+    """One ranking of the blocks.
 
     Attributes:
-        criterion, seed, windows: what made it; of named sources the windows of each.
-        order: blocks of the original model, the first goes first.
-        source: the named source whose windows alone made it; None for all text.
+        criterion: The criterion.
+        seed: The seed of the windows.
+        windows: The number of windows; with named sources, of each source.
+        order: The blocks by their numbers in the original model, first removed first.
+        source: The named source whose windows alone made the ranking; None for all text.
     """
 
     criterion: str
@@ -79,7 +81,7 @@ class Ranked:
 
     @property
     def name(self) -> str:
-        """In tables and plots."""
+        """The name in tables and plots."""
         of = f", {self.source}" if self.source is not None else ""
         return f"{self.criterion}, seed {self.seed}, {self.windows} windows{of}"
 
@@ -89,11 +91,12 @@ class Stability(Shown):
     """Rankings of the blocks of one model, and how far they agree.
 
     Attributes:
-        source: the model.
-        remove: how many blocks would go.
-        protected: blocks that no ranking may remove.
-        rankings: all of them.
-        varied: (`criterion`, `seed`, `windows` or `source`, two rankings that differ in it alone, how far they agree).
+        source: The model, as it was named in the call.
+        remove: The number of blocks to remove.
+        protected: The blocks that no ranking may remove, by their numbers in the original model.
+        rankings: All rankings.
+        varied: What was varied (`criterion`, `seed`, `windows` or `source`), two rankings that differ only in it, and
+            their agreement.
     """
 
     source: str
@@ -103,11 +106,11 @@ class Stability(Shown):
     varied: tuple[tuple[str, Ranked, Ranked, Agreement], ...]
 
     def same(self, agreement: Agreement) -> int:
-        """How many blocks both would remove."""
+        """The number of blocks that both rankings would remove."""
         return len(agreement.chosen[self.remove][0])
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row per pair of rankings that differ in one thing."""
+        """One row for each pair of rankings that differ in one setting."""
         return [
             {
                 "varied": what,
@@ -142,7 +145,7 @@ class Stability(Shown):
             for row in self.table_rows()
         ]  # fmt: skip
         notes = ["'by chance': what two unrelated rankings would have in common on average"]
-        title = f"{self.source}: agreement of the {self.remove} blocks that would go, and Kendall's tau over all blocks"
+        title = f"{self.source}: agreement of the {self.remove} blocks to remove, and Kendall's tau over all blocks"
         header = ["varied", "criterion", "between", "tau", "same blocks", "by chance"]
         return Table(header, rows, title, notes).to_text()
 

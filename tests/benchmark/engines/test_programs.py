@@ -113,7 +113,7 @@ def test_a_server_in_a_python_package_gives_tokens_and_times(model: Path, tmp_pa
     llama.start()
     assert (llama.precision, llama.notes) == (
         "Q8_0",
-        ["llama.cpp: model.gguf (Q8_0), sampling is not timed; by the clock of its server"],
+        ["llama.cpp: model.gguf (Q8_0), sampling is not timed; times are those that its server reports"],
     )
     assert llama.greedy([[3, 4], [9]], 3) == [[5, 6, 7], [10, 11, 12]]
     assert llama.version == "xllamacpp 1"
@@ -157,8 +157,8 @@ def test_the_workers_script_is_alone_in_its_folder() -> None:
 
 # What the program does -> what is said of it.
 BENCH_FAULTS = [
-    ("hang", "did not end within 0.50 s; it said: loading the model"),
-    ("die", "ended with exit code 3; it said: RuntimeError: the engine has no kernel for this"),
+    ("hang", "did not end within 0.50 s; its last message: loading the model"),
+    ("die", "ended with exit code 3; its last message: RuntimeError: the engine has no kernel for this"),
     ("killed", "was killed by SIGSEGV"),
 ]
 
@@ -281,8 +281,8 @@ def test_quantized_weights_run_in_16_bits_in_vllm(model: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("hang", "no answer within 0.50 s; it said: loading the model"),
-        ("die", "ended with exit code 3 before it answered; it said: RuntimeError"),
+        ("hang", "no answer within 0.50 s; its last message: loading the model"),
+        ("die", "ended with exit code 3 before it answered; its last message: RuntimeError"),
         ("rubbish", "expected a line of JSON, found 'INFO loading'"),
         ("raise", "ValueError: no such architecture"),
     ],
@@ -299,8 +299,8 @@ def test_a_worker_that_misbehaves(how: str, says: str, model: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("hang", "was not ready within 0.5 s; it said: loading the model"),
-        ("die", "ended before it was ready, it ended with exit code 3; it said: RuntimeError"),
+        ("hang", "was not ready within 0.5 s; its last message: loading the model"),
+        ("die", "ended before it was ready, it ended with exit code 3; its last message: RuntimeError"),
         ("rubbish", "expected 2 tokens, found"),
     ],
 )

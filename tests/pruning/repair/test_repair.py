@@ -242,7 +242,7 @@ def test_a_cut_that_the_method_cannot_repair_beside_one_that_it_can(
 ) -> None:
     result = repaired(cut("llama", "0,3"), tmp_path / "out", rows, method="linear", quiet=False)
     assert [place["method"] for place in result.places] == ["none", "linear"]
-    assert "the repair `linear` cannot repair the cut of block 0, which stays as it is" in capsys.readouterr().err
+    assert "the repair `linear` cannot repair the cut of block 0, which is left unchanged" in capsys.readouterr().err
 
 
 @pytest.mark.fault(126)
@@ -279,7 +279,7 @@ def test_a_text_that_nobody_chose_is_said(
         (cut()[0], "embedded", True), (cut()[0], "text.txt", False), (tmp_path / "own", "embedded", False),
     ):  # fmt: skip
         say_of_text(open_checkpoint(model), data, Progress())
-        assert ("on other text such a repair can make the model worse" in capsys.readouterr().err) is said
+        assert ("so the repair can make the model worse on other text" in capsys.readouterr().err) is said
 
 
 def test_tokens_that_are_left_out_of_the_fit(cut: Callable[..., Any], tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def test_the_share_that_is_back() -> None:
     ppl = {"dense": math.exp(2), "pruned": math.exp(4), "repaired": math.exp(2.5), "unfolded": math.exp(2.4)}
     result = RepairResult(Path("o"), "p", "d", [], ppl, 3, {}, {}, 1.0)
     assert result.share_back == pytest.approx(0.75)
-    assert "75% of the log-perplexity that was lost is back" in result.to_text()
+    assert "75% of the lost log-perplexity is recovered" in result.to_text()
     assert "in the weights the repair gives 12.18 instead of 11.02" in result.to_text()
     assert RepairResult(Path("o"), "p", "d", [], {**ppl, "pruned": 1.0}, 3, {}, {}, 1.0).share_back is None
 

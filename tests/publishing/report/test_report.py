@@ -64,8 +64,8 @@ def test_the_verdict_is_made_of_the_figures(whole: tuple[str, Page, Any]) -> Non
     for part in (
         "1 of the 4 blocks of org/tiny are removed (1, chosen by ppl)",
         "parameters from 1.2k to 900 (-25.0%)",
-        "Retraining (lora) took 2 steps, 400 tokens.",
-        "pruned 1.25 ±0.0", "retrained 1.25",  # times as fast
+        "The retraining (lora) took 2 steps with 400 tokens.",
+        "pruned is 1.25 ±0.0", "retrained is 1.25",  # times as fast
         "Perplexity on texts: dense 7.768, pruned 10.56 (+36.0% ±", "retrained 7.768 (+0.0% ±",
     ):  # fmt: skip
         assert part in found.verdict, part
@@ -80,13 +80,13 @@ def test_the_page_holds_all_that_there_is(whole: tuple[str, Page, Any]) -> None:
     text, page, _ = whole
     for heading in (
         "What was removed, and why", "Quality", "Retraining", "Speed and memory", "Samples",
-        "Where it comes from, and how to do it again",
+        "Sources, and how to reproduce the results",
     ):  # fmt: skip
         assert heading in page.text
     assert [one["class"] for one in page.named("li") if (one.get("title") or "").startswith("block ")] == [
         "protected", "removed", "kept", "protected",
     ]  # fmt: skip
-    assert "Order, first removed first: 1" not in page.text  # a removed block is marked
+    assert "Order of removal: 1" not in page.text  # a removed block is marked
     assert "✕ 1" in page.text
     assert "◆ 0" in page.text
     assert "validation loss" in page.text
@@ -120,7 +120,7 @@ def test_no_path_of_this_disk_is_in_it(tmp_path: Path, capsys: pytest.CaptureFix
     for part in ("somebody", str(tmp_path), "secret/", "hf_abcdefgh"):
         assert part not in text
     assert "tiny without 1 of its 4 blocks" in text
-    assert "Nothing here records how other came to be" in text  # and who reads it is told
+    assert "No record shows how other was made" in text  # and who reads it is told
 
 
 @pytest.mark.fault(75)
@@ -173,7 +173,7 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert found.verdict.endswith("Speed and memory were not measured. Quality was not measured.")
     save(tmp_path / "ppl.json", ppl("somewhere/pruned", PRUNED), ppl("somewhere/retrained", material.RETRAINED))
     found = report(tmp_path / "plan.json", tmp_path / "ppl.json", out=tmp_path / "page.html")
-    assert found.notices[0].startswith("No result is of the dense model itself")
+    assert found.notices[0].startswith("There is no result of the dense model")
     assert found.notices[0] in Page((tmp_path / "page.html").read_text()).text
 
 
@@ -195,11 +195,11 @@ def test_records_of_different_models_are_refused(tmp_path: Path) -> None:
 def test_figures_of_other_texts_or_tokenizers_get_no_difference(tmp_path: Path) -> None:
     other_text = ppl("org/pruned", PRUNED, data={"source": "other texts", "sha256": "8" * 64})
     found = report(save(tmp_path / "a.json", ppl("org/tiny", DENSE), other_text), out=tmp_path / "page.html")
-    assert "No figure of quality can be compared between two models" in found.verdict
+    assert "No quality figure can be compared between two models" in found.verdict
     other_tokens = ppl("org/gemma", "c" * 64, settings={"tokenizer": "u" * 64, "bos_token": 2})
     found = report(save(tmp_path / "b.json", ppl("org/tiny", DENSE), other_tokens), out=tmp_path / "page.html")
-    assert "No figure of quality can be compared between two models" in found.verdict
-    assert "another tokenizer and another BOS rule" in Page((tmp_path / "page.html").read_text()).text
+    assert "No quality figure can be compared between two models" in found.verdict
+    assert "they differ in the tokenizer and the BOS rule" in Page((tmp_path / "page.html").read_text()).text
 
 
 def _damaged(work: Path) -> list[tuple[str, str]]:
@@ -287,7 +287,7 @@ def test_what_is_no_part_of_it_is_named(tmp_path: Path) -> None:
     (work / "info.json").write_text('{"family": "llama"}')
     found = report(work, out=tmp_path / "page.html")
     assert found.left_out == ["info.json"]
-    assert "no part of it: info.json" in found.to_text()
+    assert "not used in the report: info.json" in found.to_text()
 
 
 def test_a_run_folder_is_read_in_its_order_and_nothing_outside_of_it(tmp_path: Path) -> None:

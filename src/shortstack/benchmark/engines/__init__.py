@@ -16,7 +16,7 @@ from shortstack.evaluation.evaluated_model import Subject
 
 
 class EngineError(ShortstackError):
-    """An engine is not there, is too old, hangs, dies, or answers something else than it should."""
+    """An engine is not there, is too old, hangs, dies, or gives a wrong answer."""
 
 
 class DoesNotFitError(ShortstackError):

@@ -98,14 +98,15 @@ class Converter:
             said = error.message.lower()
             for signs, wrong, hint in _KNOWN:
                 if any(sign in said for sign in signs):
-                    detail = error.message.partition("; it said: ")[2]
+                    detail = error.message.partition("; its last message: ")[2]
                     raise ShortstackError(
                         f"{checkpoint.source}: {wrong}{f' ({detail})' if detail else ''}", hint=hint
                     ) from error
             raise ShortstackError(f"{checkpoint.source}: {error.message}", hint=error.hint or _GET_IT) from error
         if not out.is_file():
             raise ShortstackError(
-                f"{checkpoint.source}: {_WHAT} ended well, but wrote no file", hint=f"a newer one; {_GET_IT}"
+                f"{checkpoint.source}: {_WHAT} ended without an error, but wrote no file",
+                hint=f"a newer one; {_GET_IT}",
             )
 
 

@@ -46,7 +46,7 @@ _NO_MEMORY = ("out of memory", "failed to allocate", "unable to allocate", "cann
 
 
 class LlamaCppEngine:
-    """One checkpoint in llama.cpp, from the GGUF file that was made of it."""
+    """One checkpoint in llama.cpp, from the GGUF file that was made from it."""
 
     name = "llama.cpp"
     in_process = False
@@ -70,12 +70,12 @@ class LlamaCppEngine:
         file = self._file()
         note = f"llama.cpp: {file.name} ({self.precision}), sampling is not timed"
         if self._python() is not None:
-            self.notes = [f"{note}; by the clock of its server"]
+            self.notes = [f"{note}; times are those that its server reports"]
             return
         self._program("llama-bench")
         self.notes = [
-            f"{note}; prompts are tokens of its own; at batch 1 decoding starts from an empty context, and takes a step for "
-            "every new token"
+            f"{note}; llama.cpp chooses the tokens of prompts; at batch 1 decoding starts from an empty context, with a step "
+            "for each new token"
         ]
 
     def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:

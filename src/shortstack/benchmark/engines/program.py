@@ -95,7 +95,7 @@ def run_program(
         env: its environment; by default `environment()`.
 
     Raises:
-        EngineError: it could not be started, took longer, or did not end with 0; with the end of what it said.
+        EngineError: it could not be started, took longer, or did not end with 0; with its last message.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = _started(arguments, what, env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
@@ -192,7 +192,7 @@ class Conversation:
 
     @property
     def log(self) -> str:
-        """The end of what it said beside its answers."""
+        """Its last message besides its answers."""
         return "\n".join(self._last)
 
     @property
@@ -257,7 +257,7 @@ class Background:
     log: IO[bytes]
 
     def error(self, message: str, hint: str = "") -> EngineError:
-        """An error about it, with how it ended, where it did, and the end of what it said."""
+        """An error about it, with how it ended, if it did, and its last message."""
         code = self.process.poll()
         return EngineError(
             f"{self.what}: {message}{'' if code is None else f', it {_ended(code)}'}{_said('', _text(self.log))}",
@@ -299,9 +299,9 @@ def _ended(code: int) -> str:
 
 
 def _said(out: str, err: str) -> str:
-    """The end of what it said, for an error; nothing where it said nothing."""
+    """The last message of a program, for an error."""
     lines = [line.strip() for line in (err.strip() or out.strip()).splitlines() if line.strip()]
     if not lines:
-        return "; it said nothing"
+        return "; it printed nothing"
     telling = [line for line in lines[-_KEPT_LINES:] if "error" in line.lower()]
-    return f"; it said: {(telling or lines)[-1][:_LINE]}"
+    return f"; its last message: {(telling or lines)[-1][:_LINE]}"

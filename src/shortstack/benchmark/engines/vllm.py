@@ -69,8 +69,8 @@ class VllmEngine:
             raise EngineError(f"vllm --version: expected a version, found {told.strip()[:80]!r}")
         self.version = _new_enough(match[0])
         self.notes = [
-            "vllm: prompts are random tokens of its own, and sampling is plain; the prefill is a run with one new token, "
-            "decoding is what a run with all of them takes longer (medians)"
+            "vllm: prompts are random tokens, and sampling is plain; prefill is the time of a run with one new token, "
+            "decoding the additional time of a run with all new tokens (medians)"
         ]
 
     def bench(self, workload: Workload, *, runs: int, warmup: int) -> list[Sample]:

@@ -177,7 +177,7 @@ _KNOWN: tuple[tuple[str, str, str, str], ...] = (
     (
         "mlx",
         "parameters not in model",
-        "it knows no weights of these names, as where they are quantized in a way that mlx-lm does not read",
+        "it does not know weights of these names; they may be quantized in a way that mlx-lm does not support",
         "the checkpoint from before it was quantized, or another engine",
     ),
     ("", "No module named", "something is not installed in that environment", "install it there, or name another one"),

@@ -92,7 +92,7 @@ def check_family(checkpoint: Checkpoint, method: Method) -> Residual:
         family = checkpoint.anatomy.family.model_type
         raise ShortstackError(
             f"{checkpoint.source}: the repair `{method}` cannot be folded into {family} models: a norm follows each MLP",
-            hint="`scale` goes into those norms; `auto` takes it where it helps",
+            hint="`scale` is folded into those norms; `auto` uses it where it helps",
         )
     return residual
 
@@ -181,8 +181,8 @@ def say_of_text(pruned: Checkpoint, data: str, progress: Progress) -> None:
     source = (pruned.provenance or {}).get("source", pruned.source)
     if data == "embedded" and source != "embedded":
         progress.say(
-            "the text is the package's own, documentation of Python: on other text such a repair can make the model worse. "
-            "--data TEXT fits it on text like that of your task"
+            "the text is the package's own (documentation of Python), so the repair can make the model worse on other text: "
+            "give text like that of your task with --data TEXT"
         )
 
 
@@ -253,4 +253,4 @@ def _fitted_tokens(ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repai
 def _say_left_out(places: Sequence[Place], method: Method, progress: Progress) -> None:
     left_out = [place.name for place in places if place.removed and not _possible(place, method)]
     if left_out:
-        progress.say(f"the repair `{method}` cannot repair the cut of {', '.join(left_out)}, which stays as it is")
+        progress.say(f"the repair `{method}` cannot repair the cut of {', '.join(left_out)}, which is left unchanged")

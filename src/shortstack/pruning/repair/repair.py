@@ -33,18 +33,19 @@ _REPAIR, _OPTIONS = RepairOptions(), ScoreOptions()
 
 @dataclass(frozen=True, repr=False)
 class RepairResult(Shown):
-    """What was repaired, and what it gave.
+    """The repaired checkpoint that was written.
 
     Attributes:
-        out: the new checkpoint.
-        source: what was repaired.
-        dense: the model that it was pruned from.
-        places: what was done at each cut: `removed`, `method`, `factor`, `ridge`, and `ppl` by method.
-        ppl: perplexity on the validation windows: `dense`, `pruned`, `repaired` (as written), `unfolded` (before rounding).
-        tensors: how many tensors changed.
-        calibration: the windows.
-        files: sha256 of every file written, by name.
-        seconds: wall-clock time.
+        out: The new checkpoint.
+        source: The pruned checkpoint that was repaired.
+        dense: The model that it was pruned from.
+        places: The repair at each cut: `removed`, `method`, `factor`, `ridge`, and the `ppl` with each method.
+        ppl: The perplexity on the validation windows: `dense`, `pruned`, `repaired` (as written) and `unfolded` (before
+            rounding).
+        tensors: The number of changed tensors.
+        calibration: The calibration windows.
+        files: The sha256 of each file that was written, by its name.
+        seconds: The wall-clock time in seconds.
     """
 
     out: Path
@@ -59,7 +60,7 @@ class RepairResult(Shown):
 
     @property
     def share_back(self) -> float | None:
-        """Share of the log-perplexity that the removal had cost and that is back; None where it had cost nothing."""
+        """The recovered share of the log-perplexity that the removal cost: 1 is all of it. None if it cost nothing."""
         return share_back(self.ppl)
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +68,7 @@ class RepairResult(Shown):
         return {"schema": 1, **vars(self), "out": str(self.out), "share_back": self.share_back}
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row for each model."""
+        """One row for each model."""
         return [{"model": name, "ppl": self.ppl[name]} for name in ("dense", "pruned", "repaired")]
 
     def to_text(self) -> str:

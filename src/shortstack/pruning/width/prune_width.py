@@ -41,18 +41,19 @@ _ROW = Row("shortstack.pruning.width.salience:UnitSalience", frozenset({"gradien
 
 @dataclass(frozen=True, repr=False)
 class WidthResult(Shown):
-    """What was written where.
+    """The narrower checkpoint that was written.
 
     Attributes:
-        out: the new checkpoint.
-        source: what it was made of.
-        before, after: parameters, those of the blocks, bytes, heads, kv_heads, channels, kv_bytes_per_token.
-        calibration: the windows that importance was computed on.
-        files: sha256 of every file written, by name.
-        seconds: wall-clock time.
-        peak_rss_bytes: the most memory that computing the gradients took.
-        verified: what the check found, or None where none was requested.
-        says: what a user should hear about it.
+        out: The new checkpoint.
+        source: The checkpoint that it was made from.
+        before: The original's parameters, block_parameters, bytes, heads, kv_heads, channels and kv_bytes_per_token.
+        after: The same of the new checkpoint.
+        calibration: The windows that the importance was computed on.
+        files: The sha256 of each file that was written, by its name.
+        seconds: The wall-clock time in seconds.
+        peak_rss_bytes: The peak memory of the backward sweep in bytes.
+        verified: The outcome of the comparison with the original; None if none was requested.
+        says: What a user should know about the result.
     """
 
     out: Path
@@ -68,12 +69,12 @@ class WidthResult(Shown):
 
     @property
     def removal_ratio(self) -> float:
-        """Share of the model's parameters that was removed, as of a plan."""
+        """The removed share of the model's parameters, from 0 to 1."""
         return _lost(self.before, self.after, "parameters")
 
     @property
     def block_removal_ratio(self) -> float:
-        """Share of the blocks' parameters that was removed."""
+        """The removed share of the blocks' parameters, from 0 to 1."""
         return _lost(self.before, self.after, "block_parameters")
 
     def to_json(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class WidthResult(Shown):
         }
 
     def table_rows(self) -> list[dict[str, Any]]:
-        """A row before and one after."""
+        """One row for each model: before and after."""
         return [{"model": self.source, **self.before}, {"model": str(self.out), **self.after}]
 
     def to_text(self) -> str:
@@ -223,14 +224,14 @@ def _says(shape: BlockShape, width: Width, parameters: int, choice: WidthChoice)
     free = chosen_width(dataclasses.replace(shape, heads_divide_hidden=False), parameters, choice, "")
     if free.heads != width.heads:
         return [
-            f"{width.heads} heads stay where {free.heads} would fit better: in this family their number divides the hidden "
-            f"size of {shape.hidden}"
+            f"{width.heads} heads are kept, although {free.heads} would fit better: in this family the number of heads must "
+            f"divide the hidden size of {shape.hidden}"
         ]
     if choice.only == "mlp" or width.heads != shape.heads:
         return []
     if choice.head_unit == "kv-groups" and shape.kv_heads == 1:
-        return ["no head goes: there is one key-value head; --head-unit query-heads takes query heads alone"]
-    return ["no head goes: one of each unit would be further from the share of channels that goes than none"]
+        return ["no head is removed: there is one key-value head; --head-unit query-heads removes only query heads"]
+    return ["no head is removed: without one head the share would be further from that of the channels"]
 
 
 def _step(checkpoint: Checkpoint, choice: WidthChoice, result: WidthResult) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _step(checkpoint: Checkpoint, choice: WidthChoice, result: WidthResult) -> d
 
 
 def _removed(checkpoint: Checkpoint, shape: BlockShape, kept: Sequence[KeptUnits]) -> dict[str, dict[str, str]]:
-    """By block of the original model, the units that went, by their numbers in the checkpoint that this was made of."""
+    """By block of the original model, the removed units, by their numbers in the checkpoint that this one was made from."""
     return {
         str(number): {
             "heads": ranges(set(range(shape.heads)).difference(units.queries)),

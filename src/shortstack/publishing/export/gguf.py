@@ -30,18 +30,18 @@ _OPTIONS = ConverterOptions()
 
 @dataclass(frozen=True, repr=False)
 class GgufExport(Shown):
-    """A GGUF file.
+    """The GGUF file that was written.
 
     Attributes:
-        out: the file.
-        source: the checkpoint that it was made of.
-        type: how weights are stored.
-        blocks: how many there are.
-        tokens: how many the tokenizer has.
-        nbytes: its size.
-        sha256: of its bytes.
-        seconds: wall-clock time.
-        says: what could not be compared.
+        out: The file.
+        source: The checkpoint that it was converted from.
+        type: How the weights are stored, such as f16.
+        blocks: The number of blocks.
+        tokens: The number of tokens of the tokenizer.
+        nbytes: The size of the file in bytes.
+        sha256: The sha256 of the file.
+        seconds: The wall-clock time in seconds.
+        says: What could not be compared with the checkpoint, and why.
     """
 
     out: Path

@@ -1,4 +1,4 @@
-"""Whether a GGUF file holds the checkpoint that it was made of: every block, every token, every shape, no broken number."""
+"""Whether a GGUF file holds the checkpoint that it was made from: every block, every token, every shape, no broken number."""
 
 from __future__ import annotations
 

@@ -19,14 +19,14 @@ _OPTIONS = RemovalOptions()
 
 @dataclass(frozen=True, repr=False)
 class MergekitExport(Shown):
-    """A merge that rebuilds a pruned checkpoint.
+    """A mergekit configuration that rebuilds a pruned checkpoint from the dense model.
 
     Attributes:
-        out: Write the merge to this YAML file. By default it is printed.
-        model: what the merge reads.
-        layer_ranges: the kept blocks, as ranges [first, end) of the dense model's positions.
-        says: what a user should hear about it.
-        yaml: the merge.
+        out: The YAML file; None if none was requested.
+        model: The dense model, which the merge reads.
+        layer_ranges: The kept blocks as ranges [first, end) of positions in the dense model.
+        yaml: The text of the configuration.
+        says: What a user should know about the merge.
     """
 
     out: Path | None

@@ -20,13 +20,13 @@ _INSTEAD = "shortstack export gguf of the pruned checkpoint"
 
 @dataclass(frozen=True, repr=False)
 class PruneLayersExport(Shown):
-    """The list for `--prune-layers`.
+    """The list of blocks for `llama-quantize --prune-layers`.
 
     Attributes:
-        out: the file that holds it; None where none was requested.
-        model: the dense model; the list is for a GGUF file that was converted from it.
-        layers: numbers of the blocks to remove, counted from 0 as in the names of the file's tensors (`blk.0.`).
-        depth: number of blocks of the dense model.
+        out: The file with the list; None if none was requested.
+        model: The dense model. The list is for a GGUF file that was converted from it.
+        layers: The numbers of the blocks to remove, counted from 0 as in the tensor names of the file (`blk.0.`).
+        depth: The number of blocks of the dense model.
     """
 
     out: Path | None
@@ -36,7 +36,7 @@ class PruneLayersExport(Shown):
 
     @property
     def listed(self) -> str:
-        """The option's value."""
+        """The value of the option, such as `3,7`."""
         return ",".join(map(str, self.layers))
 
     def to_json(self) -> dict[str, Any]:

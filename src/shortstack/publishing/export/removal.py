@@ -166,7 +166,9 @@ def _without(dense: Checkpoint, kept: Sequence[int]) -> Removal:
 def _check_same(dense: Checkpoint, fingerprint: str, what: str, progress: Progress) -> None:
     """Refuse another model than the recorded one; where only headers are here, that is reported."""
     if not dense.is_here:
-        progress.say(f"{dense.source}: its weights are not local; whether it is what {what} was not checked")
+        progress.say(
+            f"{dense.source}: its weights are not local, so it was not checked whether it is the model that {what}"
+        )
     elif dense.fingerprint != fingerprint:
         raise ShortstackError(
             f"{dense.source}: is not the model that {what} (the fingerprints differ; it has blocks "

@@ -54,8 +54,8 @@ class Report:
         material: what it is made of.
         models, results: measured models, and their results under the names of the page.
         comparison: of quality; None where there are not two models to compare.
-        verdict: what came of it.
-        notices: what a reader must know before anything else.
+        verdict: the first paragraph.
+        notices: what a reader must know first.
     """
 
     material: Material
@@ -128,13 +128,13 @@ def _notices(material: Material, models: Sequence[NamedModel]) -> list[str]:
     strangers = [one.label for one in models if not one.role]
     if not any(one.role == "dense" for one in models):
         found.append(
-            f"No result is of the dense model itself, so differences are against {models[0].label}, and what pruning cost "
-            "is not known."
+            f"There is no result of the dense model, so differences are relative to {models[0].label}, and the cost of "
+            "pruning is unknown."
         )
     if strangers and (material.histories or len(strangers) > 1):
         found.append(
-            f"Nothing here records how {', '.join(strangers)} came to be: the figures of "
-            f"{'it' if len(strangers) == 1 else 'them'} may be of another model."
+            f"No record shows how {', '.join(strangers)} {'was' if len(strangers) == 1 else 'were'} made: "
+            f"{'its' if len(strangers) == 1 else 'their'} figures may be of another model."
         )
     return found
 
@@ -201,14 +201,14 @@ def _strip(plan: PrunePlan | None) -> list[tuple[int, str]]:
 def _calibration(scores: Scores) -> str:
     made = scores.calibration
     if not made.get("samples"):
-        return "Scored on the weights alone." if made else ""
+        return "The scores were computed from the weights alone." if made else ""
     each = " each" if made.get("sources") else ""
     windows = (
         f"{made.get('samples')} windows{each} of {made.get('seq_len')} tokens from {shown(str(made.get('source')))}"
     )
     seed = f", seed {made['seed']}" if made.get("seed") is not None else ""
-    dtype = scores.settings.get("dtype", "a precision not recorded")
-    return f"Scored on {windows} ({made.get('sampling')}{seed}), in {dtype}."
+    dtype = scores.settings.get("dtype", "an unrecorded precision")
+    return f"The scores were computed on {windows} ({made.get('sampling')}{seed}), in {dtype}."
 
 
 def _quality(report: Report) -> dict[str, Any]:

@@ -120,11 +120,11 @@ def source_map(found: CriterionScores, removed: Sequence[int], protected: Sequen
         sign = "✕ " if block in removed else "◆ " if block in protected else ""
         shares = [min(1.0, max(0.0, own[block] / full)) for own in costs.values()]
         rows.append((f"{sign}{block}", list(zip(shares, texts[block], strict=True))))
-    what = "change of perplexity without the block" if found.dense_ppl else "score"
+    what = "changes of the perplexity without the block" if found.dense_ppl else "scores"
     return HeatMap(
         f"sources-{found.name}",
-        f"What each source pays, by {found.name}",
-        f"Figure: {what}; the darker, the more of {'NLL is added' if found.dense_ppl else 'it'}",
+        f"Cost for each source, by {found.name}",
+        f"The figures are {what}. Darker cells {'add more NLL' if found.dense_ppl else 'have higher scores'}.",
         tuple(found.sources),
         rows,
     )
@@ -147,10 +147,9 @@ def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequen
         sign = "✕ " if block in removed else "◆ " if block in protected else ""
         marked = block in removed
         bars.append(Bar(f"{sign}{block}", text, (min(1.0, share),), low, high, None, marked, share > 1))
-    caption = f"Bar: {scale.name}; figure: " + (
-        "change of perplexity without the block" if found.dense_ppl else "score"
-    )
-    caption += "; whiskers: 95 % intervals" if found.stderr is not None else "; this criterion has no error"
+    what = "changes of the perplexity without the block" if found.dense_ppl else "scores"
+    errors = "Whiskers are 95 % confidence intervals." if found.stderr is not None else "This criterion has no error."
+    caption = f"The length of a bar is the {scale.name}. The figures are {what}. {errors}"
     return Bars(f"scores-{found.name}", f"Scores by {found.name}", caption, bars, 1.0)
 
 
@@ -178,7 +177,8 @@ def difference_points(comparison: Comparison) -> list[Points]:
                 groups.append((figure_name(what, one.name) + (f", {one.data}" if what == "ppl" else ""), points))
         if groups:
             caption = (
-                f"Against {comparison.models[0]}; lines: 95 % intervals of paired differences; hollow: within noise."
+                f"Difference from {comparison.models[0]}. Lines are 95 % confidence intervals of paired differences. Hollow "
+                "points are within noise."
             )
             found.append(Points(name, title, caption, groups, 0.0, unit))
     return found
@@ -206,7 +206,7 @@ def latency_bars(results: Sequence[Result]) -> list[Bars]:
         full = max(sum(bar.parts) for bar in bars)
         full = max([full, *(bar.high for bar in bars if bar.high is not None)])
         caption = (
-            "Median of the runs with a 95 % interval; the upright line is the least time that this machine allows."
+            "Median of the runs with a 95 % confidence interval. The vertical line is the lower bound on this machine."
         )
         found.append(Bars(f"latency-{len(found) + 1}", label, caption, bars, full or 1.0, ("prompt", "generation")))
     return found
@@ -235,7 +235,7 @@ def memory_bars(results: Sequence[Result]) -> Bars | None:
         result, peak = largest[model]
         weights = result.parameters * _BITS.get(str(result.settings["dtype"]), 16) / 8
         bars.append(Bar(model, size(peak), (peak / 1e9,), floor=min(weights, peak) / 1e9))
-    caption = "The most that was held in any configuration; the upright line is what the weights take."
+    caption = "The peak over all configurations. The vertical line is the size of the weights."
     return Bars("memory", "Peak memory", caption, bars, max(bar.parts[0] for bar in bars))
 
 
@@ -259,9 +259,10 @@ def speedup_points(results: Sequence[Result]) -> Points | None:
         return None
     shown = list(groups.items())[:_CONFIGURATIONS]
     caption = (
-        "Lines: 95 % intervals of paired runs; hollow: within noise; upright line: the ideal for the work that is left."
+        "Lines are 95 % confidence intervals of paired runs. Hollow points are within noise. The vertical line is the ideal "
+        "speed-up for the remaining work."
     )
-    return Points("speedup", f"Times as fast as {results[0].model}", caption, shown, 1.0, "times")
+    return Points("speedup", f"Speed-up over {results[0].model}", caption, shown, 1.0, "times")
 
 
 def _value(result: Result, name: str) -> float | None:

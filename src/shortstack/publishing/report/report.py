@@ -20,16 +20,16 @@ _HINT = "shortstack report RUN --out report.html"
 
 @dataclass(frozen=True, repr=False)
 class WrittenReport(Shown):
-    """A report that was written.
+    """The report that was written.
 
     Attributes:
-        out: the page; None where only plots were written.
-        title: what it is about.
-        verdict: its first paragraph.
-        notices: what does not fit together.
-        left_out: files that are no part of a report.
-        plots: pictures that were written (`--png`).
-        nbytes: the size of the page.
+        out: The HTML page; None if only plots were written.
+        title: The title of the page.
+        verdict: The first paragraph of the page.
+        notices: The contradictions between the records.
+        left_out: The files that do not belong in a report.
+        plots: The plots that were written (`--png`).
+        nbytes: The size of the page in bytes.
     """
 
     out: Path | None
@@ -50,10 +50,10 @@ class WrittenReport(Shown):
         }
 
     def to_text(self) -> str:
-        """The verdict, and where everything is."""
+        """The verdict, and the paths of the outputs."""
         lines = [self.title, "", self.verdict, *(f"note: {notice}" for notice in self.notices), ""]
         if self.left_out:
-            lines.append(f"no part of it: {', '.join(self.left_out)}")
+            lines.append(f"not used in the report: {', '.join(self.left_out)}")
         if self.plots:
             lines.append(f"plots: {', '.join(str(path) for path in self.plots)}")
         if self.out is not None:

@@ -1,4 +1,4 @@
-"""What came of it, in one paragraph that is made from the figures and from nothing else."""
+"""The verdict of a report: one paragraph that is made from the figures and from nothing else."""
 
 from __future__ import annotations
 
@@ -84,18 +84,20 @@ def _others(material: Material, models: Sequence[NamedModel]) -> list[str]:
         tokens = last.get("tokens")
         if last.get("stage") == "retrain" and isinstance(tokens, int):
             sentences.append(
-                f"Retraining ({last.get('method')}) took {last.get('steps')} steps, {count(tokens)} tokens."
+                f"The retraining ({last.get('method')}) took {last.get('steps')} steps with {count(tokens)} tokens."
             )
     dense = next((one for one in models if one.role == "dense"), None)
     for model in models:
         if model.role == "quantized" and dense is not None:
             change = _percent(model.nbytes / dense.nbytes - 1)
-            sentences.append(f"Quantized it takes {size(model.nbytes)} ({change} against the dense model).")
+            sentences.append(
+                f"The quantized checkpoint takes {size(model.nbytes)} ({change} compared with the dense model)."
+            )
     return sentences
 
 
 def _faster(bench: Sequence[Result], sentences: list[str], tiles: list[Tile], noise: list[str]) -> list[str]:
-    """What was gained; returns sentences about what is not known."""
+    """The speed-up; returns sentences about what is unknown."""
     timed = [one for one in bench if one.figures["latency"].value is not None]
     if not timed:
         return ["Speed and memory were not measured."]
@@ -106,7 +108,7 @@ def _faster(bench: Sequence[Result], sentences: list[str], tiles: list[Tile], no
     base = next((one for one in same if one.model == first.model), None)
     others = [one for one in same if base is not None and one.model != base.model]
     if base is None or not others:
-        return ["Speed was measured on one model alone, so nothing is known of what was gained."]
+        return ["Speed was measured on one model only, so the speed-up is unknown."]
     found = []
     for other in others:
         speedup = other.figures.get("latency_speedup")
@@ -115,9 +117,9 @@ def _faster(bench: Sequence[Result], sentences: list[str], tiles: list[Tile], no
             continue
         error = f" ±{speedup.stderr:.2g}" if speedup.stderr is not None else ""
         ideal = other.figures.get("latency_ideal")
-        best = f", {ideal.value:.2f} at best" if ideal is not None and ideal.value is not None else ""
+        best = f" (ideal: {ideal.value:.2f})" if ideal is not None and ideal.value is not None else ""
         found.append(
-            f"{other.model} {speedup.value:.2f}{error} times as fast as {base.model}{best}{_memory(base, other)}"
+            f"{other.model} is {speedup.value:.2f}{error} times as fast as {base.model}{best}{_memory(base, other)}"
         )
         if len(found) == 1:
             tiles.append(Tile(f"{speedup.value:.2f}x", "speed", f"{other.model}, batch {at.settings['batch']}"))
@@ -125,7 +127,7 @@ def _faster(bench: Sequence[Result], sentences: list[str], tiles: list[Tile], no
             noise.append(f"speed of {other.model}")
     where = f"{at.settings['engine']}, {at.settings['dtype']} on {at.settings['device']}, batch {at.settings['batch']}"
     if found:
-        sentences.append(f"Generating {at.settings['new_tokens']} tokens ({where}): {'; '.join(found)}.")
+        sentences.append(f"Generation of {at.settings['new_tokens']} tokens ({where}): {'; '.join(found)}.")
     return []
 
 
@@ -141,7 +143,7 @@ def _memory(base: Result, other: Result) -> str:
 
 
 def _costs(comparison: Comparison | None, sentences: list[str], tiles: list[Tile], noise: list[str]) -> list[str]:
-    """What it cost; returns sentences about what is not known."""
+    """The cost in quality; returns sentences about what is unknown."""
     if comparison is None or not comparison.figures:
         return ["Quality was not measured."]
     told: set[tuple[str, str]] = set()
@@ -157,7 +159,7 @@ def _costs(comparison: Comparison | None, sentences: list[str], tiles: list[Tile
             sentences.append(sentence)
             _cost_tile(comparison, one, tiles)
     if not any(change for one in comparison.figures for change in one.differences):
-        return ["No figure of quality can be compared between two models, so nothing is known of what it cost."]
+        return ["No quality figure can be compared between two models, so the cost is unknown."]
     return []
 
 
@@ -193,7 +195,7 @@ def _cost_tile(comparison: Comparison, one: ComparedFigure, tiles: list[Tile]) -
 
 def _change(change: Difference, what: str) -> str:
     if not math.isfinite(change.value):
-        return "more than a number can hold"
+        return "too large for a number"
     unit = "%" if what == "ppl" else " points"
     error = "" if change.stderr is None else f" ±{100 * change.stderr:.2g}"
     return f"{100 * change.value:+z.1f}{unit}{error}"
@@ -205,11 +207,11 @@ def _noise(comparison: Comparison | None, noise: Sequence[str]) -> list[str]:
     found = []
     if noise:
         more = f" and {len(noise) - _LISTED} more" if len(noise) > _LISTED else ""
-        found.append(f"Within noise, so no difference that one could rely on: {', '.join(noise[:_LISTED])}{more}.")
+        found.append(f"Within noise, so not reliable: {', '.join(noise[:_LISTED])}{more}.")
     elif changes and unknown < len(changes):
         found.append("None of these differences is within noise.")
     if unknown:
-        found.append(f"Of {unknown} difference{'s' if unknown > 1 else ''} no error is known.")
+        found.append(f"The error of {unknown} difference{'s' if unknown > 1 else ''} is unknown.")
     return found
 
 

@@ -321,8 +321,8 @@ def parse_criteria(text: str) -> list[RequestedCriterion]:
 
 
 _NOT_ROWS = {
-    "all": "`all` stands alone: --criterion all",
-    "gate": "gates say what sets of blocks cost, not single ones: shortstack search MODEL --selection gate:32",
+    "all": "`all` cannot be combined with other criteria: --criterion all",
+    "gate": "gates predict the cost of sets of blocks, not of single blocks: shortstack search MODEL --selection gate:32",
 }
 
 
