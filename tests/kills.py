@@ -25,6 +25,7 @@ from typing import Any
 from tests.retraining.processes import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
+_LONGEST_SECONDS = 240  # a process that hangs is killed, which the test sees
 
 
 class Warm:
@@ -70,8 +71,8 @@ class Warm:
         """Run a command in a fork: {"code": exit code or -9, "writes": how many it made}.
 
         It is killed in its `kill_at`-th write, after `delay` seconds, once the file `sign` is there, or once it has `said`
-        something. With several `processes` the code is that of the first that fails. `main` of `module` is called in place
-        of the command line.
+        something. With several `processes` all of them are killed, and the code is that of the first that ends with one.
+        `main` of `module` is called in place of the command line.
         """
         assert self._process.stdin is not None
         job = {"argv": argv, "log": str(log), "kill_at": kill_at, "delay": delay, "piece": piece, "said": said}
@@ -143,12 +144,17 @@ class Sweep:
         assert done["code"] in (0, -signal.SIGKILL), self._log.read_text()
         self.check_and_run_again()
 
-    def check_and_run_again(self) -> None:
-        """What must hold after a kill, however it came about."""
+    def check(self) -> None:
+        """The input is unchanged, and the output absent or complete."""
         assert hashes(self.model) == self._input, "the input was touched"
         target = self.folder / self.output
         if target.exists():
             assert self.figures(target) == self._expected, "an output that is not complete"
+
+    def check_and_run_again(self) -> None:
+        """What must hold after a kill, however it was made, and that the next run succeeds."""
+        self.check()
+        target = self.folder / self.output
         again = [*self.argv, *(["--force"] if target.is_dir() else [])]
         done = self.warm.run(again, self._log)
         shown = self._log.read_text()
@@ -237,7 +243,7 @@ def _forked(job: dict[str, Any]) -> dict[str, Any]:
     if job["delay"] is not None:
         time.sleep(job["delay"])
         os.kill(pids[0], signal.SIGKILL)
-    code = _watched(job, pids[0]) if len(pids) == 1 else _all_of(pids)
+    code = _ended(job, pids)
     with os.fdopen(reader) as stream:
         told = stream.read()
     return {"code": code, "writes": int(told or 0) if len(pids) == 1 else 0}
@@ -255,33 +261,26 @@ def _started(job: dict[str, Any], reader: int, writer: int) -> int:
     return pid
 
 
-def _watched(job: dict[str, Any], pid: int) -> int:
-    """Its exit code; killed once the sign is there."""
-    done, status = 0, 0
-    while (job["sign"] or job["said"]) and not done:
-        if (job["sign"] and os.path.exists(job["sign"])) or (
-            job["said"] and job["said"] in Path(job["log"]).read_text()
-        ):
-            os.kill(pid, signal.SIGKILL)
-            break
-        time.sleep(0.002)
-        done, status = os.waitpid(pid, os.WNOHANG)
-    if not done:
-        _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
-def _all_of(pids: list[int]) -> int:
-    """The exit code of the first that fails, whose companions are ended, as torchrun does."""
-    found, left = 0, set(pids)
+def _ended(job: dict[str, Any], pids: list[int]) -> int:
+    """The exit code of the first that fails, whose companions are ended, as torchrun does; all are killed at the sign."""
+    found, left, last = 0, set(pids), time.monotonic() + _LONGEST_SECONDS
     while left:
-        pid, status = os.wait()
+        if found or _has_sign(job) or time.monotonic() > last:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            time.sleep(0.002)
+            continue
         left.discard(pid)
-        if (code := os.waitstatus_to_exitcode(status)) and not found:
-            found = code
-            for other in left:
-                os.kill(other, signal.SIGKILL)
+        found = found or os.waitstatus_to_exitcode(status)
     return found
+
+
+def _has_sign(job: dict[str, Any]) -> bool:
+    if job["sign"] and os.path.exists(job["sign"]):
+        return True
+    return bool(job["said"]) and job["said"] in Path(job["log"]).read_text()
 
 
 def _child(job: dict[str, Any], told: int) -> int:

@@ -251,7 +251,7 @@ def test_what_is_no_scores_file(built: Built, tmp_path: Path, text: str) -> None
 def test_a_plan_is_written_and_read(built: Built, tmp_path: Path) -> None:
     made = plan(str(built("llama")), blocks="1,3", out=tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == made
-    assert "2 of 6 blocks go" in made.to_text()
+    assert "2 of 6 blocks are removed" in made.to_text()
     record = json.loads((tmp_path / "plan.json").read_text())
     record["removed"] = [1, 1]
     (tmp_path / "plan.json").write_text(json.dumps(record))

@@ -52,7 +52,7 @@ def test_what_it_is_how_it_was_made_how_it_is_used_and_whose_licence_holds() -> 
     assert "800 parameters instead of 1k (20.0% fewer)" in card.text
     assert "1. pruned from 1000 to 800 parameters; chosen by: ppl, calibration text: mine.txt" in card.text
     assert "- blocks removed (numbered as in the original model): 2-3\n- blocks kept: 0-1, 4-5" in card.text
-    assert "Nothing was trained after the removal" in card.text
+    assert "was not trained after the removal" in card.text
     assert 'AutoModelForCausalLM.from_pretrained("ORG/NAME")' in card.text
     assert "The licence of the base model, org/base: apache-2.0. Its text is in `LICENSE.txt`." in card.text
     assert "No figures were measured" in card.text
@@ -77,7 +77,7 @@ def test_steps_that_followed() -> None:
     assert card.data.datasets == ["Salesforce/wikitext"]
     assert card.data.tags == ["shortstack", "pruned", "depth-pruning", "quantized", "w4a16", "gptq"]
     assert "compressed-tensors" in card.text
-    assert "Nothing was trained" not in card.text
+    assert "was not trained" not in card.text
 
 
 def test_metadata_go_through_the_card_classes_and_the_hub_unchanged() -> None:

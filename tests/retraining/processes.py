@@ -58,6 +58,17 @@ def on_cpu(processes: int, folder: Path) -> Path:
     return path
 
 
+def fsdp2_environment(folder: Path) -> dict[str, str]:
+    """What `accelerate launch` adds to the environment of processes that it starts with that configuration."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    words = ["--config_file", str(on_cpu(2, folder)), "--main_process_port", str(free_port()), "-m", "shortstack"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    found: dict[str, str] = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in found.items() if os.environ.get(name) != value}
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,6 @@ from tests.retraining.test_resume import figures
 
 pytestmark = pytest.mark.fault(51, 52, 70)
 STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm("shortstack.retraining.trainer", "peft", "accelerate", "matplotlib.figure") as process:
-        yield process
 
 
 @pytest.fixture
@@ -63,31 +56,26 @@ def sweep_of(way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path
 
 
 @pytest.mark.parametrize("way", ["lora", "cpt", "distill", "offline", "local"])
-def test_killed_it_goes_on(way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path) -> None:
-    """Before the first checkpoint, in the middle, right before the end."""
+def test_killed_again_and_again_it_resumes(
+    way: str, warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path
+) -> None:
+    """Before the first checkpoint, in the middle, right before the end: the last run ends as if nothing had happened."""
     sweep = sweep_of(way, warm, arguments, pruned, tmp_path / "f")
-    work = tmp_path / "f/.out.shortstack-work"
-    sweep.kill(sign=work / "run.json")
-    assert "resuming" not in said(tmp_path)
-    for step in (6, 10):
-        sweep.kill(sign=work / f"checkpoints/checkpoint-{step}/complete.json")
-        assert f"resuming from step {step} " in said(tmp_path)
-    assert sweep.kills == 3
+    sweep.empty()
+    work, log = tmp_path / "f/.out.shortstack-work", tmp_path / "log.txt"
+    for before, sign in ((0, "run.json"), (0, "checkpoints/checkpoint-6"), (6, "checkpoints/checkpoint-10")):
+        there = work / sign if sign == "run.json" else work / sign / "complete.json"
+        assert warm.run(sweep.argv, log, sign=there)["code"] == -signal.SIGKILL, log.read_text()
+        assert ("resuming" in said(tmp_path)) is bool(before)
+        assert not before or f"resuming from step {before} " in said(tmp_path)
+        sweep.check()
+    sweep.check_and_run_again()
+    assert "resuming from step 10 " in said(tmp_path)
 
 
 def said(tmp_path: Path) -> str:
-    """By the run after the kill."""
+    """By the last run."""
     return (tmp_path / "log.txt").read_text()
-
-
-def test_killed_again_and_again(warm: Warm, arguments: dict[str, list[str]], pruned: Path, tmp_path: Path) -> None:
-    sweep = sweep_of("cpt", warm, arguments, pruned, tmp_path / "f")
-    sweep.empty()
-    for before, step in ((None, 4), (4, 8), (8, 10)):
-        sign = tmp_path / f"f/.out.shortstack-work/checkpoints/checkpoint-{step}/complete.json"
-        assert warm.run(sweep.argv, tmp_path / "log.txt", sign=sign)["code"] == -signal.SIGKILL
-        assert before is None or f"resuming from step {before} " in said(tmp_path)
-    sweep.check_and_run_again()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from shortstack.families.open_model import open_checkpoint
-from tests.retraining.processes import finished, killed_after, launched, losses
+from tests.kills import Warm
+from tests.retraining.processes import finished, fsdp2_environment, killed_after, launched, losses
 
-STEPS = 20
+STEPS = 10
 
 
 def command(way: str, model: Path, data: Path, out: Path, *more: str) -> list[str]:
@@ -47,13 +49,15 @@ def test_two_processes_heal_blocks_as_one(pruned: Path, dense: Path, text: Path,
     ("way", "kind"),
     [("lora", "ddp"), *(pytest.param(*p, marks=SLOW) for p in (("cpt", "fsdp2"), ("lora", "fsdp2"), ("cpt", "ddp")))],
 )
-def test_two_processes_train_as_one(way: str, kind: str, pruned: Path, rows: Path, text: Path, tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    way: str, kind: str, pruned: Path, rows: Path, text: Path, warm: Warm, tmp_path: Path
+) -> None:
     """The same rows in every step, sums over predicted tokens: the same losses at the same global batch."""
     data = rows if way == "lora" else text
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    finished(launched("plain", 1, command(way, pruned, data, alone), tmp_path))
+    alone, together, log = tmp_path / "alone", tmp_path / "together", tmp_path / "log.txt"
+    assert warm.run(command(way, pruned, data, alone), log)["code"] == 0, log.read_text()
     said = finished(launched(kind, 2, command(way, pruned, data, together), tmp_path))
-    assert said.count("step 3/20") == 1, "one process speaks"
+    assert said.count(f"step 3/{STEPS}") == 1, "one process speaks"
     assert len(losses(alone)) == STEPS
     assert losses(together) == pytest.approx(losses(alone), rel=1e-5)
     step = json.loads((together / "shortstack.json").read_text())["steps"][-1]
@@ -83,6 +87,30 @@ def test_fsdp2_goes_on_with_another_number_of_processes(pruned: Path, text: Path
 
 
 @pytest.mark.parametrize("kind", [pytest.param("ddp", marks=SLOW), "fsdp2"])
+def test_two_forked_processes_resume_after_a_kill(
+    kind: str, pruned: Path, rows: Path, warm: Warm, tmp_path: Path
+) -> None:
+    """As the next one, in processes that have everything imported, with the environment that the launchers give them."""
+    environment = fsdp2_environment(tmp_path) if kind == "fsdp2" else {}
+    whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log.txt"
+    sign = tmp_path / ".out.shortstack-work/checkpoints/checkpoint-4/complete.json"
+    arguments, same = (command("lora", pruned, rows, path, "--save-every", "4") for path in (out, whole))
+
+    def code(words: list[str], sign: Path | None = None) -> int:
+        return int(warm.run(words, log, processes=2, environment=environment, sign=sign)["code"])
+
+    assert code(same) == 0, log.read_text()
+    assert code(arguments, sign) == -signal.SIGKILL, log.read_text()
+    assert code(arguments) == 0, log.read_text()
+    assert "resuming from step" in log.read_text()
+    step = json.loads((out / "shortstack.json").read_text())["steps"][-1]
+    assert step["parallelism"] == {"ddp": "DDP", "fsdp2": "FSDP2"}[kind]
+    assert losses(out) == losses(whole)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+@SLOW
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_go_on_after_a_kill(kind: str, pruned: Path, rows: Path, tmp_path: Path) -> None:
     """The same losses and weights as without the kill, to the bit."""
     whole, out = tmp_path / "whole", tmp_path / "out"

@@ -95,7 +95,7 @@ class FamiliesResult(Shown):
             [
                 *lines,
                 f"Measured on tiny models with {versions}.",
-                "Any other family is probed: a tiny model of it is built and tested, and refused if it is not exact.",
+                "Any other family is probed with a tiny model, and refused unless it is exact.",
                 "shortstack families NAME: why sets are refused, or a family is scored whole.",
             ]
         )
