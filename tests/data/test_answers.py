@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[str, list[dict[str, Any]], str]] = {
     "renders no answers": (
         "{% for m in messages %}{{ m.role }}{{ m.content if m.role == 'user' }}{% endfor %}",
         [ASK, SAY],
-        "line 1, turn 2: .* as it",
+        "line 1, turn 2: .* changes this answer",
     ),
     "leaves a system turn out": (
         "{% for m in messages if m.role != 'system' %}{{ m.role }}: {{ m.content }}</s>{% endfor %}",

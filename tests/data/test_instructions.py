@@ -65,7 +65,7 @@ def test_a_long_row_is_cut_and_does_not_end(tokenizer: Any, tmp_path: Path) -> N
     said = found.to_text()
     assert "2 rows" in said
     assert "100.0% of the rows truncated" in said
-    assert "1 rows left out" in said
+    assert "1 rows skipped" in said
 
 
 def test_shares_are_of_what_is_trained_on(tokenizer: Any, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_blocks_called_with_what_depends_on_the_text_are_refused(built: Built, m
         return log
 
     monkeypatch.setattr(skeleton, "record", record)
-    with pytest.raises(ShortstackError, match="depends on the text"):
+    with pytest.raises(ShortstackError, match="depend on the text"):
         skeleton.calls(torch.tensor(pico.windows()))
 
 

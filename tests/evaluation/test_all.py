@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from shortstack.cli.app import run
+from shortstack.evaluation import prompts
 from shortstack.evaluation.all import evaluate_all
 from shortstack.evaluation.generation import evaluate_generation
 from shortstack.evaluation.options import EvaluationOptions
@@ -47,6 +48,9 @@ def test_all_is_each_and_a_model_is_loaded_once(folder: Path, monkeypatch: pytes
         return real(checkpoint, **options)
 
     monkeypatch.setattr(loading, "load_model", counted)
+    few = folder / "prompts.json"
+    few.write_text(json.dumps(json.loads(prompts._PROMPTS.read_bytes())[::8]))
+    monkeypatch.setattr(prompts, "_PROMPTS", few)
     models = [str(folder / "dense"), str(folder / "pruned")]
     common = {"data": "ptb", "data_dir": folder, "seq_len": "64"}
     found = evaluate_all(

@@ -113,7 +113,7 @@ def test_prompts_from_a_file_and_what_a_tokenizer_cannot_write(shared: Path, tmp
     (tmp_path / "p.txt").write_text("Once upon a time\n\nЖил-был\nThe cat sat\n", encoding="utf-8")
     (result,) = evaluate_generation(model, prompts=tmp_path / "p.txt", new_tokens=16, probes=0, options=QUIET).results
     assert result.per_item["prompts"] == [0, 2]
-    assert any("1 of 3 prompts left out" in note for note in result.notes)
+    assert any("1 of 3 prompts skipped" in note for note in result.notes)
     assert result.per_item["greedy texts"][0].startswith("Once upon a time")
 
 

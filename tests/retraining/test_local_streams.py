@@ -94,11 +94,11 @@ def test_a_model_whose_blocks_do_not_come_apart_is_refused(
     retrained: Retrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def apart(*_: Any, **__: Any) -> None:
-        raise NotSeparableError("model", "its blocks are given what depends on the text")
+        raise NotSeparableError("model", "its blocks receive inputs that depend on the text")
 
     monkeypatch.setattr(Skeleton, "__init__", apart)
     with pytest.raises(
-        ShortstackError, match="its blocks cannot be trained one at a time: its blocks are given"
+        ShortstackError, match="its blocks cannot be trained one at a time: its blocks receive inputs"
     ) as error:
         retrained("local", tmp_path / "out")
     assert "retrain distill --hidden-weight 1" in error.value.hint

@@ -95,16 +95,17 @@ def test_blocks_that_do_not_come_apart(
     """A whole teacher, with a line; refused where streaming was requested."""
 
     def apart(*_: Any, **__: Any) -> None:
-        raise NotSeparableError("model", "its blocks are given what depends on the text")
+        raise NotSeparableError("model", "its blocks receive inputs that depend on the text")
 
     monkeypatch.setattr(Skeleton, "calls", apart)
     without_room(monkeypatch)
     given = {**GIVEN, "data": str(text), "tokens": "200", "quiet": False}
     teach(str(dense), out=tmp_path / "out", **given)
     assert (
-        "the whole teacher is held in memory: its blocks are given what depends on the text" in capsys.readouterr().err
+        "the whole teacher is held in memory: its blocks receive inputs that depend on the text"
+        in capsys.readouterr().err
     )
-    with pytest.raises(ShortstackError, match="--memory streamed, but its blocks are given what depends") as error:
+    with pytest.raises(ShortstackError, match="--memory streamed, but its blocks receive inputs that depend") as error:
         teach(str(dense), out=tmp_path / "again", memory="streamed", **given)
     assert "leave --memory out" in error.value.hint
 

@@ -16,6 +16,7 @@ import pytest
 from shortstack.cli.app import run
 from shortstack.errors import UsageError
 from shortstack.runtime.distributed import Process
+from tests.kills import Warm
 from tests.retraining.material import texts
 from tests.retraining.processes import launched
 
@@ -65,13 +66,14 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
         pytest.param("gemma2", ["--memory", "resident"], marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_give_the_scores_of_one(family: str, options: list[str], built: Built, tmp_path: Path) -> None:
+def test_two_processes_give_the_scores_of_one(
+    family: str, options: list[str], built: Built, warm: Warm, tmp_path: Path
+) -> None:
     """Seven windows: the parts differ in size."""
-    model, text = built(family), texts(tmp_path / "t.jsonl")
+    model, text, log = built(family), texts(tmp_path / "t.jsonl"), tmp_path / "log.txt"
     command = arguments(model, text, tmp_path / "two.json", "--samples", "7", "--csv", str(tmp_path / "csv"), *options)
-    process = launched("ddp", 2, command, tmp_path)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    assert warm.run(command, log, processes=2)["code"] == 0, log.read_text()
+    said = log.read_text()
     assert said.count("lowest = least important") == 4  # one process speaks, of four criteria
     assert run(arguments(model, text, tmp_path / "one.json", "--samples", "7", *options)) == 0
     two = read(tmp_path / "two.json")
