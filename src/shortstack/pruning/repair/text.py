@@ -34,7 +34,9 @@ def repair_text(places: Sequence[Mapping[str, Any]], ppl: Mapping[str, float]) -
     ]
     back = share_back(ppl)
     if back is not None and back < 0:
-        lines.append("the repaired model is worse than the pruned one, on the validation windows, which chose the repair")
+        lines.append(
+            "the repaired model is worse than the pruned one, on the validation windows, which chose the repair"
+        )
     elif back is not None:
         lines.append(
             f"{back:.0%} of the lost log-perplexity is recovered, on the validation windows, which chose the repair"
