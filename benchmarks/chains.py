@@ -5,8 +5,8 @@
 
 A chain is steps with options of `shortstack repair`, `retrain local`, `retrain lora` or `retrain cpt`, each on what the one
 before it wrote. What several chains begin with is made once, and what is in WORK or `--out` already is taken from there. The
-removed blocks are those that cost least by `ppl`; none is protected. One JSON line per chain; shares have their standard error
-over windows.
+removed blocks are those that cost least by `ppl`; none is protected. One JSON line per chain; shares have standard errors over
+windows.
 """
 
 from __future__ import annotations
