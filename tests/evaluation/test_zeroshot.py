@@ -46,11 +46,14 @@ def loglikelihood(model: Any, context: str, continuation: str) -> float:
 
 
 @pytest.mark.parametrize("batch", ["auto", 1, 3])
-def test_scores_from_log_likelihoods_by_hand(built: Built, rows: Path, batch: Any) -> None:
+def test_scores_from_log_likelihoods_by_hand(
+    built: Built, rows: Path, batch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     directory = built("llama", **LONG)
     (result,) = evaluate_zeroshot(
         str(directory), tasks_dir=rows, options=EvaluationOptions(batch=batch, quiet=True)
     ).results
+    assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
     model, right = pico.load(directory), material.right_choices()
     for task, prompts in material.prompts_by_hand().items():
         plain, normalized = [], []

@@ -225,14 +225,16 @@ class HarnessModel(HFLM):  # type: ignore[misc]
 
     def __init__(self, subject: Subject) -> None:
         batch = subject.options.batch
-        super().__init__(
-            pretrained=subject.model,
-            tokenizer=subject.tokenizer,
-            batch_size=16 if batch == "auto" else batch,  # of tasks that generate
-            max_length=subject.checkpoint.positions,
-            device=str(subject.place),
-            softmax_dtype="float32",
-        )
+        # It warns of every model that is loaded already, which is what it is given here.
+        with logging_at("lm_eval", logging.ERROR):
+            super().__init__(
+                pretrained=subject.model,
+                tokenizer=subject.tokenizer,
+                batch_size=16 if batch == "auto" else batch,  # of tasks that generate
+                max_length=subject.checkpoint.positions,
+                device=str(subject.place),
+                softmax_dtype="float32",
+            )
         self.subject = subject
 
     def tok_encode(self, string: str, *arguments: Any, **named: Any) -> list[int]:
