@@ -3,10 +3,10 @@
     python benchmarks/chains.py real/smollm2 --data fit.txt --text test.txt,other.txt --work WORK --out chains.json \\
         --chains "repair; local; repair + local; local radius=all; repair + local + lora"
 
-A chain is steps with options of `shortstack repair`, `retrain local`, `retrain lora` or `retrain cpt`, each on what the one
-before it wrote. What several chains begin with is made once, and what is in WORK or `--out` already is taken from there. The
-removed blocks are those that cost least by `ppl`; none is protected. One JSON line per chain; shares have standard errors over
-windows.
+A chain is steps with options of `shortstack repair`, `retrain local`, `retrain lora` or `retrain cpt`, each on what the
+one before it wrote. What several chains begin with is made once, and what is in WORK or `--out` already is taken from
+there. The removed blocks are those that cost least by `ppl`; none is protected. One JSON line per chain; shares have
+standard errors over windows.
 """
 
 from __future__ import annotations
