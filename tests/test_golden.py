@@ -17,6 +17,7 @@ from shortstack.scoring.criteria import parse_criteria
 from shortstack.scoring.score import score_windows
 
 RUNS = ["stories260k", "babyllama105", "gemma-pico"]
+LONGEST = ("babyllama105", "wikitext2")  # a token for each character
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,14 @@ def test_scores_and_orders(golden: dict[str, Any], shared: Path, name: str, memo
     assert without_first == run["criteria"]["ppl"]["params_after_removing_one"]
 
 
-@pytest.mark.parametrize("data", ["wikitext2", "ptb"])
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (name, data) if (name, data) != LONGEST else pytest.param(name, data, marks=pytest.mark.slow)
+        for name in RUNS
+        for data in ("wikitext2", "ptb")
+    ],
+)
 def test_perplexity_of_both_bos_policies(
     golden: dict[str, Any], shared: Path, name: str, data: str, tmp_path: Path
 ) -> None:

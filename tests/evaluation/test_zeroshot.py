@@ -102,7 +102,7 @@ def test_log_probabilities_of_continuations(built: Built, family: str, batch: in
 
 @pytest.fixture(scope="module")
 def direct(shared: Path) -> dict[str, Any]:
-    """lm-eval itself, with its own model class, on 30 rows of each real file."""
+    """lm-eval itself, with its own model class, on 10 rows of each real file."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -116,7 +116,7 @@ def direct(shared: Path) -> dict[str, Any]:
         pretrained=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
         tokenizer=AutoTokenizer.from_pretrained(directory), batch_size=16, device="cpu",
     )  # fmt: skip
-    results: dict[str, Any] = simple_evaluate(lm, tasks=tasks, limit=30, bootstrap_iters=100)
+    results: dict[str, Any] = simple_evaluate(lm, tasks=tasks, limit=10, bootstrap_iters=100)
     return results
 
 
@@ -124,7 +124,7 @@ def direct(shared: Path) -> dict[str, Any]:
 def ours(shared: Path) -> Any:
     model = str(shared / "data/models/stories260k")
     options = EvaluationOptions(quiet=True, fresh=True)
-    (result,) = evaluate_zeroshot(model, tasks_dir=shared / "data/tasks", limit=30, options=options).results
+    (result,) = evaluate_zeroshot(model, tasks_dir=shared / "data/tasks", limit=10, options=options).results
     return result
 
 
@@ -285,7 +285,19 @@ def test_wrong_options(built: Built, rows: Path, options: dict[str, Any], messag
         evaluate_zeroshot(str(built("llama")), **{"tasks_dir": rows, **options}, options=QUIET)
 
 
-def test_a_task_that_the_harness_does_not_know(built: Built) -> None:
+@pytest.mark.parametrize("whole_index", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_task_that_the_harness_does_not_know(
+    whole_index: bool, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index of thousands of tasks takes seconds; without it the harness knows those of the folder alone."""
+    from shortstack.evaluation import harness
+
+    real = harness.TaskManager
+
+    def manager(include_path: str, include_defaults: bool) -> Any:
+        return real(include_path=include_path, include_defaults=include_defaults and whole_index)
+
+    monkeypatch.setattr(harness, "TaskManager", manager)
     with pytest.raises(UsageError, match="the harness has no such task"):
         evaluate_zeroshot(str(built("llama")), tasks="nosuchtask", options=QUIET)
 
