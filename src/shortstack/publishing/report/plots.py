@@ -149,7 +149,7 @@ def score_bars(found: CriterionScores, removed: Sequence[int], protected: Sequen
         bars.append(Bar(f"{sign}{block}", text, (min(1.0, share),), low, high, None, marked, share > 1))
     what = "changes of the perplexity without the block" if found.dense_ppl else "scores"
     errors = "Whiskers are 95 % confidence intervals." if found.stderr is not None else "This criterion has no error."
-    caption = f"The length of a bar is the {scale.name}. The figures are {what}. {errors}"
+    caption = f"Bars show {scale.name}. The figures are {what}. {errors}"
     return Bars(f"scores-{found.name}", f"Scores by {found.name}", caption, bars, 1.0)
 
 
