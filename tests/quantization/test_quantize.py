@@ -237,6 +237,23 @@ def refused(says: str, tmp_path: Path, *arguments: object, capsys: pytest.Captur
 
 @pytest.mark.fault(29)
 @pytest.mark.fault(40)
+def test_a_text_that_nobody_chose_is_said(
+    pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SmolLM2 in 4 bits, calibrated on it, lost more on other text than calibrated on text from the web."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "run_worker", refuse)
+    (tmp_path / "text.txt").write_text("Some words that a user gave, and some more. " * 200)
+    for data, said in (("embedded", True), (str(tmp_path / "text.txt"), False)):
+        calibration = {**QUICK, "quiet": False, "samples": 2, "data": data}
+        with pytest.raises(KeyboardInterrupt):
+            quantize(str(pruned), out=tmp_path / "q", **calibration)
+        assert ("so the model can lose more on other text: give text" in capsys.readouterr().err) is said
+
+
 def test_bad_input(
     result: QuantizeResult,
     pruned: Path,

@@ -15,7 +15,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.assets import ASSETS
+from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
 
 HELDOUT_NAMES = ASSETS / "heldout.json"
@@ -95,3 +97,19 @@ def _docstrings(path: Path, module: str) -> list[Document]:
             inner = getattr(child, "name", "") if isinstance(child, ast.ClassDef | ast.FunctionDef) else ""
             pending.append((child, f"{name}.{inner}".strip(".") if inner else name))
     return found
+
+
+def say_of_own_text(checkpoint: Checkpoint, data: str, harm: str, progress: Progress) -> None:
+    """Say so where nobody chose the text that weights are fitted on.
+
+    Args:
+        checkpoint: the model.
+        data: the text's source.
+        harm: what this text can do to a model that was made for other text.
+        progress: where it is said.
+    """
+    if data == "embedded" and (checkpoint.provenance or {}).get("source", checkpoint.source) != "embedded":
+        progress.say(
+            f"the text is the package's own (documentation of Python), so {harm}: give text like that of your task with "
+            "--data TEXT"
+        )

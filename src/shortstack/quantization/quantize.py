@@ -17,6 +17,7 @@ from shortstack.common.options import stage
 from shortstack.common.progress import Progress
 from shortstack.common.shown import Shown
 from shortstack.data.calibration import CalibrationSet, check_windows, draw_windows
+from shortstack.data.embedded import say_of_own_text
 from shortstack.data.ppl_datasets import evaluation_texts
 from shortstack.data.preview import READ_BYTES, preview
 from shortstack.data.sources import read_corpus
@@ -224,6 +225,7 @@ def _windows(
     # Rows that are drawn from are all needed where the procedure says which; else no more text than this.
     enough = max(_CALIBRATION_BYTES, 400 * calibration.samples * seq_len)
     limit = None if calibration.sampling == "published" else enough
+    say_of_own_text(checkpoint, calibration.data, "the model can lose more on other text", progress)
     corpus = read_corpus(calibration.data, role="calibration", limit_bytes=limit, progress=progress)
     tokenizer = None if corpus.windows else load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
     windows = draw_windows(

@@ -17,10 +17,10 @@ from shortstack.checkpoint.byte_copy import TensorCopy, same_bytes
 from shortstack.cli.app import run
 from shortstack.common.progress import Progress
 from shortstack.data.calibration import CalibrationOptions
+from shortstack.data.embedded import say_of_own_text
 from shortstack.errors import ShortstackError, UsageError
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
-from shortstack.pruning.repair.fitted import say_of_text
 from shortstack.pruning.repair.repair import RepairResult, repair
 from shortstack.pruning.repair.states import nll_from
 from shortstack.runtime.hashes import file_sha256
@@ -278,8 +278,8 @@ def test_a_text_that_nobody_chose_is_said(
     for model, data, said in (
         (cut()[0], "embedded", True), (cut()[0], "text.txt", False), (tmp_path / "own", "embedded", False),
     ):  # fmt: skip
-        say_of_text(open_checkpoint(model), data, Progress())
-        assert ("so the repair can make the model worse on other text" in capsys.readouterr().err) is said
+        say_of_own_text(open_checkpoint(model), data, "the repair can make the model worse", Progress())
+        assert ("so the repair can make the model worse: give text" in capsys.readouterr().err) is said
 
 
 def test_tokens_that_are_left_out_of_the_fit(cut: Callable[..., Any], tmp_path: Path) -> None:

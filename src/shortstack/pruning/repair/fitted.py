@@ -13,6 +13,7 @@ from shortstack.common.phases import phase
 from shortstack.common.progress import Progress
 from shortstack.common.source_names import SELF
 from shortstack.data.calibration import CalibrationOptions, CalibrationSet, check_windows
+from shortstack.data.embedded import say_of_own_text
 from shortstack.errors import ShortstackError
 from shortstack.families.open_model import check_pair
 from shortstack.pruning.repair.options import VALIDATION_SHARE, Method, RepairOptions
@@ -172,18 +173,8 @@ def drawn_windows(
         f"repairs are fitted on {fitting} windows of {len(drawn.windows[0])} tokens of {calibration.data}, and chosen on "
         f"{choosing} others"
     )
-    say_of_text(pruned, calibration.data, progress)
+    say_of_own_text(pruned, calibration.data, "the repair can make the model worse on other text", progress)
     return drawn, fitting
-
-
-def say_of_text(pruned: Checkpoint, data: str, progress: Progress) -> None:
-    """Say so where nobody chose the text: a repair gives back what this text needs, and can cost what another one does."""
-    source = (pruned.provenance or {}).get("source", pruned.source)
-    if data == "embedded" and source != "embedded":
-        progress.say(
-            "the text is the package's own (documentation of Python), so the repair can make the model worse on other text: "
-            "give text like that of your task with --data TEXT"
-        )
 
 
 def opened(checkpoint: Checkpoint, how: EngineOptions) -> StreamedModel:
