@@ -235,8 +235,6 @@ def refused(says: str, tmp_path: Path, *arguments: object, capsys: pytest.Captur
     return error
 
 
-@pytest.mark.fault(29)
-@pytest.mark.fault(40)
 def test_a_text_that_nobody_chose_is_said(
     pruned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +252,8 @@ def test_a_text_that_nobody_chose_is_said(
         assert ("so the model can lose more on other text: give text" in capsys.readouterr().err) is said
 
 
+@pytest.mark.fault(29)
+@pytest.mark.fault(40)
 def test_bad_input(
     result: QuantizeResult,
     pruned: Path,
