@@ -128,9 +128,8 @@ def test_windows_are_calibrated_with_the_attention_of_the_model(built: Built, mo
     assert len(calls) == model.config.num_hidden_layers
 
 
-def test_a_model_that_has_no_attention_of_torch_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
+def test_a_model_that_has_no_attention_of_torch_keeps_its_own(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
-    use_own_attention(SimpleNamespace(config=SimpleNamespace(_attn_implementation="eager")))
+    model, _ = from_directory(built("gpt_oss"), dtype=torch.float32)
+    use_own_attention(model)
     assert "eager" not in AttentionInterface().valid_keys()

@@ -174,8 +174,11 @@ def use_own_attention(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register("eager", AttentionInterface()["sdpa"])
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:
+        return  # a family that has the eager one alone
+    AttentionInterface.register("eager", AttentionInterface()["sdpa"])
 
 
 def _listening() -> list[str]:
