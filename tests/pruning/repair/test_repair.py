@@ -163,7 +163,7 @@ def test_windows_go_to_the_end_of_the_model_as_seldom_as_can_be(
     cut: Callable[..., Any], rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quarter of the validation windows with every candidate, the rest with one of each method. Behind a cut one method is
-    left, and what the loss is without it is known.
+    left, and what the loss is without it is known. Maps are fitted twice, with the first token of each window and without.
     """
     gone: list[tuple[int, int]] = []
 
@@ -173,8 +173,16 @@ def test_windows_go_to_the_end_of_the_model_as_seldom_as_can_be(
 
     monkeypatch.setattr("shortstack.pruning.repair.sweep.nll_from", counted)
     repaired(cut(), tmp_path / "out", rows, behind=1)
-    cut_itself = [(6, 5), (1, 5), (4, 15)]  # nothing, two factors, two ridges of each of two maps; four methods
-    assert gone == [*cut_itself, (2, 5), (1, 15), (1, 20)]  # behind it, two ridges of one map; the dense model
+    cut_itself = [
+        (6, 5),
+        (6, 5),
+        (1, 5),
+        (4, 15),
+    ]  # nothing, two factors and two ridges of two maps, twice; four methods
+    assert gone == [*cut_itself, (4, 5), (1, 15), (1, 20)]  # behind it, two ridges of one map, twice; the dense model
+    gone.clear()
+    repaired(cut(), tmp_path / "once", rows, behind=1, first_token=False)
+    assert gone == [(6, 5), (1, 5), (4, 15), (2, 5), (1, 15), (1, 20)]
 
 
 def test_blocks_behind_a_cut(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:
@@ -289,9 +297,15 @@ def test_tokens_that_are_left_out_of_the_fit(cut: Callable[..., Any], tmp_path: 
 
     ids = torch.tensor([[0, 5, 0, 6, 0, 0], [7, 8, 9, 4, 5, 6], [3, 3, 3, 3, 3, 3]])
     checkpoint = open_checkpoint(cut()[0])
-    found = _fitted_tokens(ids, 2, checkpoint, RepairOptions())
+    found, first = _fitted_tokens(ids, 2, checkpoint, RepairOptions())
+    assert first is not None
+    assert first.int().tolist() == [[1] + [0] * 5, [1] + [0] * 5, [0] * 6]
     assert found.int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0] * 6]
-    found = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=True, padding=True))
+    found, first = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=False))
+    assert first is None
+    assert found.int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0] * 6]
+    found, first = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=True, padding=True))
+    assert first is None
     assert found.int().tolist() == [[1] * 6, [1] * 6, [0] * 6]
 
 

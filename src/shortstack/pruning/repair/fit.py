@@ -8,7 +8,7 @@ Legend: R tokens, D hidden size, F features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 
@@ -72,6 +72,10 @@ class FeatureSums:
             self.left_FD += _product(features_RF, left_RD)
         self.total_F += exact_place(features_RF).double().sum(dim=0).cpu()
 
+    def and_of(self, others: FeatureSums) -> FeatureSums:
+        """The sums of these tokens and of others."""
+        return FeatureSums(*(getattr(self, each.name) + getattr(others, each.name) for each in fields(FeatureSums)))
+
 
 def _product(first_RF: torch.Tensor, second_RD: torch.Tensor) -> torch.Tensor:
     """`first.T @ second` in float64, on the CPU.
@@ -127,6 +131,17 @@ class Sums:
                 self.of[kind] = FeatureSums.empty(given_RF.shape[1], left.shape[1])
             counts = self.scaled and kind == "inner"
             self.of[kind].add(given_RF.to(wide), given_lacking, given_left if counts else None)
+
+    def and_of(self, others: Sums) -> Sums:
+        """The sums of these tokens and of others."""
+        own = {
+            each.name: getattr(self, each.name) + getattr(others, each.name)
+            for each in fields(Sums)
+            if each.name not in ("scaled", "of")
+        }
+        return Sums(
+            scaled=self.scaled, of={kind: sums.and_of(others.of[kind]) for kind, sums in self.of.items()}, **own
+        )
 
     @property
     def finite(self) -> bool:

@@ -211,11 +211,13 @@ def _repairing(
     from shortstack.pruning.repair.sweep import Repairing
 
     swept = Windows.of(windows, models[0].device)
+    fitted_WT, first_WT = _fitted_tokens(swept.ids_WT, fitting, pruned, repair)
     stored = [[] if residual.norms else named(pruned, block, residual.mlp) for block in range(pruned.depth)]
     return Repairing(
         dense=States(models[0], swept),
         pruned=States(models[1], swept),
-        fitted_WT=_fitted_tokens(swept.ids_WT, fitting, pruned, repair),
+        fitted_WT=fitted_WT,
+        first_WT=first_WT,
         fitting=fitting,
         methods=("none", "scale", "linear", "full") if method == "auto" else (method,),
         parameters=[parameters_of(models[1], block, tensors) for block, tensors in enumerate(stored)],
@@ -224,21 +226,25 @@ def _repairing(
     )
 
 
-def _fitted_tokens(ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repair: RepairOptions) -> torch.Tensor:
-    """Which tokens maps are fitted on, [W, T]."""
+def _fitted_tokens(
+    ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repair: RepairOptions
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Which tokens maps are fitted on, [W, T], and the first ones, where maps are fitted with them and without them."""
     import torch
 
     fitted_WT = torch.zeros_like(ids_WT, dtype=torch.bool)
     fitted_WT[:fitting] = True
-    if not repair.first_token:
-        fitted_WT[:, 0] = False
     padding = pruned.anatomy.family.text(pruned.config).get("pad_token_id")
     if not repair.padding and isinstance(padding, int):
         behind_WT = (ids_WT != padding).flip(1).cummax(dim=1).values.flip(1)  # True up to the last token that is text
         fitted_WT &= behind_WT
+    first_WT = fitted_WT.clone()
+    first_WT[:, 1:] = False
+    if not repair.first_token:
+        fitted_WT &= ~first_WT
     if not bool(fitted_WT.any()):
         raise ShortstackError("no token of the windows is left to fit on", hint="use --first-token, or longer windows")
-    return fitted_WT
+    return fitted_WT, first_WT if repair.first_token is None else None
 
 
 def _say_left_out(places: Sequence[Place], method: Method, progress: Progress) -> None:

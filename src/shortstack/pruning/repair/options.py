@@ -23,13 +23,14 @@ class RepairOptions(Options):
         behind: The number of blocks behind each cut to repair, too; each is fitted to the dense model's hidden states
             behind the same block. By default it is 2 with `auto` and `full`, and 0 with the published `scale` and
             `linear`.
-        first_token: Fit on the first token of each window, too. By default it is left out: in most models its hidden
-            states are hundreds of times as large as all others.
+        first_token: Fit on the first token of each window, too. By default both fits are made, and the loss on other
+            windows chooses: in most models the hidden states of this token are hundreds of times as large as all
+            others, and a map is applied to it even if it was fitted without it.
         padding: Fit on padding at the end of windows, too.
     """
 
     behind: int | None = None
-    first_token: bool = False
+    first_token: bool | None = None
     padding: bool = False
 
     def __post_init__(self) -> None:

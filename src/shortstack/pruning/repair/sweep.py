@@ -1,9 +1,10 @@
 """Repairs fitted from cut to cut, with the dense and the pruned model side by side, and chosen by the loss.
 
-The windows go through both models block by block. Before a cut the sums of the first windows give the candidates. The other
-windows (validation windows) are run with each candidate to the end of the pruned model, and the loss there chooses. A quarter
-of them chooses between the candidates of one method; the rest is run with the chosen ones only. Then all windows continue
-with the chosen repair to the next cut. So a later cut is fitted on the output of the repairs before it.
+The windows go through both models block by block. Before a cut the sums of the first windows give the candidates; each map
+is fitted twice, with the first token of each window, whose states are unlike all others, and without it. The other windows
+(validation windows) are run with each candidate to the end of the pruned model, and the loss there chooses. A quarter of them
+chooses between the candidates of one method; the rest is run with the chosen ones only. Then all windows continue with the
+chosen repair to the next cut. So a later cut is fitted on the output of the repairs before it.
 
 Legend: S streams, W windows, T tokens, D hidden size.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -48,11 +49,13 @@ class Candidate:
         method: `scale`, `linear`, `full` or `none`; `unconstrained` can be measured and not be folded.
         map: what it does.
         ridge: that it was fitted with; None without one.
+        first_token: whether it was fitted on the first token of each window, too.
     """
 
     method: str
     map: Map
     ridge: float | None = None
+    first_token: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,14 @@ class Seen:
 
     Attributes:
         sums: over the tokens that are fitted on.
+        first: the same over the first tokens of the windows, where both are tried: with them and without.
         left, target: of the validation windows, the states that leave the block, and what they should be.
         features: of the same, by kind.
         projection_factor: as in `Fold`.
     """
 
-    sums: Sums = field(default_factory=Sums)
+    sums: Sums
+    first: Sums | None = None
     left: list[torch.Tensor] = field(default_factory=list)
     target: list[torch.Tensor] = field(default_factory=list)
     features: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -106,6 +111,7 @@ class Repairing:
     Attributes:
         dense, pruned: their states.
         fitted_WT: which tokens maps are fitted on; none of the validation windows'.
+        first_WT: the first tokens, where maps are fitted once without them and once with them; else None.
         fitting: how many windows, the first ones, are fitted on.
         methods: what may be chosen.
         parameters: of each block of the pruned model, those that a linear map is folded into; none where it has no place.
@@ -115,6 +121,7 @@ class Repairing:
     dense: States
     pruned: States
     fitted_WT: torch.Tensor
+    first_WT: torch.Tensor | None
     fitting: int
     methods: Sequence[str]
     parameters: Sequence[Sequence[str]]
@@ -134,7 +141,7 @@ class Repairing:
             self.pruned.to(max(place.position, 0))
             self.dense.to(place.target)
             seen = self._seen(place)
-            if not seen.sums.finite:
+            if not all(sums.finite for sums in (seen.sums, seen.first) if sums is not None):
                 raise ShortstackError(
                     f"{self.pruned.model.skeleton.checkpoint.source}: hidden states at {_where(place)} are not finite",
                     hint="use --dtype float32; if it fails too, the checkpoint is damaged (shortstack check)",
@@ -151,7 +158,8 @@ class Repairing:
         return nll_from(self.dense.model, held_SWTD, self.dense.windows[self.fitting :], self.dense.next)[0]
 
     def _seen(self, place: Place) -> Seen:
-        seen = Seen(Sums(scaled=_is_scaled(place)))
+        scaled = _is_scaled(place)
+        seen = Seen(Sums(scaled=scaled), None if self.first_WT is None else Sums(scaled=scaled))
         if place.position < 0:
             self._note(seen, slice(0, len(self.fitted_WT)), self.pruned.hidden_WTD, {})
             return seen
@@ -175,9 +183,12 @@ class Repairing:
 
     def _note(self, seen: Seen, windows: slice, left_BTD: torch.Tensor, features: dict[str, torch.Tensor]) -> None:
         """Add the tokens that are fitted on, and keep the validation windows."""
-        fitted, target_BTD = self.fitted_WT[windows], self.dense.hidden_WTD[windows]
-        rows = {kind: given[fitted] for kind, given in features.items()}
-        seen.sums.add(left_BTD[fitted], target_BTD[fitted], rows)
+        target_BTD = self.dense.hidden_WTD[windows]
+        for sums, tokens_WT in ((seen.sums, self.fitted_WT), (seen.first, self.first_WT)):
+            if sums is not None and tokens_WT is not None:
+                chosen = tokens_WT[windows]
+                rows = {kind: given[chosen] for kind, given in features.items()}
+                sums.add(left_BTD[chosen], target_BTD[chosen], rows)
         first = max(0, self.fitting - windows.start)  # of the validation windows among these
         if first < len(left_BTD):
             seen.left.append(left_BTD[first:].clone())
@@ -186,8 +197,15 @@ class Repairing:
                 seen.features.setdefault(kind, []).append(given[first:].clone())
 
     def _candidates(self, place: Place, seen: Seen) -> list[Candidate]:
-        sums, offset = seen.sums, self.offset and "inner" in seen.sums.of
-        found = [Candidate(NONE, Map())]
+        first_token = bool(self.fitted_WT[:, 0].any())
+        found = [Candidate(NONE, Map()), *self._fitted_on(seen.sums, place, seen, first_token)]
+        if seen.first is not None:
+            found += self._fitted_on(seen.sums.and_of(seen.first), place, seen, True)
+        return found
+
+    def _fitted_on(self, sums: Sums, place: Place, seen: Seen, first_token: bool) -> list[Candidate]:
+        """What some tokens give, the first ones of the windows among them or not."""
+        offset, found = self.offset and "inner" in sums.of, []
         if "scale" in self.methods and _is_scaled(place):
             ratios = dict.fromkeys((magnitude_ratio(sums), nearest_factor(sums)))
             found += [Candidate("scale", Map(factor=ratio)) for ratio in ratios if ratio > 0]
@@ -201,7 +219,7 @@ class Repairing:
             )
         if "left" in sums.of:
             found += _nearest(seen, _UNCONSTRAINED, lambda ridge: unconstrained_map(sums, ridge))[:1]
-        return found
+        return [replace(candidate, first_token=first_token) for candidate in found]
 
     def _chosen(self, place: Place, candidates: Sequence[Candidate], seen: Seen) -> Repaired:
         losses = self._losses(place, candidates, seen)

@@ -132,6 +132,7 @@ def _step(
             "method": "none" if undone else one.chosen.method,
             "factor": 1.0 if undone else one.chosen.map.factor,
             "ridge": None if undone else one.chosen.ridge,
+            "first_token": not undone and one.chosen.first_token,
             "ppl": {name: perplexity(loss) for name, loss in one.nll.items()},
         }
         for one in found.repaired
