@@ -34,7 +34,7 @@ def estimate_prune(values: Mapping[str, Any]) -> Estimate:
     forecast = searched.forecast if searches else _cut(values)
     if forecast is None:
         return Estimate("checkpoint")
-    passes = (*searched.passes, *((repair_passes(forecast, values),) if repairs else ()))
+    passes = (*searched.passes, *((repair_passes(forecast, values, values["repair"]),) if repairs else ()))
     untimed = "" if searches or repairs else COPIES
     return Estimate(
         _described(forecast), forecast.nbytes, forecast=forecast, passes=passes, untimed=untimed, fastest=True

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from shortstack.checkpoint.forecast import Estimate, Forecast, Passes
-from shortstack.pruning.repair.options import VALIDATION_SHARE, WINDOWS
+from shortstack.pruning.repair.options import SCREENED, TRIED, VALIDATION_SHARE, WINDOWS, RepairOptions
 
 _MODELS = 2  # through which all windows go
-_HEADS = 6  # dense model, no repair, and at one cut a quarter of seven candidates and the rest of three, at least
+_METHODS = 3  # of `auto`
 
 
 def estimate_repair(values: Mapping[str, Any]) -> Estimate:
@@ -17,12 +17,32 @@ def estimate_repair(values: Mapping[str, Any]) -> Estimate:
     model: Forecast | None = values.get("model")
     if model is None:
         return Estimate("checkpoint")
-    passes = (repair_passes(model, values),)
+    passes = (repair_passes(model, values, values.get("method", "auto")),)
     return Estimate("a checkpoint of the same size", model.nbytes, forecast=model, passes=passes, fastest=True)
 
 
-def repair_passes(pruned: Forecast, values: Mapping[str, Any]) -> Passes:
-    """What repairing one cut of a pruned model computes at least: where its cuts are is not known beforehand."""
+def repair_passes(pruned: Forecast, values: Mapping[str, Any], method: Any) -> Passes:
+    """What repairing the cuts of a pruned model computes at least: those that are known, or one behind all blocks."""
+    depth = len(pruned.kept)
     fitted = values.get("samples", WINDOWS.samples) * values.get("seq_len", WINDOWS.seq_len)
     validated = fitted / VALIDATION_SHARE
-    return Passes(pruned, _MODELS * (fitted + validated) * len(pruned.kept), _HEADS * validated)
+    fits = 2 if values.get("first_token") is None else 1
+    behind = RepairOptions(behind=values.get("behind")).behind_with(method)
+    at_cut, at_block = _to_the_end(_METHODS if method == "auto" else 1, fits), _to_the_end(1, fits)
+    cuts = _cuts(pruned) or [depth]
+    # (times that the validation windows are run, through how many blocks) of each place
+    runs = [(at_cut, depth - cut) for cut in cuts]
+    runs += [(at_block, depth - cut - number - 1) for cut in cuts for number in range(behind) if cut + number < depth]
+    blocks = _MODELS * (fitted + validated) * depth + validated * sum(times * left for times, left in runs)
+    return Passes(pruned, blocks, validated * (2 + sum(times for times, _ in runs)))
+
+
+def _to_the_end(methods: int, fits: int) -> float:
+    """How often the validation windows go to the end of the model at a place."""
+    return methods * (fits * TRIED / SCREENED + 1 - 1 / SCREENED)
+
+
+def _cuts(pruned: Forecast) -> list[int]:
+    """Places of the blocks that come right behind a cut."""
+    blocks = [pruned.checkpoint.original_blocks[position] for position in pruned.kept]
+    return [place for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1] + 1]

@@ -12,6 +12,8 @@ Method = Literal["auto", "scale", "linear", "full"]
 # A map of the states of hundreds of channels needs many tokens: what is fitted on 2,048 is worse than nothing.
 WINDOWS = CalibrationOptions(samples=128, seq_len=256)
 VALIDATION_SHARE = 4  # as many windows are fitted on as these times those that choose
+TRIED = 2  # of the ridges of a method, by the loss
+SCREENED = 4  # one in so many validation windows tells the candidates of one method apart
 _BEHIND = {"auto": 2, "full": 2}
 
 

@@ -29,15 +29,14 @@ from shortstack.pruning.repair.fit import (
     unconstrained_map,
 )
 from shortstack.pruning.repair.folds import Fold
+from shortstack.pruning.repair.options import SCREENED, TRIED
 from shortstack.pruning.repair.places import Place
 from shortstack.pruning.repair.states import States, Written, nll_from
 
 NONE = "none"
 # Ridges that are tried, as shares of the features' mean square.
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_TRIED = 2  # of a method's ridges, by the loss
 _STREAMS = 6  # of validation windows that are run together
-_SCREENED = 4  # one in so many validation windows tells the candidates of one method apart
 _UNCONSTRAINED = "unconstrained"
 
 
@@ -241,7 +240,7 @@ class Repairing:
         What the loss is without a repair is known where one was chosen before: nothing has changed since.
         """
         left_WTD, features = seen.joined()
-        few = slice(0, max(1, len(left_WTD) // _SCREENED))
+        few = slice(0, max(1, len(left_WTD) // SCREENED))
         rest = slice(few.stop, len(left_WTD))
         unknown = [one for one in candidates if one.method != NONE or self.so_far is None]
         first = self._nll(place, unknown, left_WTD, features, few)
@@ -308,7 +307,7 @@ def _nearest(seen: Seen, method: str, fit: Callable[[float], Map]) -> list[Candi
     candidates = [Candidate(method, fit(ridge), ridge) for ridge in RIDGES]
     apart = [_distance(seen, candidate.map) for candidate in candidates]
     best = min(range(len(apart)), key=lambda number: apart[number])
-    return candidates[best : best + _TRIED]
+    return candidates[best : best + TRIED]
 
 
 def _distance(seen: Seen, fitted: Map) -> float:
