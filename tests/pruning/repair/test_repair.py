@@ -181,8 +181,10 @@ def test_windows_go_to_the_end_of_the_model_as_seldom_as_can_be(
     ]  # nothing, two factors and two ridges of two maps, twice; four methods
     assert gone == [*cut_itself, (4, 5), (1, 15), (1, 20)]  # behind it, two ridges of one map, twice; the dense model
     gone.clear()
-    repaired(cut(), tmp_path / "once", rows, behind=1, first_token=False)
+    without = repaired(cut(), tmp_path / "once", rows, behind=1, first_token=False)
     assert gone == [(6, 5), (1, 5), (4, 15), (2, 5), (1, 15), (1, 20)]
+    with_it = repaired(cut(), tmp_path / "too", rows, method="full", behind=0, first_token=True)
+    assert [place["first_token"] for place in (*without.places, *with_it.places)] == [False, False, True]
 
 
 def test_blocks_behind_a_cut(cut: Callable[..., Any], rows: Path, tmp_path: Path) -> None:

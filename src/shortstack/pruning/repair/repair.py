@@ -39,7 +39,8 @@ class RepairResult(Shown):
         out: The new checkpoint.
         source: The pruned checkpoint that was repaired.
         dense: The model that it was pruned from.
-        places: The repair at each cut: `removed`, `method`, `factor`, `ridge`, and the `ppl` with each method.
+        places: The repair at each cut: `removed`, `method`, `factor`, `ridge`, `first_token` (whether it was fitted on
+            the first token of each window, too), and the `ppl` with each method.
         ppl: The perplexity on the validation windows: `dense`, `pruned`, `repaired` (as written) and `unfolded` (before
             rounding).
         tensors: The number of changed tensors.
