@@ -21,8 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import figures_parser, known_figures, say, share_back
-from shortstack.evaluation.ppl import evaluate_ppl
+from common import figures_parser, known_figures, losses, say, share_back
 from shortstack.pruning.prune import prune
 from shortstack.pruning.repair.repair import repair
 from shortstack.retraining.cpt import retrain_cpt
@@ -78,14 +77,6 @@ def made(chain: str, given: argparse.Namespace) -> tuple[Path, float]:
     return current, time.process_time() - started
 
 
-def losses(model: str | Path, given: argparse.Namespace) -> dict[str, list[float]]:
-    """Text -> mean loss of each of its first windows."""
-    results = evaluate_ppl(
-        str(model), data=given.text, seq_len="128", limit=given.limit, dtype=given.evaluated_in, quiet=True
-    ).results
-    return {Path(one.data["source"]).name: list(one.per_item["ppl_128"]) for one in results}
-
-
 def main() -> None:
     parser = figures_parser(__doc__)
     parser.add_argument("--chains", default=CHAINS, help=f"separated by semicolons; by default {CHAINS}")
@@ -101,14 +92,15 @@ def main() -> None:
     parser.add_argument("--evaluated-in", default="auto", metavar="DTYPE", help="the data type to evaluate in")
     given = parser.parse_args()
     known = known_figures(given)
+    how: dict[str, Any] = {"seq_len": 128, "limit": given.limit, "dtype": given.evaluated_in}
     for name, path in (("dense", given.model), ("pruned", None)):
         if name not in known:
-            known[name] = losses(path or pruned(given), given)
+            known[name] = losses(path or pruned(given), given.text, **how)
     for chain in map(str.strip, given.chains.split(";")):
         if chain in known:
             continue
         out, seconds = made(chain, given)
-        known[chain] = losses(out, given)
+        known[chain] = losses(out, given.text, **how)
         given.out.write_text(json.dumps(known, indent=1))
         dense, cut, after = known["dense"], known["pruned"], known[chain]
         back = {text: share_back(dense[text], cut[text], after[text]) for text in after}

@@ -75,6 +75,14 @@ def known_figures(given: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def losses(model: str | Path, texts: str, *, seq_len: int, limit: int, dtype: str) -> dict[str, list[float]]:
+    """Text -> mean NLL of each of its first windows."""
+    from shortstack.evaluation.ppl import evaluate_ppl
+
+    results = evaluate_ppl(str(model), data=texts, seq_len=str(seq_len), limit=limit, dtype=dtype, quiet=True).results
+    return {Path(one.data["source"]).name: list(one.per_item[f"ppl_{seq_len}"]) for one in results}
+
+
 def share_back(dense: Sequence[float], pruned: Sequence[float], repaired: Sequence[float]) -> tuple[float, float]:
     """(share of the lost log-perplexity that is back, its standard error over windows, paired), of NLL per window."""
     lost = [after - before for before, after in zip(dense, pruned, strict=True)]

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import figures_parser, known_figures, say, share_back
-from shortstack.evaluation.ppl import evaluate_ppl
+from common import figures_parser, known_figures, losses, say, share_back
 from shortstack.families.open_model import open_checkpoint
 from shortstack.pruning.prune import prune
 from shortstack.pruning.repair.repair import repair
@@ -46,22 +45,15 @@ def removed_of(model: str, name: str, share: float, data: str, work: Path) -> st
     return ",".join(map(str, result.plan.removed))
 
 
-def losses(model: str | Path, given: argparse.Namespace) -> dict[str, list[float]]:
-    """Text -> mean NLL of each of its first windows."""
-    results = evaluate_ppl(
-        str(model), data=given.text, seq_len=str(SEQ_LEN), limit=given.limit, dtype=given.dtype, quiet=True
-    ).results
-    return {Path(one.data["source"]).name: list(one.per_item[f"ppl_{SEQ_LEN}"]) for one in results}
-
-
 def measured(given: argparse.Namespace, blocks: str, known: dict[str, Any]) -> None:
     """All repairs of one set of blocks that are not in the file yet."""
     pruned, repaired = given.work / f"without-{blocks.replace(',', '-')}", given.work / "repaired"
     own = known.setdefault(blocks, {})
+    how: dict[str, Any] = {"seq_len": SEQ_LEN, "limit": given.limit, "dtype": given.dtype}
     if not pruned.exists():
         prune(given.model, blocks=blocks, out=pruned, quiet=True)
-    known["dense"] = known.get("dense") or losses(given.model, given)
-    own["pruned"] = own.get("pruned") or losses(pruned, given)
+    known["dense"] = known.get("dense") or losses(given.model, given.text, **how)
+    own["pruned"] = own.get("pruned") or losses(pruned, given.text, **how)
     for method in given.methods.split(","):
         if method in own:
             continue
@@ -72,7 +64,7 @@ def measured(given: argparse.Namespace, blocks: str, known: dict[str, Any]) -> N
             str(pruned), of=given.model, data=given.data, out=repaired, method=name, samples=given.samples,
             seq_len=SEQ_LEN, memory="resident", force=True, quiet=True, **more,
         )  # fmt: skip
-        seconds, after = time.process_time() - before, losses(repaired, given)
+        seconds, after = time.process_time() - before, losses(repaired, given.text, **how)
         three = {text: (known["dense"][text], own["pruned"][text], after[text]) for text in after}
         own[method] = {
             "ppl": {text: [math.exp(sum(one) / len(one)) for one in each] for text, each in three.items()},

@@ -14,11 +14,14 @@ import platform
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shortstack.checkpoint.reader import Checkpoint
 from shortstack.common.assets import ASSETS
-from shortstack.common.progress import Progress
 from shortstack.errors import ShortstackError
+
+if TYPE_CHECKING:
+    from shortstack.checkpoint.reader import Checkpoint
+    from shortstack.common.progress import Progress
 
 HELDOUT_NAMES = ASSETS / "heldout.json"
 

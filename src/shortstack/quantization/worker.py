@@ -167,10 +167,10 @@ def _run(job: Job, model: Any, groups: dict[str, list[str]]) -> list[str]:
 
 
 def use_own_attention(model: Any) -> None:
-    """Calibrate with the attention that transformers gives the model, in this whole process.
+    """Calibrate with torch's own attention where the family has it, in this whole process.
 
     llm-compressor asks for the eager one, because it needs the mask that comes with it. That takes most of the time of a
-    calibration on windows of 2048 tokens. Torch's own attention takes the same mask.
+    calibration on windows of 2048 tokens. Torch's takes the same mask.
     """
     from transformers import AttentionInterface
 

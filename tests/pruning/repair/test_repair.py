@@ -300,14 +300,11 @@ def test_tokens_that_are_left_out_of_the_fit(cut: Callable[..., Any], tmp_path: 
     ids = torch.tensor([[0, 5, 0, 6, 0, 0], [7, 8, 9, 4, 5, 6], [3, 3, 3, 3, 3, 3]])
     checkpoint = open_checkpoint(cut()[0])
     found, first = _fitted_tokens(ids, 2, checkpoint, RepairOptions())
-    assert first is not None
     assert first.int().tolist() == [[1] + [0] * 5, [1] + [0] * 5, [0] * 6]
     assert found.int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0] * 6]
-    found, first = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=False))
-    assert first is None
+    (found,) = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=False))
     assert found.int().tolist() == [[0, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1], [0] * 6]
-    found, first = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=True, padding=True))
-    assert first is None
+    (found,) = _fitted_tokens(ids, 2, checkpoint, RepairOptions(first_token=True, padding=True))
     assert found.int().tolist() == [[1] * 6, [1] * 6, [0] * 6]
 
 
@@ -368,7 +365,7 @@ def test_a_repair_that_does_harm_is_named() -> None:
     ]
     text = RepairResult(Path("o"), "p", "d", places, ppl, 3, {}, {}, 1.0).to_text()
     assert "the repaired model is worse than the pruned one" in text
-    assert "worse: block 12 (20 without it, 40 with it); `--method auto` leaves them out" in text
+    assert "worse: block 12 (20 without it, 40 with it); the repair `auto` leaves them out" in text
     assert "is back" not in text
 
 

@@ -211,13 +211,11 @@ def _repairing(
     from shortstack.pruning.repair.sweep import Repairing
 
     swept = Windows.of(windows, models[0].device)
-    fitted_WT, first_WT = _fitted_tokens(swept.ids_WT, fitting, pruned, repair)
     stored = [[] if residual.norms else named(pruned, block, residual.mlp) for block in range(pruned.depth)]
     return Repairing(
         dense=States(models[0], swept),
         pruned=States(models[1], swept),
-        fitted_WT=fitted_WT,
-        first_WT=first_WT,
+        fitted_WT=_fitted_tokens(swept.ids_WT, fitting, pruned, repair),
         fitting=fitting,
         methods=("none", "scale", "linear", "full") if method == "auto" else (method,),
         parameters=[parameters_of(models[1], block, tensors) for block, tensors in enumerate(stored)],
@@ -226,10 +224,8 @@ def _repairing(
     )
 
 
-def _fitted_tokens(
-    ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repair: RepairOptions
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Which tokens maps are fitted on, [W, T], and the first ones, where maps are fitted with them and without them."""
+def _fitted_tokens(ids_WT: torch.Tensor, fitting: int, pruned: Checkpoint, repair: RepairOptions) -> list[torch.Tensor]:
+    """Which tokens maps are fitted on, [W, T]; the first ones apart, where maps are fitted without them and with them."""
     import torch
 
     fitted_WT = torch.zeros_like(ids_WT, dtype=torch.bool)
@@ -244,7 +240,7 @@ def _fitted_tokens(
         fitted_WT &= ~first_WT
     if not bool(fitted_WT.any()):
         raise ShortstackError("no token of the windows is left to fit on", hint="use --first-token, or longer windows")
-    return fitted_WT, first_WT if repair.first_token is None else None
+    return [fitted_WT, first_WT] if repair.first_token is None else [fitted_WT]
 
 
 def _say_left_out(places: Sequence[Place], method: Method, progress: Progress) -> None:

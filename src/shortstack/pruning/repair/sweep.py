@@ -11,6 +11,7 @@ Legend: S streams, W windows, T tokens, D hidden size.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,15 +85,13 @@ class Seen:
     """What is known at one place.
 
     Attributes:
-        sums: over the tokens that are fitted on.
-        first: the same over the first tokens of the windows, where both are tried: with them and without.
+        sums: over each part of the tokens that are fitted on.
         left, target: of the validation windows, the states that leave the block, and what they should be.
         features: of the same, by kind.
         projection_factor: as in `Fold`.
     """
 
-    sums: Sums
-    first: Sums | None = None
+    sums: list[Sums]
     left: list[torch.Tensor] = field(default_factory=list)
     target: list[torch.Tensor] = field(default_factory=list)
     features: dict[str, list[torch.Tensor]] = field(default_factory=dict)
@@ -109,8 +108,8 @@ class Repairing:
 
     Attributes:
         dense, pruned: their states.
-        fitted_WT: which tokens maps are fitted on; none of the validation windows'.
-        first_WT: the first tokens, where maps are fitted once without them and once with them; else None.
+        fitted_WT: which tokens maps are fitted on; none of the validation windows'. Of several parts maps are fitted on the
+            first, then on the first and the second, and so on.
         fitting: how many windows, the first ones, are fitted on.
         methods: what may be chosen.
         parameters: of each block of the pruned model, those that a linear map is folded into; none where it has no place.
@@ -119,8 +118,7 @@ class Repairing:
 
     dense: States
     pruned: States
-    fitted_WT: torch.Tensor
-    first_WT: torch.Tensor | None
+    fitted_WT: Sequence[torch.Tensor]
     fitting: int
     methods: Sequence[str]
     parameters: Sequence[Sequence[str]]
@@ -140,7 +138,7 @@ class Repairing:
             self.pruned.to(max(place.position, 0))
             self.dense.to(place.target)
             seen = self._seen(place)
-            if not all(sums.finite for sums in (seen.sums, seen.first) if sums is not None):
+            if not all(sums.finite for sums in seen.sums):
                 raise ShortstackError(
                     f"{self.pruned.model.skeleton.checkpoint.source}: hidden states at {_where(place)} are not finite",
                     hint="use --dtype float32; if it fails too, the checkpoint is damaged (shortstack check)",
@@ -157,10 +155,9 @@ class Repairing:
         return nll_from(self.dense.model, held_SWTD, self.dense.windows[self.fitting :], self.dense.next)[0]
 
     def _seen(self, place: Place) -> Seen:
-        scaled = _is_scaled(place)
-        seen = Seen(Sums(scaled=scaled), None if self.first_WT is None else Sums(scaled=scaled))
+        seen = Seen([Sums(scaled=_is_scaled(place)) for _ in self.fitted_WT])
         if place.position < 0:
-            self._note(seen, slice(0, len(self.fitted_WT)), self.pruned.hidden_WTD, {})
+            self._note(seen, slice(0, len(self.pruned.hidden_WTD)), self.pruned.hidden_WTD, {})
             return seen
         with self.pruned.at_block() as block:
             for windows, written in self.pruned.written(block, self.parameters[place.position]):
@@ -183,11 +180,10 @@ class Repairing:
     def _note(self, seen: Seen, windows: slice, left_BTD: torch.Tensor, features: dict[str, torch.Tensor]) -> None:
         """Add the tokens that are fitted on, and keep the validation windows."""
         target_BTD = self.dense.hidden_WTD[windows]
-        for sums, tokens_WT in ((seen.sums, self.fitted_WT), (seen.first, self.first_WT)):
-            if sums is not None and tokens_WT is not None:
-                chosen = tokens_WT[windows]
-                rows = {kind: given[chosen] for kind, given in features.items()}
-                sums.add(left_BTD[chosen], target_BTD[chosen], rows)
+        for sums, tokens_WT in zip(seen.sums, self.fitted_WT, strict=True):
+            chosen = tokens_WT[windows]
+            rows = {kind: given[chosen] for kind, given in features.items()}
+            sums.add(left_BTD[chosen], target_BTD[chosen], rows)
         first = max(0, self.fitting - windows.start)  # of the validation windows among these
         if first < len(left_BTD):
             seen.left.append(left_BTD[first:].clone())
@@ -196,10 +192,10 @@ class Repairing:
                 seen.features.setdefault(kind, []).append(given[first:].clone())
 
     def _candidates(self, place: Place, seen: Seen) -> list[Candidate]:
-        first_token = bool(self.fitted_WT[:, 0].any())
-        found = [Candidate(NONE, Map()), *self._fitted_on(seen.sums, place, seen, first_token)]
-        if seen.first is not None:
-            found += self._fitted_on(seen.sums.and_of(seen.first), place, seen, True)
+        found = [Candidate(NONE, Map())]
+        parts = itertools.accumulate(self.fitted_WT, torch.logical_or)
+        for sums, tokens_WT in zip(itertools.accumulate(seen.sums, Sums.and_of), parts, strict=True):
+            found += self._fitted_on(sums, place, seen, bool(tokens_WT[:, 0].any()))
         return found
 
     def _fitted_on(self, sums: Sums, place: Place, seen: Seen, first_token: bool) -> list[Candidate]:

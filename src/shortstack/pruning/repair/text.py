@@ -47,7 +47,7 @@ def repair_text(places: Sequence[Mapping[str, Any]], ppl: Mapping[str, float]) -
         if (after := place["ppl"][place["method"]]) > (before := place["ppl"]["none"])
     ]
     if worse:
-        lines.append(f"the repair makes these places worse: {', '.join(worse)}; `--method auto` leaves them out")
+        lines.append(f"the repair makes these places worse: {', '.join(worse)}; the repair `auto` leaves them out")
     cost = math.log(ppl["repaired"]) - math.log(ppl["unfolded"])
     if abs(cost) >= _WORTH_SAYING:
         lines.append(
